@@ -1,0 +1,36 @@
+"""The specification: what a quantizer computes, in NumPy, as pure functions over frozen descriptions."""
+
+from .arithmetic import Arithmetic as Arithmetic
+from .arithmetic import ClampOrder as ClampOrder
+from .arithmetic import ComputeDtype as ComputeDtype
+from .arithmetic import Division as Division
+from .arithmetic import NanRule as NanRule
+from .arithmetic import ZeroPointDomain as ZeroPointDomain
+from .arithmetic import ZeroPointOrder as ZeroPointOrder
+from .catalog import catalog as catalog
+from .descriptions import Denominator as Denominator
+from .descriptions import Gradient as Gradient
+from .descriptions import QParams as QParams
+from .descriptions import Quantizer as Quantizer
+from .descriptions import QuantizerGradients as QuantizerGradients
+from .descriptions import Restriction as Restriction
+from .descriptions import Rounding as Rounding
+from .descriptions import ScaleRule as ScaleRule
+from .descriptions import ScaleSource as ScaleSource
+from .descriptions import ZeroPoint as ZeroPoint
+from .dialects import dialects as dialects
+from .formats import IntegerFormat as IntegerFormat
+from .granularity import Granularity as Granularity
+from .granularity import PerAxis as PerAxis
+from .granularity import PerBlock as PerBlock
+from .granularity import PerGroup as PerGroup
+from .granularity import PerTensor as PerTensor
+from .granularity import PerToken as PerToken
+from .matmul import contraction_bound as contraction_bound
+from .matmul import conv2d as conv2d
+from .matmul import linear as linear
+from .quantizer import choose_qparams as choose_qparams
+from .quantizer import dequantize as dequantize
+from .quantizer import fake_quantize as fake_quantize
+from .quantizer import fake_quantize_vjp as fake_quantize_vjp
+from .quantizer import quantize as quantize

@@ -1,0 +1,120 @@
+"""Argument checks, once for all rooms: the same wrong input is refused with the same words everywhere.
+
+They take what every framework can say of an array (its shape, the name of its dtype) or, for values, a NumPy array.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arithmetic import Arithmetic
+from .descriptions import Quantizer
+from .granularity import qparams_shape
+
+FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+def check_quantizer(q: object) -> None:
+    """TypeError unless ``q`` is a `Quantizer`."""
+    if not isinstance(q, Quantizer):
+        raise TypeError(f"`q` must be a Quantizer (see samebits.core.catalog), got {q!r}")
+
+
+def check_float(name: str, dtype: str) -> None:
+    """TypeError unless the dtype is one of `FLOATS`."""
+    if dtype not in FLOATS:
+        raise TypeError(f"`{name}` must have dtype {', '.join(FLOATS)}; got {dtype}")
+
+
+def scale_dtype(dtype: str) -> str:
+    """Dtype of the scale, and of all arithmetic, for arrays of this dtype: float64 for float64, else float32."""
+    return "float64" if dtype == "float64" else "float32"
+
+
+def check_qparams(
+    q: Quantizer,
+    shape: Sequence[int],
+    dtype: str | None,
+    scale_shape: Sequence[int],
+    scale_dtype_name: str,
+    zero_point_shape: Sequence[int] | None,
+    zero_point_dtype: str | None,
+) -> None:
+    """Whether parameters fit an array of this shape and dtype (None: any float): all that needs no values.
+
+    Raises:
+        TypeError: wrong dtype of scale or zero point, or a zero point missing or not wanted.
+        ValueError: wrong shape of scale or zero point.
+    """
+    allowed = ("float32", "float64") if dtype is None else (scale_dtype(dtype),)
+    if scale_dtype_name not in allowed:
+        raise TypeError(f"`qparams.scale` must have dtype {' or '.join(allowed)}, got {scale_dtype_name}")
+    want = qparams_shape(q.granularity, tuple(shape))
+    if tuple(scale_shape) != want:
+        raise ValueError(
+            f"`qparams.scale` must have shape {want} ({q.granularity}, x of shape {tuple(shape)}), got {tuple(scale_shape)}"
+        )
+    if q.affine != (zero_point_shape is not None):
+        need = "an array (the quantizer is affine)" if q.affine else "None (the quantizer is symmetric)"
+        raise TypeError(f"`qparams.zero_point` must be {need}, got {'an array' if zero_point_shape is not None else None}")
+    if zero_point_shape is None:
+        return
+    if tuple(zero_point_shape) != want:
+        raise ValueError(f"`qparams.zero_point` must have shape {want}, got {tuple(zero_point_shape)}")
+    if zero_point_dtype not in ("int32", scale_dtype_name):
+        raise TypeError(f"`qparams.zero_point` must have dtype int32 or {scale_dtype_name}, got {zero_point_dtype}")
+
+
+def check_scale_values(scale: NDArray[Any]) -> None:
+    """ValueError unless every scale is a positive normal finite number; the message shows the first that is not."""
+    good = (scale >= np.finfo(scale.dtype).smallest_normal) & (scale <= np.finfo(scale.dtype).max)
+    if not good.all():
+        index = tuple(int(i) for i in np.argwhere(~np.atleast_1d(good))[0]) if scale.ndim else ()
+        value = scale[index]
+        raise ValueError(f"`qparams.scale` must hold positive normal finite numbers, got {value!s} at index {index}")
+
+
+def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
+    """ValueError unless every zero point is an integer in the format's range (integer domain only)."""
+    lo, hi = q.format.lo, q.format.hi
+    good = (zero_point >= lo) & (zero_point <= hi) & (zero_point == np.trunc(zero_point))
+    if not good.all():
+        value = zero_point[~good].flat[0] if zero_point.ndim else zero_point
+        raise ValueError(f"`qparams.zero_point` must hold integers in [{lo}, {hi}], got {value!s}")
+
+
+def check_finite_statistic(finite: bool) -> None:
+    """ValueError when the data that a scale is chosen from holds NaN or an infinity."""
+    if not finite:
+        raise ValueError("`x` must be finite to choose a scale from it, got NaN or an infinity")
+
+
+def check_no_nan(has_nan: bool) -> None:
+    """ValueError when `quantize` meets NaN: no integer code stands for it."""
+    if has_nan:
+        raise ValueError("`x` must not hold NaN for quantize (no code stands for it); fake_quantize propagates NaN")
+
+
+def check_codes(q: Quantizer, dtype: str) -> None:
+    """TypeError unless codes come in the format's storage dtype."""
+    if dtype != q.format.storage:
+        raise TypeError(f"`codes` of {q.format} must have dtype {q.format.storage}, got {dtype}")
+
+
+def check_cotangent(shape: Sequence[int], dtype: str, g_shape: Sequence[int], g_dtype: str) -> None:
+    """The incoming gradient has the shape and dtype of x. ValueError for the shape, TypeError for the dtype."""
+    if tuple(shape) != tuple(g_shape):
+        raise ValueError(f"`g` must have the shape of x, {tuple(shape)}, got {tuple(g_shape)}")
+    if dtype != g_dtype:
+        raise TypeError(f"`g` must have the dtype of x, {dtype}, got {g_dtype}")
+
+
+def check_default_arithmetic(q: Quantizer, room: str) -> None:
+    """ValueError for an `Arithmetic` other than the default, in a room that implements only that one."""
+    if q.arithmetic != Arithmetic():
+        raise ValueError(
+            f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "
+            "samebits.core reproduces every other arithmetic"
+        )

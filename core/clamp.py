@@ -1,0 +1,12 @@
+"""Clamping, in floating point and before any cast to an integer."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def clamp(x: NDArray[Any], lo: Any, hi: Any) -> NDArray[Any]:
+    """``x`` limited to ``[lo, hi]``, bounds included; NaN stays NaN. Shape and dtype as ``x``."""
+    low, high = np.asarray(lo, x.dtype), np.asarray(hi, x.dtype)
+    return np.where(x < low, low, np.where(x > high, high, x))

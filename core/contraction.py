@@ -1,0 +1,28 @@
+"""What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
+
+from .descriptions import Quantizer
+from .granularity import PerAxis, PerTensor, PerToken
+
+
+def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
+    """Whether the contraction runs over integer codes: neither scale varies along the contracted axes.
+
+    Args:
+        q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
+        q_w: quantizer of the weight, whose axis 0 is the output channel; per tensor or per axis 0.
+    """
+    x_fits = isinstance(q_x.granularity, PerTensor) or (per_token and isinstance(q_x.granularity, PerToken))
+    return x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
+
+
+def largest_code(q: Quantizer) -> int:
+    """Largest magnitude of ``code - z``: ``hi - lo`` for an affine quantizer, else ``max(-lo, hi)``."""
+    return q.format.hi - q.format.lo if q.affine else max(-q.format.lo, q.format.hi)
+
+
+def accumulator_bound(q_x: Quantizer, q_w: Quantizer, terms: int) -> int:
+    """Largest magnitude that a sum of ``terms`` products of codes, or any part of it, can have.
+
+    At most 2**24 and every partial sum is an exact float32; at most 2**31 - 1 and it fits an int32.
+    """
+    return terms * largest_code(q_x) * largest_code(q_w)

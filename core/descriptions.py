@@ -1,0 +1,198 @@
+"""What a quantizer is: frozen descriptions that all three implementations share. Nouns only, no arithmetic on arrays."""
+
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from .arithmetic import Arithmetic
+from .choice import choice
+from .formats import IntegerFormat
+from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
+
+
+class Rounding(StrEnum):
+    """Direction in which a real number becomes an integer (names of IEEE 754 where it has one)."""
+
+    TIES_TO_EVEN = "ties_to_even"  # nearest; halves to the even integer
+    TIES_TO_AWAY = "ties_to_away"  # nearest; halves away from zero
+    TIES_TOWARD_POSITIVE = "ties_toward_positive"  # nearest; halves upward: floor(x + 1/2), computed exactly
+    TOWARD_ZERO = "toward_zero"  # truncate
+    TOWARD_POSITIVE = "toward_positive"  # ceil
+    TOWARD_NEGATIVE = "toward_negative"  # floor
+    DPU = "dpu"  # nearest; positive halves to even, negative halves upward (Xilinx DPU, Brevitas `dpu_round`)
+
+
+class Gradient(StrEnum):
+    """Surrogate derivative of fake quantization. ``inside`` is 1 where the code was not clamped, else 0.
+
+    In all of them, with ``m`` the factor for x: ``d x = g * m``,
+    ``d scale = sum(g * ((code - z) - m * x / s))`` and ``d zero_point = sum(g * s * (m - 1))`` over each block.
+    """
+
+    CLIPPED = "clipped"  # straight-through inside the range: m = inside (torch fake quantize, Brevitas TensorClamp)
+    PASS_THROUGH = "pass_through"  # straight-through everywhere: m = 1 (Brevitas TensorClampSte)
+    LEARNED_SCALE = "learned_scale"  # as CLIPPED, d scale and d zero_point times 1 / sqrt(n * hi) (LSQ, arXiv 1902.08153)
+
+
+class ZeroPoint(StrEnum):
+    """Where zero lies."""
+
+    NONE = "none"  # symmetric: zero is code 0, and qparams.zero_point is None
+    MIN_MAX = "min_max"  # affine: from the smallest and largest element
+
+
+class ScaleSource(StrEnum):
+    """Where a layer takes the scale from. The functions are stateless: `choose_qparams` always is the statistic."""
+
+    STATISTIC = "statistic"  # of the tensor at hand, at every call
+    RUNNING_STATISTIC = "running_statistic"  # exponential average while training, frozen in evaluation
+    LEARNED = "learned"  # a parameter, initialised from the statistic of the first tensor seen
+
+
+class Restriction(StrEnum):
+    """Which scales are allowed."""
+
+    FLOAT = "float"  # any positive normal number
+    POWER_OF_TWO = "power_of_two"  # rounded up to a power of two, by exponent bits
+
+
+class Denominator(StrEnum):
+    """What the magnitude is divided by in a symmetric scale; for int8: 127, 127.5, 128, max(|min|/128, max/127)."""
+
+    HI = "hi"  # absmax / hi
+    HALF_RANGE = "half_range"  # absmax / ((hi - lo) / 2)
+    LO = "lo"  # absmax / -lo
+    LARGER = "larger"  # the larger of |min| / -lo and max / hi
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleRule:
+    """How a scale is chosen from the smallest and largest element of a block (both widened to include 0).
+
+    Symmetric: ``s = absmax / denominator``. Affine: ``s = (max - min) / (hi - lo)``. Computed in float32 (float64 for
+    float64 input), then raised to ``floor``, then restricted (upwards, so never below the floor again). A block that
+    holds NaN or an infinity has no scale: `choose_qparams` refuses it where it can raise, and gives NaN in compiled code.
+
+    Args:
+        source: where a layer takes the scale from.
+        restriction: which scales are allowed.
+        denominator: symmetric scales only.
+        momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``.
+        floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022).
+
+    Raises:
+        ValueError: a name that is no member, ``momentum`` outside [0, 1), or ``floor`` not a positive finite number of
+            at least 2**-126.
+    """
+
+    source: ScaleSource = ScaleSource.STATISTIC
+    restriction: Restriction = Restriction.FLOAT
+    denominator: Denominator = Denominator.HI
+    momentum: float = 0.9
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
+            object.__setattr__(self, name, choice(name, getattr(self, name), kind))
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
+        if self.floor is not None and not 2.0**-126 <= self.floor <= 2.0**127:
+            raise ValueError(f"`floor` must be None or in [2**-126, 2**127], got {self.floor!r}")
+
+
+class QParams(NamedTuple):
+    """Parameters of a quantizer for one array.
+
+    Attributes:
+        scale: float32 (float64 for float64 arrays), shape `granularity.qparams_shape`, positive normal numbers.
+        zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, int32 (the frontends also take
+            the scale's floating dtype, so that it can be differentiated).
+        bit_width: None: the format's own width.
+    """
+
+    scale: Any
+    zero_point: Any = None
+    bit_width: Any = None
+
+
+class QuantizerGradients(NamedTuple):
+    """Gradients of `fake_quantize` towards its inputs: as `x`, the scale and the zero point (None when symmetric)."""
+
+    x: Any
+    scale: Any
+    zero_point: Any = None
+    bit_width: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """A quantizer, whole: two equal descriptions compute the same bits. Hashable, so a static argument under `jax.jit`.
+
+    Args:
+        format: which numbers exist.
+        granularity: which elements share a scale.
+        scale: how the scale is chosen.
+        zero_point: where zero lies.
+        rounding: direction.
+        gradient: surrogate derivative.
+        arithmetic: how the formula becomes machine operations.
+
+    Raises:
+        TypeError: a field of the wrong kind.
+        ValueError: a name that is no member, or a symmetric quantizer whose format has no positive code.
+    """
+
+    format: IntegerFormat
+    granularity: Granularity = PerTensor()
+    scale: ScaleRule = field(default_factory=ScaleRule)
+    zero_point: ZeroPoint = ZeroPoint.NONE
+    rounding: Rounding = Rounding.TIES_TO_EVEN
+    gradient: Gradient = Gradient.CLIPPED
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("format", IntegerFormat),
+            ("granularity", (PerTensor, PerAxis, PerToken, PerGroup, PerBlock)),
+            ("scale", ScaleRule),
+            ("arithmetic", Arithmetic),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"`{name}` must be a {_names(kind)}, got {getattr(self, name)!r}")
+        for name, enum in (("zero_point", ZeroPoint), ("rounding", Rounding), ("gradient", Gradient)):
+            object.__setattr__(self, name, choice(name, getattr(self, name), enum))
+        if self.zero_point is ZeroPoint.NONE and self.format.hi < 1:
+            raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
+        if self.scale.denominator is Denominator.LO and self.format.lo == 0:
+            raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
+
+    @property
+    def affine(self) -> bool:
+        """Whether there is a zero point."""
+        return self.zero_point is not ZeroPoint.NONE
+
+    def replace(self, **changes: Any) -> "Quantizer":
+        """This quantizer with fields changed: its own, or those of its format, scale rule and arithmetic.
+
+        ``q.replace(bits=4, rounding="toward_zero", division="reciprocal", source="learned")`` changes one field each of
+        the format, the quantizer, the arithmetic and the scale rule; no two of them share a field name.
+
+        Raises:
+            TypeError: a name that is no field; the message lists those that are.
+        """
+        own = {f.name for f in fields(self)}
+        for part in ("format", "scale", "arithmetic"):
+            inner = changes.get(part, getattr(self, part))
+            names = {f.name for f in fields(inner)} - own
+            inside = {name: changes.pop(name) for name in list(changes) if name in names}
+            if inside:
+                changes[part] = replace(inner, **inside)
+        unknown = set(changes) - own
+        if unknown:
+            allowed = own.union(*({f.name for f in fields(getattr(self, part))} for part in ("format", "scale", "arithmetic")))
+            raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(sorted(allowed))}")
+        return replace(self, **changes)
+
+
+def _names(kind: Any) -> str:
+    return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__

@@ -1,0 +1,105 @@
+"""Elementary operations as an `Arithmetic` has them: in which dtype they round, and what happens to subnormals.
+
+NumPy's own operators are correctly rounded in every dtype used here. The 16-bit ones are computed in float32 and rounded
+again, which gives the correctly rounded result for ``+ - * /`` because 24 >= 2 * 11 + 2 (Figueroa, 1995).
+"""
+
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .arithmetic import Arithmetic, ComputeDtype, Division
+
+Array = NDArray[Any]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def working_dtype(arithmetic: Arithmetic, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Dtype in which every operation rounds, for input of this dtype."""
+    if arithmetic.compute_dtype is ComputeDtype.INPUT:
+        return dtype
+    wide = arithmetic.compute_dtype is ComputeDtype.FLOAT64 or dtype == np.float64
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def round_to_dtype(x: Array, dtype: np.dtype[Any]) -> Array:
+    """``x`` rounded once, to nearest even, to ``dtype``.
+
+    float64 reaches bfloat16 through float32 in ml_dtypes, which would round twice; rounding to odd in between does not.
+    """
+    if x.dtype == np.float64 and dtype == BFLOAT16:
+        return _odd_float32(x).astype(dtype)
+    return x.astype(dtype)
+
+
+def _odd_float32(x: Array) -> Array:
+    """float64 to float32, inexact results to the neighbour with an odd significand (so a later rounding is the only one)."""
+    nearest = x.astype(np.float32)
+    inexact = (nearest.astype(np.float64) != x) & np.isfinite(x)
+    even = nearest.view(np.uint32) % 2 == 0
+    toward = np.where(x > nearest, np.float32(np.inf), np.float32(-np.inf))
+    odd = np.where(inexact & even, np.nextafter(nearest, toward), nearest)
+    return np.asarray(odd, np.float32)
+
+
+def flush(x: Array, arithmetic: Arithmetic) -> Array:
+    """Subnormals to zero of the same sign when the arithmetic flushes, else ``x``."""
+    if not arithmetic.flush_subnormals:
+        return x
+    tiny = ml_dtypes.finfo(x.dtype).smallest_normal
+    return np.where(np.abs(x) < tiny, np.copysign(np.zeros_like(x), x), x)
+
+
+def multiply(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """``a * b``, rounded once."""
+    return flush(flush(a, arithmetic) * flush(b, arithmetic), arithmetic)
+
+
+def add(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """``a + b``, rounded once."""
+    return flush(flush(a, arithmetic) + flush(b, arithmetic), arithmetic)
+
+
+def divide(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """``a / b`` as the arithmetic divides: rounded once, or ``a * (1 / b)`` with both steps rounded."""
+    if arithmetic.division is Division.RECIPROCAL:
+        return multiply(a, reciprocal(b, arithmetic), arithmetic)
+    return flush(flush(a, arithmetic) / flush(b, arithmetic), arithmetic)
+
+
+def reciprocal(b: Array, arithmetic: Arithmetic) -> Array:
+    """``1 / b``, rounded once."""
+    return flush(np.ones_like(b) / flush(b, arithmetic), arithmetic)
+
+
+def multiply_add(a: Array, b: Array, c: Array, arithmetic: Arithmetic) -> Array:
+    """``a * b + c``: rounded once when the arithmetic fuses, else twice."""
+    if not arithmetic.fused_multiply_add:
+        return add(multiply(a, b, arithmetic), c, arithmetic)
+    a, b, c = np.broadcast_arrays(flush(a, arithmetic), flush(b, arithmetic), flush(c, arithmetic))
+    exact = np.frompyfunc(_exact_multiply_add, 3, 1)(*(v.astype(np.float64) for v in (a, b, c)))
+    return flush(_round_fractions(np.asarray(exact, object), a.dtype), arithmetic)
+
+
+def _exact_multiply_add(a: float, b: float, c: float) -> Fraction | float:
+    if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(c)) or a * b + c == 0 == a * b:
+        return a * b + c
+    return Fraction(a) * Fraction(b) + Fraction(c)
+
+
+def _round_fractions(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Exact numbers (or floats that are special) rounded once to ``dtype``, through round-to-odd where it is narrower."""
+    out = np.empty(values.shape, dtype)
+    for index, value in np.ndenumerate(values):
+        try:
+            nearest = np.float64(float(value))
+        except OverflowError:
+            nearest = np.float64(np.inf if value > 0 else -np.inf)
+        if dtype != np.float64 and isinstance(value, Fraction) and np.isfinite(nearest) and Fraction(float(nearest)) != value:
+            if nearest.view(np.uint64) % np.uint64(2) == 0:
+                nearest = np.nextafter(nearest, np.inf if value > Fraction(float(nearest)) else -np.inf)
+        out[index] = round_to_dtype(np.asarray(nearest), dtype)
+    return out

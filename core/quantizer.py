@@ -1,0 +1,262 @@
+"""The five functions of the specification, by definition and without state.
+
+Let ``s`` be the scale and ``z`` the zero point (0 when symmetric) of the block an element lies in, ``[lo, hi]`` the
+format. In the default arithmetic, computed in float32 (float64 for float64 input; 16-bit input is widened first):
+
+    code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
+    x_hat = (code - z) * s                         one correctly rounded multiplication
+
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. There is no -0.0 among the results.
+`q.arithmetic` changes any of this; see `samebits.core.arithmetic`.
+
+Shapes: ``x`` and codes any shape the granularity accepts; parameters `granularity.qparams_shape`. Dtypes of ``x``:
+float32, bfloat16, float16, float64. Codes come in the format's `storage` dtype, parameters as `QParams` says.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import checks
+from .arithmetic import Arithmetic, ClampOrder, NanRule, ZeroPointDomain, ZeroPointOrder
+from .blocks import expand_blocks, split_blocks
+from .clamp import clamp
+from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from .operations import add, divide, flush, multiply, multiply_add, reciprocal, round_to_dtype, working_dtype
+from .rounding import round_to_integer
+from .scaling import affine_scale, restrict_scale, symmetric_scale
+from .statistics import absmax, min_max
+from .ste import block_sum, clip_mask, learned_scale_factor
+from .zero_point import affine_zero_point
+
+Array = NDArray[Any]
+
+
+def choose_qparams(q: Quantizer, x: Array) -> QParams:
+    """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
+
+    All-zero and empty blocks get the floor of the rule as scale.
+
+    Raises:
+        TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
+        ValueError: a shape the granularity does not divide, or NaN or an infinity in ``x``.
+    """
+    x = _checked(q, x)
+    work = flush(round_to_dtype(x, working_dtype(q.arithmetic, x.dtype)), q.arithmetic)
+    if q.affine or q.scale.denominator is Denominator.LARGER:
+        low, high = min_max(work, q.granularity)
+    else:
+        high = absmax(work, q.granularity)
+        low = -high
+    checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
+    raw = affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high)
+    scale = restrict_scale(q, raw.astype(checks.scale_dtype(x.dtype.name)))
+    if not q.affine:
+        return QParams(scale)
+    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
+        half = np.asarray(_middle(q), low.dtype)
+        value = multiply_add(scale.astype(low.dtype), half, low, q.arithmetic)
+        return QParams(scale, value.astype(scale.dtype))
+    return QParams(scale, affine_zero_point(q, low, scale.astype(low.dtype)))
+
+
+def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
+    """Integer codes of ``x``.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` (under `NanRule.PROPAGATE`), since no
+            integer stands for it.
+    """
+    x = _checked(q, x, qparams)
+    if q.arithmetic.nan is NanRule.PROPAGATE:
+        checks.check_no_nan(bool(np.isnan(x).any()))
+    return _codes(q, x, qparams).astype(q.format.storage)
+
+
+def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) -> Array:
+    """Real values ``(code - z) * s`` of integer codes.
+
+    Args:
+        dtype: of the result; None for the dtype of the scale. The value is rounded to it once.
+    Raises:
+        TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
+        ValueError: wrong shape or values of the parameters.
+    """
+    checks.check_quantizer(q)
+    codes = np.asarray(codes)
+    checks.check_codes(q, codes.dtype.name)
+    out = np.dtype(qparams.scale.dtype if dtype is None else dtype)
+    checks.check_float("dtype", out.name)
+    _check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
+    return _values(q, codes.astype(working_dtype(q.arithmetic, out)), qparams, out)
+
+
+def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
+    """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated (or as `q.arithmetic.nan` says).
+
+    Args:
+        qparams: None to choose them from ``x``.
+    Raises:
+        TypeError: ``q`` is no Quantizer, ``x`` no floating-point array, wrong dtype of scale or zero point, or a zero
+            point missing or not wanted.
+        ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
+            that is no integer of the format; and as `choose_qparams` when it chooses.
+    """
+    x = _checked(q, x, qparams)
+    qparams = choose_qparams(q, x) if qparams is None else qparams
+    return _values(q, _codes(q, x, qparams), qparams, x.dtype)
+
+
+def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> QuantizerGradients:
+    """Gradients of ``sum(g * fake_quantize(q, x, qparams))`` as `q.gradient` defines them; see `Gradient`.
+
+    ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
+    `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
+    their sum over each block exact and rounded once. The same shapes as the parameters, dtype of the scale.
+
+    Args:
+        g: incoming gradient, shape and dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
+    """
+    x = _checked(q, x, qparams)
+    g = np.asarray(g)
+    checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
+    quotient, unclamped = _unclamped_codes(q, x, qparams)
+    passes = np.ones_like(x, bool) if q.gradient is Gradient.PASS_THROUGH else clip_mask(q, unclamped)
+    dx = np.where(passes, g, np.zeros_like(g))
+
+    work = quotient.dtype
+    scale, zero = _expanded(q, qparams, x.shape, work)
+    codes = _codes(q, x, qparams).astype(work)
+    wide, zeros = g.astype(work), np.zeros_like(quotient)
+    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
+        quotient = divide(add(x.astype(work), -zero, q.arithmetic), scale, q.arithmetic)
+        offset, per_zero = np.asarray(_middle(q), work), np.ones_like(scale)
+    else:
+        offset, per_zero = zero, -scale
+    distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
+    d_scale = _reduced(q, multiply(wide, distance, q.arithmetic), qparams)
+    if not q.affine:
+        return QuantizerGradients(dx, d_scale)
+    per_element = np.where(passes, zeros, multiply(wide, per_zero, q.arithmetic))
+    return QuantizerGradients(dx, d_scale, _reduced(q, per_element, qparams))
+
+
+def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
+    """Codes in the working dtype (NaN where `fake_quantize` propagates it), and the zero point of every element.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`.
+    """
+    x = _checked(q, x, qparams)
+    codes = _codes(q, x, qparams)
+    return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
+
+
+def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
+    checks.check_quantizer(q)
+    x = np.asarray(x)
+    checks.check_float("x", x.dtype.name)
+    if qparams is None:
+        q.granularity.block_size(x.shape)
+    else:
+        _check_qparams(q, x.shape, x.dtype.name, qparams)
+    return x
+
+
+def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> None:
+    scale = np.asarray(qparams.scale)
+    zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point)
+    zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
+    checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
+    checks.check_scale_values(scale)
+    if zero is not None and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
+        checks.check_zero_point_values(q, zero)
+
+
+def _middle(q: Quantizer) -> int:
+    """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
+    return (q.format.hi + q.format.lo + 1) // 2
+
+
+def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
+    """Scale and zero point (0 when symmetric) of every element, in the working dtype."""
+    scale = round_to_dtype(np.asarray(qparams.scale), work)
+    zero = np.zeros_like(scale) if qparams.zero_point is None else np.asarray(qparams.zero_point).astype(work)
+    return expand_blocks(scale, q.granularity, shape), expand_blocks(zero, q.granularity, shape)
+
+
+def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
+    """``x / s``, and the codes as the clamp sees them: rounded unless the arithmetic clamps first."""
+    a: Arithmetic = q.arithmetic
+    work = working_dtype(a, x.dtype)
+    value = round_to_dtype(x, work)
+    scale, zero = _expanded(q, qparams, x.shape, work)
+    with np.errstate(all="ignore"):
+        if a.zero_point_domain is ZeroPointDomain.FLOAT:
+            low = multiply_add(scale, np.asarray(-_middle(q), work), zero, a)
+            quotient = divide(add(value, -low, a), scale, a)
+            zero = np.zeros_like(zero)
+        else:
+            quotient = divide(value, scale, a)
+        if a.zero_point_order is ZeroPointOrder.BEFORE_ROUNDING:
+            if a.division == "reciprocal":
+                shifted = multiply_add(value, reciprocal(scale, a), zero, a)
+            else:
+                shifted = add(quotient, zero, a)
+            clamped_first = shifted
+        else:
+            shifted, clamped_first = quotient, add(quotient, zero, a)
+        if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
+            return quotient, clamped_first
+        rounded = round_to_integer(shifted, q.rounding)
+        return quotient, rounded if shifted is clamped_first else _shift(rounded, zero, q)
+
+
+def _shift(rounded: Array, zero: Array, q: Quantizer) -> Array:
+    """``rounded + z``; without a zero point nothing is added, so that the sign of zero can survive."""
+    return add(rounded, zero, q.arithmetic) if q.affine else rounded
+
+
+def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
+    """Codes in the working dtype; NaN where the NaN rule propagates it."""
+    _, unclamped = _unclamped_codes(q, x, qparams)
+    codes = clamp(unclamped, q.format.lo, q.format.hi)
+    if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
+        codes = round_to_integer(codes, q.rounding)
+    if not q.arithmetic.keep_negative_zero:
+        codes = np.where(codes == 0, np.zeros_like(codes), codes)
+    match q.arithmetic.nan:
+        case NanRule.PROPAGATE:
+            return codes
+        case NanRule.LOWEST:
+            instead = np.asarray(q.format.lo)
+        case NanRule.HIGHEST:
+            instead = np.asarray(q.format.hi)
+        case NanRule.ZERO:
+            instead = np.clip(0, q.format.lo, q.format.hi)
+        case NanRule.ZERO_POINT:
+            instead = _expanded(q, qparams, x.shape, codes.dtype)[1]
+    return np.where(np.isnan(codes), instead.astype(codes.dtype), codes)
+
+
+def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) -> Array:
+    """``(code - z) * s`` in the working dtype, rounded once to ``dtype``."""
+    scale, zero = _expanded(q, qparams, codes.shape, codes.dtype)
+    with np.errstate(all="ignore"):
+        if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
+            centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
+            value = multiply_add(centred, scale, zero, q.arithmetic)
+        else:
+            centred = add(codes, -zero, q.arithmetic) if q.affine else codes
+            value = multiply(centred, scale, q.arithmetic)
+        return round_to_dtype(value, dtype)
+
+
+def _reduced(q: Quantizer, terms: Array, qparams: QParams) -> Array:
+    """Terms summed over each block, times the factor of the gradient rule, in the dtype of the scale."""
+    block_elements = split_blocks(terms, q.granularity).shape[-1]
+    factor = np.asarray(learned_scale_factor(q, block_elements), terms.dtype)
+    return (block_sum(terms, q.granularity) * factor).astype(qparams.scale.dtype)

@@ -1,0 +1,49 @@
+"""Rounding to integers, by definition: the exact fraction and the exact integer part decide, no addition of 1/2.
+
+Source of the names: IEEE 754-2019 section 4.3; `ties_toward_positive` and `dpu` see `Rounding`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .descriptions import Rounding
+
+Array = NDArray[Any]
+
+
+def round_to_integer(x: Array, rounding: Rounding) -> Array:
+    """``x`` rounded to an integer in the given direction; NaN, infinities and the sign of zero are kept.
+
+    Args:
+        x: any shape, floating point.
+        rounding: the direction.
+    Returns:
+        Same shape and dtype; zero results carry the sign of ``x``.
+    """
+    fraction, whole = np.modf(x)  # both exact, both with the sign of x
+    size = np.abs(fraction)
+    positive = fraction > 0
+    half = size == 0.5
+    beyond = size > 0.5
+    match rounding:
+        case Rounding.TIES_TO_EVEN:
+            away = beyond | (half & _odd(whole))
+        case Rounding.TIES_TO_AWAY:
+            away = beyond | half
+        case Rounding.TIES_TOWARD_POSITIVE:
+            away = beyond | (half & positive)
+        case Rounding.DPU:
+            away = beyond | (half & positive & _odd(whole))
+        case Rounding.TOWARD_ZERO:
+            away = np.zeros_like(half)
+        case Rounding.TOWARD_POSITIVE:
+            away = (size > 0) & positive
+        case Rounding.TOWARD_NEGATIVE:
+            away = (size > 0) & ~positive
+    return np.asarray(np.copysign(np.where(away, whole + np.copysign(np.ones_like(x), x), whole), x), x.dtype)
+
+
+def _odd(whole: Array) -> Array:
+    return np.asarray(np.fmod(whole, 2) != 0)

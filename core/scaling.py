@@ -1,0 +1,56 @@
+"""Scales from the range of a block. Scalars per block, so written for clarity."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .descriptions import Denominator, Quantizer, Restriction
+from .operations import add, divide
+
+Array = NDArray[Any]
+
+
+def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
+    """Scale of a symmetric quantizer, before floor and restriction: ``max(-low, high) / denominator``.
+
+    Args:
+        low: at most 0, per block; ``high``: at least 0, per block; same dtype, in which the division rounds.
+    """
+    lo, hi = q.format.lo, q.format.hi
+    magnitude = np.maximum(-low, high)
+
+    def over(a: Array, b: float) -> Array:
+        return divide(a, np.asarray(b, a.dtype), q.arithmetic)
+
+    match q.scale.denominator:
+        case Denominator.HI:
+            return over(magnitude, hi)
+        case Denominator.HALF_RANGE:
+            return over(magnitude, (hi - lo) / 2)
+        case Denominator.LO:
+            return over(magnitude, -lo)
+        case Denominator.LARGER:
+            return np.maximum(over(-low, -lo), over(high, hi)) if lo else over(high, hi)
+
+
+def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
+    """Scale of an affine quantizer, before floor and restriction: ``(high - low) / (hi - lo)``, each step rounded.
+
+    Where ``high - low`` overflows, both it and the divisor are halved first, which changes nothing else.
+    """
+    span = np.asarray(q.format.hi - q.format.lo, low.dtype)
+    whole = divide(add(high, -low, q.arithmetic), span, q.arithmetic)
+    half = divide(add(high / 2, -low / 2, q.arithmetic), span / 2, q.arithmetic)
+    return np.where(np.isinf(whole) & np.isfinite(low) & np.isfinite(high), half, whole)
+
+
+def restrict_scale(q: Quantizer, scale: Array) -> Array:
+    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
+    smallest = np.finfo(scale.dtype).smallest_normal if q.scale.floor is None else q.scale.floor
+    floored = np.maximum(scale, np.asarray(smallest, scale.dtype))
+    if q.scale.restriction is Restriction.POWER_OF_TWO:
+        significand, exponent = np.frexp(floored)  # floored = significand * 2**exponent, significand in [1/2, 1)
+        exponent = np.minimum(exponent - (significand == 0.5), np.finfo(scale.dtype).maxexp - 1)
+        floored = np.ldexp(np.ones_like(floored), exponent)
+    return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))

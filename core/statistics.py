@@ -1,0 +1,22 @@
+"""Statistics of the blocks of an array. Exact: none of them rounds, so their order of evaluation does not matter."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import split_blocks
+from .granularity import Granularity
+
+Array = NDArray[Any]
+
+
+def absmax(x: Array, granularity: Granularity) -> Array:
+    """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
+    return np.max(np.abs(split_blocks(x, granularity)), axis=-1, initial=0)
+
+
+def min_max(x: Array, granularity: Granularity) -> tuple[Array, Array]:
+    """Smallest and largest element of each block, both widened to include 0; NaN if the block holds NaN."""
+    blocks = split_blocks(x, granularity)
+    return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)

@@ -1,0 +1,56 @@
+"""Straight-through gradients: which elements pass, and the terms of the gradients of scale and zero point."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import split_blocks
+from .descriptions import Gradient, Quantizer
+from .granularity import Granularity
+from .operations import round_to_dtype
+
+Array = NDArray[Any]
+
+
+def clip_mask(q: Quantizer, unclamped: Array) -> Array:
+    """True where a code was not clamped: ``lo <= unclamped <= hi``, and NaN, which is not clamped either.
+
+    Args:
+        unclamped: codes as the clamp sees them (rounded, with the zero point, in the default arithmetic).
+    """
+    outside = (unclamped < q.format.lo) | (unclamped > q.format.hi)
+    return np.asarray(~outside)
+
+
+def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
+    """Factor on the gradients of scale and zero point: ``1 / sqrt(n * hi)`` for LEARNED_SCALE, else 1.
+
+    Rounded to float32 (float64 sums use it unrounded). Source: LSQ, arXiv 1902.08153, section 2.2.
+    """
+    if q.gradient is not Gradient.LEARNED_SCALE or block_elements == 0:
+        return 1.0
+    return 1 / math.sqrt(block_elements * max(q.format.hi, 1))
+
+
+def block_sum(terms: Array, granularity: Granularity) -> Array:
+    """Sum over each block, exact and then rounded once to the dtype of ``terms``. 0 for an empty block."""
+    blocks = split_blocks(terms, granularity)
+    flat = blocks.reshape(-1, blocks.shape[-1])
+    sums = np.array([_exact_sum(row) for row in flat], np.float64)
+    return round_to_dtype(sums, terms.dtype).reshape(blocks.shape[:-1])
+
+
+def _exact_sum(row: Array) -> float:
+    """Correctly rounded sum; for narrow dtypes rounded to odd in float64, so that the next rounding is the only one."""
+    values = row.astype(np.float64).tolist()
+    if not np.isfinite(row).all():
+        return float(np.sum(row.astype(np.float64)))
+    total = math.fsum(values)
+    if row.dtype == np.float64:
+        return total
+    rest = math.fsum([*values, -total])
+    if rest and np.float64(total).view(np.uint64) % np.uint64(2) == 0:
+        return math.nextafter(total, math.copysign(math.inf, rest))
+    return total
