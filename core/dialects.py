@@ -15,10 +15,11 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
     {
         # torch.fake_quantize_per_tensor_affine: (clamp(round(x * (1 / s)) + z) - z) * s
         "torch_fake_quantize": {"division": Division.RECIPROCAL, "nan": NanRule.LOWEST},
-        # torch.quantize_per_tensor, torch.quantize_per_channel: clamp(round(x * (1 / s) + z))
+        # torch.quantize_per_tensor, torch.quantize_per_channel: clamp(round(fma(x, 1 / s, z)))
         "torch_quantize": {
             "division": Division.RECIPROCAL,
             "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+            "fused_multiply_add": True,
             "nan": NanRule.HIGHEST,
         },
         # Brevitas IntQuant: clamp(round(x / s + z)), floats throughout, so -0.0 survives
