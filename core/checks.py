@@ -54,11 +54,13 @@ def check_qparams(
     want = qparams_shape(q.granularity, tuple(shape))
     if tuple(scale_shape) != want:
         raise ValueError(
-            f"`qparams.scale` must have shape {want} ({q.granularity}, x of shape {tuple(shape)}), got {tuple(scale_shape)}"
+            f"`qparams.scale` must have shape {want} ({q.granularity}, x of shape {tuple(shape)}), "
+            f"got {tuple(scale_shape)}"
         )
     if q.affine != (zero_point_shape is not None):
         need = "an array (the quantizer is affine)" if q.affine else "None (the quantizer is symmetric)"
-        raise TypeError(f"`qparams.zero_point` must be {need}, got {'an array' if zero_point_shape is not None else None}")
+        got = None if zero_point_shape is None else "an array"
+        raise TypeError(f"`qparams.zero_point` must be {need}, got {got}")
     if zero_point_shape is None:
         return
     if tuple(zero_point_shape) != want:

@@ -1,4 +1,4 @@
-"""What a quantizer is: frozen descriptions that all three implementations share. Nouns only, no arithmetic on arrays."""
+"""What a quantizer is: frozen descriptions that all three implementations share. Nouns only."""
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -31,7 +31,7 @@ class Gradient(StrEnum):
 
     CLIPPED = "clipped"  # straight-through inside the range: m = inside (torch fake quantize, Brevitas TensorClamp)
     PASS_THROUGH = "pass_through"  # straight-through everywhere: m = 1 (Brevitas TensorClampSte)
-    LEARNED_SCALE = "learned_scale"  # as CLIPPED, d scale and d zero_point times 1 / sqrt(n * hi) (LSQ, arXiv 1902.08153)
+    LEARNED_SCALE = "learned_scale"  # as CLIPPED, d scale, d zero_point / sqrt(n * hi) (LSQ, arXiv 1902.08153)
 
 
 class ZeroPoint(StrEnum):
@@ -71,7 +71,7 @@ class ScaleRule:
 
     Symmetric: ``s = absmax / denominator``. Affine: ``s = (max - min) / (hi - lo)``. Computed in float32 (float64 for
     float64 input), then raised to ``floor``, then restricted (upwards, so never below the floor again). A block that
-    holds NaN or an infinity has no scale: `choose_qparams` refuses it where it can raise, and gives NaN in compiled code.
+    holds NaN or an infinity has no scale: `choose_qparams` refuses it where it can raise, and gives NaN where compiled.
 
     Args:
         source: where a layer takes the scale from.
@@ -143,7 +143,7 @@ class Quantizer:
     """
 
     format: IntegerFormat
-    granularity: Granularity = PerTensor()
+    granularity: Granularity = field(default_factory=PerTensor)
     scale: ScaleRule = field(default_factory=ScaleRule)
     zero_point: ZeroPoint = ZeroPoint.NONE
     rounding: Rounding = Rounding.TIES_TO_EVEN
@@ -189,8 +189,9 @@ class Quantizer:
                 changes[part] = replace(inner, **inside)
         unknown = set(changes) - own
         if unknown:
-            allowed = own.union(*({f.name for f in fields(getattr(self, part))} for part in ("format", "scale", "arithmetic")))
-            raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(sorted(allowed))}")
+            parts = (self, self.format, self.scale, self.arithmetic)
+            allowed = sorted({f.name for part in parts for f in fields(part)})
+            raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(allowed)}")
         return replace(self, **changes)
 
 

@@ -1,7 +1,7 @@
 """Dialects: the arithmetic and scale rules of other systems, as fields of ours.
 
-``q.replace(**dialects["torch_fake_quantize"])`` is a quantizer of ours with the bits of theirs, for parameters given; each
-entry is compared with the installed library in ``tests/test_oracles.py``.
+``q.replace(**dialects["torch_fake_quantize"])`` is a quantizer of ours with the bits of theirs, for parameters given;
+each entry is compared with the installed library in ``tests/test_oracles.py``.
 """
 
 from collections.abc import Mapping

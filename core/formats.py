@@ -35,7 +35,9 @@ class IntegerFormat:
         if not 1 <= self.bits <= 16:
             raise ValueError(f"`bits` must be in 1..16, got {self.bits}")
         if self.narrow and self.bits == 1:
-            raise ValueError("`bits` must be at least 2 for a narrow range (a narrow 1-bit range is the single number 0)")
+            raise ValueError(
+                "`bits` must be at least 2 for a narrow range (with 1 bit it is the single number 0), got 1"
+            )
 
     @property
     def lo(self) -> int:

@@ -138,7 +138,7 @@ Granularity = PerTensor | PerAxis | PerToken | PerGroup | PerBlock
 
 
 def qparams_shape(granularity: Granularity, shape: Shape) -> Shape:
-    """Shape of scale and zero point for an array of this shape: ``()`` per tensor, else blocks per axis (see the module).
+    """Shape of scale and zero point for an array of this shape: ``()`` per tensor, else the blocks of each axis.
 
     An axis that lies whole inside a block has one entry even when its length is 0.
     """

@@ -7,8 +7,8 @@ With ``a = code(x) - z_x`` and ``b = code(w) - z_w`` (integers) and ``acc = sum 
 
 in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``; without a bias the addition is left out.
 ``fl(acc)`` is the correctly rounded integer; 0 is +0.0. This needs scales that do not vary along the contraction
-(`core.contraction.contracts_codes`). Other granularities contract floats, ``y = x_hat @ w_hat + bias`` in any order, and
-only ``|y - exact| <= gamma_K * (|x_hat| @ |w_hat| + |bias|)`` is promised (`contraction_bound`).
+(`core.contraction.contracts_codes`). Other granularities contract floats, ``y = x_hat @ w_hat + bias`` in any order,
+and only ``|y - exact| <= gamma_n * (|x_hat| @ |w_hat| + |bias|)`` is promised (`contraction_bound`).
 
 NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
 """
@@ -29,7 +29,13 @@ Pair = tuple[int, int]
 
 
 def linear(
-    q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams, bias: Array | None = None
+    q_x: Quantizer,
+    x: Array,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None = None,
 ) -> Array:
     """``x @ w.T + bias`` over quantized ``x`` and ``w``; see the module.
 
@@ -84,8 +90,8 @@ def conv2d(
 def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> Array:
     """Largest error of a float32 ``x_hat @ w_hat.T + bias`` evaluated in any order, with or without fused operations.
 
-    ``gamma_n * (|x_hat| @ |w_hat| + |bias|)`` with ``gamma_n = n u / (1 - n u)``, u = 2**-24 and n = in + 2: the terms, the
-    bias and the rounding of the result. Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
+    ``gamma_n * (|x_hat| @ |w_hat| + |bias|)`` with ``gamma_n = n u / (1 - n u)``, u = 2**-24 and n = in + 2: the terms,
+    the bias and the rounding of the result. Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
 
     Args:
         x_hat: ``(..., in)``, ``w_hat``: ``(out, in)``, ``bias``: ``(out,)``.

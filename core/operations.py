@@ -1,7 +1,7 @@
 """Elementary operations as an `Arithmetic` has them: in which dtype they round, and what happens to subnormals.
 
-NumPy's own operators are correctly rounded in every dtype used here. The 16-bit ones are computed in float32 and rounded
-again, which gives the correctly rounded result for ``+ - * /`` because 24 >= 2 * 11 + 2 (Figueroa, 1995).
+NumPy's own operators are correctly rounded in every dtype used here. The 16-bit ones are computed in float32 and
+rounded again, which gives the correctly rounded result for ``+ - * /`` because 24 >= 2 * 11 + 2 (Figueroa, 1995).
 """
 
 from fractions import Fraction
@@ -36,7 +36,7 @@ def round_to_dtype(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _odd_float32(x: Array) -> Array:
-    """float64 to float32, inexact results to the neighbour with an odd significand (so a later rounding is the only one)."""
+    """float64 to float32, inexact results to the neighbour with an odd significand, so that a later rounding is exact."""
     nearest = x.astype(np.float32)
     inexact = (nearest.astype(np.float64) != x) & np.isfinite(x)
     even = nearest.view(np.uint32) % 2 == 0
@@ -91,15 +91,24 @@ def _exact_multiply_add(a: float, b: float, c: float) -> Fraction | float:
 
 
 def _round_fractions(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Exact numbers (or floats that are special) rounded once to ``dtype``, through round-to-odd where it is narrower."""
+    """Exact numbers (or floats that are special) rounded once to ``dtype``."""
     out = np.empty(values.shape, dtype)
     for index, value in np.ndenumerate(values):
-        try:
-            nearest = np.float64(float(value))
-        except OverflowError:
-            nearest = np.float64(np.inf if value > 0 else -np.inf)
-        if dtype != np.float64 and isinstance(value, Fraction) and np.isfinite(nearest) and Fraction(float(nearest)) != value:
-            if nearest.view(np.uint64) % np.uint64(2) == 0:
-                nearest = np.nextafter(nearest, np.inf if value > Fraction(float(nearest)) else -np.inf)
-        out[index] = round_to_dtype(np.asarray(nearest), dtype)
+        wide = _odd_float64(value) if dtype != np.float64 and isinstance(value, Fraction) else _nearest_float64(value)
+        out[index] = round_to_dtype(np.asarray(wide), dtype)
     return out
+
+
+def _nearest_float64(value: Fraction | float) -> np.float64:
+    try:
+        return np.float64(float(value))
+    except OverflowError:
+        return np.float64(np.inf if value > 0 else -np.inf)
+
+
+def _odd_float64(value: Fraction) -> np.float64:
+    """The float64 nearest to ``value``, or, when inexact, the neighbour with an odd significand."""
+    nearest = _nearest_float64(value)
+    if not np.isfinite(nearest) or Fraction(float(nearest)) == value or nearest.view(np.uint64) % np.uint64(2):
+        return nearest
+    return np.nextafter(nearest, np.float64(np.inf if value > Fraction(float(nearest)) else -np.inf))

@@ -6,7 +6,7 @@ format. In the default arithmetic, computed in float32 (float64 for float64 inpu
     code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
-and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. There is no -0.0 among the results.
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0.
 `q.arithmetic` changes any of this; see `samebits.core.arithmetic`.
 
 Shapes: ``x`` and codes any shape the granularity accepts; parameters `granularity.qparams_shape`. Dtypes of ``x``:
