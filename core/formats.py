@@ -35,19 +35,17 @@ class IntegerFormat:
         if not 1 <= self.bits <= 16:
             raise ValueError(f"`bits` must be in 1..16, got {self.bits}")
         if self.narrow and self.bits == 1:
-            raise ValueError(
-                "`bits` must be at least 2 for a narrow range (with 1 bit it is the single number 0), got 1"
-            )
+            raise ValueError("`bits` must be at least 2 for a narrow range (1 bit would leave only 0), got 1")
 
     @property
     def lo(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1)) + self.narrow if self.signed else 0
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
 
     @property
     def hi(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1 - self.narrow
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
 
     @property
     def storage(self) -> str:

@@ -91,7 +91,9 @@ def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> 
     """Largest error of a float32 ``x_hat @ w_hat.T + bias`` evaluated in any order, with or without fused operations.
 
     ``gamma_n * (|x_hat| @ |w_hat| + |bias|)`` with ``gamma_n = n u / (1 - n u)``, u = 2**-24 and n = in + 2: the terms,
-    the bias and the rounding of the result. Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
+    the bias and the rounding of the result.
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
 
     Args:
         x_hat: ``(..., in)``, ``w_hat``: ``(out, in)``, ``bias``: ``(out,)``.

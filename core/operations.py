@@ -36,7 +36,7 @@ def round_to_dtype(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _odd_float32(x: Array) -> Array:
-    """float64 to float32, inexact results to the neighbour with an odd significand, so that a later rounding is exact."""
+    """float64 to float32, inexact results to the neighbour with an odd significand: a later rounding is then exact."""
     nearest = x.astype(np.float32)
     inexact = (nearest.astype(np.float64) != x) & np.isfinite(x)
     even = nearest.view(np.uint32) % 2 == 0
@@ -49,7 +49,7 @@ def flush(x: Array, arithmetic: Arithmetic) -> Array:
     """Subnormals to zero of the same sign when the arithmetic flushes, else ``x``."""
     if not arithmetic.flush_subnormals:
         return x
-    tiny = ml_dtypes.finfo(x.dtype).smallest_normal
+    tiny = ml_dtypes.finfo(x.dtype).smallest_normal  # type: ignore[no-untyped-call]  # ml_dtypes has no stub for it
     return np.where(np.abs(x) < tiny, np.copysign(np.zeros_like(x), x), x)
 
 
@@ -111,4 +111,5 @@ def _odd_float64(value: Fraction) -> np.float64:
     nearest = _nearest_float64(value)
     if not np.isfinite(nearest) or Fraction(float(nearest)) == value or nearest.view(np.uint64) % np.uint64(2):
         return nearest
-    return np.nextafter(nearest, np.float64(np.inf if value > Fraction(float(nearest)) else -np.inf))
+    toward = np.inf if value > Fraction(float(nearest)) else -np.inf
+    return np.float64(np.nextafter(nearest, np.float64(toward)))

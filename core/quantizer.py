@@ -259,4 +259,4 @@ def _reduced(q: Quantizer, terms: Array, qparams: QParams) -> Array:
     """Terms summed over each block, times the factor of the gradient rule, in the dtype of the scale."""
     block_elements = split_blocks(terms, q.granularity).shape[-1]
     factor = np.asarray(learned_scale_factor(q, block_elements), terms.dtype)
-    return (block_sum(terms, q.granularity) * factor).astype(qparams.scale.dtype)
+    return np.asarray(block_sum(terms, q.granularity) * factor, qparams.scale.dtype)

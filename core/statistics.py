@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 def absmax(x: Array, granularity: Granularity) -> Array:
     """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
-    return np.max(np.abs(split_blocks(x, granularity)), axis=-1, initial=0)
+    return np.asarray(np.max(np.abs(split_blocks(x, granularity)), axis=-1, initial=0))
 
 
 def min_max(x: Array, granularity: Granularity) -> tuple[Array, Array]:
