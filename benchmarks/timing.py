@@ -1,0 +1,38 @@
+"""Timing side by side: every competitor once a round, in turn, on the same machine; medians over rounds."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Program = Callable[[], object]
+
+
+def medians(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02) -> dict[str, float]:
+    """Median seconds per call of each program.
+
+    Args:
+        programs: callables that return only when their result is ready.
+        rounds: how often each is measured; the order rotates so that none is always first.
+        seconds: least length of one measurement; short programs are called repeatedly within it.
+    """
+    repeats = {name: _repeats(program, seconds) for name, program in programs.items()}
+    samples: dict[str, list[float]] = {name: [] for name in programs}
+    names = list(programs)
+    for turn in range(rounds):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            samples[name].append(_sample(programs[name], repeats[name]))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _repeats(program: Program, seconds: float) -> int:
+    for _ in range(3):  # compile, allocate, warm up
+        program()
+    return max(1, round(seconds / max(_sample(program, 1), 1e-7)))
+
+
+def _sample(program: Program, repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        program()
+    return (time.perf_counter() - start) / repeats
