@@ -1,0 +1,63 @@
+# Everything a newcomer needs: `make check` and `make test`. Each target makes its own environment in $(VENV) when missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+ROOMS := core torch_frontend jax_backend proofs
+PROGRAMS := $(wildcard tests examples benchmarks)
+LINKS := build/types/samebits
+
+.DEFAULT_GOAL := help
+.PHONY: help check test lint format bench clean
+
+help:
+	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
+	@echo "make test     set up, then run the whole test suite"
+	@echo "make lint     formatting, lint, strict types, import contracts"
+	@echo "make format   rewrite files in the project's format"
+	@echo "make bench    timings beside other libraries"
+	@echo "make clean    remove the environment and everything built"
+
+check: $(VENV)/.installed
+	$(BIN)/samebits check
+
+# One file stays in one process, so that its compiled functions are compiled once.
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.installed $(LINKS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy $(PROGRAMS)
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.peers
+	$(BIN)/python benchmarks/fake_quantize.py
+	$(BIN)/python benchmarks/qat_step.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(ROOMS) $(PROGRAMS) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The exact versions of constraints.txt are what the promise was tested with.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samebits needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	touch $@
+
+# The folders are installed under the name `samebits`; type checkers, which run no import hooks, find them by these links.
+$(LINKS):
+	mkdir -p $@
+	for room in $(ROOMS); do ln -sfn ../../../$$room $@/$$room; done
