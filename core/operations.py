@@ -45,12 +45,17 @@ def _odd_float32(x: Array) -> Array:
     return np.asarray(odd, np.float32)
 
 
+def smallest_normal(dtype: np.dtype[Any]) -> Array:
+    """Smallest positive normal number of a dtype, 0-d and of that dtype."""
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    return np.asarray(info.smallest_normal, dtype)
+
+
 def flush(x: Array, arithmetic: Arithmetic) -> Array:
     """Subnormals to zero of the same sign when the arithmetic flushes, else ``x``."""
     if not arithmetic.flush_subnormals:
         return x
-    tiny = ml_dtypes.finfo(x.dtype).smallest_normal  # type: ignore[no-untyped-call]  # ml_dtypes has no stub for it
-    return np.where(np.abs(x) < tiny, np.copysign(np.zeros_like(x), x), x)
+    return np.where(np.abs(x) < smallest_normal(x.dtype), np.copysign(np.zeros_like(x), x), x)
 
 
 def multiply(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
@@ -64,15 +69,20 @@ def add(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
 
 
 def divide(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
-    """``a / b`` as the arithmetic divides: rounded once, or ``a * (1 / b)`` with both steps rounded."""
+    """``a / b`` as the arithmetic divides by a scale: rounded once, or ``a * (1 / b)`` with both steps rounded."""
     if arithmetic.division is Division.RECIPROCAL:
         return multiply(a, reciprocal(b, arithmetic), arithmetic)
+    return true_divide(a, b, arithmetic)
+
+
+def true_divide(a: Array, b: Array, arithmetic: Arithmetic) -> Array:
+    """``a / b``, rounded once."""
     return flush(flush(a, arithmetic) / flush(b, arithmetic), arithmetic)
 
 
 def reciprocal(b: Array, arithmetic: Arithmetic) -> Array:
     """``1 / b``, rounded once."""
-    return flush(np.ones_like(b) / flush(b, arithmetic), arithmetic)
+    return true_divide(np.ones_like(b), b, arithmetic)
 
 
 def multiply_add(a: Array, b: Array, c: Array, arithmetic: Arithmetic) -> Array:

@@ -19,11 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
-from .arithmetic import Arithmetic, ClampOrder, NanRule, ZeroPointDomain, ZeroPointOrder
+from .arithmetic import Arithmetic, ClampOrder, ComputeDtype, Division, NanRule, ZeroPointDomain, ZeroPointOrder
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
-from .operations import add, divide, flush, multiply, multiply_add, reciprocal, round_to_dtype, working_dtype
+from .operations import (
+    add,
+    divide,
+    flush,
+    multiply,
+    multiply_add,
+    reciprocal,
+    round_to_dtype,
+    smallest_normal,
+    working_dtype,
+)
 from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
@@ -33,6 +43,7 @@ from .zero_point import affine_zero_point
 Array = NDArray[Any]
 
 
+@np.errstate(all="ignore")  # special values are meant
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
     """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
 
@@ -51,6 +62,8 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
         low = -high
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
     raw = affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high)
+    if q.arithmetic.compute_dtype is ComputeDtype.INPUT:
+        raw = np.maximum(raw, smallest_normal(raw.dtype))  # the scale is a number of that dtype as well
     scale = restrict_scale(q, raw.astype(checks.scale_dtype(x.dtype.name)))
     if not q.affine:
         return QParams(scale)
@@ -61,6 +74,7 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     return QParams(scale, affine_zero_point(q, low, scale.astype(low.dtype)))
 
 
+@np.errstate(all="ignore")  # special values are meant
 def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     """Integer codes of ``x``.
 
@@ -74,6 +88,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     return _codes(q, x, qparams).astype(q.format.storage)
 
 
+@np.errstate(all="ignore")  # special values are meant
 def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) -> Array:
     """Real values ``(code - z) * s`` of integer codes.
 
@@ -92,6 +107,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) 
     return _values(q, codes.astype(working_dtype(q.arithmetic, out)), qparams, out)
 
 
+@np.errstate(all="ignore")  # special values are meant
 def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
     """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated (or as `q.arithmetic.nan` says).
 
@@ -108,6 +124,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
     return _values(q, _codes(q, x, qparams), qparams, x.dtype)
 
 
+@np.errstate(all="ignore")  # special values are meant
 def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> QuantizerGradients:
     """Gradients of ``sum(g * fake_quantize(q, x, qparams))`` as `q.gradient` defines them; see `Gradient`.
 
@@ -123,8 +140,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     x = _checked(q, x, qparams)
     g = np.asarray(g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    quotient, unclamped = _unclamped_codes(q, x, qparams)
-    passes = np.ones_like(x, bool) if q.gradient is Gradient.PASS_THROUGH else clip_mask(q, unclamped)
+    quotient, unclamped, later = _unclamped_codes(q, x, qparams)
+    passes = np.ones_like(x, bool) if q.gradient is Gradient.PASS_THROUGH else _passes(q, unclamped, later)
     dx = np.where(passes, g, np.zeros_like(g))
 
     work = quotient.dtype
@@ -144,6 +161,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     return QuantizerGradients(dx, d_scale, _reduced(q, per_element, qparams))
 
 
+@np.errstate(all="ignore")  # special values are meant
 def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
     """Codes in the working dtype (NaN where `fake_quantize` propagates it), and the zero point of every element.
 
@@ -188,31 +206,31 @@ def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.d
     return expand_blocks(scale, q.granularity, shape), expand_blocks(zero, q.granularity, shape)
 
 
-def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
-    """``x / s``, and the codes as the clamp sees them: rounded unless the arithmetic clamps first."""
+def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array, Array | None]:
+    """``x / s``; the codes as the clamp sees them; and the zero point where it is still to be added after the clamp.
+
+    The codes are rounded unless the arithmetic clamps first. The zero point comes after the clamp when it comes after a
+    rounding that itself comes after the clamp; the limits of the clamp then are ``[lo - z, hi - z]``.
+    """
     a: Arithmetic = q.arithmetic
     work = working_dtype(a, x.dtype)
     value = round_to_dtype(x, work)
     scale, zero = _expanded(q, qparams, x.shape, work)
-    with np.errstate(all="ignore"):
-        if a.zero_point_domain is ZeroPointDomain.FLOAT:
-            low = multiply_add(scale, np.asarray(-_middle(q), work), zero, a)
-            quotient = divide(add(value, -low, a), scale, a)
-            zero = np.zeros_like(zero)
-        else:
-            quotient = divide(value, scale, a)
-        if a.zero_point_order is ZeroPointOrder.BEFORE_ROUNDING:
-            if a.division == "reciprocal":
-                shifted = multiply_add(value, reciprocal(scale, a), zero, a)
-            else:
-                shifted = add(quotient, zero, a)
-            clamped_first = shifted
-        else:
-            shifted, clamped_first = quotient, add(quotient, zero, a)
+    if a.zero_point_domain is ZeroPointDomain.FLOAT:
+        low = multiply_add(scale, np.asarray(-_middle(q), work), zero, a)
+        value, zero = add(value, -low, a), np.zeros_like(zero)
+    quotient = divide(value, scale, a)
+    if a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
         if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
-            return quotient, clamped_first
-        rounded = round_to_integer(shifted, q.rounding)
-        return quotient, rounded if shifted is clamped_first else _shift(rounded, zero, q)
+            return quotient, quotient, zero
+        return quotient, _shift(round_to_integer(quotient, q.rounding), zero, q), None
+    if a.division is Division.RECIPROCAL:
+        shifted = multiply_add(value, reciprocal(scale, a), zero, a)
+    else:
+        shifted = add(quotient, zero, a)
+    if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
+        return quotient, shifted, None
+    return quotient, round_to_integer(shifted, q.rounding), None
 
 
 def _shift(rounded: Array, zero: Array, q: Quantizer) -> Array:
@@ -220,12 +238,32 @@ def _shift(rounded: Array, zero: Array, q: Quantizer) -> Array:
     return add(rounded, zero, q.arithmetic) if q.affine else rounded
 
 
+def _limits(q: Quantizer, dtype: np.dtype[Any], later: Array | None) -> tuple[Array, Array]:
+    """Limits of the clamp: the format's, inwards to a number of the dtype, less the zero point that is added later."""
+    limits = []
+    for bound in (q.format.lo, q.format.hi):
+        nearest = np.asarray(bound, dtype)
+        outside = abs(float(nearest)) > abs(bound)
+        limits.append(np.nextafter(nearest, np.zeros((), dtype)) if outside else nearest)
+    low, high = limits
+    return (low, high) if later is None else (low - later, high - later)
+
+
+def _passes(q: Quantizer, unclamped: Array, later: Array | None) -> Array:
+    """`clip_mask`, also where the limits of the clamp move with the zero point."""
+    if later is None:
+        return clip_mask(q, unclamped.astype(np.float64))  # where every code is a number of its own
+    low, high = _limits(q, unclamped.dtype, later)
+    return np.asarray(~((unclamped < low) | (unclamped > high)))
+
+
 def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
     """Codes in the working dtype; NaN where the NaN rule propagates it."""
-    _, unclamped = _unclamped_codes(q, x, qparams)
-    codes = clamp(unclamped, q.format.lo, q.format.hi)
+    _, unclamped, later = _unclamped_codes(q, x, qparams)
+    codes = clamp(unclamped, *_limits(q, unclamped.dtype, later))
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
         codes = round_to_integer(codes, q.rounding)
+        codes = codes if later is None else _shift(codes, later, q)
     if not q.arithmetic.keep_negative_zero:
         codes = np.where(codes == 0, np.zeros_like(codes), codes)
     match q.arithmetic.nan:
@@ -238,21 +276,20 @@ def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
         case NanRule.ZERO:
             instead = np.clip(0, q.format.lo, q.format.hi)
         case NanRule.ZERO_POINT:
-            instead = _expanded(q, qparams, x.shape, codes.dtype)[1]
+            instead = _codes(q.replace(nan=NanRule.PROPAGATE), np.zeros_like(x), qparams)
     return np.where(np.isnan(codes), instead.astype(codes.dtype), codes)
 
 
 def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) -> Array:
     """``(code - z) * s`` in the working dtype, rounded once to ``dtype``."""
     scale, zero = _expanded(q, qparams, codes.shape, codes.dtype)
-    with np.errstate(all="ignore"):
-        if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
-            centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
-            value = multiply_add(centred, scale, zero, q.arithmetic)
-        else:
-            centred = add(codes, -zero, q.arithmetic) if q.affine else codes
-            value = multiply(centred, scale, q.arithmetic)
-        return round_to_dtype(value, dtype)
+    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
+        centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
+        value = multiply_add(centred, scale, zero, q.arithmetic)
+    else:
+        centred = add(codes, -zero, q.arithmetic) if q.affine else codes
+        value = multiply(centred, scale, q.arithmetic)
+    return round_to_dtype(value, dtype)
 
 
 def _reduced(q: Quantizer, terms: Array, qparams: QParams) -> Array:

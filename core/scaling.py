@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .descriptions import Denominator, Quantizer, Restriction
-from .operations import add, divide
+from .operations import add, true_divide
 
 Array = NDArray[Any]
 
@@ -21,7 +21,7 @@ def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
     magnitude = np.maximum(-low, high)
 
     def over(a: Array, b: float) -> Array:
-        return divide(a, np.asarray(b, a.dtype), q.arithmetic)
+        return true_divide(a, np.asarray(b, a.dtype), q.arithmetic)
 
     match q.scale.denominator:
         case Denominator.HI:
@@ -40,8 +40,8 @@ def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
     Where ``high - low`` overflows, both it and the divisor are halved first, which changes nothing else.
     """
     span = np.asarray(q.format.hi - q.format.lo, low.dtype)
-    whole = divide(add(high, -low, q.arithmetic), span, q.arithmetic)
-    half = divide(add(high / 2, -low / 2, q.arithmetic), span / 2, q.arithmetic)
+    whole = true_divide(add(high, -low, q.arithmetic), span, q.arithmetic)
+    half = true_divide(add(high / 2, -low / 2, q.arithmetic), span / 2, q.arithmetic)
     return np.where(np.isinf(whole) & np.isfinite(low) & np.isfinite(high), half, whole)
 
 

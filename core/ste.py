@@ -1,6 +1,7 @@
 """Straight-through gradients: which elements pass, and the terms of the gradients of scale and zero point."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,10 @@ def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
 
 
 def block_sum(terms: Array, granularity: Granularity) -> Array:
-    """Sum over each block, exact and then rounded once to the dtype of ``terms``. 0 for an empty block."""
+    """Sum over each block, exact and then rounded once to the dtype of ``terms``. +0.0 for an empty block.
+
+    NaN where the block holds NaN or infinities of both signs, else the infinity that it holds.
+    """
     blocks = split_blocks(terms, granularity)
     flat = blocks.reshape(-1, blocks.shape[-1])
     sums = np.array([_exact_sum(row) for row in flat], np.float64)
@@ -43,14 +47,28 @@ def block_sum(terms: Array, granularity: Granularity) -> Array:
 
 
 def _exact_sum(row: Array) -> float:
-    """Correctly rounded sum; for narrow dtypes rounded to odd in float64, so that the next rounding is the only one."""
+    """Correctly rounded sum, +0.0 where it is 0.
+
+    For dtypes narrower than float64 it is rounded to odd in float64, so that the next rounding is the only one.
+    """
     values = row.astype(np.float64).tolist()
-    if not np.isfinite(row).all():
-        return float(np.sum(row.astype(np.float64)))
-    total = math.fsum(values)
+    special = {value for value in values if not math.isfinite(value)}
+    if special:
+        return float(sum(special))  # infinities of both signs make NaN, as NaN does
+    try:
+        total = math.fsum(values) + 0.0
+    except OverflowError:  # of a partial sum: only float64 terms can
+        return _float(sum(map(Fraction, values)))
     if row.dtype == np.float64:
         return total
     rest = math.fsum([*values, -total])
     if rest and np.float64(total).view(np.uint64) % np.uint64(2) == 0:
         return math.nextafter(total, math.copysign(math.inf, rest))
     return total
+
+
+def _float(value: Fraction | int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

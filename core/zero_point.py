@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from .clamp import clamp
 from .descriptions import Quantizer, Rounding
-from .operations import divide
+from .operations import true_divide
 from .rounding import round_to_integer
 
 Array = NDArray[Any]
@@ -19,5 +19,5 @@ def affine_zero_point(q: Quantizer, low: Array, scale: Array) -> Array:
     The quotient rounds to nearest even whatever the quantizer's own direction is. A NaN scale gives the code nearest 0.
     """
     lo, hi = q.format.lo, q.format.hi
-    code = clamp(lo - round_to_integer(divide(low, scale, q.arithmetic), Rounding.TIES_TO_EVEN), lo, hi)
+    code = clamp(lo - round_to_integer(true_divide(low, scale, q.arithmetic), Rounding.TIES_TO_EVEN), lo, hi)
     return np.where(np.isnan(code), np.clip(0, lo, hi), code).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Tests; a package so that its files can share `tests.exact`."""
