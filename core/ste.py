@@ -41,7 +41,7 @@ def block_sum(terms: Array, granularity: Granularity) -> Array:
     NaN where the block holds NaN or infinities of both signs, else the infinity that it holds.
     """
     blocks = split_blocks(terms, granularity)
-    flat = blocks.reshape(-1, blocks.shape[-1])
+    flat = blocks.reshape(math.prod(blocks.shape[:-1]), blocks.shape[-1])
     sums = np.array([_exact_sum(row) for row in flat], np.float64)
     return round_to_dtype(sums, terms.dtype).reshape(blocks.shape[:-1])
 

@@ -1,8 +1,8 @@
 """An oracle of exact rationals: every quantizer of `samebits.core`, one element at a time, over `fractions.Fraction`.
 
 Machine numbers are Python floats (float64 holds every float32, bfloat16 and float16); an operation computes the exact
-rational and rounds it once with `round_fraction`, which knows nothing but precision and exponent range. It shares no code
-and no method with `samebits.core`. IEEE 754 infinities, NaN and exact zeros are left to Python's own operators.
+rational and rounds it once with `round_fraction`, which knows nothing but precision and exponent range. It shares
+neither code nor method with `samebits.core`. Infinities, NaN and exact zeros are left to Python's own operators.
 """
 
 import math
@@ -19,10 +19,20 @@ from samebits.proofs.bits import neighbours
 
 Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16), "float64": np.dtype(float)}
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": BFLOAT16,
+    "float16": np.dtype(np.float16),
+    "float64": np.dtype(float),
+}
 
-# precision in bits (the hidden one included), smallest and largest exponent of a normal number (IEEE 754-2019 table 3.5)
-PARAMETERS = {"float32": (24, -126, 127), "bfloat16": (8, -126, 127), "float16": (11, -14, 15), "float64": (53, -1022, 1023)}
+# precision in bits (the hidden one included), smallest and largest exponent of a normal number (IEEE 754, table 3.5)
+PARAMETERS = {
+    "float32": (24, -126, 127),
+    "bfloat16": (8, -126, 127),
+    "float16": (11, -14, 15),
+    "float64": (53, -1022, 1023),
+}
 
 HALF = Fraction(1, 2)
 DIRECTIONS: dict[Rounding, Callable[[Fraction], int]] = {
@@ -166,7 +176,7 @@ def elementwise(function: Callable[..., float], q: Quantizer, x: Array, scale: f
 
 
 def edges(q: Quantizer, scale: float, zero: float, dtype: np.dtype[Any], codes: int = 5) -> Array:
-    """Inputs at and around the decision boundaries and values of the codes near lo, near hi and near zero; specials too.
+    """Inputs at and around the boundaries and values of the codes near lo, near hi and near zero; specials too.
 
     Args:
         codes: how many codes on either side of each of the three.

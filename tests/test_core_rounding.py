@@ -46,7 +46,9 @@ def test_halves(rounding: Rounding) -> None:
 def test_rounding_is_exact_at_and_around_every_half(rounding: Rounding, dtype: np.dtype[Any]) -> None:
     precision = ml_dtypes.finfo(dtype).nmant + 1
     near_zero = np.arange(-40, 41) / 2
-    where_halves_end = [s * (2.0**p + k / 2) for p in (precision - 2, precision - 1, precision) for k in range(-3, 4) for s in (1, -1)]
+    where_halves_end = [
+        s * (2.0**p + k / 2) for p in (precision - 2, precision - 1, precision) for k in range(-3, 4) for s in (1, -1)
+    ]
     x = np.concatenate([neighbours(np.append(near_zero, where_halves_end).astype(dtype), 2), specials(dtype)])
     expected = np.array([integer(float(v), rounding) for v in x]).astype(dtype)
     assert_same_bits(expected, round_to_integer(x, rounding), inputs=x)
