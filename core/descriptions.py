@@ -158,7 +158,7 @@ class Quantizer:
             ("arithmetic", Arithmetic),
         ):
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"`{name}` must be a {_names(kind)}, got {getattr(self, name)!r}")
+                raise TypeError(f"`{name}` must be of type {_names(kind)}, got {getattr(self, name)!r}")
         for name, enum in (("zero_point", ZeroPoint), ("rounding", Rounding), ("gradient", Gradient)):
             object.__setattr__(self, name, choice(name, getattr(self, name), enum))
         if self.zero_point is ZeroPoint.NONE and self.format.hi < 1:
