@@ -8,7 +8,7 @@ contraction has 512 terms of at most 255 * 128, and 512 * 255 * 128 < 2**24, so 
 
 A checkpoint is a safetensors file. For each layer of `LAYERS` it holds ``<layer>.weight`` and ``<layer>.bias`` in torch
 layout, ``<layer>.input_quant.scale`` and, where the scale of the weight is learned, ``<layer>.weight_quant.scale``. Its
-metadata ``samebits`` names the quantizers, ``{"weight_quant": ..., "input_quant": ...}`` as JSON with catalog names. The
+metadata ``samebits`` names the quantizers, ``{"weight_quant": ..., "input_quant": ...}`` as JSON, catalog names. The
 file in the package, `DATA`, also holds the images with their labels and the activations of some of them;
 ``examples/train_digits.py`` writes it.
 
@@ -17,23 +17,28 @@ of Handwritten Digits", UCI Machine Learning Repository, 1998 (CC BY 4.0).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..core import catalog
+from ..core import QParams, catalog, choose_qparams, conv2d, linear
+from ..core.granularity import qparams_shape
+from .checkpoint import stored_tensors
 
 Array = NDArray[Any]
 
 DATA = Path(__file__).parent / "data" / "digits.safetensors"
-LAYERS = ("conv1", "conv2", "linear")
-NEEDED, LEARNED = ("weight", "bias", "input_quant.scale"), "weight_quant.scale"
+LAYERS: Mapping[str, tuple[int, ...]] = MappingProxyType(  # shapes of the weights
+    {"conv1": (16, 1, 3, 3), "conv2": (32, 16, 3, 3), "linear": (10, 512)}
+)
+PARTS = (".weight", ".bias", ".weight_quant.scale", ".input_quant.scale")
 QUANTIZERS = ("weight_quant", "input_quant")
 
 
@@ -46,7 +51,7 @@ class Checkpoint:
         weight_quant: catalog name of the quantizer of all weights.
         input_quant: catalog name of the quantizer of the input of every layer.
     Raises:
-        ValueError: a missing tensor or an unknown quantizer; the message names it.
+        ValueError: an unknown quantizer, a missing tensor, or one of another shape or dtype; the message names it.
     """
 
     tensors: Mapping[str, Array]
@@ -54,31 +59,38 @@ class Checkpoint:
     input_quant: str = "uint8_per_tensor"
 
     def __post_init__(self) -> None:
-        missing = [f"{layer}.{name}" for layer in LAYERS for name in NEEDED if f"{layer}.{name}" not in self.tensors]
-        if missing:
-            raise ValueError(f"a checkpoint of the digit classifier must hold {', '.join(missing)}")
-        for name in (self.weight_quant, self.input_quant):
-            if name not in catalog:
-                raise ValueError(f"the quantizers of a checkpoint must be in samebits.core.catalog, got {name!r}")
+        for name in QUANTIZERS:
+            if getattr(self, name) not in catalog:
+                raise ValueError(f"`{name}` must be in samebits.core.catalog, got {getattr(self, name)!r}")
+        for layer, weight in LAYERS.items():
+            shapes = {
+                "weight": weight,
+                "bias": weight[:1],
+                "weight_quant.scale": qparams_shape(catalog[self.weight_quant].granularity, weight),
+                "input_quant.scale": qparams_shape(catalog[self.input_quant].granularity, (1, *weight[1:])),
+            }
+            for part, shape in shapes.items():
+                self._check(f"{layer}.{part}", shape, optional=part == "weight_quant.scale")
+
+    def _check(self, name: str, shape: tuple[int, ...], *, optional: bool) -> None:
+        tensor = self.tensors.get(name)
+        if tensor is None and not optional:
+            raise ValueError(f"a checkpoint of the digit classifier must hold {name}")
+        if tensor is not None and (tensor.dtype != np.float32 or tensor.shape != shape):
+            raise ValueError(f"{name} must be float32 of shape {shape}, got {tensor.dtype} of shape {tensor.shape}")
 
 
-def load_checkpoint(path: str | Path | None = None) -> Checkpoint:
-    """The classifier stored in a file; None for the one that comes with the package.
+def load_checkpoint(path: Path = DATA) -> Checkpoint:
+    """The classifier stored in a file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no safetensors file, or as `Checkpoint`.
+        CheckpointError: no such file, or it cannot be read as a safetensors file.
+        ValueError: as `Checkpoint`.
     """
-    path = DATA if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            quantizers = json.loads((file.metadata() or {}).get("samebits", "{}"))
-            wanted = {f"{layer}.{part}" for layer in LAYERS for part in (*NEEDED, LEARNED)}
-            tensors = {name: file.get_tensor(name) for name in sorted(wanted.intersection(file.keys()))}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no safetensors file of this project: {error}") from None
+    wanted = {tensor.name for tensor in stored_tensors(path) if tensor.name.endswith(PARTS)}
+    with safe_open(path, framework="numpy") as file:
+        quantizers = json.loads((file.metadata() or {}).get("samebits", "{}"))
+        tensors = {name: file.get_tensor(name) for name in sorted(wanted)}
     return Checkpoint(tensors, **{name: quantizers[name] for name in QUANTIZERS if name in quantizers})
 
 
@@ -129,3 +141,38 @@ def batches(x: Array, y: Array, epochs: int, seed: int, size: int = 64) -> Itera
             shift = np.where(draw.random((size, 1)) < 0.5, draw.integers(0, 3, (size, 2)), 1)
             rows, columns = (pixel + shift[:, axis, None] for axis in (0, 1))
             yield padded[chosen[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None], y[chosen]
+
+
+def logits(mode: str, batch_size: int, checkpoint: Checkpoint | None = None) -> Array:
+    """Logits of all digits from the quantized classifier, run in one mode.
+
+    Args:
+        mode: one of `execution.MODES`.
+        batch_size: images at a time; the last batch is smaller when it does not divide 1797.
+        checkpoint: None for the one that comes with the package.
+    Returns:
+        float32 ``(1797, 10)``: the same bits for every mode and batch size.
+    """
+    checkpoint = load_checkpoint() if checkpoint is None else checkpoint
+    x = images()[0]
+    network = _numpy_network(checkpoint)
+    return np.concatenate([network(x[start : start + batch_size]) for start in range(0, len(x), batch_size)])
+
+
+def _numpy_network(checkpoint: Checkpoint) -> Callable[[Array], Array]:
+    """The specification of the network."""
+    q_x, q_w = catalog[checkpoint.input_quant], catalog[checkpoint.weight_quant]
+    tensors = checkpoint.tensors
+
+    def apply(contract: Callable[..., Array], layer: str, x: Array, **geometry: tuple[int, int]) -> Array:
+        w, learned = tensors[f"{layer}.weight"], tensors.get(f"{layer}.weight_quant.scale")
+        w_qparams = choose_qparams(q_w, w) if learned is None else QParams(learned)
+        x_qparams = QParams(tensors[f"{layer}.input_quant.scale"])
+        return contract(q_x, x, x_qparams, q_w, w, w_qparams, tensors[f"{layer}.bias"], **geometry)
+
+    def network(x: Array) -> Array:
+        x = np.maximum(apply(conv2d, "conv1", x, padding=(1, 1)), 0)
+        x = np.maximum(apply(conv2d, "conv2", x, stride=(2, 2), padding=(1, 1)), 0)
+        return apply(linear, "linear", x.reshape(len(x), -1))
+
+    return network
