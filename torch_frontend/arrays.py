@@ -1,0 +1,131 @@
+"""What torch needs around the verbs: dtypes, views that broadcast, when values may be looked at, and chunks.
+
+Nothing here quantizes. `rounded_to` is the one numerical function: a narrowing that no compiler can undo.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.granularity import Granularity, PerTensor, Shape
+
+CHUNK = 256 * 1024  # elements: a chunk and its output stay in the second-level caches between the passes over it
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype as core spells it: ``"float32"`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the scale and of all arithmetic for arrays of this dtype: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_concrete(*tensors: Tensor | None) -> bool:
+    """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return all(
+        t is None
+        or (
+            type(t) in (Tensor, torch.nn.Parameter)
+            and not t.is_meta
+            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        )
+        for t in tensors
+    )
+
+
+def records_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record an operation on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in its wide dtype. In compiled code rounded to its own precision first, which costs nothing in eager code.
+
+    A 16-bit ``x`` made by an earlier operation of the same compiled program arrives unrounded: inductor drops the
+    narrowing that is widened again.
+    """
+    wide = x.to(wide_dtype(x.dtype))
+    return rounded_to(wide, x.dtype) if torch.compiler.is_compiling() else wide
+
+
+def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` rounded once to ``dtype``, also where a compiler widens the result again."""
+    return (rounded_to(value, dtype) if torch.compiler.is_compiling() else value).to(dtype)
+
+
+def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 ``value`` rounded to nearest even to the numbers of a 16-bit ``dtype``, still float32. By its bits.
+
+    Any other ``dtype`` leaves it as it is. NaN stays NaN, infinities and the sign of zero are kept.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return value
+    dropped = 16 if dtype == torch.bfloat16 else 13
+    value = torch.where(value.isnan(), torch.nan, value)  # one NaN: its bits survive the addition below
+    bits = value.view(torch.int32)
+    odd = (bits >> dropped) & 1
+    near: Tensor = ((bits + (odd + (2 ** (dropped - 1) - 1))) & -(2**dropped)).view(torch.float32)
+    if dtype == torch.bfloat16:
+        return near
+    size = value.abs()
+    # Below 2**-14 the numbers of float16 lie 2**-24 apart, as those of float32 do from 0.5 on.
+    near = torch.where(size < 2.0**-14, torch.copysign((size + 0.5) - 0.5, value), near)
+    overflow = near.abs() > torch.finfo(dtype).max
+    return torch.where(overflow, torch.copysign(torch.full_like(near, torch.inf), near), near)
+
+
+def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], list[int]]:
+    """Shapes under which an array and its parameters broadcast: ``(4, 2, 3)``, ``(4, 2, 1)`` for ``(4, 6)`` by 3."""
+    if isinstance(granularity, PerTensor):
+        return list(shape), []
+    array: list[int] = []
+    parameter: list[int] = []
+    for n, block in zip(shape, granularity.block_size(tuple(shape)), strict=True):
+        if block == n or block == 1:
+            array.append(n)
+            parameter.append(1 if block == n else n)
+        else:
+            array += [n // block, block]
+            parameter += [n // block, 1]
+    return array, parameter
+
+
+def pieces(reference: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Views of at most `CHUNK` elements that together cover ``reference``, each with what broadcasts against it.
+
+    ``others`` have the axes of ``reference``, each as long or of length 1, or no axes, or are None.
+    """
+    total = reference.numel()
+    if total == 0:
+        return
+    if total <= CHUNK:
+        yield (reference, *others)
+        return
+    step = max(1, CHUNK * reference.shape[0] // total)
+    for start in range(0, reference.shape[0], step):
+        part = [_rows(t, start, step) for t in (reference, *others)]
+        if step == 1 and reference.ndim > 1:
+            yield from pieces(*(t.squeeze(0) if t is not None and t.ndim else t for t in part))  # type: ignore[arg-type]
+        else:
+            yield tuple(part)
+
+
+def _rows(t: Tensor | None, start: int, step: int) -> Tensor | None:
+    return t if t is None or t.ndim == 0 or t.shape[0] == 1 else t[start : start + step]
+
+
+def dense_order(x: Tensor) -> list[int] | None:
+    """Axes of ``x`` from the outermost in memory to the innermost, if in that order it is contiguous; else None."""
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    return order if x.permute(order).is_contiguous() else None
+
+
+def numpy_of(t: Tensor) -> Any:
+    """The values of a small tensor as a NumPy array."""
+    return t.detach().cpu().numpy()

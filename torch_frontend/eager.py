@@ -1,0 +1,141 @@
+"""The same operations in place, over chunks that stay in cache: the route of ordinary tensors in eager mode.
+
+A chain of native operators over a large tensor reads and writes main memory once per operator; over a chunk of it, once
+in all. Per-tensor quantizers take an array in the order in which it lies in memory, so transposed and channels-last
+arrays are not copied. Scale and zero point come in the wide dtype.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.descriptions import Gradient, Quantizer, Rounding
+from ..core.granularity import PerTensor
+from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
+from .elementwise import Terms, gradient_terms
+from .rounding import round_to_integer
+from .thresholds import passing_interval
+
+View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
+
+IN_PLACE = {
+    Rounding.TIES_TO_EVEN: torch.round_,
+    Rounding.TOWARD_ZERO: torch.trunc_,
+    Rounding.TOWARD_POSITIVE: torch.ceil_,
+    Rounding.TOWARD_NEGATIVE: torch.floor_,
+}
+
+
+def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """``(code - z) * s`` in the dtype of ``x``."""
+    x, view, spread = _layout(q, x)
+    out = torch.empty_like(x)
+    scratch = None if x.dtype == scale.dtype else _scratch(x, scale.dtype)
+    nothing = scale.new_zeros(())
+    for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
+        work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
+        _codes_into(work, q, xs, s, z)
+        if z is not None:
+            work.sub_(z).mul_(s)
+        elif s.numel() == 1:
+            torch.add(nothing, work, alpha=s.item(), out=work)  # 0 + code * s in one pass: what was -0 becomes +0
+        else:
+            work.add_(0.0).mul_(s)
+        if work is not ys:
+            ys.copy_(work)
+    return out
+
+
+def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Codes in ``dtype``: a floating one keeps NaN, an integer one refuses it."""
+    x, view, spread = _layout(q, x)
+    out = torch.empty_like(x, dtype=dtype)
+    scratch = _scratch(x, scale.dtype)
+    for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
+        work = scratch[: xs.numel()].view(xs.shape)
+        _codes_into(work, q, xs, s, z)
+        if dtype.is_floating_point:
+            torch.add(work, 0.0, out=ys)
+        else:
+            checks.check_no_nan(math.isnan(work.amax().item()))
+            ys.copy_(work)
+    return out
+
+
+def gradients(
+    q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: tuple[bool, bool, bool]
+) -> Terms:
+    """Gradients of x, scale and zero point; the latter two float64 sums over each block, not yet rounded."""
+    x, view, spread = _layout(q, x)
+    dx = torch.empty_like(x) if wanted[0] else None
+    d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
+    if not any(wanted[1:]) and x.dtype != torch.float64:
+        ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
+        below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
+        for xs, gs, out, low, high in pieces(view(x), view(g), view(dx), below, above):
+            _mask_into(out, q, xs, gs, low, high)
+        return Terms(dx, None, None)
+    parameters = (spread(scale), spread(zero), spread(d_scale), spread(d_zero))
+    for xs, gs, out, s, z, scale_sum, zero_sum in pieces(view(x), view(g), view(dx), *parameters):
+        terms = gradient_terms(q, xs.to(scale.dtype), s, z, gs, wanted)
+        if out is not None:
+            out.copy_(terms.x)
+        if scale_sum is not None and terms.scale is not None:
+            scale_sum += _summed_to(terms.scale, scale_sum)
+        if zero_sum is not None and terms.zero_point is not None:
+            zero_sum += _summed_to(terms.zero_point, zero_sum)
+    return Terms(dx, d_scale, d_zero)
+
+
+def _mask_into(out: Tensor, q: Quantizer, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
+    """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
+    if q.gradient is Gradient.PASS_THROUGH:
+        out.copy_(g)
+    elif low.numel() == 1:
+        torch.ops.aten.hardtanh_backward(g, x, low.item(), high.item(), grad_input=out)
+        if math.isnan(x.amax().item()):  # its vectorized loop stops NaN, its scalar loop passes it
+            out.copy_(torch.where(x.isnan(), g, out))
+    else:
+        out.copy_(g).masked_fill_((x <= low) | (x >= high), 0.0)
+
+
+def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
+    """``x``, dense, and the two views under which tensors laid out like it, and its parameters, broadcast."""
+    order = dense_order(x)
+    if isinstance(q.granularity, PerTensor) and order is not None:
+        return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
+    x = x.contiguous()
+    array, own = broadcast_views(q.granularity, tuple(x.shape))
+    return x, lambda t: None if t is None else t.reshape(array), lambda p: None if p is None else p.reshape(own)
+
+
+def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:
+    """Codes of ``x`` in the wide dtype; a zero code may have either sign."""
+    if x.dtype == work.dtype:
+        torch.div(x, s, out=work)
+    else:
+        work.copy_(x).div_(s)
+    if q.rounding in IN_PLACE:
+        IN_PLACE[q.rounding](work)
+    else:
+        work.copy_(round_to_integer(work, q.rounding))
+    if z is not None:
+        work.add_(z)
+    work.clamp_(q.format.lo, q.format.hi)
+
+
+def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Room for one chunk."""
+    return torch.empty(min(x.numel(), CHUNK), dtype=dtype, device=x.device)
+
+
+def _summed_to(term: Tensor, total: Tensor) -> Tensor:
+    """``term`` summed in float64 over the axes along which ``total`` has one entry."""
+    if total.ndim == 0:
+        return term.sum(dtype=torch.float64)
+    axes = [axis for axis, n in enumerate(total.shape) if n == 1 and term.shape[axis] != 1]
+    return term.sum(axes, keepdim=True, dtype=torch.float64) if axes else term

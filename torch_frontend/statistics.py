@@ -1,0 +1,32 @@
+"""Statistics of the blocks of an array: amin and amax over the axes that lie inside a block. Nothing rounds."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.granularity import Granularity, PerTensor, qparams_shape
+from .arrays import broadcast_views
+
+
+def absmax(x: Tensor, granularity: Granularity) -> Tensor:
+    """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
+    low, high = min_max(x, granularity)
+    return torch.maximum(-low, high).abs()
+
+
+def min_max(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
+    """Smallest and largest element of each block, both widened to include 0; NaN if the block holds NaN."""
+    return _reduced(x, granularity, torch.amin).clamp(max=0), _reduced(x, granularity, torch.amax).clamp(min=0)
+
+
+def _reduced(x: Tensor, granularity: Granularity, reduce: Callable[..., Tensor]) -> Tensor:
+    """``reduce`` over each block, 0 for empty ones; shape `qparams_shape`."""
+    shape = qparams_shape(granularity, tuple(x.shape))
+    if x.numel() == 0:
+        return x.new_zeros(shape)
+    if isinstance(granularity, PerTensor):
+        return reduce(x, tuple(range(x.ndim))) if x.ndim else x.clone()
+    array, own = broadcast_views(granularity, tuple(x.shape))
+    axes = [axis for axis, n in enumerate(own) if n == 1 and array[axis] != 1]
+    return (reduce(x.reshape(array), axes) if axes else x).reshape(shape)

@@ -1,0 +1,37 @@
+"""Straight-through gradients: which elements pass, and the terms of the gradients of scale and zero point."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..core.descriptions import Gradient, Quantizer
+from ..core.granularity import Granularity
+from .blocks import split_blocks
+
+
+def clip_mask(q: Quantizer, unclamped: Tensor) -> Tensor:
+    """True where a code was not clamped: ``lo <= unclamped <= hi``, and NaN, which is not clamped either.
+
+    Args:
+        unclamped: codes as the clamp sees them: rounded, with the zero point.
+    """
+    return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
+
+
+def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
+    """Factor on the gradients of scale and zero point: ``1 / sqrt(n * hi)`` for LEARNED_SCALE, else 1.
+
+    Rounded to float32 (float64 sums use it unrounded). Source: LSQ, arXiv 1902.08153, section 2.2.
+    """
+    if q.gradient is not Gradient.LEARNED_SCALE or block_elements == 0:
+        return 1.0
+    return 1 / math.sqrt(block_elements * max(q.format.hi, 1))
+
+
+def block_sum(terms: Tensor, granularity: Granularity) -> Tensor:
+    """Sum over each block in float64, rounded once to the dtype of ``terms``. 0 for an empty block.
+
+    Error before that rounding: at most ``n * 2**-53 * sum(|terms|)`` over the n elements of a block.
+    """
+    return split_blocks(terms, granularity).sum(-1, dtype=torch.float64).to(terms.dtype)
