@@ -4,6 +4,7 @@ Works for float32, float64, bfloat16 and float16 alike, because all of them are 
 the magnitude's bits count the numbers from zero upwards.
 """
 
+import math
 from typing import Any
 
 import ml_dtypes
@@ -46,6 +47,12 @@ def from_ordinal(place: Array, dtype: Any) -> Array:
     place = np.clip(np.asarray(place, np.int64), -end, end)
     sign = np.where(place < 0, np.uint64(2 ** (width - 1)), np.uint64(0))
     return np.asarray((np.abs(place).astype(np.uint64) | sign).astype(f"u{dtype.itemsize}")).view(dtype)
+
+
+def stored_bits(dtype: Any) -> int:
+    """Stored significand bits (23 for float32): a binade holds ``2**stored_bits`` numbers, and so do the subnormals."""
+    one = np.asarray(1, dtype)
+    return round(-math.log2(float(from_ordinal(ordinal(one) + 1, dtype)) - 1))
 
 
 def neighbours(x: Array, distance: int = 1) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.arithmetic import ZeroPointDomain
 from ..core.descriptions import QParams, Quantizer, Rounding
 from ..core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
-from .bits import from_ordinal, neighbours, ordinal
+from .bits import from_ordinal, neighbours, ordinal, stored_bits
 
 Array = NDArray[Any]
 NEIGHBOURS = 2  # two inputs on each side of a step can still have the quotient of the step itself
@@ -27,7 +27,7 @@ def special_values(dtype: Any) -> Array:
     """
     dtype = np.dtype(dtype)
     inf, one = int(ordinal(np.asarray(np.inf, dtype))), int(ordinal(np.asarray(1, dtype)))
-    half, normal = int(ordinal(np.asarray(0.5, dtype))), _smallest_normal(dtype)
+    half, normal = int(ordinal(np.asarray(0.5, dtype))), 2 ** stored_bits(dtype)
     places = np.array([1, 2, normal - 1, normal, normal + 1, half, one - 1, one, one + 1, inf - 1, inf])
     magnitudes = np.concatenate([np.zeros(1, dtype), from_ordinal(places, dtype), np.full(1, np.nan, dtype)])
     return np.concatenate([magnitudes, -magnitudes])
@@ -103,12 +103,6 @@ def knife_edge_array(q: Quantizer, qparams: QParams, dtype: Any) -> tuple[Array,
     x = _arrange(q.granularity, table)
     shape = _parameter_shape(q.granularity, len(index), x.ndim)
     return x, QParams(scales[index].reshape(shape), None if zeros is None else zeros[index].reshape(shape))
-
-
-def _smallest_normal(dtype: np.dtype[Any]) -> int:
-    """Its ordinal: the bit just above the stored significand."""
-    one, next_one = np.asarray(1, dtype), from_ordinal(ordinal(np.asarray(1, dtype)) + 1, dtype)
-    return round(1 / float(next_one.astype(np.float64) - one.astype(np.float64)))
 
 
 def _capacity(granularity: Granularity) -> int | None:

@@ -1,0 +1,209 @@
+"""The five execution modes, and what it takes to run the five functions in each of them.
+
+====================  ==================================================================================
+mode                  runs
+====================  ==================================================================================
+``numpy``             `samebits.core`, the specification
+``torch eager``       `samebits.torch_frontend`, operation by operation
+``torch compiled``    the same in ``torch.compile(fullgraph=True, dynamic=True)``, inductor's default settings
+``jax eager``         `samebits.jax_backend` under ``jax.disable_jit()``, operation by operation
+``jax jit``           the same in one ``jax.jit`` program
+====================  ==================================================================================
+
+Everything here takes and gives NumPy arrays, so that results can be compared. Frameworks are imported when a mode that
+needs them is first used. No global setting is left changed: 64-bit types in JAX, for float64 arrays, are switched on
+for the call.
+
+`Results.codes` of NaN: where `quantize` raises (`REFUSES`) NaN is replaced by 0.0 before it is quantized, which is what
+compiled code must answer by itself.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import core
+from ..core.descriptions import QParams, Quantizer, QuantizerGradients
+from ..core.granularity import qparams_shape
+from . import programs
+from .arrays import to_jax, to_numpy, to_torch
+from .shapes import compiled_shape
+
+Array = NDArray[Any]
+
+MODES = ("numpy", "torch eager", "torch compiled", "jax eager", "jax jit")
+REFUSES = frozenset({"numpy", "torch eager", "jax eager"})  # modes that raise for NaN and for data that has no scale
+
+
+class Results(NamedTuple):
+    """All that the five functions say of one array: see `run_all`."""
+
+    qparams: Any
+    codes: Any
+    values: Any
+    fake: Any
+    gradients: Any
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """Five functions over NumPy arrays with the signatures of `samebits.core`; what the laws are applied to.
+
+    Attributes:
+        name: for messages; for ours, one of `MODES`.
+        refuses: whether `quantize` raises ValueError for NaN and `choose_qparams` for data with NaN or an infinity. If
+            not, they give the code of zero and a NaN scale.
+    """
+
+    name: str
+    choose_qparams: Callable[[Quantizer, Array], QParams]
+    quantize: Callable[[Quantizer, Array, QParams], Array]
+    dequantize: Callable[..., Array]
+    fake_quantize: Callable[..., Array]
+    fake_quantize_vjp: Callable[[Quantizer, Array, QParams, Array], QuantizerGradients]
+    refuses: bool = True
+
+
+def implementation(mode: str) -> Implementation:
+    """Our five functions as they run in a mode, each by itself (compiled modes: one program per function).
+
+    Raises:
+        ValueError: a mode that is none of `MODES`.
+    """
+    _check_mode(mode)
+    if mode == "numpy":
+        return Implementation(
+            mode,
+            core.choose_qparams,
+            core.quantize,
+            core.dequantize,
+            core.fake_quantize,
+            core.fake_quantize_vjp,
+        )
+    return Implementation(
+        mode,
+        lambda q, x: QParams(*_call(mode, "choose_qparams", q, x.dtype, x)),
+        lambda q, x, qparams: _call(mode, "quantize", q, x.dtype, x, *qparams[:2]),
+        lambda q, codes, qparams, dtype=None: _call(
+            mode, "dequantize", q, np.dtype(dtype or qparams.scale.dtype), codes, *qparams[:2]
+        ),
+        lambda q, x, qparams=None: _call(mode, "fake_quantize", q, x.dtype, x, *(qparams or (None, None))[:2]),
+        lambda q, x, qparams, g: QuantizerGradients(*_call(mode, "gradients", q, x.dtype, x, *qparams[:2], g)),
+        refuses=mode in REFUSES,
+    )
+
+
+def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None = None) -> Results:
+    """All five functions on one array; in the compiled modes in one program, so that the compiler may fuse them.
+
+    ``torch compiled`` compiles once for each quantizer and dtype (again for arrays of more than 4096 elements, and for
+    axes of length 0 or 1), ``jax jit`` once for each shape too.
+
+    Args:
+        x: float32, bfloat16, float16 or float64; finite when ``qparams`` is None.
+        g: incoming gradient of `fake_quantize`, shape and dtype of ``x``.
+        qparams: None to choose them from ``x``.
+    Returns:
+        ``qparams`` those chosen or given; ``codes = quantize(x)``; ``values = dequantize(codes)`` in the dtype of
+        ``x``; ``fake = fake_quantize(x)``, which chooses by itself when ``qparams`` is None; ``gradients`` of it by the
+        framework's own differentiation, towards x, scale and zero point.
+    Raises:
+        ValueError: a mode that is none of `MODES`; and as the functions themselves.
+    """
+    _check_mode(mode)
+    x, g = np.asarray(x), np.asarray(g)
+    number = np.where(np.isnan(x), np.zeros_like(x), x) if mode in REFUSES else x
+    if mode == "numpy":
+        chosen = core.choose_qparams(q, x) if qparams is None else qparams
+        codes = core.quantize(q, number, chosen)
+        values = core.dequantize(q, codes, chosen, x.dtype)
+        return Results(
+            chosen, codes, values, core.fake_quantize(q, x, qparams), core.fake_quantize_vjp(q, x, chosen, g)
+        )
+    if mode == "torch compiled":
+        return _torch_compiled(q, x, g, qparams)
+    scale, zero = (None, None) if qparams is None else qparams[:2]
+    return _results(_call(mode, "all_five", q, x.dtype, x, number, g, scale, zero))
+
+
+def unavailable(mode: str) -> str | None:
+    """Why a mode cannot run on this machine, in one line, or None when it can.
+
+    Raises:
+        ValueError: a mode that is none of `MODES`.
+    """
+    _check_mode(mode)
+    package = "torch" if mode.startswith("torch") else "jax" if mode.startswith("jax") else None
+    try:
+        if package:
+            __import__(package)
+    except ImportError as error:
+        return f"{package} cannot be imported: {error}"
+    return programs.missing_compiler() if mode == "torch compiled" else None
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+
+
+def _call(mode: str, function: str, q: Quantizer, dtype: Any, *arrays: Array | None) -> Any:
+    """A function of `programs` in the given mode, from NumPy to NumPy; ``dtype`` selects the program and its output."""
+    if mode.startswith("torch"):
+        program = programs.torch_program(function, q, np.dtype(dtype).name, compiled=mode == "torch compiled")
+        convert: Callable[[Array], Any] = to_torch
+        around: AbstractContextManager[Any] = nullcontext()
+    else:
+        program = programs.jax_program(function, q, np.dtype(dtype).name, jit=mode == "jax jit")
+        convert = to_jax
+        around = programs.jax_types(wide=any(a is not None and a.dtype.itemsize == 8 for a in arrays))
+    with around:
+        return _map(to_numpy, program(*(None if a is None else convert(np.asarray(a)) for a in arrays)))
+
+
+def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -> Results:
+    """One program for both uses, since compiling costs far more than running: parameters are chosen in a first run."""
+    shape = compiled_shape(q.granularity, x.shape)
+    flat, flat_g = x.reshape(shape), g.reshape(shape)
+    blocks = qparams_shape(q.granularity, shape)
+    if qparams is None:
+        some = QParams(*_placeholder(q, x.dtype, blocks))
+        first = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *some[:2])
+        given = QParams(*first[0])
+    else:
+        given = QParams(*(None if p is None else np.asarray(p).reshape(blocks) for p in qparams))
+    done = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *given[:2])
+    chosen, codes, values, fake, chosen_fake, gradients = done
+    outer = qparams_shape(q.granularity, x.shape)
+    used = QParams(*(p.reshape(outer) if p is not None else None for p in chosen)) if qparams is None else qparams
+    dx, *others = gradients
+    return Results(
+        used,
+        codes.reshape(x.shape),
+        values.reshape(x.shape),
+        (chosen_fake if qparams is None else fake).reshape(x.shape),
+        QuantizerGradients(dx.reshape(x.shape), *(d.reshape(outer) if d is not None else None for d in others)),
+    )
+
+
+@cache
+def _placeholder(q: Quantizer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Array | None]:
+    scale = np.ones(shape, np.float64 if dtype == np.float64 else np.float32)
+    return scale, np.full(shape, q.format.lo, np.int32) if q.affine else None
+
+
+def _results(parts: Any) -> Results:
+    qparams, codes, values, fake, gradients = parts
+    return Results(QParams(*qparams), codes, values, fake, QuantizerGradients(*gradients))
+
+
+def _map(function: Callable[[Any], Array], value: Any) -> Any:
+    """The function on every array of nested tuples; None stays."""
+    if value is None:
+        return None
+    return tuple(_map(function, v) for v in value) if isinstance(value, tuple) else function(value)

@@ -1,0 +1,165 @@
+"""The five functions as programs over the arrays of one framework, compiled once for each quantizer and dtype.
+
+A program takes flat arguments (arrays or None) and returns nested tuples of arrays; the quantizer and the dtype of the
+result are fixed in it.
+"""
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from ..core.descriptions import QParams, Quantizer
+
+Program = Callable[..., Any]
+
+
+def missing_compiler() -> str | None:
+    """Why inductor cannot compile for the CPU here, or None: asked of inductor's own search for a C++ compiler."""
+    from torch._inductor import cpp_builder
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:  # inductor raises its own kinds, from modules that move between releases
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"inductor finds no C++ compiler ({reason}); install g++ or clang, or name one in CXX"
+    return None
+
+
+@cache
+def torch_program(function: str, q: Quantizer, dtype: str, *, compiled: bool) -> Program:
+    """A function of `_torch_functions`, eager or compiled with dynamic shapes as one graph."""
+    import torch
+
+    plain: Program = _torch_functions(q, getattr(torch, dtype))[function]
+    if not compiled:
+        return plain
+    if function == "gradients":
+        fake_quantize = torch_program("fake_quantize", q, dtype, compiled=True)
+        return lambda x, scale, zero, g: _torch_gradients(fake_quantize, x, scale, zero, g)
+    whole = torch.compile(_own_code(plain, f"{function}_{dtype}_{abs(hash(q))}"), fullgraph=True, dynamic=True)
+
+    def program(*arrays: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=64):  # ranks, sizes 0 and 1, small and large arrays
+            return whole(*arrays)
+
+    return program
+
+
+def _own_code(function: Any, name: str) -> Program:
+    """The function with a code object of its own, by which dynamo counts recompilations and keeps its guesses."""
+    return types.FunctionType(
+        function.__code__.replace(co_name=name), function.__globals__, name, function.__defaults__, function.__closure__
+    )
+
+
+def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
+    import torch
+
+    from .. import torch_frontend as room
+
+    def choose_qparams(x: Any) -> Any:
+        return tuple(room.choose_qparams(q, x)[:2])
+
+    def quantize(x: Any, scale: Any, zero: Any) -> Any:
+        return room.quantize(q, x, QParams(scale, zero))
+
+    def dequantize(codes: Any, scale: Any, zero: Any) -> Any:
+        return room.dequantize(q, codes, QParams(scale, zero), dtype)
+
+    def fake_quantize(x: Any, scale: Any, zero: Any) -> Any:
+        return room.fake_quantize(q, x, None if scale is None else QParams(scale, zero))
+
+    def gradients(x: Any, scale: Any, zero: Any, g: Any) -> Any:
+        return _torch_gradients(fake_quantize, x, scale, zero, g)
+
+    def all_five(x: Any, number: Any, g: Any, scale: Any, zero: Any) -> Any:
+        used = choose_qparams(x) if scale is None else (scale, zero)
+        codes = quantize(number, *used)
+        fake = fake_quantize(x, scale, zero)
+        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g)
+
+    def all_five_and_choice(x: Any, g: Any, scale: Any, zero: Any) -> Any:
+        codes = quantize(x, scale, zero)
+        with_gradient: Any = torch.func.vjp
+        if zero is None:
+            fake, vjp = with_gradient(lambda x, s: fake_quantize(x, s, None), x, scale)
+        else:
+            fake, vjp = with_gradient(fake_quantize, x, scale, zero.to(scale.dtype))
+        values = dequantize(codes, scale, zero)
+        return choose_qparams(x), codes, values, fake, fake_quantize(x, None, None), vjp(g)
+
+    names = (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five, all_five_and_choice)
+    return {f.__name__: f for f in names}
+
+
+def _torch_gradients(fake_quantize: Program, x: Any, scale: Any, zero: Any, g: Any) -> Any:
+    """By autograd. The zero point is differentiated in the dtype of the scale."""
+    import torch
+
+    leaves = [x.detach().requires_grad_(), scale.detach().requires_grad_()]
+    if zero is not None:
+        leaves.append(zero.detach().to(scale.dtype).requires_grad_())
+    found = torch.autograd.grad(fake_quantize(*leaves, *([None] if zero is None else [])), leaves, g)
+    return (*found, *([None] if zero is None else []))
+
+
+@cache
+def jax_program(function: str, q: Quantizer, dtype: str, *, jit: bool) -> Program:
+    """A function of `_jax_functions`, under ``jax.disable_jit()`` or as one jitted program."""
+    import jax
+
+    plain = _jax_functions(q, dtype)[function]
+    if jit:
+        whole: Program = jax.jit(plain)
+        return whole
+
+    def eager(*arrays: Any) -> Any:
+        with jax.disable_jit():
+            return plain(*arrays)
+
+    return eager
+
+
+def _jax_functions(q: Quantizer, dtype: str) -> dict[str, Any]:
+    import jax
+
+    from .. import jax_backend as room
+
+    def choose_qparams(x: Any) -> Any:
+        return tuple(room.choose_qparams(q, x)[:2])
+
+    def quantize(x: Any, scale: Any, zero: Any) -> Any:
+        return room.quantize(q, x, QParams(scale, zero))
+
+    def dequantize(codes: Any, scale: Any, zero: Any) -> Any:
+        return room.dequantize(q, codes, QParams(scale, zero), dtype)
+
+    def fake_quantize(x: Any, scale: Any, zero: Any) -> Any:
+        return room.fake_quantize(q, x, None if scale is None else QParams(scale, zero))
+
+    def gradients(x: Any, scale: Any, zero: Any, g: Any) -> Any:
+        if zero is None:
+            return (*jax.vjp(lambda x, s: fake_quantize(x, s, None), x, scale)[1](g), None)
+        return jax.vjp(fake_quantize, x, scale, zero.astype(scale.dtype))[1](g)
+
+    def all_five(x: Any, number: Any, g: Any, scale: Any, zero: Any) -> Any:
+        used = choose_qparams(x) if scale is None else (scale, zero)
+        codes = quantize(number, *used)
+        fake = fake_quantize(x, scale, zero)
+        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g)
+
+    return {f.__name__: f for f in (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five)}
+
+
+@contextmanager
+def jax_types(*, wide: bool) -> Iterator[None]:
+    """64-bit types in JAX for the time of a call, when it needs them."""
+    import jax
+
+    if wide:
+        with jax.enable_x64(True):
+            yield
+    else:
+        yield

@@ -1,0 +1,280 @@
+"""Hypothesis strategies for quantizers, scales, parameters and arrays: what random draws never meet is drawn often.
+
+Scales come from the bits (every exponent is as likely as any other), from powers of two and their neighbours, and from
+both ends of the normal numbers. Arrays come in the kinds of `KINDS`; those that need a scale take that of each
+element's own block.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ..core.blocks import expand_blocks
+from ..core.catalog import catalog
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding, ScaleRule, ZeroPoint
+from ..core.formats import IntegerFormat
+from ..core.granularity import (
+    Granularity,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    Shape,
+    qparams_shape,
+)
+from .bits import from_ordinal, ordinal, stored_bits
+from .knife_edges import special_values
+
+Array = NDArray[Any]
+Kind = Callable[[np.random.Generator, Array, Array, Any], Array]  # (random, scale, zero point, dtype), all elementwise
+
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "float32": np.dtype(np.float32),
+        "bfloat16": np.dtype(ml_dtypes.bfloat16),
+        "float16": np.dtype(np.float16),
+        "float64": np.dtype(np.float64),
+    }
+)
+
+
+def dtypes(*names: str) -> st.SearchStrategy[np.dtype[Any]]:
+    """Floating dtypes by name; without names float32, bfloat16 and float16, which every mode takes."""
+    return st.sampled_from([DTYPES[name] for name in names or ("float32", "bfloat16", "float16")])
+
+
+def granularities() -> st.SearchStrategy[Granularity]:
+    """Every kind of granularity, with axes from both ends and small groups and blocks."""
+    sizes = st.sampled_from([1, 2, 3, 8, 32])
+    return st.one_of(
+        st.just(PerTensor()),
+        st.builds(PerAxis, st.integers(-3, 2)),
+        st.just(PerToken()),
+        st.builds(PerGroup, sizes, st.integers(-2, 1)),
+        st.builds(PerBlock, st.lists(sizes, min_size=1, max_size=3).map(tuple)),
+    )
+
+
+def formats() -> st.SearchStrategy[IntegerFormat]:
+    """Integer formats of 1 to 16 bits, signed and not, whole and narrow."""
+    wider = st.builds(IntegerFormat, st.integers(2, 16), st.booleans(), st.booleans())
+    return st.one_of(wider, st.builds(IntegerFormat, st.just(1), st.booleans()))
+
+
+@st.composite
+def variants(draw: st.DrawFn) -> Quantizer:
+    """Quantizers put together at random from every format, granularity, scale rule, zero point, rounding, gradient."""
+    form = draw(formats())
+    denominators = [d for d in Denominator if form.lo or d is not Denominator.LO]
+    floors = st.one_of(st.none(), st.sampled_from([2.0**-126, 1e-6, 1.5]))
+    rule = st.builds(
+        ScaleRule, restriction=st.sampled_from(Restriction), denominator=st.sampled_from(denominators), floor=floors
+    )
+    return Quantizer(
+        format=form,
+        granularity=draw(granularities()),
+        scale=draw(rule),
+        zero_point=draw(st.sampled_from(ZeroPoint)) if form.hi else ZeroPoint.MIN_MAX,
+        rounding=draw(st.sampled_from(Rounding)),
+        gradient=draw(st.sampled_from(Gradient)),
+    )
+
+
+def quantizers() -> st.SearchStrategy[Quantizer]:
+    """Entries of the catalog and `variants`."""
+    return st.one_of(st.sampled_from(list(catalog.values())), variants())
+
+
+def shapes(granularity: Granularity) -> st.SearchStrategy[Shape]:
+    """Shapes that the granularity accepts, of at most a few thousand elements; empty and 0-d ones where allowed."""
+    length = st.one_of(st.integers(1, 9), st.integers(0, 9))
+    count = st.integers(0, 3)
+
+    def deep(fewest: int, most: int) -> st.SearchStrategy[Shape]:
+        return st.lists(length, min_size=fewest, max_size=most).map(tuple)
+
+    match granularity:
+        case PerTensor():
+            return st.one_of(deep(0, 4), st.integers(0, 300).map(lambda n: (n,)))
+        case PerAxis(axis):
+            need = axis + 1 if axis >= 0 else -axis
+            return deep(need, max(need, 4))
+        case PerToken():
+            return deep(1, 4)
+        case PerGroup(size, axis):
+            need = axis + 1 if axis >= 0 else -axis
+            return st.tuples(deep(need, max(need, 3)), count).map(
+                lambda drawn: tuple(size * drawn[1] if i == axis % len(drawn[0]) else n for i, n in enumerate(drawn[0]))
+            )
+        case PerBlock(block):
+            counts = st.tuples(*(st.integers(0, 2) for _ in block))
+            lead = st.lists(st.integers(0, 2), max_size=1).map(tuple)
+            return st.tuples(lead, counts).map(
+                lambda drawn: (*drawn[0], *(n * b for n, b in zip(drawn[1], block, strict=True)))
+            )
+
+
+def scales(dtype: Any = np.float32, *, restriction: Restriction = Restriction.FLOAT) -> st.SearchStrategy[float]:
+    """Positive normal numbers of the dtype: of ordinary size, over all exponents, around powers of two, and the ends.
+
+    Args:
+        restriction: `POWER_OF_TWO` leaves only those.
+    """
+    binade = low = 2 ** stored_bits(dtype)  # all in ordinals; this one is that of the smallest normal number
+    one, high = int(ordinal(np.asarray(1, dtype))), int(ordinal(np.asarray(np.inf, dtype))) - 1
+    powers = st.one_of(st.integers(one // binade - 10, one // binade + 4), st.integers(1, high // binade)).map(
+        lambda exponent: exponent * binade
+    )
+    ends = st.sampled_from([low, low + 1, high - 1, high])
+    nearby = st.tuples(powers, st.sampled_from([-1, 1])).map(sum)
+    common = st.integers(one - 12 * binade, one + 2 * binade)
+    places = st.one_of(common, st.integers(low, high), powers, nearby, ends)
+    if restriction is Restriction.POWER_OF_TWO:
+        places = powers
+    return places.map(lambda place: float(from_ordinal(np.clip(place, low, high), dtype)))
+
+
+@st.composite
+def qparams(draw: st.DrawFn, q: Quantizer, shape: Shape, dtype: Any) -> QParams:
+    """Parameters for an array of this shape and dtype: a few scales dealt out to the blocks, and any zero points."""
+    kind = np.dtype(np.float64 if np.dtype(dtype) == np.float64 else np.float32)
+    parameters = qparams_shape(q.granularity, shape)
+    few = draw(st.lists(scales(kind, restriction=q.scale.restriction), min_size=1, max_size=6), label="scales")
+    scale = np.resize(np.array(few, kind), parameters).reshape(parameters)
+    if not q.affine:
+        return QParams(scale)
+    ends = st.sampled_from([q.format.lo, q.format.hi, min(max(0, q.format.lo), q.format.hi)])
+    codes = st.lists(st.one_of(ends, st.integers(q.format.lo, q.format.hi)), min_size=1, max_size=7)
+    zero = np.resize(np.array(draw(codes, label="zero points"), np.int32), parameters).reshape(parameters)
+    return QParams(scale, zero)
+
+
+@st.composite
+def arrays(
+    draw: st.DrawFn, q: Quantizer, qparams: QParams, shape: Shape, dtype: Any, *, kinds: tuple[str, ...] = ()
+) -> Array:
+    """An array of one of the `KINDS`, or of a different one for each element.
+
+    Args:
+        qparams: whose grid the kinds that lie near one use.
+        kinds: names to choose among; none for all.
+    """
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    names = draw(st.lists(st.sampled_from(kinds or tuple(KINDS)), min_size=1, max_size=3), label="kinds")
+    wide = np.asarray(qparams.scale, np.float64)
+    zero = np.zeros_like(wide) if qparams.zero_point is None else np.asarray(qparams.zero_point, np.float64)
+    scale, offset = (expand_blocks(p, q.granularity, shape) for p in (wide, zero))
+    choice = random.integers(0, len(names), shape)
+    x = np.zeros(shape, dtype)
+    for number, name in enumerate(names):
+        with np.errstate(all="ignore"):
+            one = KINDS[name](random, scale, _code(random, q, offset), np.dtype(dtype))
+        x = np.where(choice == number, one, x)
+    return np.asarray(x, dtype)
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn, q: Quantizer, *, dtype: Any = None, shape: Shape | None = None, kinds: tuple[str, ...] = ()
+) -> tuple[Array, QParams, Array]:
+    """An array for a quantizer, parameters that fit it, and an incoming gradient: what the laws take.
+
+    Args:
+        dtype: None to draw one of those every mode takes.
+        shape: None to draw one that the granularity accepts.
+        kinds: of the array.
+    """
+    dtype = draw(dtypes(), label="dtype") if dtype is None else np.dtype(dtype)
+    shape = draw(shapes(q.granularity), label="shape") if shape is None else shape
+    parameters = draw(qparams(q, shape, dtype), label="qparams")
+    x = draw(arrays(q, parameters, shape, dtype, kinds=kinds), label="x")
+    seed = draw(st.integers(0, 2**32 - 1), label="seed of g")
+    return x, parameters, _normal(np.random.default_rng(seed), np.ones(shape), np.zeros(shape), dtype)
+
+
+def _code(random: np.random.Generator, q: Quantizer, zero: Array) -> Array:
+    """Integers ``code - z``, of codes in the range and a little beyond."""
+    return random.integers(q.format.lo - 2, q.format.hi + 3, zero.shape) - zero
+
+
+def _nudged(random: np.random.Generator, x: Array, dtype: Any) -> Array:
+    """Numbers of the dtype within 2 places of x."""
+    near = np.asarray(x, dtype)
+    return np.where(np.isnan(near), near, from_ordinal(ordinal(near) + random.integers(-2, 3, near.shape), dtype))
+
+
+def _ties(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    return _nudged(random, (code + 0.5) * scale, dtype)
+
+
+def _grid(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    return _nudged(random, code * scale, dtype)
+
+
+def _normal(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    return np.asarray(random.standard_normal(scale.shape) * scale * np.maximum(np.abs(code), 1), dtype)
+
+
+def _tiny(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    return np.asarray(random.standard_normal(scale.shape) * scale * 2.0**-20, dtype)
+
+
+def _bits(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    width = 8 * np.dtype(dtype).itemsize
+    raw = random.integers(0, 2**width, scale.shape, dtype=np.uint64)
+    return raw.astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
+
+
+def _subnormal(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    normal = 2 ** stored_bits(dtype)
+    return from_ordinal(random.integers(-normal, normal + 1, scale.shape), dtype)
+
+
+def _powers(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    binade = 2 ** stored_bits(dtype)
+    exponent = random.integers(1, int(ordinal(np.asarray(np.inf, dtype))) // binade, scale.shape)
+    sign = random.choice([-1, 1], scale.shape)
+    return _nudged(random, from_ordinal(sign * exponent * binade, dtype), dtype)
+
+
+def _special(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    return np.asarray(random.choice(special_values(dtype), scale.shape), dtype)
+
+
+def _huge(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+    inf = int(ordinal(np.asarray(np.inf, dtype)))
+    sign = random.choice([-1, 1], scale.shape)
+    return from_ordinal(sign * random.integers(inf - 2 ** stored_bits(dtype), inf, scale.shape), dtype)
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "ties": _ties,
+        "grid": _grid,
+        "normal": _normal,
+        "positive": lambda random, scale, code, dtype: np.abs(_normal(random, scale, code, dtype)),
+        "tiny": _tiny,
+        "huge": _huge,
+        "subnormal": _subnormal,
+        "powers of two": _powers,
+        "bits": _bits,
+        "special": _special,
+        "zero": lambda random, scale, code, dtype: np.zeros(scale.shape, dtype),
+        "equal": lambda random, scale, code, dtype: np.full(scale.shape, random.standard_normal(), dtype),
+    }
+)
+"""Kinds of elements by name, each a function ``(random, scale, code, dtype)`` of one scale and code per element.
+
+``ties``: at decision boundaries and up to 2 numbers away; ``grid``: the same around the grid points; ``normal``: of
+the quantizer's range; ``positive``: their magnitudes; ``tiny``: far below the scale; ``huge``: the last finite binade;
+``subnormal``: with the smallest normal number; ``powers of two`` and neighbours, any sign; ``bits``: any pattern, NaN
+and infinities included; ``special``: `special_values`; ``zero``; ``equal``: one value throughout.
+"""
+FINITE = tuple(name for name in KINDS if name not in ("bits", "special", "ties", "grid", "normal", "positive"))
+"""Kinds that are finite whatever the scale (the others overflow with large scales in narrow dtypes)."""
