@@ -1,1 +1,7 @@
-"""placeholder."""
+"""The quantizers of `samebits.core` for JAX: the same bits, op by op and under `jax.jit`, with gradients."""
+
+from .quantizer import choose_qparams as choose_qparams
+from .quantizer import dequantize as dequantize
+from .quantizer import fake_quantize as fake_quantize
+from .quantizer import fake_quantize_vjp as fake_quantize_vjp
+from .quantizer import quantize as quantize
