@@ -6,7 +6,7 @@ arrays are not copied. Scale and zero point come in the wide dtype.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,9 +66,7 @@ def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: to
     return out
 
 
-def gradients(
-    q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: tuple[bool, bool, bool]
-) -> Terms:
+def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: Sequence[bool]) -> Terms:
     """Gradients of x, scale and zero point; the latter two float64 sums over each block, not yet rounded."""
     x, view, spread = _layout(q, x)
     dx = torch.empty_like(x) if wanted[0] else None

@@ -4,6 +4,7 @@ Every argument is in the wide dtype (float32 or float64), the scale ``s`` and th
 broadcast against the value.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def values_of(codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
 
 
 def gradient_terms(
-    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, g: Tensor, wanted: tuple[bool, bool, bool]
+    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, g: Tensor, wanted: Sequence[bool]
 ) -> Terms:
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
     quotient, unclamped, codes = codes_of(q, value, s, z)
