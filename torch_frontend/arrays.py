@@ -28,15 +28,9 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(
-        t is None
-        or (
-            type(t) in (Tensor, torch.nn.Parameter)
-            and not t.is_meta
-            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        )
-        for t in tensors
-    )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
 
 
 def records_gradient(*tensors: Tensor | None) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Gradient, Quantizer
+from .arrays import widened
 from .clamp import clamp
 from .rounding import round_to_integer
 from .ste import clip_mask
@@ -54,7 +55,7 @@ def gradient_terms(
     everywhere = q.gradient is Gradient.PASS_THROUGH
     passes = torch.ones_like(unclamped, dtype=torch.bool) if everywhere else clip_mask(q, unclamped)
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
-    wide, d_scale, d_zero = g.to(value.dtype), None, None
+    wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:
         centred = codes if z is None else codes - z
         d_scale = wide * (centred - torch.where(passes, quotient, torch.zeros_like(quotient)))

@@ -25,7 +25,7 @@ def contraction(
     """``contract(a, b)``, exact: float32 or float64, zero of either sign.
 
     Args:
-        a, b: centred codes of ``q_x`` and ``q_w`` (or NaN), contracted along axis 1 of both and all later ones of ``b``.
+        a, b: centred codes (or NaN) of ``q_x`` and ``q_w``, contracted along axis 1 of both and later axes of ``b``.
     """
     channels, terms = a.shape[1], 1
     for n in b.shape[2:]:

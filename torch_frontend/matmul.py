@@ -27,7 +27,7 @@ from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import exact, routes
 from .arguments import check_array, check_tensor
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient
+from .arrays import dtype_name, is_concrete, narrowed, records_gradient, widened
 
 Pair = tuple[int, int]
 
@@ -200,7 +200,7 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     """Gradients of the seven tensors, None where not wanted."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias = tensors
     for_x, for_w = any(wanted[:3]), any(wanted[3:6])
-    wide = g.to(x_scale.dtype)
+    wide = widened(g)
     x_hat = _dequantized(layer.q_x, x, x_scale, x_zero) if for_w else x.to(wide.dtype)
     w_hat = _dequantized(layer.q_w, w, w_scale, w_zero) if for_x else w.to(wide.dtype)
     if layer.linear:
@@ -214,9 +214,9 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     of_x: Sequence[Tensor | None] = (None, None, None)
     of_w: Sequence[Tensor | None] = (None, None, None)
     if dx is not None:
-        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, dx.to(x.dtype), wanted[:3])[:3]
+        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3])[:3]
     if dw is not None:
-        of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, dw.to(w.dtype), wanted[3:6])[:3]
+        of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6])[:3]
     axes = [axis for axis in range(wide.ndim) if axis != 1]
     return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None
 
