@@ -38,6 +38,12 @@ def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def apply_plainly(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """``function.apply`` for concrete tensors: what it does outside ``torch.func``, less the binding of a signature."""
+    result: Tensor = super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+    return result
+
+
 def widened(x: Tensor) -> Tensor:
     """``x`` in its wide dtype. In compiled code rounded to its own precision first, which costs nothing in eager code.
 

@@ -51,15 +51,15 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
 
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Codes in ``dtype``: a floating one keeps NaN, an integer one refuses it."""
+    """Codes in ``dtype``: the wide one keeps NaN, an integer one refuses it."""
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x, dtype=dtype)
-    scratch = _scratch(x, scale.dtype)
+    scratch = None if dtype == scale.dtype else _scratch(x, scale.dtype)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
-        work = scratch[: xs.numel()].view(xs.shape)
+        work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
         _codes_into(work, q, xs, s, z)
-        if dtype.is_floating_point:
-            torch.add(work, 0.0, out=ys)
+        if work is ys:
+            work.add_(0.0)
         else:
             checks.check_no_nan(math.isnan(work.amax().item()))
             ys.copy_(work)
@@ -71,11 +71,13 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     x, view, spread = _layout(q, x)
     dx = torch.empty_like(x) if wanted[0] else None
     d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
+    if q.gradient is Gradient.PASS_THROUGH and not any(wanted[1:]):
+        return Terms(g.clone(), None, None)
     if not any(wanted[1:]) and x.dtype != torch.float64:
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
         below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
         for xs, gs, out, low, high in pieces(view(x), view(g), view(dx), below, above):
-            _mask_into(out, q, xs, gs, low, high)
+            _mask_into(out, xs, gs, low, high)
         return Terms(dx, None, None)
     parameters = (spread(scale), spread(zero), spread(d_scale), spread(d_zero))
     for xs, gs, out, s, z, scale_sum, zero_sum in pieces(view(x), view(g), view(dx), *parameters):
@@ -89,11 +91,9 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     return Terms(dx, d_scale, d_zero)
 
 
-def _mask_into(out: Tensor, q: Quantizer, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
+def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
     """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
-    if q.gradient is Gradient.PASS_THROUGH:
-        out.copy_(g)
-    elif low.numel() == 1:
+    if low.numel() == 1:
         torch.ops.aten.hardtanh_backward(g, x, low.item(), high.item(), grad_input=out)
         if math.isnan(x.amax().item()):  # its vectorized loop stops NaN, its scalar loop passes it
             out.copy_(torch.where(x.isnan(), g, out))
@@ -103,12 +103,14 @@ def _mask_into(out: Tensor, q: Quantizer, x: Tensor, g: Tensor, low: Tensor, hig
 
 def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
     """``x``, dense, and the two views under which tensors laid out like it, and its parameters, broadcast."""
-    order = dense_order(x)
-    if isinstance(q.granularity, PerTensor) and order is not None:
-        return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
-    x = x.contiguous()
-    array, own = broadcast_views(q.granularity, tuple(x.shape))
-    return x, lambda t: None if t is None else t.reshape(array), lambda p: None if p is None else p.reshape(own)
+    if not isinstance(q.granularity, PerTensor):
+        x = x.contiguous()
+        array, own = broadcast_views(q.granularity, tuple(x.shape))
+        return x, lambda t: None if t is None else t.reshape(array), lambda p: None if p is None else p.reshape(own)
+    order = None if x.is_contiguous() else dense_order(x)
+    if order is None:
+        return x.contiguous(), lambda t: None if t is None else t.reshape(-1), lambda p: p
+    return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
 
 
 def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:

@@ -27,7 +27,7 @@ from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import exact, routes
 from .arguments import check_array, check_tensor
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient, widened
+from .arrays import apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, widened
 
 Pair = tuple[int, int]
 
@@ -140,8 +140,8 @@ def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: Q
     check_array(layer.q_x, x, x_qparams)
     check_array(layer.q_w, w, w_qparams)
     tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias)
-    if is_concrete(*tensors) and not records_gradient(*tensors):
-        return _values(layer, *tensors)
+    if is_concrete(*tensors):
+        return apply_plainly(_Contraction, layer, *tensors) if records_gradient(*tensors) else _values(layer, *tensors)
     y: Tensor = _Contraction.apply(layer, *tensors)  # type: ignore[no-untyped-call]
     return y
 

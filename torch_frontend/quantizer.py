@@ -25,7 +25,7 @@ from ..core import checks
 from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
 from . import eager, routes
 from .arguments import check_array, check_parameters
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
+from .arrays import apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks
 from .elementwise import codes_of
 from .scaling import affine_scale, restrict_scale, symmetric_scale
@@ -112,8 +112,10 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
     else:
         check_array(q, x, qparams)
     scale, zero_point = qparams.scale, qparams.zero_point
-    if is_concrete(x, scale, zero_point) and not records_gradient(x, scale, zero_point):
-        return routes.forward(q, x, scale, zero_point)
+    if is_concrete(x, scale, zero_point):
+        if not records_gradient(x, scale, zero_point):
+            return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
+        return apply_plainly(_FakeQuantize, x, scale, zero_point, q)
     value: Tensor = _FakeQuantize.apply(x, scale, zero_point, q)  # type: ignore[no-untyped-call]
     return value
 
