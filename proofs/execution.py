@@ -172,13 +172,10 @@ def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -
     flat, flat_g = x.reshape(shape), g.reshape(shape)
     blocks = qparams_shape(q.granularity, shape)
     if qparams is None:
-        some = QParams(*_placeholder(q, x.dtype, blocks))
-        first = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *some[:2])
-        given = QParams(*first[0])
+        given = _run_compiled(q, flat, flat_g, *_placeholder(q, x.dtype, blocks))[1]
     else:
-        given = QParams(*(None if p is None else np.asarray(p).reshape(blocks) for p in qparams))
-    done = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *given[:2])
-    chosen, codes, values, fake, chosen_fake, gradients = done
+        given = tuple(None if p is None else np.asarray(p).reshape(blocks) for p in qparams[:2])
+    fake, chosen, codes, values, gradients = _run_compiled(q, flat, flat_g, *given)
     outer = qparams_shape(q.granularity, x.shape)
     used = QParams(*(p.reshape(outer) if p is not None else None for p in chosen)) if qparams is None else qparams
     dx, *others = gradients
@@ -186,9 +183,13 @@ def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -
         used,
         codes.reshape(x.shape),
         values.reshape(x.shape),
-        (chosen_fake if qparams is None else fake).reshape(x.shape),
+        fake.reshape(x.shape),
         QuantizerGradients(dx.reshape(x.shape), *(d.reshape(outer) if d is not None else None for d in others)),
     )
+
+
+def _run_compiled(q: Quantizer, x: Array, g: Array, scale: Array, zero: Array | None) -> Any:
+    return _call("torch compiled", "forward_and_gradients", q, x.dtype, x, scale, zero, g)
 
 
 @cache
