@@ -56,8 +56,6 @@ def _own_code(function: Any, name: str) -> Program:
 
 
 def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
-    import torch
-
     from .. import torch_frontend as room
 
     def choose_qparams(x: Any) -> Any:
