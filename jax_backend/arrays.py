@@ -135,6 +135,23 @@ def tiny_quotient(x: jax.Array, s: jax.Array, quotient: jax.Array) -> jax.Array:
     return jnp.where(lost, with_sign_of(jnp.asarray(form.smallest), x), quotient)
 
 
+def add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a + b``, correctly rounded, also where operands or the sum are subnormal.
+
+    Small operands are added 2**64 times as large (for float32), where nothing is subnormal. A sum that ends below the
+    smallest normal number is exact, since all such numbers are multiples of the smallest subnormal.
+    """
+    form = layout(a.dtype)
+    up = 1 - form.min_exponent // 2  # 64
+    limit = _power(4 - up, a.dtype)
+    total = _scaled_by(a, up) + _scaled_by(b, up)
+    steps = jnp.abs(total) * _power(form.mantissa - form.min_exponent - up, a.dtype)  # of the smallest subnormal
+    subnormal = with_sign_of(from_pattern(steps.astype(form.integer), a.dtype), total)
+    below = jnp.abs(total) < _power(form.min_exponent + up, a.dtype)
+    small = jnp.where(below, subnormal, total * _power(-up, a.dtype))
+    return jnp.where((jnp.abs(a) < limit) & (jnp.abs(b) < limit), small, a + b)
+
+
 def product(code: jax.Array, scale: jax.Array) -> jax.Array:
     """``code * scale`` rounded, +0.0 for zero codes of either sign, NaN for NaN; not to be fused with what follows.
 
@@ -152,3 +169,10 @@ def _scaled_up(s: jax.Array) -> jax.Array:
     """``s * 2**126``, or 2**127 from 1 upwards, where the quotient of a subnormal is no normal number anyway."""
     power = -layout(s.dtype).min_exponent
     return jnp.where(s < 1, s * _power(power, s.dtype), _power(power + 1, s.dtype))
+
+
+def _scaled_by(x: jax.Array, up: int) -> jax.Array:
+    """``x * 2**up``, exact unless it overflows."""
+    below = layout(x.dtype).min_exponent
+    subnormal = scaled_subnormal(x) * _power(up + below, x.dtype)
+    return jnp.where(is_subnormal_or_zero(x), subnormal, x * _power(up, x.dtype))

@@ -14,13 +14,12 @@ What only values can tell (scales that are no positive normal numbers, zero poin
 block that is not finite gets a NaN scale, `quantize` gives NaN the code of zero, and other wrong values give results
 without meaning.
 
-The functions compile themselves. Almost always every scale is far above the smallest normal number, and subnormal ``x``
-may be read as zero, as XLA on CPU does; a `lax.cond` on the scales takes the branch that decodes them when it may not.
+The functions compile themselves. Almost always every scale is far above the smallest normal number, and subnormal
+``x`` may be read as zero, as XLA on CPU does; `kernels.by_scale` takes the branch that decodes them when it may not.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,19 +27,18 @@ import numpy as np
 from jax import lax
 
 from ..core import checks
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients, Rounding
-from ..core.granularity import Shape
-from .arrays import as_array, divide, is_concrete, layout, narrow, product, tiny_quotient, widen
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from . import kernels
+from .arguments import check_array, check_description, check_operands, check_qparams
+from .arrays import as_array, is_concrete, widen
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
-from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
 from .zero_point import affine_zero_point
 
 Array = jax.Array
-Result = TypeVar("Result")
 
 
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
@@ -53,7 +51,7 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
         ValueError: a shape the granularity does not divide, NaN or an infinity in ``x`` (where values are at hand; else
             NaN is the scale), an arithmetic that is not the default.
     """
-    x = _checked(q, x)
+    x = check_array(q, x)
     scale, zero_point, finite = _choose(q, x)
     if is_concrete(finite):
         checks.check_finite_statistic(bool(finite))
@@ -67,7 +65,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` where values are at hand. Elsewhere
             NaN becomes the code of zero.
     """
-    x, scale, zero_point = _checked_all(q, x, qparams)
+    x, scale, zero_point = check_operands(q, x, qparams)
     if is_concrete(x):
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
@@ -84,12 +82,12 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) 
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape or values of the parameters.
     """
-    _check_description(q)
+    check_description(q)
     codes = as_array("codes", codes)
     checks.check_codes(q, codes.dtype.name)
     out = jnp.dtype(as_array("qparams.scale", qparams.scale).dtype if dtype is None else dtype)
     checks.check_float("dtype", out.name)
-    scale, zero_point = _checked_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
+    scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
     value: Array = _dequantize(q, codes, scale, zero_point, out)
     return value
 
@@ -109,7 +107,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
             arithmetic that is not the default.
     """
     qparams = choose_qparams(q, x) if qparams is None else qparams
-    x, scale, zero_point = _checked_all(q, x, qparams)
+    x, scale, zero_point = check_operands(q, x, qparams)
     value: Array = _fake_quantize(q, x, scale, zero_point)
     return value
 
@@ -126,7 +124,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     Raises:
         TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
     """
-    x, scale, zero_point = _checked_all(q, x, qparams)
+    x, scale, zero_point = check_operands(q, x, qparams)
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     return QuantizerGradients(*_gradients(q, x, scale, zero_point, g))
@@ -138,38 +136,8 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    result: tuple[Array, Array] = _codes_and_zero_points(q, *_checked_all(q, x, qparams))
+    result: tuple[Array, Array] = _codes_and_zero_points(q, *check_operands(q, x, qparams))
     return result
-
-
-def _check_description(q: Quantizer) -> None:
-    checks.check_quantizer(q)
-    checks.check_default_arithmetic(q, "jax_backend")
-
-
-def _checked(q: Quantizer, x: Any) -> Array:
-    _check_description(q)
-    array = as_array("x", x)
-    checks.check_float("x", array.dtype.name)
-    q.granularity.block_size(array.shape)
-    return array
-
-
-def _checked_all(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None]:
-    x = _checked(q, x)
-    return (x, *_checked_qparams(q, x.shape, x.dtype.name, qparams))
-
-
-def _checked_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParams) -> tuple[Array, Array | None]:
-    scale = as_array("qparams.scale", qparams.scale)
-    zero = None if qparams.zero_point is None else as_array("qparams.zero_point", qparams.zero_point)
-    zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
-    checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
-    if is_concrete(scale):
-        checks.check_scale_values(np.asarray(scale))
-    if zero is not None and is_concrete(zero):
-        checks.check_zero_point_values(q, np.asarray(zero))
-    return scale, zero
 
 
 @partial(jax.jit, static_argnums=0)
@@ -194,32 +162,33 @@ def _has_nan(x: Array) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
-        codes = _codes(q, x, scale, zero_point, subnormals=subnormals)
-        return jnp.where(jnp.isnan(codes), _zeros(q, zero_point, scale, x.shape), codes).astype(q.format.storage)
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        numbers = jnp.where(jnp.isnan(codes), kernels.zero_points(q, zero_point, scale, x.shape), codes)
+        return numbers.astype(q.format.storage)
 
-    return _by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
     work = codes.astype(checks.scale_dtype(jnp.dtype(dtype).name))
-    return _values(q, work, scale.astype(work.dtype), zero_point, dtype)
+    return kernels.values(q, work, scale.astype(work.dtype), zero_point, dtype)
 
 
 @partial(jax.jit, static_argnums=0)
 def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
-    codes = _by_scale(q, scale, lambda subnormals: _codes(q, x, scale, zero_point, subnormals=subnormals))
-    return jnp.where(codes == 0, 0, codes), _zeros(q, zero_point, scale, x.shape)
+    codes = kernels.by_scale(q, scale, lambda subnormals: kernels.codes(q, x, scale, zero_point, subnormals=subnormals))
+    return jnp.where(codes == 0, 0, codes), kernels.zero_points(q, zero_point, scale, x.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
 def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
-        codes = _codes(q, x, scale, zero_point, subnormals=subnormals)
-        return _values(q, codes, scale, zero_point, x.dtype)
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        return kernels.values(q, codes, scale, zero_point, x.dtype)
 
-    return _by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute)
 
 
 def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Any]:
@@ -244,7 +213,7 @@ def _gradients(
     """Gradients towards x, scale and zero point, each by itself, so that XLA drops those that nobody uses."""
 
     def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
-        quotient, unclamped = _unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)
+        quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)
         through = q.gradient is Gradient.PASS_THROUGH
         return quotient, unclamped, jnp.ones(x.shape, bool) if through else clip_mask(q, unclamped)
 
@@ -254,59 +223,15 @@ def _gradients(
     def towards_scale(subnormals: bool) -> Array:
         quotient, unclamped, passes = quotient_and_mask(subnormals)
         codes = clamp(unclamped, q.format.lo, q.format.hi)
-        steps = codes - _zeros(q, zero_point, scale, x.shape)
+        steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
         return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
 
     def towards_zero_point(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
         return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
 
-    dx, d_scale = _by_scale(q, scale, towards_x), _by_scale(q, scale, towards_scale)
-    return dx, d_scale, _by_scale(q, scale, towards_zero_point) if q.affine else None
-
-
-def _by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result]) -> Result:
-    """``compute(subnormals)``: whether subnormal ``x`` must be decoded, decided by the scales when the program runs.
-
-    With scales of at least 2**-63 their quotients are below 2**-63, which every direction that rounds to nearest or
-    toward zero makes 0. The others move a tiny quotient to 1 or -1: they always decode.
-    """
-    if q.rounding in (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE):
-        return compute(True)
-    least = 2.0 ** (layout(scale.dtype).min_exponent // 2)
-    chosen: Result = lax.cond(jnp.all(scale >= least), lambda: compute(False), lambda: compute(True))
-    return chosen
-
-
-def _zeros(q: Quantizer, zero_point: Array | None, scale: Array, shape: Shape) -> Array:
-    """The zero point of every element, 0 when symmetric, in the dtype of the scale."""
-    if zero_point is None:
-        return jnp.zeros(shape, scale.dtype)
-    return expand_blocks(zero_point.astype(scale.dtype), q.granularity, shape)
-
-
-def _unclamped_codes(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool
-) -> tuple[Array, Array]:
-    """``x / s``, and the codes as the clamp sees them."""
-    value, divisor = widen(x), expand_blocks(scale, q.granularity, x.shape)
-    quotient = divide(value, divisor, subnormals=subnormals)
-    if q.rounding in (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE):
-        quotient = tiny_quotient(value, divisor, quotient)
-    rounded = round_to_integer(quotient, q.rounding)
-    return quotient, rounded if zero_point is None else rounded + _zeros(q, zero_point, scale, x.shape)
-
-
-def _codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool) -> Array:
-    """Codes in the dtype of the scale, NaN for NaN; zero may have either sign."""
-    unclamped = _unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1]
-    return clamp(unclamped, q.format.lo, q.format.hi)
-
-
-def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
-    """``(code - z) * s``, rounded once to ``dtype``."""
-    centred = codes if zero_point is None else codes - _zeros(q, zero_point, scale, codes.shape)
-    return narrow(product(centred, expand_blocks(scale, q.granularity, codes.shape)), dtype)
+    dx, d_scale = kernels.by_scale(q, scale, towards_x), kernels.by_scale(q, scale, towards_scale)
+    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point) if q.affine else None
 
 
 def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:

@@ -18,7 +18,7 @@ from .blocks import split_blocks
 
 def absmax(x: jax.Array, granularity: Granularity) -> jax.Array:
     """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
-    return _extreme(jnp.abs(split_blocks(x, granularity)), jnp.max)
+    return _extreme(x, lambda a: jnp.max(jnp.abs(split_blocks(a, granularity)), axis=-1, initial=0))
 
 
 def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Array]:
@@ -26,17 +26,17 @@ def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Arra
 
     Zeros come out as +0.0.
     """
-    blocks = split_blocks(x, granularity)
-    return _extreme(blocks, jnp.min), _extreme(blocks, jnp.max)
+    low = _extreme(x, lambda a: jnp.min(split_blocks(a, granularity), axis=-1, initial=0))
+    return low, _extreme(x, lambda a: jnp.max(split_blocks(a, granularity), axis=-1, initial=0))
 
 
-def _extreme(blocks: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
-    """``reduce`` over the last axis, including 0, with subnormals told from zeros."""
-    normal = reduce(blocks, axis=-1, initial=0)
+def _extreme(x: jax.Array, reduce: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """``reduce(x)``, an extreme of each block and 0, with subnormals told from zeros."""
+    normal = reduce(x)
 
     def with_subnormals() -> jax.Array:
-        small = jnp.where(is_subnormal_or_zero(blocks), scaled_subnormal(blocks), jnp.zeros((), blocks.dtype))
-        return jnp.where(normal == 0, _unscaled(reduce(small, axis=-1, initial=0)), normal)
+        small = jnp.where(is_subnormal_or_zero(x), scaled_subnormal(x), jnp.zeros((), x.dtype))
+        return jnp.where(normal == 0, _unscaled(reduce(small)), normal)
 
     extreme: jax.Array = lax.cond(jnp.any(normal == 0), with_subnormals, lambda: normal)
     return extreme
