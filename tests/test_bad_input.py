@@ -317,3 +317,58 @@ def test_unknown_names(ask: Callable[[], Quantizer], error: type[Exception], wor
     with pytest.raises(error) as caught:
         ask()
     assert caught.value.args[0].startswith(words)
+
+
+LAYERS = {
+    "weight with an axis too many": (
+        "linear",
+        {"w": (3, 4, 1)},
+        ValueError,
+        "`w` must have 2 axes, got shape (3, 4, 1)",
+    ),
+    "input of another length": (
+        "linear",
+        {"x": (2, 5)},
+        ValueError,
+        "`x` must fit `w` of shape (3, 4), got shape (2, 5)",
+    ),
+    "input without axes": ("linear", {"x": ()}, ValueError, "`x` must fit `w` of shape (3, 4), got shape ()"),
+    "bias of another length": ("linear", {"bias": (4,)}, ValueError, "`bias` must have shape (3,), got (4,)"),
+    "kernel of two axes": ("conv2d", {"w": (3, 4)}, ValueError, "`w` must have 4 axes, got shape (3, 4)"),
+    "image without a batch": (
+        "conv2d",
+        {"x": (4, 5, 5)},
+        ValueError,
+        "`x` must fit `w` of shape (3, 4, 2, 2), got shape (4, 5, 5)",
+    ),
+    "image of other channels": ("conv2d", {"x": (1, 3, 5, 5)}, ValueError, "`x` must fit `w` of shape (3, 4, 2, 2)"),
+}
+FITTING = {"linear": {"x": (2, 4), "w": (3, 4)}, "conv2d": {"x": (1, 4, 5, 5), "w": (3, 4, 2, 2)}}
+
+
+def layer_refusal(name: str, function: str, arrays: dict[str, Any]) -> Exception:
+    room = ROOMS[name]
+    given = {key: room.array(value) for key, value in arrays.items()}
+    one = QParams(room.array(ONE))
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # its type and words are compared by the caller
+        getattr(room.module, function)(INT8, given["x"], one, INT8, given["w"], one, given.get("bias"))
+    return caught.value
+
+
+@pytest.mark.parametrize(("function", "shapes", "error", "words"), LAYERS.values(), ids=LAYERS)
+def test_every_room_refuses_operands_that_do_not_fit(
+    function: str, shapes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    arrays = {key: np.ones(shape, np.float32) for key, shape in (FITTING[function] | shapes).items()}
+    refusals = {name: layer_refusal(name, function, arrays) for name in ROOMS}
+    assert {type(caught) for caught in refusals.values()} == {error}
+    assert {str(caught) for caught in refusals.values()} == {str(refusals["core"])}
+    assert str(refusals["core"]).startswith(words)
+
+
+@pytest.mark.parametrize("function", FITTING)
+def test_every_room_refuses_a_weight_of_another_dtype(function: str) -> None:
+    x, w = (np.ones(FITTING[function][key], np.float32) for key in ("x", "w"))
+    refusals = {name: layer_refusal(name, function, {"x": x, "w": w.astype(np.float16)}) for name in ROOMS}
+    assert {type(caught) for caught in refusals.values()} == {TypeError}
+    assert {str(caught) for caught in refusals.values()} == {"`w` must have the dtype of `x`, float32, got float16"}
