@@ -152,8 +152,17 @@ class _Contraction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(layer: _Layer, *tensors: Any) -> Tensor:
-        return _values(layer, *tensors)
+    def forward(
+        layer: _Layer,
+        x: Tensor,
+        x_scale: Tensor,
+        x_zero: Tensor | None,
+        w: Tensor,
+        w_scale: Tensor,
+        w_zero: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        return _values(layer, x, x_scale, x_zero, w, w_scale, w_zero, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -85,6 +85,7 @@ class TensorQuantizer(nn.Module):
         return fake_quantize(self.quantizer, x, self.qparams(x))
 
     def extra_repr(self) -> str:
+        """Format, granularity and source of the scale."""
         q = self.quantizer
         return f"{q.format}{' affine' if q.affine else ''}, {q.granularity}, scale={q.scale.source}"
 

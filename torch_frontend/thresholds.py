@@ -43,11 +43,11 @@ def _ends(q: Quantizer, zero: int, scale: Array) -> Array:
     """Below and above, in a last axis: the first float32 past the tie that ends the interval, or at it."""
     middles, ties_stay = _last_quotients(q.rounding, q.format.lo - zero, q.format.hi - zero)
     exact = scale[..., None].astype(np.float64) * middles
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # beyond the largest float32 lie the infinities
         nearest = exact.astype(np.float32)
-    beyond = (nearest - exact) * SIDES  # only its sign matters; infinity less a number is infinite
-    outside = (beyond > 0) | ((beyond == 0) & ~ties_stay)
-    return np.where(outside, nearest, np.nextafter(nearest, SIDES * np.float32(np.inf)))
+        after = np.nextafter(nearest, SIDES * np.float32(np.inf))
+    beyond = (nearest - exact) * SIDES  # only its sign matters
+    return np.where((beyond > 0) | ((beyond == 0) & ~ties_stay), nearest, after)
 
 
 @lru_cache(maxsize=4096)
