@@ -60,6 +60,8 @@ def imported_names(tree: ast.Module, package: str) -> Iterator[str]:
                 yield from (f"{start}.{alias.name}" for alias in names)
             case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
                 yield "?"
+            case _:
+                pass
 
 
 def forbidden_imports(tree: ast.Module, package: str) -> list[str]:
