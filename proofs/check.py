@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..core import Quantizer, catalog
 from ..core.catalog import Named
 from . import execution
-from .checkpoint import StoredTensor, mapped_values, stored_tensors
+from .checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
 from .compare import differences
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
 from .tally import Tally, tally
@@ -131,7 +131,7 @@ def plan(
         path: a safetensors file; None for the digit classifier of the package, with its logits.
         quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
     Raises:
-        CheckpointError: a file that cannot be read.
+        CheckpointError: a file that cannot be read, or one without a tensor to check.
         KeyError: an unknown name, with the nearest known ones.
     """
     from .digits import DATA
@@ -141,10 +141,13 @@ def plan(
     chosen_dtypes = _known("dtype", dtypes, DTYPES)
     others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
     source = DATA if path is None else path
+    tensors = stored_tensors(source)
+    if all(tensor.skipped for tensor in tensors):
+        raise CheckpointError(f"{source}: holds no floating-point tensor to check ({len(tensors)} tensors)")
     jobs: list[Job] = [QuantizerJob(source, name, dtype, others) for name in names for dtype in chosen_dtypes]
     if path is None:
         jobs += [DigitsJob(mode) for mode in chosen_modes]
-    return Plan(source, stored_tensors(source), names, chosen_modes, chosen_dtypes, tuple(jobs))
+    return Plan(source, tensors, names, chosen_modes, chosen_dtypes, tuple(jobs))
 
 
 def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
@@ -152,8 +155,8 @@ def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
     return run_jobs(run_job, wanted.jobs, workers)
 
 
-def check(path: Path | None = None, *, workers: int = 2, **wanted: Sequence[str]) -> CheckResult:
-    """`plan`, `run_plan` and `summary` in one call."""
+def check(path: Path | None = None, *, workers: int = 0, **wanted: Sequence[str]) -> CheckResult:
+    """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
     chosen = plan(path, **wanted)
     return summary(chosen, run_plan(chosen, workers=workers))
 

@@ -16,7 +16,7 @@ import typer
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Names = Annotated[list[str] | None, typer.Option(help="Catalog name; may be repeated. All by default.", metavar="NAME")]
 Modes = Annotated[
