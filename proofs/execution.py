@@ -110,7 +110,7 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         qparams: None to choose them from ``x``.
     Returns:
         ``qparams`` those chosen or given; ``codes = quantize(x)``; ``values = dequantize(codes)`` in the dtype of
-        ``x``; ``fake = fake_quantize(x)``, which chooses by itself when ``qparams`` is None (not in ``torch compiled``);
+        ``x``; ``fake = fake_quantize(x)``, which chooses itself when ``qparams`` is None (not ``torch compiled``);
         ``gradients`` of it by the framework's own differentiation, towards x, scale and zero point.
     Raises:
         ValueError: a mode that is none of `MODES`; and as the functions themselves.
