@@ -118,7 +118,8 @@ def diverge(
     except KeyError as error:
         _refuse(error.args[0])
     results = divergence.diverge(names, workers=workers)
-    found = [row for rows in _shown("comparing", len(jobs), results, quiet=json) for row in rows]
+    shown = _shown("comparing", len(jobs), results, quiet=json)
+    found = divergence.in_order(row for rows in shown for row in rows)
     if json:
         print(page.divergence_json(found, _command()))
     else:

@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core import catalog
+from . import execution
 from .check import REFERENCE, CheckResult, Row
-from .divergence import INPUTS, PAIRS, TARGETS, Divergence
+from .divergence import INPUTS, MODES, PAIRS, TARGETS, Divergence
 from .tally import Example
 
 SHOWN = 8  # differences shown in full
@@ -53,6 +54,9 @@ def show_divergence(found: Sequence[Divergence]) -> None:
             console.print(_divergence_table(rows))
             for row in _first_of_each_pair(rows):
                 console.print(_divergence_example(row))
+    for mode in MODES:
+        if not any(mode in (row.left, row.right) for row in found):
+            console.print(f"{mode} was not run: {execution.unavailable(mode)}", style="yellow")
 
 
 def _check_table(result: CheckResult) -> Table:

@@ -8,7 +8,7 @@ What is shown is data: `TARGETS`, `SCALES`, `DTYPES`, `SURROUNDINGS`, `PAIRS`, `
 `Target`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -175,6 +175,17 @@ def jobs(targets: Sequence[str] = tuple(TARGETS)) -> tuple[Job, ...]:
 def diverge(targets: Sequence[str] = tuple(TARGETS), *, workers: int = 2) -> Iterator[tuple[Divergence, ...]]:
     """The divergences of every program, program by program, as they are found."""
     return run_jobs(run_job, jobs(targets), workers)
+
+
+def in_order(found: Iterable[Divergence]) -> tuple[Divergence, ...]:
+    """By target, dtype, scale and surroundings, as they stand in the lists above; pairs and inputs as they were."""
+    keys = tuple(TARGETS), tuple(DTYPES), SCALES, SURROUNDINGS
+
+    def place(row: Divergence) -> tuple[int, ...]:
+        own = row.target, row.dtype, row.scale, row.surroundings
+        return tuple(names.index(name) for names, name in zip(keys, own, strict=True))
+
+    return tuple(sorted(found, key=place))
 
 
 def run_job(job: Job) -> tuple[Divergence, ...]:
