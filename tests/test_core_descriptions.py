@@ -217,7 +217,7 @@ def test_contraction_over_codes_needs_scales_that_do_not_vary_along_it() -> None
 
 
 def test_accumulator_bound_is_the_largest_sum() -> None:
-    for x, w in itertools.product(("int8_per_tensor", "uint8_affine_per_tensor", "int4_per_channel"), repeat=2):
+    for x, w in itertools.product(("int8_per_tensor", "int8_affine_per_token", "int4_per_channel"), repeat=2):
         q_x, q_w = catalog[x], catalog[w]
         centred = [
             range(q.format.lo - q.format.hi, q.format.hi - q.format.lo + 1)
