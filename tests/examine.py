@@ -94,7 +94,7 @@ def _torch_func(q: Quantizer, x: Array, g: Array, qparams: QParams) -> Answers:
 
     def all_of(a: Any, number: Any, back: Any) -> Any:
         codes = room.quantize(q, number, given)
-        fake, pull = torch.func.vjp(lambda a, *p: room.fake_quantize(q, a, QParams(*p)), a, *arguments)
+        fake, pull, *_ = torch.func.vjp(lambda a, *p: room.fake_quantize(q, a, QParams(*p)), a, *arguments)
         alone = torch.func.vjp(lambda a: room.fake_quantize(q, a, given), a)[1](back)[0]
         return codes, room.dequantize(q, codes, given, t.dtype), fake, alone, *pull(back)
 
