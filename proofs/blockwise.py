@@ -33,12 +33,12 @@ def per_element(q: Quantizer, qparams: QParams, shape: Shape) -> tuple[Array, Ar
 def quotient(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
     """``x / s`` in float64, and how far the quotient that a quantizer rounds may lie from it.
 
-    That is one rounding in the dtype of the scale, below its normal numbers by their spacing, and ours.
+    That is half a place in the dtype of the scale, below its normal numbers by their spacing, and our own rounding.
     """
     with np.errstate(all="ignore"):
         real = x.astype(np.float64) / per_element(q, qparams, x.shape)[0]
         limits = np.finfo(np.asarray(qparams.scale).dtype)
-        return real, np.abs(real) * float(limits.eps) + float(limits.smallest_normal)
+        return real, np.abs(real) * (float(limits.eps) / 2 + 2.0**-52) + float(limits.smallest_normal)
 
 
 def rearranged(granularity: Granularity, x: Array, order: Array) -> Array:
