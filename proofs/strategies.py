@@ -278,5 +278,5 @@ the quantizer's range; ``positive``: their magnitudes; ``tiny``: far below the s
 ``subnormal``: with the smallest normal number; ``powers of two`` and neighbours, any sign; ``bits``: any pattern, NaN
 and infinities included; ``special``: `special_values`; ``zero``; ``equal``: one value throughout.
 """
-FINITE = tuple(name for name in KINDS if name not in ("bits", "special", "ties", "grid", "normal", "positive"))
-"""Kinds that are finite whatever the scale (the others overflow with large scales in narrow dtypes)."""
+FINITE = tuple(name for name in KINDS if name in ("huge", "subnormal", "powers of two", "zero", "equal"))
+"""Kinds that are finite whatever the scale (others hold infinities, or overflow where the scale is large)."""
