@@ -90,9 +90,9 @@ def tensors_of(network: torch.nn.ModuleDict, pixels: np.ndarray, labels: np.ndar
 def main() -> None:
     """Trains, reports the accuracy and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DATA)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=DATA, help="default: the file that comes with samebits")
+    parser.add_argument("--epochs", type=int, default=40, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     arguments = parser.parse_args()
 
     digits = load_digits()
