@@ -3,19 +3,19 @@
 A block is what shares a scale. Every tensor is taken as the matrix (first axis, all others), a vector as one row, as a
 quantized layer takes its weight; a matrix whose length is no multiple of a group or block is filled up with zeros,
 which change no scale, because the range of a block always includes 0. A block longer than a row of the table below goes
-on in further rows, each of which repeats the smallest and largest element of the block: so each row has the scale of its
-block. What is filling or repetition is marked, and is not counted as compared.
+on in further rows, each of which repeats the smallest and largest element of the block: so each row has the scale of
+its block. What is filling or repetition is marked, and is not counted as compared.
 
-========================  =====================================  =====================  ===========
+========================  =====================================  =====================  ============
 granularity               a block of the matrix                  elements of a row      in a piece
-========================  =====================================  =====================  ===========
-``PerTensor``             all of it, in row-major order          all 64 * 256           one
-``PerAxis(0), PerToken``  a row                                  256                    64
-``PerGroup(n)``           n consecutive elements of a row        n                      64 * 256/n
-``PerBlock((a, b))``      a tile of a rows and b columns         a * b                  64/a * 256/b
-========================  =====================================  =====================  ===========
+========================  =====================================  =====================  ============
+``PerTensor``             all of it, in row-major order          all 128 * 256          one
+``PerAxis(0), PerToken``  a row                                  256                    128
+``PerGroup(n)``           n consecutive elements of a row        n                      128 * 256/n
+``PerBlock((a, b))``      a tile of a rows and b columns         a * b                  128/a * 256/b
+========================  =====================================  =====================  ============
 
-Pieces are ``(64, 256)`` wherever groups and blocks divide that, so that even the operations of eager JAX, each of which
+Pieces are ``(128, 256)`` where groups and blocks divide that, so that even the operations of eager JAX, each of which
 is compiled for its shapes, are the same for all quantizers.
 """
 
@@ -32,7 +32,7 @@ from ..core.quantizer import choose_qparams
 from .knife_edges import knife_edges
 
 Array = NDArray[Any]
-HEIGHT, BREADTH = 64, 256  # of a piece
+HEIGHT, BREADTH = 128, 256  # of a piece
 CHUNK = 2**20  # elements of a tensor looked at at once
 
 

@@ -123,7 +123,7 @@ def test_every_element_is_in_a_piece_once_and_has_the_scale_of_its_tensor(name: 
     expected = sorted(zip(values.reshape(-1).tolist(), scales[:rows, :columns].reshape(-1).tolist(), strict=True))
     got: list[tuple[float, float]] = []
     for piece in pack(q, tensor_rows(q, values, np.float32, "t")):
-        assert piece.x.shape == piece_shape(q.granularity) == (64, 256)
+        assert piece.x.shape == piece_shape(q.granularity) == (128, 256)
         own = expand_blocks(choose_qparams(q, piece.x).scale, q.granularity, piece.x.shape)
         got += zip(piece.x[piece.real].tolist(), own[piece.real].tolist(), strict=True)
         assert {piece.sources[block] for block in np.unique(piece.block[piece.real])} == {"t"}
