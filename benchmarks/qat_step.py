@@ -71,13 +71,13 @@ def torch_models() -> dict[str, nn.Module]:
     prepared.qconfig = torch_quantization.get_default_qat_qconfig("x86")
     prepared = torch_quantization.prepare_qat(prepared)
     torchao = torch_mlp(nn.Linear)
-    activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=True)
+    activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
     weight = IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
     quantize_(torchao, QATConfig(activation_config=activation, weight_config=weight, step="prepare"))
     return {
         "torch float": torch_mlp(nn.Linear),
         "samebits torch, eager": torch_mlp(ours),
-        "torchao QATConfig (activations per token)": torchao,
+        "torchao QATConfig (activations affine per token)": torchao,
         "torch.ao prepare_qat": prepared,
         "Brevitas QuantLinear": torch_mlp(brevitas),
     }
