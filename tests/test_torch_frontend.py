@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -316,65 +317,60 @@ def test_scalars_and_empty_arrays(shape: tuple[int, ...], dtype: str) -> None:
 
 # --- compiled ---------------------------------------------------------------------------------------------------------
 
-COMPILED = ("int8_per_tensor", "uint8_affine_per_channel", "int4_per_group32")
+COMPILED = ("int8_per_tensor", "uint8_affine_per_channel")
 LEARNED = SYMMETRIC.replace(rounding="ties_to_away", gradient="learned_scale")
 
 
 def larger_program(
-    x: Tensor, v: Tensor, w: Tensor, given: dict[str, QParams], scale: Tensor, number: Tensor
+    leaves: tuple[Tensor, ...], v: Tensor, w: Tensor, given: dict[str, QParams], scale: Tensor, number: Tensor
 ) -> dict[str, Tensor]:
-    """The five functions of some quantizers, alone, before and after other operations; ``number`` is ``x`` less NaN."""
-    room, results = torch_frontend, {}
-    for name in COMPILED:
+    """The five functions of some quantizers, alone, before and after other operations; ``number`` is x less NaN.
+
+    Each leaf reaches one result with its gradient: to sum gradients, were it with zero, would lose -0.0.
+    """
+    room, results = torch_frontend, {"learned": torch_frontend.fake_quantize(LEARNED, leaves[-1], QParams(scale))}
+    for name, x in zip(COMPILED, leaves, strict=False):
         q, parameters = catalog[name], given[name]
-        results[f"{name}: fake quantized"] = y = room.fake_quantize(q, x, parameters)
-        results[f"{name}: fake quantized, then added to"] = y + w
-        results[f"{name}: product, fake quantized"] = room.fake_quantize(q, v * w, parameters)
-        results[f"{name}: codes"] = codes = room.quantize(q, number, parameters)
-        results[f"{name}: dequantized codes, then added to"] = room.dequantize(q, codes, parameters, x.dtype) + w
-        results[f"{name}: codes of a product"] = room.quantize(q, v * w, parameters)
-        results[f"{name}: scale of a sum"] = room.choose_qparams(q, v + w).scale
-        results[f"{name}: sum, fake quantized, then multiplied"] = room.fake_quantize(q, v + w) * w
-        results[f"{name}: gradient of a product"] = room.fake_quantize_vjp(q, v * w, parameters, w).x
-    results["learned scale"] = room.fake_quantize(LEARNED, x, QParams(scale))
+        results[name] = y = room.fake_quantize(q, x, parameters)
+        results[f"{name}, then added to"] = y.detach() + w
+        results[f"{name} of a product"] = room.fake_quantize(q, v * w, parameters)
+        results[f"{name}, codes of a product"] = codes = room.quantize(q, v * w, parameters)
+        results[f"{name}, codes"] = room.quantize(q, number, parameters)
+        results[f"{name}, codes dequantized, then added to"] = room.dequantize(q, codes, parameters, x.dtype) + w
+        results[f"{name} of a sum, then multiplied"] = room.fake_quantize(q, v + w) * w
+        results[f"{name}, gradient at a product"] = room.fake_quantize_vjp(q, v * w, parameters, w).x
     return results
 
 
-def arguments(dtype: str, rows: int, seed: int) -> list[Any]:
+def arguments(dtype: str, rows: int, seed: int) -> tuple[Any, ...]:
     """Half of x are ties, a few special values; the rest is normal."""
     rng, kind = np.random.default_rng(seed), DTYPES[dtype]
     x, v, w = rng.standard_normal((3, rows, 96))
     x = np.where(rng.random((rows, 96)) < 0.5, (rng.integers(-150, 150, x.shape) + 0.5) * 0.03, x).astype(kind)
     given = {name: in_torch(core.choose_qparams(catalog[name], x)) for name in COMPILED}
     x[:3, :26] = special_values(kind)
-    scale = torch.tensor(0.03 + seed, dtype=torch.float64 if dtype == "float64" else torch.float32)
     t = to_torch(x)
+    leaves = tuple(t.clone().requires_grad_() for _ in range(len(COMPILED) + 1))
     number = torch.where(t.isnan(), torch.zeros_like(t), t)
-    return [
-        t.requires_grad_(),
-        to_torch(v.astype(kind)),
-        to_torch(w.astype(kind)),
-        given,
-        scale.requires_grad_(),
-        number,
-    ]
+    return leaves, to_torch(v.astype(kind)), to_torch(w.astype(kind)), given, torch.tensor(0.03 + seed), number
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> None:
     """Values and sizes change; the program is compiled once. Gradients, too, are those of eager mode."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     program = torch.compile(larger_program, backend=counter, fullgraph=True, dynamic=True)
     for seed, rows in ((0, 64), (1, 64), (2, 32)):
-        x, *rest = arguments(dtype, rows, seed)
-        expected, got = larger_program(x, *rest), program(x, *rest)
+        leaves, *rest = arguments(dtype, rows, seed)
+        expected, got = larger_program(leaves, *rest), program(leaves, *rest)
+        x = to_numpy(leaves[0])
         for name, want in expected.items():
-            assert_same_bits(want, got[name], call=f"compiled {name}", inputs=to_numpy(x))
-        gs = [to_torch(cotangent(to_numpy(want))) for want in expected.values() if want.requires_grad]
-        both = ([t for t in results.values() if t.requires_grad] for results in (expected, got))
-        want_d, got_d = (torch.autograd.grad(results[0], x, gs[0], retain_graph=True) for results in both)
-        assert_same_bits(want_d, got_d, inputs=to_numpy(x))
+            assert_same_bits(want, got[name], call=f"compiled {name}", inputs=x)
+        names, g = ["learned", *COMPILED], to_torch(cotangent(x))
+        both = (torch.autograd.grad([r[name] for name in names], leaves, [g] * len(names)) for r in (expected, got))
+        for name, want, d in zip(names, *both, strict=True):
+            assert_same_bits(want, d, call=f"compiled gradient of {name}", inputs=x)
     assert counter.frame_count == 1
 
 

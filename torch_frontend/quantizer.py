@@ -71,7 +71,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     value, s, z = routes.views(q, x, scale, zero)
     codes = codes_of(q, value, s, z)[2]
     of_zero = torch.zeros_like(codes) if z is None else z
-    return torch.where(codes.isnan(), of_zero, codes).to(storage).reshape(x.shape)
+    return torch.where(codes != codes, of_zero, codes).to(storage).reshape(x.shape)
 
 
 def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype | None = None) -> Tensor:
