@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from ..core import checks
+from ..core.granularity import Granularity, PerTensor, Shape, qparams_shape
 
 
 class Layout(NamedTuple):
@@ -98,6 +99,8 @@ def widen(x: jax.Array) -> jax.Array:
 
     Behind a barrier, so that a narrowing cast before it is not merged with this widening one.
     """
+    if x.dtype == checks.scale_dtype(x.dtype.name):
+        return x
     return lax.convert_element_type(barrier(x), checks.scale_dtype(x.dtype.name))
 
 
@@ -176,3 +179,16 @@ def _scaled_by(x: jax.Array, up: int) -> jax.Array:
     below = layout(x.dtype).min_exponent
     subnormal = scaled_subnormal(x) * _power(up + below, x.dtype)
     return jnp.where(is_subnormal_or_zero(x), subnormal, x * _power(up, x.dtype))
+
+
+def by_blocks(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, Shape]:
+    """``x`` with the axes of a block apart from those that count blocks, and which they are. Nothing moves in memory.
+
+    Reduced over these axes, it reshapes to `granularity.qparams_shape`. Axes of length 1 are left out: XLA reduces
+    faster without them.
+    """
+    if isinstance(granularity, PerTensor):
+        return x.reshape(-1), (0,)
+    pairs = zip(qparams_shape(granularity, x.shape), granularity.block_size(x.shape), strict=True)
+    axes = [(n, inside) for pair in pairs for n, inside in zip(pair, (False, True), strict=True) if n != 1]
+    return x.reshape([n for n, _ in axes]), tuple(axis for axis, (_, inside) in enumerate(axes) if inside)

@@ -16,19 +16,20 @@ from jax import lax
 Array = jax.Array
 Contraction = Callable[[Array, Array], Array]
 Part = tuple[int, Array]  # the number 2**shift * array, whose elements are integers of at most 256
+Axes = tuple[int, ...]
 BYTE = 256
 EXACT = 2**24  # every integer up to here is a float32
 
 
 def integer_contraction(
-    contract: Contraction, axis: int, a: Array, b: Array, largest_a: int, largest_b: int, bound: int
+    contract: Contraction, a: Array, b: Array, summed: Axes, inputs: int, largest: tuple[int, int], bound: int
 ) -> Array:
     """``contract(a, b)`` over integers in floats, correctly rounded to their dtype; NaN where NaN enters the sum.
 
     Args:
-        contract: bilinear; sums over ``axis`` of ``a``, axis 1 of ``b``, and the later axes of ``b``.
-        a, b: float32, or float64 (whose sums are exact to 2**53 in one go); integers of at most ``largest_a``,
-            ``largest_b``.
+        contract: bilinear; sums over the last axis of ``a`` and the axes ``summed`` of ``b``.
+        a, b: float32, or float64 (whose sums are exact to 2**53 in one go); integers of at most ``largest``.
+        inputs: the one of ``summed`` that is the last axis of ``a``.
         bound: largest magnitude the sum can have.
     Raises:
         ValueError: ``bound`` above 2**48, for float32.
@@ -37,11 +38,12 @@ def integer_contraction(
         return contract(a, b)
     if bound > 2**48:
         raise ValueError(f"the contraction must stay within 2**48 to be exact, its bound is {bound}; use fewer bits")
+    terms = EXACT // (min(largest[0], BYTE) * min(largest[1], BYTE))
     sums = [
-        (shift_a + shift_b, contract(lax.slice_in_dim(part_a, start, stop, axis=axis), piece))
-        for shift_a, part_a in _parts(a, largest_a)
-        for shift_b, part_b in _parts(b, largest_b)
-        for start, stop, piece in _pieces(part_b, EXACT // (min(largest_a, BYTE) * min(largest_b, BYTE)))
+        (shift_a + shift_b, contract(lax.slice_in_dim(part_a, start, stop, axis=-1), piece))
+        for shift_a, part_a in _parts(a, largest[0])
+        for shift_b, part_b in _parts(b, largest[1])
+        for start, stop, piece in _pieces(part_b, summed, inputs, terms)
     ]
     return sums[0][1] if len(sums) == 1 else _total(sums, bound)
 
@@ -54,20 +56,19 @@ def _parts(a: Array, largest: int) -> list[Part]:
     return [(0, a - high * BYTE), (8, high)]
 
 
-def _pieces(b: Array, terms: int) -> list[tuple[int, int, Array]]:
-    """``b`` cut along axis 1 so that no more than ``terms`` of its elements are summed: start, stop, and the piece.
+def _pieces(b: Array, summed: Axes, inputs: int, terms: int) -> list[tuple[int, int, Array]]:
+    """``b`` cut along ``inputs`` so that no more than ``terms`` of its elements are summed: start, stop, and the piece.
 
-    Where the axes after it hold more than that already, pieces of those are cut by setting the others to zero.
+    Where the other axes of the sum hold more than that already, they are cut too, by setting the rest to zero.
     """
-    inner = prod(b.shape[2:])
-    if inner <= terms:
-        step = terms // max(inner, 1)
-        starts = range(0, b.shape[1], step) or [0]
-        ends = [(start, min(start + step, b.shape[1])) for start in starts]
-        return [(start, stop, lax.slice_in_dim(b, start, stop, axis=1)) for start, stop in ends]
-    place = np.arange(inner).reshape(b.shape[2:]) // terms
-    groups = [jnp.where(place == group, b, 0) for group in range(place.max() + 1)]
-    return [(i, i + 1, lax.slice_in_dim(b, i, i + 1, axis=1)) for b in groups for i in range(b.shape[1])]
+    places = prod(b.shape[axis] for axis in summed if axis != inputs)
+    step = max(1, terms // max(places, 1))
+    starts = range(0, b.shape[inputs], step) or [0]
+    ends = [(start, min(start + step, b.shape[inputs])) for start in starts]
+    shape = [b.shape[axis] if axis in summed and axis != inputs else 1 for axis in range(b.ndim)]
+    group = np.arange(places).reshape(shape) // terms
+    groups = [b] if places <= terms else [jnp.where(group == i, b, 0) for i in range(group.max() + 1)]
+    return [(start, stop, lax.slice_in_dim(part, start, stop, axis=inputs)) for part in groups for start, stop in ends]
 
 
 def _total(sums: list[Part], bound: int) -> Array:

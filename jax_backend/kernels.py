@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..core.descriptions import Quantizer, Rounding
@@ -69,3 +70,10 @@ def values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, d
     """``(code - z) * s``, rounded once to ``dtype``."""
     expanded = expand_blocks(scale, q.granularity, codes.shape)
     return narrow(product(centred(q, codes, scale, zero_point), expanded), dtype)
+
+
+def zero_point_cotangent(zero_point: Array | None, gradient: Array | None) -> Any:
+    """The gradient of a zero point as JAX wants it: of dtype float0 where the zero point is an integer."""
+    if zero_point is None or jnp.issubdtype(zero_point.dtype, jnp.floating):
+        return gradient
+    return np.zeros(zero_point.shape, jax.dtypes.float0)

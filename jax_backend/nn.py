@@ -17,17 +17,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from ..core.contraction import contracts_codes
 from ..core.descriptions import Quantizer
-from . import matmul
 from .arrays import bit_pattern
+from .layers import Axes, Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
 from .tensor_quantizer import TensorQuantizer, quantizer_of
 
 Array = jax.Array
 Quant = str | Quantizer | TensorQuantizer | None
 Pair = tuple[int, int]
 Padding = str | int | Sequence[int | Pair]
-PIXELS_FIRST = (0, 3, 1, 2)  # channels last to channels first
-PIXELS_LAST = (0, 2, 3, 1)
+WEIGHT = (1, 0)  # (in, out) to (out, in)
+PIXELS_FIRST = (0, 3, 1, 2)  # (batch, height, width, channels) to (batch, channels, height, width)
 OUTPUTS_FIRST = (3, 2, 0, 1)  # (height, width, in, out) to (out, in, height, width)
 
 
@@ -102,18 +103,7 @@ class QuantLinear(nnx.Linear):
         Args:
             use_running_average: as `TensorQuantizer`; None for what ``train()`` or ``eval()`` set.
         """
-        x, kernel = self.promote_dtype((x, self.kernel[...]), dtype=self.dtype)
-        bias, weight = _bias(self), kernel.T
-        if self.input_quant is None or self.weight_quant is None:
-            x = _or_same(self.input_quant, x, use_running_average)
-            weight = _or_same(self.weight_quant, weight, use_running_average)
-            y = x @ weight.T
-            y = y if bias is None else y + bias.astype(y.dtype)
-        else:
-            q_x, q_w = self.input_quant, self.weight_quant
-            x_qparams, w_qparams = q_x.qparams(x, use_running_average), q_w.qparams(weight, use_running_average)
-            y = matmul.linear(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias)
-        return _or_same(self.output_quant, y, use_running_average)
+        return _apply(self, x, use_running_average, Geometry(0), None, WEIGHT)
 
 
 class QuantConv(nnx.Conv):
@@ -157,27 +147,17 @@ class QuantConv(nnx.Conv):
         Args:
             use_running_average: as `TensorQuantizer`; None for what ``train()`` or ``eval()`` set.
         """
-        x, kernel = self.promote_dtype((x, self.kernel[...]), dtype=self.dtype)
-        bias, weight, images = _bias(self), kernel.transpose(OUTPUTS_FIRST), x.transpose(PIXELS_FIRST)
-        margins = self._margins_for(x)
-        if self.input_quant is None or self.weight_quant is None:
-            images = _or_same(self.input_quant, images, use_running_average)
-            weight = _or_same(self.weight_quant, weight, use_running_average)
-            y = _convolve(images, weight, self.steps, margins)
-            y = y if bias is None else y + bias.astype(y.dtype)[:, None, None]
-        else:
-            q_x, q_w = self.input_quant, self.weight_quant
-            x_qparams, w_qparams = q_x.qparams(images, use_running_average), q_w.qparams(weight, use_running_average)
-            images, padding = _padded(images, margins)
-            operands = (q_x.quantizer, images, x_qparams, q_w.quantizer, weight, w_qparams)
-            y = matmul.conv2d(*operands, bias, self.steps, padding)
-        return _or_same(self.output_quant, y, use_running_average).transpose(PIXELS_LAST)
+        geometry = Geometry(2, self.steps, self._margins_for(x))
+        return _apply(self, x, use_running_average, geometry, PIXELS_FIRST, OUTPUTS_FIRST)
 
-    def _margins_for(self, x: Array) -> Sequence[Pair]:
+    def _margins_for(self, x: Array) -> tuple[Pair, Pair]:
         """Padding as (before, after) of height and width."""
-        if isinstance(self.margins, str):
-            return lax.padtype_to_pads(x.shape[1:3], self.kernel.shape[:2], self.steps, self.margins)
-        return self.margins
+        if x.ndim != 4:
+            raise ValueError(f"`x` must be (batch, height, width, channels), got shape {x.shape}")
+        if isinstance(self.margins, tuple):
+            return self.margins
+        above, beside = lax.padtype_to_pads(x.shape[1:3], self.kernel.shape[:2], self.steps, self.margins)
+        return above, beside
 
 
 def _held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> TensorQuantizer | None:
@@ -191,23 +171,28 @@ def _or_same(quantizer: TensorQuantizer | None, x: Array, use_running_average: b
     return x if quantizer is None else quantizer(x, use_running_average)
 
 
-def _bias(layer: nnx.Linear | nnx.Conv) -> Array | None:
-    return None if layer.bias is None else layer.bias[...]
-
-
-def _convolve(images: Array, weight: Array, steps: Pair, margins: Sequence[Pair]) -> Array:
-    """Channels first in arguments and result, last on the way, which XLA on CPU computes faster."""
-    images, kernel = images.transpose(PIXELS_LAST), weight.transpose(2, 3, 1, 0)
-    layouts = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(images, kernel, steps, margins, dimension_numbers=layouts).transpose(PIXELS_FIRST)
-
-
-def _padded(images: Array, margins: Sequence[Pair]) -> tuple[Array, Pair]:
-    """Images and the padding, equal on both sides, that `matmul.conv2d` takes; zeros are added here if it is not."""
-    (top, bottom), (left, right) = margins
-    if (top, left) == (bottom, right):
-        return images, (top, left)
-    return jnp.pad(images, ((0, 0), (0, 0), (top, bottom), (left, right))), (0, 0)
+def _apply(
+    layer: "QuantLinear | QuantConv",
+    x: Array,
+    frozen: bool | None,
+    geometry: Geometry,
+    x_axes: Axes | None,
+    w_axes: Axes,
+) -> Array:
+    """The output of a layer; ``axes`` are the transpositions to the layouts that quantizers are meant for."""
+    x, kernel = layer.promote_dtype((x, layer.kernel[...]), dtype=layer.dtype)
+    if x.ndim == 0 or x.shape[-1] != layer.in_features:
+        raise ValueError(f"`x` must have {layer.in_features} features on its last axis, got shape {x.shape}")
+    bias = None if layer.bias is None else layer.bias[...]
+    q_x, q_w, q_y = layer.input_quant, layer.weight_quant, layer.output_quant
+    if q_x and q_w and contracts_codes(q_x.quantizer, q_w.quantizer, per_token=x_axes is None):
+        x_qparams, w_qparams = q_x.qparams(x, frozen, x_axes), q_w.qparams(kernel, frozen, w_axes)
+        parts = Layer(q_x.quantizer, laid_out(q_w.quantizer, w_axes) or q_w.quantizer, geometry)
+        y = over_codes(parts, x, x_qparams, kernel, laid_out_qparams(w_qparams, w_axes), bias)
+    else:
+        x = x if q_x is None else q_x(x, frozen, x_axes)
+        y = contract(geometry, x, kernel if q_w is None else q_w(kernel, frozen, w_axes), bias)
+    return y if q_y is None else q_y(y, frozen, x_axes)
 
 
 def _margins(padding: Padding) -> str | tuple[Pair, Pair]:

@@ -19,6 +19,7 @@ The functions compile themselves. Almost always every scale is far above the sma
 """
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Quant
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
-from .blocks import expand_blocks, split_blocks
+from .blocks import expand_blocks
 from .clamp import clamp
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
@@ -198,9 +199,7 @@ def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> 
 def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any]:
     x, scale, zero_point = saved
     dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g)
-    if zero_point is not None and not jnp.issubdtype(zero_point.dtype, jnp.floating):
-        return dx, d_scale, np.zeros(zero_point.shape, jax.dtypes.float0)
-    return dx, d_scale, d_zero_point
+    return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point)
 
 
 _fake_quantize.defvjp(_forward, _backward)
@@ -236,5 +235,5 @@ def _gradients(
 
 def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:
     """Terms summed over each block, times the factor of the gradient rule."""
-    factor = learned_scale_factor(q, split_blocks(terms, q.granularity).shape[-1])
+    factor = learned_scale_factor(q, prod(q.granularity.block_size(terms.shape)))
     return jnp.multiply(block_sum(terms, q.granularity), np.dtype(scale.dtype).type(factor))

@@ -11,14 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.granularity import Granularity
-from .arrays import bit_pattern, from_pattern, is_subnormal_or_zero, layout, scaled_subnormal
-from .blocks import split_blocks
+from ..core.granularity import Granularity, Shape, qparams_shape
+from .arrays import bit_pattern, by_blocks, from_pattern, is_subnormal_or_zero, layout, scaled_subnormal
 
 
 def absmax(x: jax.Array, granularity: Granularity) -> jax.Array:
     """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
-    return _extreme(x, lambda a: jnp.max(jnp.abs(split_blocks(a, granularity)), axis=-1, initial=0))
+    return _extreme(x, granularity, lambda a, axes: jnp.max(jnp.abs(a), axes, initial=0))
 
 
 def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Array]:
@@ -26,17 +25,19 @@ def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Arra
 
     Zeros come out as +0.0.
     """
-    low = _extreme(x, lambda a: jnp.min(split_blocks(a, granularity), axis=-1, initial=0))
-    return low, _extreme(x, lambda a: jnp.max(split_blocks(a, granularity), axis=-1, initial=0))
+    low = _extreme(x, granularity, lambda a, axes: jnp.min(a, axes, initial=0))
+    return low, _extreme(x, granularity, lambda a, axes: jnp.max(a, axes, initial=0))
 
 
-def _extreme(x: jax.Array, reduce: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """``reduce(x)``, an extreme of each block and 0, with subnormals told from zeros."""
-    normal = reduce(x)
+def _extreme(x: jax.Array, granularity: Granularity, reduce: Callable[[jax.Array, Shape], jax.Array]) -> jax.Array:
+    """The extreme of each block and 0, with subnormals told from zeros."""
+    blocks, axes = by_blocks(x, granularity)
+    shape = qparams_shape(granularity, x.shape)
+    normal = reduce(blocks, axes).reshape(shape)
 
     def with_subnormals() -> jax.Array:
-        small = jnp.where(is_subnormal_or_zero(x), scaled_subnormal(x), jnp.zeros((), x.dtype))
-        return jnp.where(normal == 0, _unscaled(reduce(small)), normal)
+        small = jnp.where(is_subnormal_or_zero(blocks), scaled_subnormal(blocks), jnp.zeros((), x.dtype))
+        return jnp.where(normal == 0, _unscaled(reduce(small, axes).reshape(shape)), normal)
 
     extreme: jax.Array = lax.cond(jnp.any(normal == 0), with_subnormals, lambda: normal)
     return extreme

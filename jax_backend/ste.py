@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core.descriptions import Gradient, Quantizer
-from ..core.granularity import Granularity
-from .blocks import split_blocks
+from ..core.granularity import Granularity, qparams_shape
+from .arrays import by_blocks
 
 ROW = 64  # terms added in one go; rows of sums are then added in the same way
 
@@ -32,14 +32,17 @@ def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
 
 
 def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
-    """Sum over each block, in the dtype of ``terms``; 0 for an empty block. By rows of `ROW`, then rows of those sums.
+    """Sum over each block, in the dtype of ``terms``; 0 for an empty block.
+
+    Along each axis by rows of `ROW`, then by rows of those sums.
 
     Off the exact sum of n terms by at most ``ROW * ceil(log(n, ROW)) * u * sum(|terms|)``, u = 2**-24 (2**-53 in
     float64), and the smallest normal number for every addition, since subnormal terms and sums may become zero.
     """
-    sums = split_blocks(terms, granularity)
-    while (n := sums.shape[-1]) > 1:
-        rows = -(-n // ROW)
-        padded = jnp.pad(sums, [(0, 0)] * (sums.ndim - 1) + [(0, rows * ROW - n)])
-        sums = jnp.sum(padded.reshape(*sums.shape[:-1], rows, ROW), axis=-1)
-    return jnp.sum(sums, axis=-1)
+    sums, axes = by_blocks(terms, granularity)
+    for axis in axes:
+        while (n := sums.shape[axis]) > 1:
+            rows = -(-n // ROW)
+            padded = jnp.pad(sums, [(0, rows * ROW - n if i == axis else 0) for i in range(sums.ndim)])
+            sums = jnp.sum(padded.reshape(*sums.shape[:axis], rows, ROW, *sums.shape[axis + 1 :]), axis=axis + 1)
+    return jnp.sum(sums, axis=axes).reshape(qparams_shape(granularity, terms.shape))

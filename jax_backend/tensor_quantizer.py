@@ -15,6 +15,7 @@ from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from .arguments import check_description, check_qparams
 from .arrays import is_concrete
 from .clamp import clamp
+from .layers import Axes, laid_out, laid_out_qparams
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .scaling import restrict_scale
@@ -75,22 +76,27 @@ class TensorQuantizer(nnx.Module):
         zero_point = start if qparams is None or not q.affine else qparams.zero_point.astype(np.float32)
         self.zero_point = kind(zero_point) if q.affine else None
 
-    def qparams(self, x: Array, use_running_average: bool | None = None) -> QParams:
+    def qparams(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> QParams:
         """Parameters for ``x``; while training, the state learns from it first.
 
+        Args:
+            use_running_average: whether the state stays as it is; None for what the attribute says.
+            axes: for a tensor laid out in another way: it is ``x.transpose(axes)`` that the quantizer is meant for.
+        Returns:
+            Parameters for ``x.transpose(axes)``.
         Raises:
             RuntimeError: no state yet, and not training (where values are at hand; else the scale is NaN).
             TypeError, ValueError: as `choose_qparams`.
         """
         if self.scale is None:
-            return choose_qparams(self.quantizer, x)
+            return _chosen(self.quantizer, x, axes)
         before = self._state()
         frozen = self.use_running_average if use_running_average is None else use_running_average
         if frozen:
             _check_set(self.quantizer, before[0])
             state = before
         else:
-            state = _learned(self.quantizer, tuple(map(lax.stop_gradient, before)), x)
+            state = _learned(self.quantizer, tuple(map(lax.stop_gradient, before)), x, axes)
             for variable, value in zip((self.scale, self.zero_point), state, strict=False):
                 variable.set_value(value)  # type: ignore[union-attr]  # None only where there is no value either
         if before[0].shape != state[0].shape:
@@ -98,9 +104,15 @@ class TensorQuantizer(nnx.Module):
         dtype = checks.scale_dtype(x.dtype.name)
         return _used(self.quantizer, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state])
 
-    def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
-        """`fake_quantize` of ``x``."""
-        return fake_quantize(self.quantizer, x, self.qparams(x, use_running_average))
+    def __call__(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> Array:
+        """`fake_quantize` of ``x``, which keeps its layout; arguments as `qparams`."""
+        q, qparams = self.quantizer, self.qparams(x, use_running_average, axes)
+        if axes is None:
+            return fake_quantize(q, x, qparams)
+        lying = laid_out(q, axes)
+        if lying is None:
+            return fake_quantize(q, x.transpose(axes), qparams).transpose(np.argsort(axes))
+        return fake_quantize(lying, x, laid_out_qparams(qparams, axes))
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``nnx.view`` calls.
@@ -151,12 +163,23 @@ def _check_set(q: Quantizer, scale: Array) -> None:
         )
 
 
-def _learned(q: Quantizer, old: tuple[Array, ...], x: Array) -> tuple[Array, ...]:
+def _chosen(q: Quantizer, x: Array, axes: Axes | None) -> QParams:
+    """`choose_qparams` for ``x.transpose(axes)``, from ``x`` as it lies where possible."""
+    if axes is None:
+        return choose_qparams(q, x)
+    lying = laid_out(q, axes)
+    if lying is None:
+        return choose_qparams(q, x.transpose(axes))
+    return laid_out_qparams(choose_qparams(lying, x), tuple(np.argsort(axes)))
+
+
+def _learned(q: Quantizer, old: tuple[Array, ...], x: Array, axes: Axes | None) -> tuple[Array, ...]:
     """The state after ``x``: set from the first tensor, averaged with later ones where it is a running statistic."""
 
     def chosen() -> tuple[Array, ...]:
         """Scale and zero point of ``x``."""
-        return tuple(p.astype(np.float32) for p in choose_qparams(q, lax.stop_gradient(x))[:2] if p is not None)
+        qparams = _chosen(q, lax.stop_gradient(x), axes)
+        return tuple(p.astype(np.float32) for p in qparams[:2] if p is not None)
 
     if not old[0].size:
         return chosen()
