@@ -11,6 +11,8 @@ from .check import REFERENCE, CheckResult, Row
 from .divergence import TARGETS, Divergence
 from .environment import versions
 
+NEAR = 16  # steps up to which a plot of distances is linear
+
 
 def check_json(result: CheckResult, command: str, seconds: float) -> str:
     """One JSON object: the request, what it ran on, each tensor, an entry for each quantizer and mode, the digits."""
@@ -98,7 +100,9 @@ def _plot(rows: Sequence[Row]) -> str | None:
         if points:
             places, distances = zip(*points, strict=True)
             axes.scatter(places, distances, s=8, alpha=0.5, label=mode)
-    axes.set(xlabel="position x / s", ylabel="distance of the result, in steps of s", yscale="symlog", xscale="symlog")
+    far = max(abs(distance) for points in by_mode.values() for _, distance in points) > NEAR
+    axes.set(xlabel="position x / s", ylabel="distance of the result, in steps of s", xscale="symlog")
+    axes.set(yscale="symlog" if far else "linear")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     out = StringIO()

@@ -19,6 +19,7 @@ from samebits.proofs.checkpoint import CheckpointError, mapped_values, stored_te
 from samebits.proofs.compare import same_bits
 from samebits.proofs.pieces import Piece, as_matrix, chosen_parameters, edge_rows, pack, piece_shape, tensor_rows
 from samebits.proofs.tally import FUNCTIONS, sum_bound, tally
+from samebits.proofs.workers import run_jobs
 
 from .planted import FORMULAS, codes_by, plant
 
@@ -251,6 +252,21 @@ def test_the_bound_of_a_sum_admits_orders_and_nothing_more() -> None:
     for wrong in (exact + 1.01 * bound, exact - 1.01 * bound):
         off = altered(expected, "gradients.scale", lambda _, w=wrong: np.float32(w))  # type: ignore[misc]
         assert tally(q, piece, g, expected, off).outside == 1
+
+
+# --- jobs in processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+def test_every_job_is_done_once(workers: int) -> None:
+    assert sorted(run_jobs(abs, [-1, -2, -3], workers)) == [1, 2, 3]
+    assert list(run_jobs(abs, [], workers)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_job_comes_out(workers: int) -> None:
+    with pytest.raises(TypeError, match="bad operand type"):
+        list(run_jobs(abs, ["a", -1, -2, -3], workers))
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
