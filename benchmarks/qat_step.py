@@ -96,7 +96,7 @@ def jax_step(linear: Any) -> Program:
         return jnp.mean((model(x) - y) ** 2)
 
     @nnx.jit
-    def step(model: nnx.Module, optimizer: nnx.Optimizer) -> jax.Array:
+    def step(model: nnx.Module, optimizer: nnx.Optimizer[nnx.Module]) -> jax.Array:
         loss, gradients = nnx.value_and_grad(loss_of)(model)
         optimizer.update(model, gradients)
         return loss

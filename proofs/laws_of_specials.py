@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
+from .bits import from_ordinal, ordinal
 from .blockwise import owners, per_element, rearranged
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every, without_nan
@@ -82,15 +83,16 @@ def order_within_a_block_is_indifferent(f: Implementation, q: Quantizer, x: Arra
 
 
 def blocks_do_not_touch(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """Changing every other block leaves the codes and the chosen parameters of the rest as they were."""
+    """Other blocks, made all zero or as large as can be, leave codes and chosen parameters of a block as they were."""
     number, finite = without_nan(x), only_finite(x)
     rows = owners(q.granularity, x.shape)
     changed, other = np.zeros(x.shape, np.bool_), np.zeros(qparams_shape(q.granularity, x.shape), np.bool_)
     changed.reshape(-1)[rows[::2]] = True
     other.reshape(-1)[::2] = True
-    one = np.ones_like(x)
-    codes, again = f.quantize(q, number, qparams), f.quantize(q, np.where(changed, one, number), qparams)
-    same(f, q, "quantize of the rest", np.where(changed, again, codes), again, {"x": x})
-    before, after = f.choose_qparams(q, finite), f.choose_qparams(q, np.where(changed, one, finite))
-    kept = QParams(*(b if b is None else np.where(other, a, b) for a, b in zip(after, before, strict=True)))
-    same(f, q, "choose_qparams of the rest", kept, after)
+    codes, before = f.quantize(q, number, qparams), f.choose_qparams(q, finite)
+    for value in (np.zeros_like(x), from_ordinal(ordinal(np.full_like(x, np.inf)) - 1, x.dtype)):
+        again = f.quantize(q, np.where(changed, value, number), qparams)
+        same(f, q, "quantize of the rest", np.where(changed, again, codes), again, {"x": x})
+        after = f.choose_qparams(q, np.where(changed, value, finite))
+        kept = QParams(*(b if b is None else np.where(other, a, b) for a, b in zip(after, before, strict=True)))
+        same(f, q, "choose_qparams of the rest", kept, after)

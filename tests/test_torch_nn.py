@@ -178,7 +178,7 @@ def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str
     shapes = ((2, 3, 64), (10, 64)) if kind == "linear" else ((2, 5, 8, 32), (6, 5, 3, 32))
     if kind == "conv2d" and "token" in names[0]:
         names = ("int8_per_tensor", names[1])
-    q_x, q_w, leaves = leaves_of(names, shapes)  # type: ignore[arg-type]
+    q_x, q_w, leaves = leaves_of(names, shapes)
     x, x_scale, x_zero, w, w_scale, w_zero, bias = leaves
     geometry = () if kind == "linear" else ((2, 1), (1, 0))
     got = getattr(torch_frontend, kind)(
@@ -412,9 +412,9 @@ def test_scales_stay_in_float32_when_modules_move_to_16_bits() -> None:
     ("error", "message", "call"),
     [
         (KeyError, "unknown quantizer 'int8'; did you mean", lambda: QuantLinear(3, 2, weight_quant="int8")),
-        (TypeError, "`act_quant` must be a catalog name or a Quantizer, got 8", lambda: QuantIdentity(8)),  # type: ignore[arg-type]
-        (TypeError, "`stride` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),  # type: ignore[arg-type]
-        (TypeError, "`padding` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, padding="same")),  # type: ignore[arg-type]
+        (TypeError, "`act_quant` must be a catalog name or a Quantizer, got 8", lambda: QuantIdentity(8)),
+        (TypeError, "`stride` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),
+        (TypeError, "`padding` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, padding="same")),
         (
             ValueError,
             "must be per tensor or per axis, got per token",
