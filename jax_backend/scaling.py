@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.descriptions import Denominator, Quantizer, Restriction
-from .arrays import bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout
+from .arrays import add, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout
 
 
 def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -69,4 +69,4 @@ def _difference(high: jax.Array, low: jax.Array) -> jax.Array:
     """
     both = is_subnormal_or_zero(high) & is_subnormal_or_zero(low)
     patterns = bit_pattern(jnp.abs(high)) + bit_pattern(jnp.abs(low))
-    return jnp.where(both, from_pattern(patterns, high.dtype), high - low)
+    return jnp.where(both, from_pattern(patterns, high.dtype), add(high, -low))
