@@ -1,14 +1,11 @@
 """Running jobs in a few fresh processes, results as they come."""
 
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from itertools import pairwise
-from multiprocessing.connection import wait as wait_for
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -34,7 +31,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
     queues = [deque(part) for part in _parts(todo, workers)]
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
-        pools = [stack.enter_context(ProcessPoolExecutor(1, context, _end_with_parent)) for _ in queues]
+        pools = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in queues]
         running: dict[Future[Result], int] = {}
 
         def start(worker: int) -> None:
@@ -49,19 +46,6 @@ def run_jobs(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 start(running.pop(done))
                 yield done.result()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, killed for instance: nobody waits for the job then."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-
-        def watch() -> None:
-            wait_for([sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def _parts(jobs: Sequence[Job], count: int) -> list[Sequence[Job]]:

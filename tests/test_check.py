@@ -1,8 +1,5 @@
 """`proofs.check` and what it stands on: reading checkpoints, cutting tensors into pieces, counting differences."""
 
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -270,27 +267,6 @@ def test_every_job_is_done_once(workers: int) -> None:
 def test_an_error_in_a_job_comes_out(workers: int) -> None:
     with pytest.raises(TypeError, match="bad operand type"):
         list(run_jobs(abs, ["a", -1, -2, -3], workers))
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
-def test_processes_end_when_the_one_that_started_them_is_killed() -> None:
-    code = "import time; from samebits.proofs.workers import run_jobs; list(run_jobs(time.sleep, [300, 300], 2))"
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-
-    def started() -> list[Path]:
-        found = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
-        return [path for path in found if b"spawn_main" in (path / "cmdline").read_bytes()]
-
-    def waited_for(condition: Callable[[], bool]) -> bool:
-        return any(condition() or time.sleep(0.1) for _ in range(300))
-
-    assert waited_for(lambda: len(started()) == 2)
-    time.sleep(1)  # until both have begun to sleep
-    workers = started()
-    parent.kill()
-    parent.wait()
-    assert waited_for(lambda: not any(path.exists() for path in workers))
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
