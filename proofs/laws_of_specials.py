@@ -85,14 +85,15 @@ def order_within_a_block_is_indifferent(f: Implementation, q: Quantizer, x: Arra
 def blocks_do_not_touch(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """Other blocks, made all zero or as large as can be, leave codes and chosen parameters of a block as they were."""
     number, finite = without_nan(x), only_finite(x)
+    quiet = np.where(np.abs(finite) > 1, np.ones_like(x), finite)  # so that the largest number is among the others
     rows = owners(q.granularity, x.shape)
     changed, other = np.zeros(x.shape, np.bool_), np.zeros(qparams_shape(q.granularity, x.shape), np.bool_)
     changed.reshape(-1)[rows[::2]] = True
     other.reshape(-1)[::2] = True
-    codes, before = f.quantize(q, number, qparams), f.choose_qparams(q, finite)
+    codes, before = f.quantize(q, number, qparams), f.choose_qparams(q, quiet)
     for value in (np.zeros_like(x), from_ordinal(ordinal(np.full_like(x, np.inf)) - 1, x.dtype)):
         again = f.quantize(q, np.where(changed, value, number), qparams)
         same(f, q, "quantize of the rest", np.where(changed, again, codes), again, {"x": x})
-        after = f.choose_qparams(q, np.where(changed, value, finite))
+        after = f.choose_qparams(q, np.where(changed, value, quiet))
         kept = QParams(*(b if b is None else np.where(other, a, b) for a, b in zip(after, before, strict=True)))
         same(f, q, "choose_qparams of the rest", kept, after)

@@ -251,7 +251,7 @@ def distributions(folders: list[str] | tuple[str, ...]) -> set[str]:
     }
     known = packages_distributions()
     outside = names - set(sys.stdlib_module_names) - {"samebits", "tests", "?"} - (local - set(known))
-    return {normalised(known[name][0]) for name in outside}
+    return {normalised(known.get(name, [name])[0]) for name in outside}  # not installed: by the name it is imported by
 
 
 def requirement_names(requirements: list[str]) -> set[str]:

@@ -385,7 +385,11 @@ WRONG: dict[str, tuple[Implementation, Quantizer, tuple[str, ...]]] = {
         catalog["int8_power_of_two_per_tensor"].replace(granularity=PerAxis(0)),
         ("chosen_range_covers_the_data", "chosen_scale_is_the_statistic"),
     ),
-    "takes one statistic for all blocks": (with_qparams(shared_statistic), INT8, ("chosen_scale_is_the_statistic",)),
+    "takes one statistic for all blocks": (
+        with_qparams(shared_statistic),
+        INT8,
+        ("chosen_scale_is_the_statistic", "blocks_do_not_touch"),
+    ),
     "chooses a scale for infinite data": (
         replace(RIGHT, choose_qparams=chooses_from_anything),
         INT8,
