@@ -48,6 +48,7 @@ class Results(NamedTuple):
     values: Any
     fake: Any
     gradients: Any
+    x_alone: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
     Returns:
         ``qparams`` those chosen or given; ``codes = quantize(x)``; ``values = dequantize(codes)`` in the dtype of
         ``x``; ``fake = fake_quantize(x)``, which chooses itself when ``qparams`` is None (not ``torch compiled``);
-        ``gradients`` of it by the framework's own differentiation, towards x, scale and zero point.
+        ``gradients`` of it by the framework's own differentiation, towards x, scale and zero point; ``x_alone`` the
+        gradient of x where nothing else is differentiated, for which a mode may take another route (None for ``torch
+        compiled``, which would have to compile once more).
     Raises:
         ValueError: a mode that is none of `MODES`; and as the functions themselves.
     """
@@ -122,9 +125,8 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         chosen = core.choose_qparams(q, x) if qparams is None else qparams
         codes = core.quantize(q, number, chosen)
         values = core.dequantize(q, codes, chosen, x.dtype)
-        return Results(
-            chosen, codes, values, core.fake_quantize(q, x, qparams), core.fake_quantize_vjp(q, x, chosen, g)
-        )
+        gradients = core.fake_quantize_vjp(q, x, chosen, g)
+        return Results(chosen, codes, values, core.fake_quantize(q, x, qparams), gradients, gradients.x)
     if mode == "torch compiled":
         return _torch_compiled(q, x, g, qparams)
     scale, zero = (None, None) if qparams is None else qparams[:2]
@@ -199,8 +201,8 @@ def _placeholder(q: Quantizer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> 
 
 
 def _results(parts: Any) -> Results:
-    qparams, codes, values, fake, gradients = parts
-    return Results(QParams(*qparams), codes, values, fake, QuantizerGradients(*gradients))
+    qparams, codes, values, fake, gradients, x_alone = parts
+    return Results(QParams(*qparams), codes, values, fake, QuantizerGradients(*gradients), x_alone)
 
 
 def _map(function: Callable[[Any], Array], value: Any) -> Any:

@@ -56,6 +56,8 @@ def _own_code(function: Any, name: str) -> Program:
 
 
 def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
+    import torch
+
     from .. import torch_frontend as room
 
     def choose_qparams(x: Any) -> Any:
@@ -77,7 +79,9 @@ def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
         used = choose_qparams(x) if scale is None else (scale, zero)
         codes = quantize(number, *used)
         fake = fake_quantize(x, scale, zero)
-        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g)
+        leaf = x.detach().requires_grad_()
+        alone = torch.autograd.grad(fake_quantize(leaf, *used), leaf, g)[0]
+        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g), alone
 
     def forward(x: Any, scale: Any, zero: Any, leaf: Any, leaf_scale: Any, leaf_zero: Any) -> Any:
         codes = quantize(x, scale, zero)
@@ -161,7 +165,8 @@ def _jax_functions(q: Quantizer, dtype: str) -> dict[str, Any]:
         used = choose_qparams(x) if scale is None else (scale, zero)
         codes = quantize(number, *used)
         fake = fake_quantize(x, scale, zero)
-        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g)
+        alone = jax.vjp(lambda x: fake_quantize(x, *used), x)[1](g)[0]
+        return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g), alone
 
     return {f.__name__: f for f in (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five)}
 

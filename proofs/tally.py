@@ -25,12 +25,13 @@ FUNCTIONS: Mapping[str, str] = MappingProxyType(
         "values": "dequantize",
         "fake": "fake_quantize",
         "gradients.x": "gradient of x",
+        "x_alone": "gradient of x alone",
         "gradients.scale": "gradient of the scale",
         "gradients.zero_point": "gradient of the zero point",
     }
 )
 PER_BLOCK = ("qparams.scale", "qparams.zero_point")
-PER_ELEMENT = ("codes", "values", "fake", "gradients.x")
+PER_ELEMENT = ("codes", "values", "fake", "gradients.x", "x_alone")
 SUMS = ("gradients.scale", "gradients.zero_point")
 POINTS = 500  # differing elements kept for a plot
 ROW = 64  # terms that a mode adds in one go before it adds the sums
@@ -136,7 +137,8 @@ def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results)
         return _Part(name, piece, first, second, blocks_of, inputs, scale, zero)
 
     total = Tally()
-    for name in (*(PER_BLOCK[: 1 + q.affine] if piece.qparams is None else ()), *PER_ELEMENT):
+    per_element = PER_ELEMENT if got.x_alone is not None else PER_ELEMENT[:-1]
+    for name in (*(PER_BLOCK[: 1 + q.affine] if piece.qparams is None else ()), *per_element):
         total += _same(part(name))
     for name in SUMS[: 1 + q.affine]:
         total += _close(part(name), sum_bound(piece, g, expected, name)[blocks])
@@ -233,7 +235,7 @@ def _example(part: _Part, found: Comparison) -> Example:
 
 def _points(part: _Part) -> tuple[tuple[float, float], ...]:
     """Position and distance of differing codes and values, in steps of the scale; nothing for other results."""
-    if part.x is None or part.name == "gradients.x" or part.expected is None or part.got is None:
+    if part.x is None or part.name in ("gradients.x", "x_alone") or part.expected is None or part.got is None:
         return ()
     if part.expected.shape != part.got.shape:
         return ()

@@ -48,7 +48,7 @@ def test_planted_fault_is_found(fault: Fault, monkeypatch: pytest.MonkeyPatch) -
 
 
 # Which law, of those that know nothing of the specification's code, finds a fault. (No law looks at the gradient of x
-# alone, which eager torch computes in another way than together with the others: the faults of its interval.)
+# alone, which eager torch computes in another way than together with the others: `samebits check` does.)
 LAW_THAT_FINDS = {
     "reciprocal for division": "scale_gradient_is_the_sum",
     "halves away from zero": "halves_round_in_the_named_direction",
