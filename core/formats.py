@@ -1,6 +1,9 @@
 """Formats: which numbers a quantizer can produce. Nouns only; nothing is computed on arrays here."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+from .choice import choice
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,102 @@ class IntegerFormat:
 
     def __str__(self) -> str:
         return f"{'int' if self.signed else 'uint'}{self.bits}{' narrow' if self.narrow else ''}"
+
+
+class Specials(StrEnum):
+    """Which codes of a floating-point format are no numbers."""
+
+    IEEE = "ieee"  # the top exponent holds infinities (significand 0) and NaNs (float8_e5m2, float16, bfloat16)
+    NAN_ONLY = "nan_only"  # all ones is NaN, no infinity ("fn": float8_e4m3fn)
+    NEGATIVE_ZERO = "negative_zero"  # the code of -0 is the only NaN, no infinity ("fnuz")
+    NONE = "none"  # every code is a number (OCP float6, float4)
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """Floating-point numbers of a sign, ``exponent_bits`` and ``mantissa_bits``, with subnormals.
+
+    Value of a code with exponent field ``e`` and significand field ``m``: ``2**(e - bias) * (1 + m / 2**mantissa_bits)``,
+    or ``2**(1 - bias) * m / 2**mantissa_bits`` for ``e == 0``.
+
+    Args:
+        exponent_bits: 1 to 8.
+        mantissa_bits: 0 to 10; the code has ``1 + exponent_bits + mantissa_bits`` bits, at most 16.
+        bias: None for ``2**(exponent_bits - 1) - 1``, one more for `Specials.NEGATIVE_ZERO`.
+        specials: which codes are no numbers.
+        saturate: whether magnitudes beyond the largest number become it; else infinity, or NaN without infinities, or
+            (with neither) the largest number.
+
+    Raises:
+        TypeError: a width that is no int, ``saturate`` no bool.
+        ValueError: a width out of range, an unknown ``specials``, or a bias that puts numbers outside float32.
+
+    Source: IEEE 754-2019, OCP 8-bit Floating Point Specification 1.0, OCP Microscaling Formats 1.0; "fnuz" arXiv 2206.02915.
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+    bias: int | None = None
+    specials: Specials = Specials.IEEE
+    saturate: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("exponent_bits", 1, 8), ("mantissa_bits", 0, 10)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"`{name}` must be an int, got {value!r}")
+            if not low <= value <= high:
+                raise ValueError(f"`{name}` must be in {low}..{high}, got {value}")
+        if self.bits > 16:
+            raise ValueError(f"`exponent_bits` and `mantissa_bits` must make at most 16 bits with the sign, got {self.bits}")
+        if not isinstance(self.saturate, bool):
+            raise TypeError(f"`saturate` must be a bool, got {self.saturate!r}")
+        object.__setattr__(self, "specials", choice("specials", self.specials, Specials))
+        if self.bias is None:
+            usual = 2 ** (self.exponent_bits - 1) - (self.specials is not Specials.NEGATIVE_ZERO)
+            object.__setattr__(self, "bias", usual)
+        if not -126 <= 1 - self.offset or self.max_exponent > 127:
+            raise ValueError(f"`bias` must keep the exponents within float32's -126..127, got {self.bias}")
+
+    @property
+    def offset(self) -> int:
+        """The bias, as a number even where it was left to its default."""
+        return self.bias if self.bias is not None else 0
+
+    @property
+    def bits(self) -> int:
+        """Width of a code, sign included."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def min_exponent(self) -> int:
+        """Exponent of the smallest normal number; subnormals are multiples of ``2**(min_exponent - mantissa_bits)``."""
+        return 1 - self.offset
+
+    @property
+    def max_exponent(self) -> int:
+        """Exponent of the largest number."""
+        top = 2**self.exponent_bits - 1 - (self.specials is Specials.IEEE)
+        if self.specials is Specials.NAN_ONLY and self.mantissa_bits == 0:
+            top -= 1
+        return top - self.offset
+
+    @property
+    def hi(self) -> float:
+        """Largest number."""
+        missing = 1 + (self.specials is Specials.NAN_ONLY and self.mantissa_bits > 0)
+        return float(2.0**self.max_exponent * (2 - missing * 2.0**-self.mantissa_bits))
+
+    @property
+    def lo(self) -> float:
+        """Smallest number."""
+        return -self.hi
+
+    @property
+    def storage(self) -> str:
+        """Name of the dtype that holds the bits of a code: uint8 up to 8 bits, else int32."""
+        return "uint8" if self.bits <= 8 else "int32"
+
+    def __str__(self) -> str:
+        suffix = {"ieee": "", "nan_only": "fn", "negative_zero": "fnuz", "none": ""}[self.specials]
+        return f"float{self.bits} e{self.exponent_bits}m{self.mantissa_bits}{suffix}"
