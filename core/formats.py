@@ -1,5 +1,6 @@
 """Formats: which numbers a quantizer can produce. Nouns only; nothing is computed on arrays here."""
 
+import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,6 +29,8 @@ class IntegerFormat:
     bits: int
     signed: bool = True
     narrow: bool = False
+    negative_zero = False  # whether the format has a -0.0 beside 0.0
+    has_nan = False  # whether a code stands for NaN
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool):
@@ -99,6 +102,16 @@ class FloatFormat:
     specials: Specials = Specials.IEEE
     saturate: bool = True
 
+    @property
+    def negative_zero(self) -> bool:
+        """Whether the format has a -0.0 beside 0.0."""
+        return self.specials is not Specials.NEGATIVE_ZERO
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether a code stands for NaN."""
+        return self.specials is not Specials.NONE
+
     def __post_init__(self) -> None:
         for name, low, high in (("exponent_bits", 1, 8), ("mantissa_bits", 0, 10)):
             value = getattr(self, name)
@@ -159,3 +172,135 @@ class FloatFormat:
     def __str__(self) -> str:
         suffix = {"ieee": "", "nan_only": "fn", "negative_zero": "fnuz", "none": ""}[self.specials]
         return f"float{self.bits} e{self.exponent_bits}m{self.mantissa_bits}{suffix}"
+
+
+@dataclass(frozen=True)
+class BinaryFormat:
+    """The numbers -1 and +1: the sign, where zero of either sign counts as positive. Codes are -1 and 1.
+
+    Source: BinaryConnect, arXiv 1511.00363; Brevitas ``binary_sign``.
+    """
+
+    negative_zero = False
+    has_nan = False
+    bits = 1
+    lo = -1
+    hi = 1
+    storage = "int8"
+
+    def __str__(self) -> str:
+        return "binary"
+
+
+@dataclass(frozen=True)
+class TernaryFormat:
+    """The numbers -1, 0 and +1: the sign where ``|x / s| > threshold``, else 0. Codes are -1, 0 and 1.
+
+    Args:
+        threshold: in units of the scale, 0 <= threshold < 1; rounded to the dtype of the arithmetic.
+
+    Raises:
+        ValueError: a threshold outside [0, 1).
+
+    Source: Ternary Weight Networks, arXiv 1605.04711; Brevitas ``TernaryQuant`` (which compares with a rounded
+    ``threshold * s`` instead of dividing).
+    """
+
+    threshold: float = 0.5
+    negative_zero = False
+    has_nan = False
+    bits = 2
+    lo = -1
+    hi = 1
+    storage = "int8"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"`threshold` must be in [0, 1), got {self.threshold!r}")
+
+    def __str__(self) -> str:
+        return f"ternary {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class CodebookFormat:
+    """The numbers of a list; the code is the index. A number goes to the nearest, by float32 midpoints.
+
+    Between neighbours ``a < b`` everything above ``float32((a + b) / 2)`` goes to b, the midpoint itself to a.
+
+    Args:
+        values: 2 to 256 finite numbers, ascending, each a float32 number.
+
+    Raises:
+        TypeError: no tuple of floats.
+        ValueError: too few or many, not ascending, or not numbers of float32.
+
+    Source: NF4 of QLoRA, arXiv 2305.14314, is `NF4`.
+    """
+
+    values: tuple[float, ...]
+    negative_zero = False
+    has_nan = False
+    storage = "uint8"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, tuple) or not all(isinstance(v, float) for v in self.values):
+            raise TypeError(f"`values` must be a tuple of floats, got {self.values!r}")
+        if not 2 <= len(self.values) <= 256:
+            raise ValueError(f"`values` must hold 2 to 256 numbers, got {len(self.values)}")
+        if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError(f"`values` must be ascending, got {self.values!r}")
+        if any(struct.unpack("f", struct.pack("f", v))[0] != v for v in self.values):
+            raise ValueError(f"`values` must be numbers of float32, got {self.values!r}")
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return (len(self.values) - 1).bit_length()
+
+    @property
+    def lo(self) -> float:
+        """Smallest number."""
+        return self.values[0]
+
+    @property
+    def hi(self) -> float:
+        """Largest number."""
+        return self.values[-1]
+
+    @property
+    def midpoints(self) -> tuple[float, ...]:
+        """Float32 numbers between neighbours: above goes up."""
+        pairs = zip(self.values, self.values[1:], strict=False)
+        return tuple(struct.unpack("f", struct.pack("f", (a + b) / 2))[0] for a, b in pairs)
+
+    def __str__(self) -> str:
+        return f"codebook of {len(self.values)}"
+
+
+# NormalFloat: quantiles of the normal distribution, normalised to [-1, 1] (QLoRA, arXiv 2305.14314, appendix E)
+NF4 = CodebookFormat(
+    tuple(
+        struct.unpack("f", struct.pack("f", v))[0]
+        for v in (
+            -1.0,
+            -0.6961928009986877,
+            -0.5250730514526367,
+            -0.39491748809814453,
+            -0.28444138169288635,
+            -0.18477343022823334,
+            -0.09105003625154495,
+            0.0,
+            0.07958029955625534,
+            0.16093020141124725,
+            0.24611230194568634,
+            0.33791524171829224,
+            0.44070982933044434,
+            0.5626170039176941,
+            0.7229568362236023,
+            1.0,
+        )
+    )
+)
+
+Format = IntegerFormat | FloatFormat | BinaryFormat | TernaryFormat | CodebookFormat

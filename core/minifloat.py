@@ -2,7 +2,7 @@
 
 Around a number of exponent ``e`` (``2**e <= |u| < 2**(e+1)``) the numbers of a format are the multiples of the quantum
 ``2**(max(e, min_exponent) - mantissa_bits)``. Dividing by a power of two is exact in float64, so rounding is that of
-`round_to_integer`, once. float64 input is limited to formats and magnitudes where this holds: all of them.
+`round_to_integer`, once.
 """
 
 from typing import Any
@@ -17,35 +17,38 @@ from .rounding import round_to_integer
 Array = NDArray[Any]
 
 
-def round_to_format(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
-    """``u`` rounded to a number of the format, as if its exponent had no upper end; then the rule for overflow.
+def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
+    """``u`` rounded to a number of the format, as if its exponents had no upper end.
 
     Args:
         u: any shape, floating point.
     Returns:
-        Same shape and dtype. Magnitudes that round beyond the largest number, and infinities: the largest number when
-        the format saturates (or has neither infinity nor NaN), else infinity, else NaN. NaN stays NaN. Zero keeps the
-        sign of ``u``, except in formats without a negative zero.
+        Same shape and dtype. NaN and infinities are kept. Zero keeps the sign of ``u``, except in formats without a
+        negative zero.
     """
     wide = u.astype(np.float64)
     _, exponent = np.frexp(wide)  # |wide| = f * 2**exponent, f in [1/2, 1)
     quantum = np.maximum(exponent - 1, format.min_exponent) - format.mantissa_bits
     multiple = round_to_integer(np.ldexp(wide, -quantum), rounding)
     rounded = np.where(np.isfinite(wide), np.ldexp(multiple, quantum), wide)
-    rounded = np.where(np.abs(rounded) > format.hi, np.copysign(overflow_value(format), rounded), rounded)
     if format.specials is Specials.NEGATIVE_ZERO:
         rounded = np.where(rounded == 0, 0.0, rounded)
     return rounded.astype(u.dtype)
 
 
-def overflow_value(format: FloatFormat) -> float:
-    """What a positive magnitude beyond the largest number becomes."""
+def overflow(rounded: Array, format: FloatFormat) -> Array:
+    """Magnitudes beyond the largest number: that number when the format saturates or has neither infinity nor NaN, else
+    infinity, else NaN. NaN stays NaN.
+    """
     if format.saturate or format.specials is Specials.NONE:
-        return format.hi
-    return float("inf") if format.specials is Specials.IEEE else float("nan")
+        instead = format.hi
+    else:
+        instead = float("inf") if format.specials is Specials.IEEE else float("nan")
+    beyond = np.abs(rounded) > format.hi
+    return np.where(beyond, np.copysign(np.asarray(instead, rounded.dtype), rounded), rounded)
 
 
-def decode(codes: Array, format: FloatFormat) -> Array:
+def decode_float(codes: Array, format: FloatFormat) -> Array:
     """Values of codes (bits in any integer dtype), float64: exact for every format."""
     bits = codes.astype(np.int64)
     mantissa = bits & (2**format.mantissa_bits - 1)
@@ -67,7 +70,7 @@ def decode(codes: Array, format: FloatFormat) -> Array:
     return np.asarray(value)
 
 
-def encode(values: Array, format: FloatFormat) -> Array:
+def encode_float(values: Array, format: FloatFormat) -> Array:
     """Codes of numbers of the format, by search among all of them; the NaN of a format is its code with sign 0.
 
     Returns:
@@ -76,7 +79,7 @@ def encode(values: Array, format: FloatFormat) -> Array:
         ValueError: a value that no code stands for.
     """
     codes = np.arange(2**format.bits)
-    numbers = decode(codes, format)
+    numbers = decode_float(codes, format)
     keys = _ordered(numbers)
     order = np.argsort(keys, kind="stable")  # of several NaN codes the first, the positive one
     wanted = _ordered(np.where(np.isnan(values), np.nan, values).astype(np.float64))
