@@ -78,8 +78,8 @@ class Specials(StrEnum):
 class FloatFormat:
     """Floating-point numbers of a sign, ``exponent_bits`` and ``mantissa_bits``, with subnormals.
 
-    Value of a code with exponent field ``e`` and significand field ``m``: ``2**(e - bias) * (1 + m / 2**mantissa_bits)``,
-    or ``2**(1 - bias) * m / 2**mantissa_bits`` for ``e == 0``.
+    Value of a code with exponent field ``e`` and significand field ``m``:
+    ``2**(e - bias) * (1 + m / 2**mantissa_bits)``, or ``2**(1 - bias) * m / 2**mantissa_bits`` for ``e == 0``.
 
     Args:
         exponent_bits: 1 to 8.
@@ -93,7 +93,8 @@ class FloatFormat:
         TypeError: a width that is no int, ``saturate`` no bool.
         ValueError: a width out of range, an unknown ``specials``, or a bias that puts numbers outside float32.
 
-    Source: IEEE 754-2019, OCP 8-bit Floating Point Specification 1.0, OCP Microscaling Formats 1.0; "fnuz" arXiv 2206.02915.
+    Source: IEEE 754-2019, OCP 8-bit Floating Point Specification 1.0, OCP Microscaling Formats 1.0; "fnuz" is
+    arXiv 2206.02915.
     """
 
     exponent_bits: int
@@ -120,14 +121,14 @@ class FloatFormat:
             if not low <= value <= high:
                 raise ValueError(f"`{name}` must be in {low}..{high}, got {value}")
         if self.bits > 16:
-            raise ValueError(f"`exponent_bits` and `mantissa_bits` must make at most 16 bits with the sign, got {self.bits}")
+            raise ValueError(f"`exponent_bits` + `mantissa_bits` + 1 must be at most 16, got {self.bits}")
         if not isinstance(self.saturate, bool):
             raise TypeError(f"`saturate` must be a bool, got {self.saturate!r}")
         object.__setattr__(self, "specials", choice("specials", self.specials, Specials))
         if self.bias is None:
             usual = 2 ** (self.exponent_bits - 1) - (self.specials is not Specials.NEGATIVE_ZERO)
             object.__setattr__(self, "bias", usual)
-        if not -126 <= 1 - self.offset or self.max_exponent > 127:
+        if self.min_exponent < -126 or self.max_exponent > 127:
             raise ValueError(f"`bias` must keep the exponents within float32's -126..127, got {self.bias}")
 
     @property
@@ -148,7 +149,7 @@ class FloatFormat:
     @property
     def max_exponent(self) -> int:
         """Exponent of the largest number."""
-        top = 2**self.exponent_bits - 1 - (self.specials is Specials.IEEE)
+        top = (1 << self.exponent_bits) - 1 - (self.specials is Specials.IEEE)
         if self.specials is Specials.NAN_ONLY and self.mantissa_bits == 0:
             top -= 1
         return top - self.offset

@@ -1,4 +1,4 @@
-"""From a quotient to a number of the format, in two steps: rounding as if there were no ends, then the rule at the ends.
+"""From a quotient to a number of the format: rounding as if there were no ends, then the rule at the ends.
 
 What lies between is what the clipping mask looks at. All numbers here are in units of the scale.
 """

@@ -197,7 +197,7 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
 
 def _middle(q: Quantizer) -> int:
     """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
-    return (q.format.hi + q.format.lo + 1) // 2
+    return int(q.format.hi + q.format.lo + 1) // 2
 
 
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
