@@ -188,14 +188,14 @@ class Quantizer:
         own = {f.name for f in fields(self)}
         for part in ("format", "scale", "arithmetic"):
             inner = changes.get(part, getattr(self, part))
-            names = {f.name for f in fields(inner)} - own
+            names = {f.name for f in fields(inner) if f.init} - own
             inside = {name: changes.pop(name) for name in list(changes) if name in names}
             if inside:
                 changes[part] = replace(inner, **inside)
         unknown = set(changes) - own
         if unknown:
             parts = (self, self.format, self.scale, self.arithmetic)
-            allowed = sorted({f.name for part in parts for f in fields(part)})
+            allowed = sorted({f.name for part in parts for f in fields(part) if f.init})
             raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(allowed)}")
         return replace(self, **changes)
 

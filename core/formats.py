@@ -1,7 +1,7 @@
 """Formats: which numbers a quantizer can produce. Nouns only; nothing is computed on arrays here."""
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .choice import choice
@@ -111,7 +111,8 @@ class FloatFormat:
     @property
     def has_nan(self) -> bool:
         """Whether a code stands for NaN."""
-        return self.specials is not Specials.NONE
+        infinity_alone = self.specials is Specials.IEEE and self.mantissa_bits == 0
+        return self.specials is not Specials.NONE and not infinity_alone
 
     def __post_init__(self) -> None:
         for name, low, high in (("exponent_bits", 1, 8), ("mantissa_bits", 0, 10)):
@@ -156,8 +157,9 @@ class FloatFormat:
 
     @property
     def hi(self) -> float:
-        """Largest number."""
+        """Largest number; a subnormal one where the special codes leave no other exponent."""
         missing = 1 + (self.specials is Specials.NAN_ONLY and self.mantissa_bits > 0)
+        missing += self.max_exponent < self.min_exponent
         return float(2.0**self.max_exponent * (2 - missing * 2.0**-self.mantissa_bits))
 
     @property
@@ -232,14 +234,18 @@ class CodebookFormat:
     Args:
         values: 2 to 256 finite numbers, ascending, each a float32 number.
 
+    Attributes:
+        midpoints: float32 numbers between neighbours: above goes up.
+
     Raises:
         TypeError: no tuple of floats.
-        ValueError: too few or many, not ascending, or not numbers of float32.
+        ValueError: too few or many, not ascending, not numbers of float32, or -0.0 (dequantized codes have one zero).
 
     Source: NF4 of QLoRA, arXiv 2305.14314, is `NF4`.
     """
 
     values: tuple[float, ...]
+    midpoints: tuple[float, ...] = field(init=False, repr=False, compare=False)
     negative_zero = False
     has_nan = False
     storage = "uint8"
@@ -253,6 +259,11 @@ class CodebookFormat:
             raise ValueError(f"`values` must be ascending, got {self.values!r}")
         if any(struct.unpack("f", struct.pack("f", v))[0] != v for v in self.values):
             raise ValueError(f"`values` must be numbers of float32, got {self.values!r}")
+        if any(struct.pack("f", v) == struct.pack("f", -0.0) for v in self.values):
+            raise ValueError(f"`values` must hold 0.0 rather than -0.0, got {self.values!r}")
+        pairs = zip(self.values, self.values[1:], strict=False)
+        midpoints = tuple(struct.unpack("f", struct.pack("f", (a + b) / 2))[0] for a, b in pairs)
+        object.__setattr__(self, "midpoints", midpoints)
 
     @property
     def bits(self) -> int:
@@ -268,12 +279,6 @@ class CodebookFormat:
     def hi(self) -> float:
         """Largest number."""
         return self.values[-1]
-
-    @property
-    def midpoints(self) -> tuple[float, ...]:
-        """Float32 numbers between neighbours: above goes up."""
-        pairs = zip(self.values, self.values[1:], strict=False)
-        return tuple(struct.unpack("f", struct.pack("f", (a + b) / 2))[0] for a, b in pairs)
 
     def __str__(self) -> str:
         return f"codebook of {len(self.values)}"

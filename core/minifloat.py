@@ -29,7 +29,10 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
     wide = u.astype(np.float64)
     _, exponent = np.frexp(wide)  # |wide| = f * 2**exponent, f in [1/2, 1)
     quantum = np.maximum(exponent - 1, format.min_exponent) - format.mantissa_bits
-    multiple = round_to_integer(np.ldexp(wide, -quantum), rounding)
+    quotient = np.ldexp(wide, -quantum)
+    vanished = (quotient == 0) & (wide != 0)  # a float64 so small that its quotient by a quantum above 1 underflows
+    quotient = np.where(vanished, np.copysign(np.finfo(np.float64).smallest_subnormal, wide), quotient)
+    multiple = round_to_integer(quotient, rounding)
     rounded = np.where(np.isfinite(wide), np.ldexp(multiple, quantum), wide)
     if format.specials is Specials.NEGATIVE_ZERO:
         rounded = np.where(rounded == 0, 0.0, rounded)
