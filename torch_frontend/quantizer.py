@@ -27,6 +27,7 @@ from . import eager
 from .arrays import broadcast_views, dtype_name, is_concrete, narrowed, numpy_of, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks
 from .elementwise import codes_of, gradient_terms, one_zero, values_of
+from .grid import decode, encode, limit_to_grid
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, learned_scale_factor
@@ -65,13 +66,14 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     """
     _check(q, x, qparams)
     x, scale, zero = _detached(x, qparams)
-    storage = getattr(torch, q.format.storage)
     if is_concrete(x, scale, zero):
-        return eager.codes(q, x, scale, zero, storage)
+        return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
     value, s, z = _views(q, x, scale, zero)
     codes = codes_of(q, value, s, z)[2]
-    of_zero = torch.zeros_like(codes) if z is None else z
-    return torch.where(codes.isnan(), of_zero, codes).to(storage).reshape(x.shape)
+    if not q.format.has_nan:
+        of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
+        codes = torch.where(codes.isnan(), of_zero, codes)
+    return encode(q, codes).reshape(x.shape)
 
 
 def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype | None = None) -> Tensor:
@@ -89,7 +91,10 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
     out = qparams.scale.dtype if dtype is None else dtype
     checks.check_float("dtype", dtype_name(out))
     _check_qparams(q, tuple(codes.shape), None if dtype is None else dtype_name(out), qparams)
-    value, s, z = _views(q, codes.to(wide_dtype(out)), qparams.scale, _wide(qparams.zero_point, qparams.scale))
+    zero = _wide(qparams.zero_point, qparams.scale)
+    if is_concrete(codes, qparams.scale, zero) and not records_gradient(qparams.scale, zero):
+        return eager.values(q, codes, qparams.scale, zero, out)
+    value, s, z = _views(q, decode(q, codes, wide_dtype(out)), qparams.scale, zero)
     return narrowed((value if z is None else value - z) * s, out).reshape(codes.shape)
 
 
@@ -145,7 +150,7 @@ def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Te
     if is_concrete(x, scale, zero):
         codes = eager.codes(q, x, scale, zero, scale.dtype)
     else:
-        codes = one_zero(codes_of(q, *_views(q, x, scale, zero))[2]).reshape(x.shape)
+        codes = one_zero(q, codes_of(q, *_views(q, x, scale, zero))[2]).reshape(x.shape)
     zeros = torch.zeros_like(scale) if zero is None else zero
     return codes, expand_blocks(zeros, q.granularity, tuple(x.shape))
 
@@ -176,7 +181,7 @@ def _forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None) 
     if is_concrete(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = _views(q, x, scale, zero)
-    return narrowed(values_of(codes_of(q, value, s, z)[2], s, z), x.dtype).reshape(x.shape)
+    return narrowed(values_of(q, codes_of(q, value, s, z)[2], s, z), x.dtype).reshape(x.shape)
 
 
 def _gradients(

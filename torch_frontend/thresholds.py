@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.descriptions import Quantizer, Rounding
-from .rounding import round_to_integer
+from ..core.descriptions import Quantizer
+from ..core.formats import FloatFormat
+from .grid import round_to_grid
 
 Array = NDArray[Any]
 
@@ -29,18 +30,18 @@ def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Ar
     """
     lo, hi = q.format.lo, q.format.hi
     if zero is None:
-        return _end(q.rounding, lo, scale, -1.0), _end(q.rounding, hi, scale, 1.0)
+        return _end(q, lo, scale, -1.0), _end(q, hi, scale, 1.0)
     below, above = np.empty_like(scale), np.empty_like(scale)
     for z in np.unique(zero):
         here = zero == z
-        below[here] = _end(q.rounding, lo - int(z), scale[here], -1.0)
-        above[here] = _end(q.rounding, hi - int(z), scale[here], 1.0)
+        below[here] = _end(q, lo - int(z), scale[here], -1.0)
+        above[here] = _end(q, hi - int(z), scale[here], 1.0)
     return below, above
 
 
-def _end(rounding: Rounding, code: int, scale: Array, side: float) -> Array:
-    """The first float32 past those whose quotient rounds to ``code`` or less (side 1), ``code`` or more (side -1)."""
-    middle, tie_stays = _last_quotient(rounding, code, side)
+def _end(q: Quantizer, limit: float, scale: Array, side: float) -> Array:
+    """The first float32 past those whose quotient rounds to ``limit`` or less (side 1), ``limit`` or more (side -1)."""
+    middle, tie_stays = _last_quotient(q, limit, side)
     end = scale.astype(np.float64) * middle  # exact
     with np.errstate(over="ignore"):
         nearest = end.astype(np.float32)
@@ -50,12 +51,18 @@ def _end(rounding: Rounding, code: int, scale: Array, side: float) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _last_quotient(rounding: Rounding, code: int, side: float) -> tuple[float, bool]:
-    """Midpoint between the last float32 quotient that stays within ``code`` and the next, and whether the tie stays."""
+def _last_quotient(q: Quantizer, limit: float, side: float) -> tuple[float, bool]:
+    """Midpoint between the last float32 quotient that stays within ``limit`` and the next; whether the tie stays."""
     beyond = np.float32(side * np.inf)
-    ends = [np.float32(code + side / 2), np.float32(code + side)]
-    candidates = np.array([code, *ends, *(np.nextafter(end, -beyond) for end in ends)], np.float32)
-    rounded = round_to_integer(torch.from_numpy(candidates), rounding).numpy()
-    last = side * np.max(side * candidates[side * rounded <= side * code])
-    middle = (float(last) + float(np.nextafter(np.float32(last), beyond))) / 2
-    return middle, bool(np.float32(last).view(np.uint32) % 2 == 0)
+    step = 1.0
+    if isinstance(q.format, FloatFormat):
+        step = 2.0 ** (max(q.format.max_exponent, q.format.min_exponent) - q.format.mantissa_bits)
+    with np.errstate(over="ignore"):
+        ends = np.array([limit + side * step / 2, limit + side * step], np.float32)
+    candidates = np.array([limit, *ends, *np.nextafter(ends, -beyond)], np.float32)
+    rounded = round_to_grid(q, torch.from_numpy(candidates)).numpy()
+    last = side * np.max(side * candidates[side * rounded <= side * limit])
+    following = float(np.nextafter(last, beyond))
+    if not np.isfinite(following):  # from where quotients round to infinity
+        following = float(last) + side * float(np.spacing(np.abs(last)))
+    return (float(last) + following) / 2, bool(last.view(np.uint32) % 2 == 0)
