@@ -42,7 +42,7 @@ def torch_programs(q: Quantizer, x: np.ndarray, backward: bool) -> dict[str, Pro
     lo, hi, shape = q.format.lo, q.format.hi, tuple(q.granularity.block_size(x.shape))
     zero = torch.zeros(scale.shape, dtype=torch.int32)
     per_tensor = scale.ndim == 0
-    brevitas = brevitas_quant.IntQuant(False, True, RoundSte(), TensorClamp(), Identity())
+    brevitas = brevitas_quant.IntQuant(False, True, Identity(), RoundSte(), TensorClamp())
     bits, float_zero = torch.tensor(8.0), torch.tensor(0.0)
 
     def textbook(v: torch.Tensor) -> torch.Tensor:

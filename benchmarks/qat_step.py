@@ -71,13 +71,13 @@ def torch_models() -> dict[str, nn.Module]:
     prepared.qconfig = torch_quantization.get_default_qat_qconfig("x86")
     prepared = torch_quantization.prepare_qat(prepared)
     torchao = torch_mlp(nn.Linear)
-    activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=True)
+    activation = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
     weight = IntxFakeQuantizeConfig(torch.int8, "per_channel", is_symmetric=True)
     quantize_(torchao, QATConfig(activation_config=activation, weight_config=weight, step="prepare"))
     return {
         "torch float": torch_mlp(nn.Linear),
         "samebits torch, eager": torch_mlp(ours),
-        "torchao QATConfig (activations per token)": torchao,
+        "torchao QATConfig (activations affine per token)": torchao,
         "torch.ao prepare_qat": prepared,
         "Brevitas QuantLinear": torch_mlp(brevitas),
     }
@@ -96,7 +96,7 @@ def jax_step(linear: Any) -> Program:
         return jnp.mean((model(x) - y) ** 2)
 
     @nnx.jit
-    def step(model: nnx.Module, optimizer: nnx.Optimizer) -> jax.Array:
+    def step(model: nnx.Module, optimizer: nnx.Optimizer[nnx.Module]) -> jax.Array:
         loss, gradients = nnx.value_and_grad(loss_of)(model)
         optimizer.update(model, gradients)
         return loss

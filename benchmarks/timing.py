@@ -1,5 +1,6 @@
-"""Timing side by side: every competitor once a round, in turn, on the same machine; medians over rounds."""
+"""Timing side by side: every competitor once a round, on the same machine; medians over rounds."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,15 +13,18 @@ def medians(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02)
 
     Args:
         programs: callables that return only when their result is ready.
-        rounds: how often each is measured; the order rotates so that none is always first.
+        rounds: how often each is measured. Every round has an order of its own, since thread pools of one framework
+            that are still spinning slow down whatever comes next.
         seconds: least length of one measurement; short programs are called repeatedly within it.
     """
     repeats = {name: _repeats(program, seconds) for name, program in programs.items()}
     samples: dict[str, list[float]] = {name: [] for name in programs}
     names = list(programs)
-    for turn in range(rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
+    shuffle = random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(names)
+        for name in names:
+            programs[name]()
             samples[name].append(_sample(programs[name], repeats[name]))
     return {name: statistics.median(values) for name, values in samples.items()}
 

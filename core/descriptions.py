@@ -78,7 +78,8 @@ class ScaleRule:
         restriction: which scales are allowed.
         denominator: symmetric scales only.
         momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``.
-        floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022).
+        floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022), and for an
+            arithmetic in the input dtype at least that of the input dtype (2**-14 for float16).
 
     Raises:
         ValueError: a name that is no member, ``momentum`` outside [0, 1), or ``floor`` not a positive finite number of

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arithmetic import Arithmetic
 from .descriptions import Denominator, Quantizer, Restriction
-from .operations import add, true_divide
+from .operations import add, flush, round_to_dtype, true_divide
 
 Array = NDArray[Any]
 
@@ -20,8 +21,8 @@ def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
     lo, hi = q.format.lo, q.format.hi
     magnitude = np.maximum(-low, high)
 
-    def over(a: Array, b: float) -> Array:
-        return true_divide(a, np.asarray(b, a.dtype), q.arithmetic)
+    def over(a: Array, divisor: float) -> Array:
+        return _over(a, divisor, q.arithmetic)
 
     match q.scale.denominator:
         case Denominator.HI:
@@ -39,9 +40,9 @@ def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
 
     Where ``high - low`` overflows, both it and the divisor are halved first, which changes nothing else.
     """
-    span = np.asarray(q.format.hi - q.format.lo, low.dtype)
-    whole = true_divide(add(high, -low, q.arithmetic), span, q.arithmetic)
-    half = true_divide(add(high / 2, -low / 2, q.arithmetic), span / 2, q.arithmetic)
+    span = q.format.hi - q.format.lo
+    whole = _over(add(high, -low, q.arithmetic), span, q.arithmetic)
+    half = _over(add(high / 2, -low / 2, q.arithmetic), span / 2, q.arithmetic)
     return np.where(np.isinf(whole) & np.isfinite(low) & np.isfinite(high), half, whole)
 
 
@@ -54,3 +55,10 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
         exponent = np.minimum(exponent - (significand == 0.5), np.finfo(scale.dtype).maxexp - 1)
         floored = np.ldexp(np.ones_like(floored), exponent)
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
+
+
+def _over(a: Array, divisor: float, arithmetic: Arithmetic) -> Array:
+    """``a / divisor``; through float32 for 16-bit dtypes, which do not hold every divisor (torch does the same)."""
+    wide = np.float32 if a.dtype.itemsize == 2 else a.dtype
+    quotient = true_divide(a.astype(wide), np.asarray(divisor, wide), arithmetic)
+    return flush(round_to_dtype(quotient, a.dtype), arithmetic)

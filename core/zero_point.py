@@ -19,5 +19,6 @@ def affine_zero_point(q: Quantizer, low: Array, scale: Array) -> Array:
     The quotient rounds to nearest even whatever the quantizer's own direction is. A NaN scale gives the code nearest 0.
     """
     lo, hi = q.format.lo, q.format.hi
-    code = clamp(lo - round_to_integer(true_divide(low, scale, q.arithmetic), Rounding.TIES_TO_EVEN), lo, hi)
+    code = lo - round_to_integer(true_divide(low, scale, q.arithmetic), Rounding.TIES_TO_EVEN)
+    code = clamp(code.astype(np.float64), lo, hi)  # where the limits are exact; 16-bit dtypes do not hold them all
     return np.where(np.isnan(code), np.clip(0, lo, hi), code).astype(np.int32)

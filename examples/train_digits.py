@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-from tqdm import tqdm  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
+from tqdm import tqdm
 
 from samebits.core import catalog, choose_qparams
 from samebits.proofs.digits import DATA, LAYERS, Checkpoint, accuracy, batches, held_out, save_checkpoint
@@ -60,7 +60,9 @@ def train(x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> torch.nn.Modu
     total = epochs * (len(x) // BATCH)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=total)
-    for images, labels in tqdm(batches(x, y, epochs, seed, BATCH), total=total, desc="training", unit="batch"):
+    for images, labels in tqdm(
+        batches(x, y, epochs, seed, BATCH), total=total, desc="training", unit="batch", disable=None
+    ):
         logits = layer_inputs_and_outputs(network, torch.from_numpy(images))["linear"][1]
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), label_smoothing=0.1)
         optimizer.zero_grad()
@@ -88,9 +90,9 @@ def tensors_of(network: torch.nn.ModuleDict, pixels: np.ndarray, labels: np.ndar
 def main() -> None:
     """Trains, reports the accuracy and writes the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DATA)
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=DATA, help="default: the file that comes with samebits")
+    parser.add_argument("--epochs", type=int, default=40, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     arguments = parser.parse_args()
 
     digits = load_digits()

@@ -1,1 +1,10 @@
-"""placeholder."""
+"""The quantizers of `samebits.core` for JAX: the same bits, op by op and under `jax.jit`, with gradients."""
+
+from .matmul import contraction_bound as contraction_bound
+from .matmul import conv2d as conv2d
+from .matmul import linear as linear
+from .quantizer import choose_qparams as choose_qparams
+from .quantizer import dequantize as dequantize
+from .quantizer import fake_quantize as fake_quantize
+from .quantizer import fake_quantize_vjp as fake_quantize_vjp
+from .quantizer import quantize as quantize

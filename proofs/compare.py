@@ -110,7 +110,8 @@ def describe(value: Any) -> str:
     bits = f"{array.dtype.name} bits {int(raw_bits(array).reshape(())):#0{2 + 2 * array.dtype.itemsize}x}"
     if not is_float(array.dtype):
         return f"{scalar!s} ({bits})"
-    return f"{scalar!s} = {_hex(float(scalar))} ({bits})"
+    decimal = float(scalar) if array.dtype.itemsize == 2 else scalar  # NumPy prints 65504 as 6.55e+04
+    return f"{decimal!s} = {_hex(float(scalar))} ({bits})"
 
 
 def ulp_distance(a: Any, b: Any) -> NDArray[np.int64]:
@@ -133,8 +134,9 @@ def ulp_distance(a: Any, b: Any) -> NDArray[np.int64]:
     far = np.abs(p).astype(np.uint64) + np.abs(q).astype(np.uint64)
     near = np.where((p < 0) == (q < 0), np.abs(p - q).astype(np.uint64), far)
     distance = np.minimum(near, np.uint64(FARTHEST)).astype(np.int64)
-    nan = np.isnan(left), np.isnan(right)
-    return np.where(nan[0] & nan[1], 0, np.where(nan[0] | nan[1], FARTHEST, distance))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        one, other = np.isnan(left), np.isnan(right)
+    return np.where(one & other, 0, np.where(one | other, FARTHEST, distance))
 
 
 def _compare_arrays(expected: NDArray[Any], got: NDArray[Any], inputs: NDArray[Any] | None) -> Comparison:
@@ -144,7 +146,8 @@ def _compare_arrays(expected: NDArray[Any], got: NDArray[Any], inputs: NDArray[A
         return _unlike(expected.size, f"shape: expected {expected.shape}, got {got.shape}")
     differ = raw_bits(expected) != raw_bits(got)
     if is_float(expected.dtype):
-        differ &= ~(np.isnan(expected) & np.isnan(got))
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            differ &= ~(np.isnan(expected) & np.isnan(got))
     count = int(np.count_nonzero(differ))
     if not count:
         return Comparison(expected.size, 0)

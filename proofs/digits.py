@@ -16,6 +16,7 @@ Source of the images: scikit-learn's ``load_digits``, which is the test set of A
 of Handwritten Digits", UCI Machine Learning Repository, 1998 (CC BY 4.0).
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from safetensors.numpy import save_file
 from ..core import QParams, catalog, choose_qparams, conv2d, linear
 from ..core.granularity import qparams_shape
 from .checkpoint import stored_tensors
+from .execution import MODES
 
 Array = NDArray[Any]
 
@@ -143,20 +145,36 @@ def batches(x: Array, y: Array, epochs: int, seed: int, size: int = 64) -> Itera
             yield padded[chosen[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None], y[chosen]
 
 
-def logits(mode: str, batch_size: int, checkpoint: Checkpoint | None = None) -> Array:
+def logits(mode: str, batch_size: int, checkpoint: Checkpoint | None = None, count: int | None = None) -> Array:
     """Logits of all digits from the quantized classifier, run in one mode.
 
     Args:
         mode: one of `execution.MODES`.
-        batch_size: images at a time; the last batch is smaller when it does not divide 1797.
+        batch_size: images at a time; the last batch may be smaller.
         checkpoint: None for the one that comes with the package.
+        count: None for all digits, else how many of them, from the first.
     Returns:
-        float32 ``(1797, 10)``: the same bits for every mode and batch size.
+        float32 ``(count, 10)``: the same bits for every mode and batch size.
     """
-    checkpoint = load_checkpoint() if checkpoint is None else checkpoint
-    x = images()[0]
-    network = _numpy_network(checkpoint)
-    return np.concatenate([network(x[start : start + batch_size]) for start in range(0, len(x), batch_size)])
+    run = _network(mode, load_checkpoint() if checkpoint is None else checkpoint)
+    x = images()[0][:count]
+    return np.concatenate([run(x[start : start + batch_size]) for start in range(0, len(x), batch_size)])
+
+
+def _network(mode: str, checkpoint: Checkpoint) -> Callable[[Array], Array]:
+    """Images to logits, in one mode."""
+    if mode not in MODES:
+        raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    if mode == "numpy":
+        return _numpy_network(checkpoint)
+    learned = "conv1.weight_quant.scale" in checkpoint.tensors
+    q_w = catalog[checkpoint.weight_quant].replace(source="learned" if learned else "statistic")
+    q_x = catalog[checkpoint.input_quant].replace(source="learned")
+    room = importlib.import_module(f".digits_{mode.split()[0]}", __package__)  # imports its framework
+    network = room.classifier(q_w, q_x)
+    room.load_tensors(network, checkpoint.tensors)
+    run: Callable[[Array], Array] = room.inference(network, compiled=mode in ("torch compiled", "jax jit"))
+    return run
 
 
 def _numpy_network(checkpoint: Checkpoint) -> Callable[[Array], Array]:

@@ -8,7 +8,7 @@ What is shown is data: `TARGETS`, `SCALES`, `DTYPES`, `SURROUNDINGS`, `PAIRS`, `
 `Target`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -35,6 +35,7 @@ Scale = Literal["constant", "scalar", "tensor"]
 Function = Callable[..., Any]  # (x, s) -> x_hat, over arrays of one framework; s is None when it is a constant
 
 ELEMENTS = 2**16
+OURS = "samebits"  # the target that must not diverge
 LO, HI = -128, 127
 SCALES: tuple[Scale, ...] = ("constant", "scalar", "tensor")
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
@@ -149,7 +150,7 @@ TARGETS: Mapping[str, Target] = Named(
         target.name: target
         for target in (
             Target("textbook", f"clamp(round(x / s), {LO}, {HI}) * s", _textbook_torch, _textbook_jax),
-            Target("samebits", "fake_quantize(int8, x, s)", _samebits_torch, _samebits_jax, "float32"),
+            Target(OURS, "fake_quantize(int8, x, s)", _samebits_torch, _samebits_jax, "float32"),
         )
     },
 )
@@ -174,6 +175,17 @@ def jobs(targets: Sequence[str] = tuple(TARGETS)) -> tuple[Job, ...]:
 def diverge(targets: Sequence[str] = tuple(TARGETS), *, workers: int = 2) -> Iterator[tuple[Divergence, ...]]:
     """The divergences of every program, program by program, as they are found."""
     return run_jobs(run_job, jobs(targets), workers)
+
+
+def in_order(found: Iterable[Divergence]) -> tuple[Divergence, ...]:
+    """By target, dtype, scale and surroundings, as they stand in the lists above; pairs and inputs as they were."""
+    keys = tuple(TARGETS), tuple(DTYPES), SCALES, SURROUNDINGS
+
+    def place(row: Divergence) -> tuple[int, ...]:
+        own = row.target, row.dtype, row.scale, row.surroundings
+        return tuple(names.index(name) for names, name in zip(keys, own, strict=True))
+
+    return tuple(sorted(found, key=place))
 
 
 def run_job(job: Job) -> tuple[Divergence, ...]:

@@ -5,7 +5,7 @@ mode                  runs
 ====================  ==================================================================================
 ``numpy``             `samebits.core`, the specification
 ``torch eager``       `samebits.torch_frontend`, operation by operation
-``torch compiled``    the same in ``torch.compile(fullgraph=True, dynamic=True)``, inductor's default settings
+``torch compiled``    the same in ``torch.compile(fullgraph=True)``, default settings of inductor
 ``jax eager``         `samebits.jax_backend` under ``jax.disable_jit()``, operation by operation
 ``jax jit``           the same in one ``jax.jit`` program
 ====================  ==================================================================================
@@ -63,8 +63,8 @@ class Implementation:
     name: str
     choose_qparams: Callable[[Quantizer, Array], QParams]
     quantize: Callable[[Quantizer, Array, QParams], Array]
-    dequantize: Callable[..., Array]
-    fake_quantize: Callable[..., Array]
+    dequantize: Callable[..., Array]  # (q, codes, qparams, dtype=None)
+    fake_quantize: Callable[..., Array]  # (q, x, qparams=None)
     fake_quantize_vjp: Callable[[Quantizer, Array, QParams, Array], QuantizerGradients]
     refuses: bool = True
 
@@ -90,7 +90,7 @@ def implementation(mode: str) -> Implementation:
         lambda q, x: QParams(*_call(mode, "choose_qparams", q, x.dtype, x)),
         lambda q, x, qparams: _call(mode, "quantize", q, x.dtype, x, *qparams[:2]),
         lambda q, codes, qparams, dtype=None: _call(
-            mode, "dequantize", q, np.dtype(dtype or qparams.scale.dtype), codes, *qparams[:2]
+            mode, "dequantize", q, qparams.scale.dtype if dtype is None else dtype, codes, *qparams[:2]
         ),
         lambda q, x, qparams=None: _call(mode, "fake_quantize", q, x.dtype, x, *(qparams or (None, None))[:2]),
         lambda q, x, qparams, g: QuantizerGradients(*_call(mode, "gradients", q, x.dtype, x, *qparams[:2], g)),
@@ -101,8 +101,8 @@ def implementation(mode: str) -> Implementation:
 def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None = None) -> Results:
     """All five functions on one array; in the compiled modes in one program, so that the compiler may fuse them.
 
-    ``torch compiled`` compiles once for each quantizer and dtype (again for arrays of more than 4096 elements, and for
-    axes of length 0 or 1), ``jax jit`` once for each shape too.
+    ``torch compiled`` compiles once for each quantizer and dtype, and once more, with symbolic sizes, when it meets a
+    second shape (and for axes of length 0 or 1); ``jax jit`` compiles for each shape, and for parameters given or not.
 
     Args:
         x: float32, bfloat16, float16 or float64; finite when ``qparams`` is None.
@@ -110,8 +110,8 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         qparams: None to choose them from ``x``.
     Returns:
         ``qparams`` those chosen or given; ``codes = quantize(x)``; ``values = dequantize(codes)`` in the dtype of
-        ``x``; ``fake = fake_quantize(x)``, which chooses by itself when ``qparams`` is None; ``gradients`` of it by the
-        framework's own differentiation, towards x, scale and zero point.
+        ``x``; ``fake = fake_quantize(x)``, which chooses itself when ``qparams`` is None (not ``torch compiled``);
+        ``gradients`` of it by the framework's own differentiation, towards x, scale and zero point.
     Raises:
         ValueError: a mode that is none of `MODES`; and as the functions themselves.
     """
@@ -172,13 +172,10 @@ def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -
     flat, flat_g = x.reshape(shape), g.reshape(shape)
     blocks = qparams_shape(q.granularity, shape)
     if qparams is None:
-        some = QParams(*_placeholder(q, x.dtype, blocks))
-        first = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *some[:2])
-        given = QParams(*first[0])
+        given = _run_compiled(q, flat, flat_g, *_placeholder(q, x.dtype, blocks))[1]
     else:
-        given = QParams(*(None if p is None else np.asarray(p).reshape(blocks) for p in qparams))
-    done = _call("torch compiled", "all_five_and_choice", q, x.dtype, flat, flat_g, *given[:2])
-    chosen, codes, values, fake, chosen_fake, gradients = done
+        given = tuple(None if p is None else np.asarray(p).reshape(blocks) for p in qparams[:2])
+    fake, chosen, codes, values, gradients = _run_compiled(q, flat, flat_g, *given)
     outer = qparams_shape(q.granularity, x.shape)
     used = QParams(*(p.reshape(outer) if p is not None else None for p in chosen)) if qparams is None else qparams
     dx, *others = gradients
@@ -186,9 +183,13 @@ def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -
         used,
         codes.reshape(x.shape),
         values.reshape(x.shape),
-        (chosen_fake if qparams is None else fake).reshape(x.shape),
+        fake.reshape(x.shape),
         QuantizerGradients(dx.reshape(x.shape), *(d.reshape(outer) if d is not None else None for d in others)),
     )
+
+
+def _run_compiled(q: Quantizer, x: Array, g: Array, scale: Array, zero: Array | None) -> Any:
+    return _call("torch compiled", "forward_and_gradients", q, x.dtype, x, scale, zero, g)
 
 
 @cache

@@ -1,19 +1,22 @@
-"""Cutting tensors of any shape into arrays of one shape per quantizer, block by block: one program takes them all.
+"""Cutting tensors of any shape into pieces of one shape, block by block, so that one program takes them all.
 
 A block is what shares a scale. Every tensor is taken as the matrix (first axis, all others), a vector as one row, as a
 quantized layer takes its weight; a matrix whose length is no multiple of a group or block is filled up with zeros,
-which change no scale, because the range of a block always includes 0. A block longer than a row of a piece is continued
-in further rows, each of which repeats the smallest and largest element of the block: so each row has the scale of its
-block. What is filling or repetition is marked, and is not counted as compared.
+which change no scale, because the range of a block always includes 0. A block longer than a row of the table below goes
+on in further rows, each of which repeats the smallest and largest element of the block: so each row has the scale of
+its block. What is filling or repetition is marked, and is not counted as compared.
 
-========================  =====================================  =============
-granularity               a block of the matrix                  shape of a piece
-========================  =====================================  =============
-``PerTensor``             all of it, in row-major order          ``(n,)``
-``PerAxis(0), PerToken``  a row                                  ``(rows, n)``
-``PerGroup(n)``           n consecutive elements of a row        ``(rows, n)``
-``PerBlock((a, b))``      a tile of a rows and b columns         ``(rows * a, b)``
-========================  =====================================  =============
+========================  =====================================  =====================  ============
+granularity               a block of the matrix                  elements of a row      in a piece
+========================  =====================================  =====================  ============
+``PerTensor``             all of it, in row-major order          all 128 * 256          one
+``PerAxis(0), PerToken``  a row                                  256                    128
+``PerGroup(n)``           n consecutive elements of a row        n                      128 * 256/n
+``PerBlock((a, b))``      a tile of a rows and b columns         a * b                  128/a * 256/b
+========================  =====================================  =====================  ============
+
+Pieces are ``(128, 256)`` where groups and blocks divide that, so that even the operations of eager JAX, each of which
+is compiled for its shapes, are the same for all quantizers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,13 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.descriptions import QParams, Quantizer
-from ..core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
+from ..core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, qparams_shape
 from ..core.quantizer import choose_qparams
 from .knife_edges import knife_edges
 
 Array = NDArray[Any]
-PIECE = 2**14  # elements of a piece of many blocks
-WIDTH = 256  # elements of a row where the granularity leaves it open
+HEIGHT, BREADTH = 128, 256  # of a piece
 CHUNK = 2**20  # elements of a tensor looked at at once
 
 
@@ -81,18 +83,26 @@ def not_applicable(granularity: Granularity) -> str | None:
     return f"no piece of a matrix is defined for the granularity {granularity}"
 
 
-def piece_size(q: Quantizer) -> tuple[int, int]:
-    """Rows and elements per row of a piece; per tensor, a row that holds all knife edges of 8 bits (of 16: a fifth)."""
-    match q.granularity:
+def piece_shape(granularity: Granularity) -> tuple[int, int]:
+    """Shape of a piece: `HEIGHT` and `BREADTH`, or the multiples of group or block next below, at least one."""
+    height, breadth = granularity.shape if isinstance(granularity, PerBlock) else (1, 1)
+    breadth = granularity.size if isinstance(granularity, PerGroup) else breadth
+    return height * max(HEIGHT // height, 1), breadth * max(BREADTH // breadth, 1)
+
+
+def table_shape(granularity: Granularity) -> tuple[int, int]:
+    """The same elements as rows of one block each: how many, and how long."""
+    elements = int(np.prod(piece_shape(granularity)))
+    match granularity:
         case PerTensor():
-            return 1, min(max(2**13, 2 ** (q.format.bits + 3)), 2**16)
+            return 1, elements
         case PerGroup(size, _):
             width = size
         case PerBlock(shape):
             width = int(np.prod(shape))
         case _:
-            width = WIDTH
-    return max(PIECE // width, 1), width
+            width = BREADTH
+    return elements // width, width
 
 
 def as_matrix(values: Array) -> Array:
@@ -105,7 +115,7 @@ def tensor_rows(q: Quantizer, values: Array, dtype: Any, source: str) -> Iterato
 
     A block that holds NaN or an infinity has no scale of its own; it gets the one of its finite elements, as given.
     """
-    width = piece_size(q)[1]
+    width = table_shape(q.granularity)[1]
     for table, real in _tables(q.granularity, as_matrix(values), np.dtype(dtype), width):
         finite = np.isfinite(table).all(1)
         if finite.any():
@@ -116,21 +126,26 @@ def tensor_rows(q: Quantizer, values: Array, dtype: Any, source: str) -> Iterato
             yield Rows(odd, real[~finite], f"{source} (not all finite)", *chosen)
 
 
+def chosen_parameters(q: Quantizer, rows: Rows) -> tuple[Array, Array | None]:
+    """Scale and zero point of each row: those given, or those that the specification chooses. float32 and int32."""
+    return (rows.scale, rows.zero_point) if rows.scale is not None else _choose(q, rows.values)
+
+
 def edge_rows(q: Quantizer, scale: Any, zero_point: Any, dtype: Any, source: str) -> Rows:
-    """The knife edges of one scale, in as many rows as they need. The special values stand at the end."""
-    width = piece_size(q)[1]
+    """The knife edges of one float32 scale, in as many rows as they need. The special values stand at the end."""
+    width = table_shape(q.granularity)[1]
     edges = knife_edges(q, scale, zero_point, dtype)
     count = -(-len(edges) // width)
     table, real = np.zeros((count, width), edges.dtype), np.zeros((count, width), np.bool_)
     table.reshape(-1)[: len(edges)] = edges
     real.reshape(-1)[: len(edges)] = True
-    zero = None if zero_point is None else np.full(count, zero_point)
-    return Rows(table, real, f"knife edges of {source}", np.full(count, scale), zero)
+    zero = None if zero_point is None else np.full(count, zero_point, np.int32)
+    return Rows(table, real, f"knife edges of {source}", np.full(count, scale, np.float32), zero)
 
 
 def pack(q: Quantizer, parts: Iterable[Rows]) -> Iterator[Piece]:
     """Pieces of one size from rows of many sources, all with parameters or all without; the last one is filled up."""
-    rows, waiting, held = piece_size(q)[0], list[Rows](), 0
+    rows, waiting, held = table_shape(q.granularity)[0], list[Rows](), 0
     for part in parts:
         waiting.append(part)
         held += len(part.values)
@@ -210,21 +225,19 @@ def _tiles(matrix: Array, real: Array, height: int, breadth: int) -> tuple[Array
 
 
 def _choose(q: Quantizer, table: Array) -> tuple[Array, Array | None]:
-    """Scale and zero point of each row."""
-    rows = [table] if not isinstance(q.granularity, PerTensor) else list(table)
-    chosen = [choose_qparams(q, _arrange(q.granularity, row)) for row in rows]
-    scale = np.concatenate([np.reshape(p.scale, -1) for p in chosen])
-    return scale, np.concatenate([np.reshape(p.zero_point, -1) for p in chosen]) if q.affine else None
+    """Scale and zero point of each row: per token, a row is a block whatever the granularity is."""
+    chosen = choose_qparams(q.replace(granularity=PerToken()), table)
+    return chosen.scale.reshape(-1), chosen.zero_point.reshape(-1) if q.affine else None
 
 
 def _arrange(granularity: Granularity, table: Array) -> Array:
-    """Rows as an array whose blocks are the rows, in the order of the flattened parameters."""
-    match granularity:
-        case PerTensor():
-            return table.reshape(-1)
-        case PerBlock(shape):
-            return table.reshape(-1, shape[1])
-    return table
+    """Rows of a table as a piece whose blocks they are, in the order of the flattened parameters."""
+    rows, columns = piece_shape(granularity)
+    if isinstance(granularity, PerBlock):
+        height, breadth = granularity.shape
+        tiles = table.reshape(rows // height, columns // breadth, height, breadth)
+        return tiles.transpose(0, 2, 1, 3).reshape(rows, columns)
+    return table.reshape(rows, columns)
 
 
 def _split(parts: list[Rows], rows: int) -> tuple[list[Rows], list[Rows]]:
@@ -260,7 +273,7 @@ def _piece(q: Quantizer, parts: list[Rows], rows: int) -> Piece:
         if not known:
             return None
         flat = np.pad(np.concatenate(known), (0, missing), "edge")
-        return flat.reshape(() if isinstance(granularity, PerTensor) else (rows, 1))
+        return flat.reshape(qparams_shape(granularity, piece_shape(granularity)))
 
     scale = parameter([part.scale for part in parts])
     qparams = None if scale is None else QParams(scale, parameter([part.zero_point for part in parts]))

@@ -7,7 +7,7 @@ result are fixed in it.
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..core.descriptions import QParams, Quantizer
@@ -32,13 +32,14 @@ def torch_program(function: str, q: Quantizer, dtype: str, *, compiled: bool) ->
     """A function of `_torch_functions`, eager or compiled with dynamic shapes as one graph."""
     import torch
 
+    if compiled and function == "gradients":
+        return partial(_torch_gradients, torch_program("fake_quantize", q, dtype, compiled=True))
+    if compiled and function == "forward_and_gradients":
+        return partial(_torch_forward_and_gradients, torch_program("forward", q, dtype, compiled=True))
     plain: Program = _torch_functions(q, getattr(torch, dtype))[function]
     if not compiled:
         return plain
-    if function == "gradients":
-        fake_quantize = torch_program("fake_quantize", q, dtype, compiled=True)
-        return lambda x, scale, zero, g: _torch_gradients(fake_quantize, x, scale, zero, g)
-    whole = torch.compile(_own_code(plain, f"{function}_{dtype}_{abs(hash(q))}"), fullgraph=True, dynamic=True)
+    whole = torch.compile(_own_code(plain, f"{function}_{dtype}_{abs(hash(q))}"), fullgraph=True)
 
     def program(*arrays: Any) -> Any:
         with torch._dynamo.config.patch(recompile_limit=64):  # ranks, sizes 0 and 1, small and large arrays
@@ -55,8 +56,6 @@ def _own_code(function: Any, name: str) -> Program:
 
 
 def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
-    import torch
-
     from .. import torch_frontend as room
 
     def choose_qparams(x: Any) -> Any:
@@ -80,29 +79,43 @@ def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
         fake = fake_quantize(x, scale, zero)
         return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g)
 
-    def all_five_and_choice(x: Any, g: Any, scale: Any, zero: Any) -> Any:
+    def forward(x: Any, scale: Any, zero: Any, leaf: Any, leaf_scale: Any, leaf_zero: Any) -> Any:
         codes = quantize(x, scale, zero)
-        with_gradient: Any = torch.func.vjp
-        if zero is None:
-            fake, vjp = with_gradient(lambda x, s: fake_quantize(x, s, None), x, scale)
-        else:
-            fake, vjp = with_gradient(fake_quantize, x, scale, zero.to(scale.dtype))
-        values = dequantize(codes, scale, zero)
-        return choose_qparams(x), codes, values, fake, fake_quantize(x, None, None), vjp(g)
+        fake = fake_quantize(leaf, leaf_scale, leaf_zero)
+        return fake, choose_qparams(x), codes, dequantize(codes, scale, zero)
 
-    names = (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five, all_five_and_choice)
-    return {f.__name__: f for f in names}
+    return {f.__name__: f for f in (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five, forward)}
 
 
 def _torch_gradients(fake_quantize: Program, x: Any, scale: Any, zero: Any, g: Any) -> Any:
-    """By autograd. The zero point is differentiated in the dtype of the scale."""
+    """By autograd."""
+    leaves = _leaves(x, scale, zero)
+    return _derivatives(fake_quantize(*leaves), leaves, g)
+
+
+def _torch_forward_and_gradients(forward: Program, x: Any, scale: Any, zero: Any, g: Any) -> Any:
+    """Everything but the gradients in one program, and they by autograd through that program.
+
+    (Not by ``torch.func.vjp`` inside it: there torch 2.13 differentiates the operations of an ``autograd.Function``
+    instead of calling its backward, without a word, and the straight-through gradient comes out as 0.)
+    """
+    leaves = _leaves(x, scale, zero)
+    fake, *others = forward(x, scale, zero, *leaves)
+    return (fake.detach(), *others, _derivatives(fake, leaves, g))
+
+
+def _leaves(x: Any, scale: Any, zero: Any) -> tuple[Any, Any, Any]:
+    """Variables to differentiate by. The zero point is one in the dtype of the scale."""
+    wide = None if zero is None else zero.detach().to(scale.dtype).requires_grad_()
+    return x.detach().requires_grad_(), scale.detach().requires_grad_(), wide
+
+
+def _derivatives(y: Any, leaves: tuple[Any, Any, Any], g: Any) -> tuple[Any, Any, Any]:
     import torch
 
-    leaves = [x.detach().requires_grad_(), scale.detach().requires_grad_()]
-    if zero is not None:
-        leaves.append(zero.detach().to(scale.dtype).requires_grad_())
-    found = torch.autograd.grad(fake_quantize(*leaves, *([None] if zero is None else [])), leaves, g)
-    return (*found, *([None] if zero is None else []))
+    found = iter(torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], g))
+    dx, d_scale, d_zero = (None if leaf is None else next(found) for leaf in leaves)
+    return dx, d_scale, d_zero
 
 
 @cache

@@ -7,6 +7,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -72,6 +73,8 @@ def imported_names(tree: ast.Module, package: str) -> Iterator[str]:
                 yield from (f"{start}.{alias.name}" for alias in names)
             case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
                 yield "?"
+            case _:
+                pass
 
 
 def forbidden_imports(tree: ast.Module, package: str) -> list[str]:
@@ -181,9 +184,8 @@ def test_import_contracts() -> None:
 @pytest.mark.parametrize("room", BACKENDS)
 def test_backends_import_only_nouns_of_core(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
-        if path.relative_to(ROOT) != Path("jax_backend/interop.py"):
-            package = ".".join(("samebits", *path.parent.relative_to(ROOT).parts))
-            assert not forbidden_imports(parsed(path), package), path
+        package = ".".join(("samebits", *path.parent.relative_to(ROOT).parts))
+        assert not forbidden_imports(parsed(path), package), path
 
 
 def test_every_module_of_core_is_a_noun_or_a_verb() -> None:
@@ -234,10 +236,9 @@ def test_exports(room: str) -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     declared = requirement_names(PROJECT["project"]["dependencies"])
-    assert distributions(ROOMS) <= declared, "imported, but no dependency"
-    assert declared <= distributions([*ROOMS, "examples"]), "a dependency that nothing imports"
+    assert distributions(ROOMS) == declared
     extras = PROJECT["project"]["optional-dependencies"]
-    assert distributions(["tests"]) <= declared | requirement_names(extras["test"])
+    assert distributions(["tests", "examples"]) <= declared | requirement_names(extras["test"])
     assert distributions(["benchmarks"]) <= declared | requirement_names(extras["peers"])
     assert distributions(["examples"]) <= declared | requirement_names(extras["docs"])
 
@@ -262,7 +263,7 @@ def distributions(folders: list[str] | tuple[str, ...]) -> set[str]:
     }
     known = packages_distributions()
     outside = names - set(sys.stdlib_module_names) - {"samebits", "tests", "?"} - (local - set(known))
-    return {normalised(known[name][0]) for name in outside}
+    return {normalised(known.get(name, [name])[0]) for name in outside}  # not installed: by the name it is imported by
 
 
 def requirement_names(requirements: list[str]) -> set[str]:
@@ -303,6 +304,24 @@ def test_wheel_holds_every_file_and_nothing_else(built: Path) -> None:
         assert {name for name in names if ".dist-info/" not in name} == package_files()
         assert {"entry_points.txt", "licenses/LICENSE"} <= info
     assert {f"samebits/{room}/py.typed" for room in ROOMS} <= package_files()
+
+
+def test_wheel_works_without_the_source_tree(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    program = "from samebits.proofs import cli; print(cli.__file__, flush=True); cli.main()"
+    command = [sys.executable, "-c", program, "catalog"]
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(tmp_path))
+    assert "int8_per_tensor" in result.stdout
 
 
 def test_source_distribution_holds_every_file(built: Path) -> None:
@@ -346,12 +365,18 @@ def test_every_folder_has_a_readme(folder: str) -> None:
     assert 5 <= len(lines) <= 60
 
 
-def test_readme_example_prints_what_the_readme_says() -> None:
-    text = (ROOT / "README.md").read_text()
-    program, output = re.search(r"```python\n(.+?)```\n\n```text\n(.+?)```", text, re.DOTALL).groups()  # type: ignore[union-attr]
+README_PROGRAMS = re.findall(r"```python\n(.+?)```\n\n```text\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_readme_shows_what_its_programs_print() -> None:
+    assert len(README_PROGRAMS) == (ROOT / "README.md").read_text().count("```python") >= 3
+
+
+@pytest.mark.parametrize(("program", "output"), README_PROGRAMS, ids=range(len(README_PROGRAMS)))
+def test_readme_programs_print_what_the_readme_says(program: str, output: str) -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == output
+    error = result.stderr[result.stderr.rfind("AssertionError") :] if result.returncode else ""
+    assert result.stdout + error == output, result.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)

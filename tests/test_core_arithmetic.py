@@ -29,7 +29,7 @@ from samebits.core import (
 )
 from samebits.proofs.compare import assert_same_bits, differences
 
-from .exact import BFLOAT16, edges
+from .exact import BFLOAT16, PARAMETERS, Machine, edges, integer, round_number
 
 INT8, UINT8 = catalog["int8_per_tensor"], catalog["uint8_affine_per_tensor"]
 SCALES = [np.float32(v) for v in (0.1, 1 / 3, 2.0**-7, 3e30)]
@@ -256,3 +256,21 @@ def test_scales_of_an_arithmetic_in_the_input_dtype_are_normal_in_it(dtype: str)
     assert scale == (2.0**-126 if dtype == "bfloat16" else 2.0**-14)
     assert fake_quantize(q, x).astype(float).tolist() == [0, 0, 0]
     assert dequantize(q, quantize(q, x, QParams(scale)), QParams(scale), x.dtype).dtype == x.dtype
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_zero_points_of_an_arithmetic_in_the_input_dtype(dtype: str, bits: int) -> None:
+    """Every operation rounds to 16 bits, torchao's eager chain for 16-bit input; the zero point stays in the format."""
+    q = UINT8.replace(bits=bits, compute_dtype="input")
+    for data in ([-2, 3], [-5, -1], [1, 4], [0, 0]):
+        x = np.array(data).astype(BFLOAT16 if dtype == "bfloat16" else np.float16)
+        qparams = choose_qparams(q, x)
+        m = Machine(q.arithmetic, dtype)
+        low, high = min(0.0, *data), max(0.0, *data)
+        smallest = 2.0 ** PARAMETERS[dtype][1]
+        quotient = Machine(q.arithmetic, "float32").true_divide(m.add(high, -low), q.format.hi)  # 65535 is no float16
+        scale = max(round_number(quotient, dtype), smallest)
+        zero = min(max(-integer(m.true_divide(low, scale), Rounding.TIES_TO_EVEN), 0), q.format.hi)
+        assert (float(qparams.scale), int(qparams.zero_point)) == (scale, zero)
+        assert bits == 16 or np.isfinite(fake_quantize(q, x, qparams).astype(float)).all()

@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -196,12 +197,10 @@ def test_empty_and_zero_dimensional(shape: tuple[int, ...]) -> None:
 @DTYPE
 def test_block_sum_is_exact_and_rounded_once(dtype: np.dtype[Any]) -> None:
     rng = np.random.default_rng(0)
-    info = np.finfo(np.float32 if dtype.name == "bfloat16" else dtype)
     rows = [rng.standard_normal(64) * 10.0 ** rng.integers(-4, 4, 64) for _ in range(60)]
     rows += [np.concatenate([big, rng.standard_normal(62) * 2.0**-20]) for big in ([[3e4, -3e4]] * 20)]  # cancellation
-    rows += [
-        np.array([1.0, 2.0 ** -(info.nmant + 1), *[2.0 ** -(info.nmant + 12)] * k] + [0.0] * (62 - k)) for k in range(3)
-    ]
+    half = 2.0 ** -(ml_dtypes.finfo(dtype).nmant + 1)  # 1 + half is a tie, but for what no float64 could add to it
+    rows += [np.array([1.0, half, rest] + [0.0] * 61) for rest in (0.0, half / 4, -half / 4, 2.0**-90, -(2.0**-90))]
     x = np.array(rows).astype(dtype)
     expected = np.array([[exact_total(row.astype(float).tolist(), dtype.name)] for row in x]).astype(dtype)
     assert_same_bits(expected, block_sum(x, PerAxis(0)))

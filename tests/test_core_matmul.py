@@ -135,6 +135,7 @@ def test_zero_sums_are_positive_zeros_and_tiny_scales_do_not_vanish() -> None:
     x, w = np.array([[2.0**-126, -(2.0**-126)]], np.float32), np.array([[2.0**-126, 2.0**-126]], np.float32)
     assert_same_bits(np.zeros((1, 1), np.float32), linear(q, x, tiny, q, w, tiny))
     assert linear(q, x[:, :1], tiny, q, w[:, :1], tiny) == 2.0**-126  # not 2**-252, which is no float32
+    assert_same_bits(np.zeros((1, 1), np.float32), linear(q, 0 * x[:, :1], tiny, q, -w[:, :1], tiny))  # of one term
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from samebits.proofs.compare import assert_same_bits
 
 from .exact import DIRECTIONS, DTYPES, integer, specials
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN is meant
+
 # halves around zero in every direction, written down by hand from the definitions (IEEE 754-2019 section 4.3; Brevitas
 # `dpu_round`: to even, except that negative halves go up)
 TABLE = {
@@ -76,6 +78,12 @@ def test_clamp(dtype: np.dtype[Any]) -> None:
     x = np.concatenate([neighbours(np.array([-8, -1, 0, 7], dtype), 2), specials(dtype)])
     expected = [v if math.isnan(v) or -8 <= v <= 7 else math.copysign(8 - (v > 0), v) for v in x.astype(float).tolist()]
     assert_same_bits(np.array(expected).astype(dtype), clamp(x, -8, 7), inputs=x)
+
+
+def test_clamp_keeps_what_equals_a_limit() -> None:
+    zeros = np.array([-0.0, 0.0], np.float32)
+    assert_same_bits(zeros, clamp(zeros, 0, 1))
+    assert_same_bits(zeros, clamp(zeros, -1, 0))
 
 
 def test_clamp_takes_limits_per_element() -> None:

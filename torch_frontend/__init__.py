@@ -1,5 +1,8 @@
 """PyTorch: the verbs of the specification by native operators, eager and compiled, differentiable; layers on top."""
 
+from .matmul import contraction_bound as contraction_bound
+from .matmul import conv2d as conv2d
+from .matmul import linear as linear
 from .quantizer import choose_qparams as choose_qparams
 from .quantizer import dequantize as dequantize
 from .quantizer import fake_quantize as fake_quantize

@@ -28,15 +28,9 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(
-        t is None
-        or (
-            type(t) in (Tensor, torch.nn.Parameter)
-            and not t.is_meta
-            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        )
-        for t in tensors
-    )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
 
 
 def may_hold_nan(x: Tensor) -> bool:
@@ -47,6 +41,12 @@ def may_hold_nan(x: Tensor) -> bool:
 def records_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def apply_plainly(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """``function.apply`` for concrete tensors: what it does outside ``torch.func``, less the binding of a signature."""
+    result: Tensor = super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
+    return result
 
 
 def widened(x: Tensor) -> Tensor:
@@ -67,22 +67,21 @@ def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
 def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 ``value`` rounded to nearest even to the numbers of a 16-bit ``dtype``, still float32. By its bits.
 
-    Any other ``dtype`` leaves it as it is. NaN stays NaN, infinities and the sign of zero are kept.
+    Any other ``dtype`` leaves it as it is. NaN stays NaN, infinities and the sign of zero are kept. (NaN is found by
+    ``!=``, since inductor does not vectorize `isnan`.)
     """
-    if dtype not in (torch.bfloat16, torch.float16):
-        return value
-    dropped = 16 if dtype == torch.bfloat16 else 13
-    value = torch.where(value.isnan(), torch.nan, value)  # one NaN: its bits survive the addition below
-    bits = value.view(torch.int32)
-    odd = (bits >> dropped) & 1
-    near: Tensor = ((bits + (odd + (2 ** (dropped - 1) - 1))) & -(2**dropped)).view(torch.float32)
     if dtype == torch.bfloat16:
-        return near
+        bits = torch.where(value != value, torch.nan, value).view(torch.int32)  # a NaN whose bits survive the sum
+        return ((bits + (((bits >> 16) & 1) + 0x7FFF)) & -0x10000).view(torch.float32)
+    if dtype != torch.float16:
+        return value
+    # With 2**e <= |value| < 2**(e + 1), the float32 numbers next to 1.5 * 2**(e + 13) lie as far apart as those of
+    # float16 next to the value: 2**(e - 10). Subnormal numbers of float16 lie as those with e = -14.
     size = value.abs()
-    # Below 2**-14 the numbers of float16 lie 2**-24 apart, as those of float32 do from 0.5 on.
-    near = torch.where(size < 2.0**-14, torch.copysign((size + 0.5) - 0.5, value), near)
-    overflow = near.abs() > torch.finfo(dtype).max
-    return torch.where(overflow, torch.copysign(torch.full_like(near, torch.inf), near), near)
+    exponent = (size.view(torch.int32) & 0x7F800000).clamp((127 - 14) << 23, (127 + 15) << 23)
+    large = ((exponent + (13 << 23)) | 0x400000).view(torch.float32)
+    near = torch.copysign((size + large) - large, value)
+    return torch.where(size < 65520.0, near, value * torch.inf)
 
 
 def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], list[int]]:

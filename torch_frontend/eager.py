@@ -6,22 +6,28 @@ arrays are not copied. Scale and zero point come in the wide dtype.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import Gradient, Quantizer
-from ..core.formats import FloatFormat, IntegerFormat
+from ..core.descriptions import Gradient, Quantizer, Rounding
 from ..core.granularity import PerTensor
 from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
 from .elementwise import Terms, gradient_terms
-from .in_place import from_codes, to_codes, to_grid
+from .rounding import round_to_integer
 from .thresholds import passing_interval
 
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
+
+IN_PLACE = {
+    Rounding.TIES_TO_EVEN: torch.round_,
+    Rounding.TOWARD_ZERO: torch.trunc_,
+    Rounding.TOWARD_POSITIVE: torch.ceil_,
+    Rounding.TOWARD_NEGATIVE: torch.floor_,
+}
 
 
 def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -29,15 +35,12 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x)
     scratch = None if x.dtype == scale.dtype else _scratch(x, scale.dtype)
-    nothing, one_zero = scale.new_zeros(()), _needs_one_zero(q)
+    nothing = scale.new_zeros(())
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
-        _quotients_into(work, xs, s)
-        to_grid(q, work, z)
+        _codes_into(work, q, xs, s, z)
         if z is not None:
             work.sub_(z).mul_(s)
-        elif not one_zero:
-            work.mul_(s)
         elif s.numel() == 1:
             torch.add(nothing, work, alpha=s.item(), out=work)  # 0 + code * s in one pass: what was -0 becomes +0
         else:
@@ -48,51 +51,33 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
 
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Codes in an integer ``dtype``, where NaN is refused if no code stands for it; or as numbers in a floating one."""
+    """Codes in ``dtype``: the wide one keeps NaN, an integer one refuses it."""
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x, dtype=dtype)
-    scratch, one_zero = _scratch(x, scale.dtype), _needs_one_zero(q)
+    scratch = None if dtype == scale.dtype else _scratch(x, scale.dtype)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
-        work = scratch[: xs.numel()].view(xs.shape)
-        _quotients_into(work, xs, s)
-        if dtype.is_floating_point:
-            to_grid(q, work, z)
-            ys.copy_(work.add_(0.0) if one_zero else work)
+        work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
+        _codes_into(work, q, xs, s, z)
+        if work is ys:
+            work.add_(0.0)
         else:
-            if not q.format.has_nan:
-                checks.check_no_nan(math.isnan(work.amax().item()))
-            ys.copy_(to_codes(q, work, z))
-    return out
-
-
-def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """``(code - z) * s`` of codes in the format's `storage`, in ``dtype``."""
-    codes, view, spread = _layout(q, codes)
-    out = torch.empty_like(codes, dtype=dtype)
-    scratch = None if dtype == scale.dtype else _scratch(codes, scale.dtype)
-    for cs, ys, s, z in pieces(view(codes), view(out), spread(scale), spread(zero)):
-        work = ys if scratch is None else scratch[: cs.numel()].view(cs.shape)
-        from_codes(q, cs, work)
-        if z is not None:
-            work.sub_(z)
-        work.mul_(s)
-        if work is not ys:
+            checks.check_no_nan(math.isnan(work.amax().item()))
             ys.copy_(work)
     return out
 
 
-def gradients(
-    q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: tuple[bool, bool, bool]
-) -> Terms:
+def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: Sequence[bool]) -> Terms:
     """Gradients of x, scale and zero point; the latter two float64 sums over each block, not yet rounded."""
     x, view, spread = _layout(q, x)
     dx = torch.empty_like(x) if wanted[0] else None
     d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
+    if q.gradient is Gradient.PASS_THROUGH and not any(wanted[1:]):
+        return Terms(g.clone(), None, None)
     if not any(wanted[1:]) and x.dtype != torch.float64:
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
         below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
         for xs, gs, out, low, high in pieces(view(x), view(g), view(dx), below, above):
-            _mask_into(out, q, xs, gs, low, high)
+            _mask_into(out, xs, gs, low, high)
         return Terms(dx, None, None)
     parameters = (spread(scale), spread(zero), spread(d_scale), spread(d_zero))
     for xs, gs, out, s, z, scale_sum, zero_sum in pieces(view(x), view(g), view(dx), *parameters):
@@ -106,11 +91,9 @@ def gradients(
     return Terms(dx, d_scale, d_zero)
 
 
-def _mask_into(out: Tensor, q: Quantizer, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
+def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
     """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
-    if q.gradient is Gradient.PASS_THROUGH:
-        out.copy_(g)
-    elif low.numel() == 1:
+    if low.numel() == 1:
         torch.ops.aten.hardtanh_backward(g, x, low.item(), high.item(), grad_input=out)
         if math.isnan(x.amax().item()):  # its vectorized loop stops NaN, its scalar loop passes it
             out.copy_(torch.where(x.isnan(), g, out))
@@ -120,25 +103,29 @@ def _mask_into(out: Tensor, q: Quantizer, x: Tensor, g: Tensor, low: Tensor, hig
 
 def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
     """``x``, dense, and the two views under which tensors laid out like it, and its parameters, broadcast."""
-    order = dense_order(x)
-    if isinstance(q.granularity, PerTensor) and order is not None:
-        return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
-    x = x.contiguous()
-    array, own = broadcast_views(q.granularity, tuple(x.shape))
-    return x, lambda t: None if t is None else t.reshape(array), lambda p: None if p is None else p.reshape(own)
+    if not isinstance(q.granularity, PerTensor):
+        x = x.contiguous()
+        array, own = broadcast_views(q.granularity, tuple(x.shape))
+        return x, lambda t: None if t is None else t.reshape(array), lambda p: None if p is None else p.reshape(own)
+    order = None if x.is_contiguous() else dense_order(x)
+    if order is None:
+        return x.contiguous(), lambda t: None if t is None else t.reshape(-1), lambda p: p
+    return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
 
 
-def _quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:
-    """``x / s`` in the wide dtype."""
+def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:
+    """Codes of ``x`` in the wide dtype; a zero code may have either sign."""
     if x.dtype == work.dtype:
         torch.div(x, s, out=work)
     else:
         work.copy_(x).div_(s)
-
-
-def _needs_one_zero(q: Quantizer) -> bool:
-    """Whether `to_grid` may leave a -0.0 that the format does not have."""
-    return isinstance(q.format, IntegerFormat | FloatFormat) and not q.format.negative_zero
+    if q.rounding in IN_PLACE:
+        IN_PLACE[q.rounding](work)
+    else:
+        work.copy_(round_to_integer(work, q.rounding))
+    if z is not None:
+        work.add_(z)
+    work.clamp_(q.format.lo, q.format.hi)
 
 
 def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,14 +4,16 @@ Every argument is in the wide dtype (float32 or float64), the scale ``s`` and th
 broadcast against the value.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.descriptions import Gradient, Quantizer
-from ..core.formats import IntegerFormat
-from .grid import limit_to_grid, round_to_grid
+from .arrays import widened
+from .clamp import clamp
+from .rounding import round_to_integer
 from .ste import clip_mask
 
 
@@ -24,39 +26,36 @@ class Terms(NamedTuple):
 
 
 def codes_of(q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 of either sign)."""
+    """``value / s``, the codes before the clamp, and the codes (a zero code may have either sign)."""
     quotient = value / s
-    rounded = round_to_grid(q, quotient)
+    rounded = round_to_integer(quotient, q.rounding)
     unclamped = rounded if z is None else rounded + z
-    return quotient, unclamped, limit_to_grid(q, unclamped)
+    return quotient, unclamped, clamp(unclamped, q.format.lo, q.format.hi)
 
 
-def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
-    """Integers with +0 for -0: adding and subtracting a large number, which no compiler simplifies.
+def one_zero(codes: Tensor) -> Tensor:
+    """Codes with +0 for -0: adding and subtracting a large number, which no compiler simplifies.
 
-    Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``. Numbers of the other formats
-    come from `grid` with the zeros that they have.
+    Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``.
     """
-    if not isinstance(q.format, IntegerFormat):
-        return codes
     large = 1.5 * 2.0**52 if codes.dtype == torch.float64 else 1.5 * 2.0**23
     return (codes + large) - large
 
 
-def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
-    """``(code - z) * s``; -0.0 only in formats that have it."""
-    return (one_zero(q, codes) if z is None else codes - z) * s
+def values_of(codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
+    """``(code - z) * s``, never -0.0."""
+    return (one_zero(codes) if z is None else codes - z) * s
 
 
 def gradient_terms(
-    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, g: Tensor, wanted: tuple[bool, bool, bool]
+    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, g: Tensor, wanted: Sequence[bool]
 ) -> Terms:
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
     quotient, unclamped, codes = codes_of(q, value, s, z)
     everywhere = q.gradient is Gradient.PASS_THROUGH
     passes = torch.ones_like(unclamped, dtype=torch.bool) if everywhere else clip_mask(q, unclamped)
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
-    wide, d_scale, d_zero = g.to(value.dtype), None, None
+    wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:
         centred = codes if z is None else codes - z
         d_scale = wide * (centred - torch.where(passes, quotient, torch.zeros_like(quotient)))

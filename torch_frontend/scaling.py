@@ -33,7 +33,7 @@ def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
     span = q.format.hi - q.format.lo
     whole = _over(high - low, span)
     half = _over(high / 2 - low / 2, span / 2)
-    return torch.where(whole.isinf() & low.isfinite() & high.isfinite(), half, whole)
+    return torch.where(whole.isinf() & (-low < torch.inf) & (high < torch.inf), half, whole)
 
 
 def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     restricted = scale.clamp(min=smallest)
     if q.scale.restriction is Restriction.POWER_OF_TWO:
         restricted = _power_of_two_above(restricted)
-    return torch.where(scale.isfinite(), restricted, torch.nan)
+    return torch.where(scale < torch.inf, restricted, torch.nan)
 
 
 def _over(a: Tensor, b: float) -> Tensor:

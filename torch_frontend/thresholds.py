@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.descriptions import Quantizer
-from ..core.formats import FloatFormat
-from .grid import round_to_grid
+from ..core.descriptions import Quantizer, Rounding
+from .rounding import round_to_integer
 
 Array = NDArray[Any]
+
+
+SIDES = np.array([-1.0, 1.0], np.float32)
 
 
 def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Array, Array]:
@@ -28,41 +30,36 @@ def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Ar
     Returns:
         ``below`` and ``above``, float32, shape of the scale; infinite where only an infinite ``x`` is clamped.
     """
-    lo, hi = q.format.lo, q.format.hi
     if zero is None:
-        return _end(q, lo, scale, -1.0), _end(q, hi, scale, 1.0)
-    below, above = np.empty_like(scale), np.empty_like(scale)
-    for z in np.unique(zero):
-        here = zero == z
-        below[here] = _end(q, lo - int(z), scale[here], -1.0)
-        above[here] = _end(q, hi - int(z), scale[here], 1.0)
-    return below, above
+        ends = _ends(q, 0, scale)
+    else:
+        ends = np.empty((*scale.shape, 2), np.float32)
+        for z in np.unique(zero):
+            ends[zero == z] = _ends(q, int(z), scale[zero == z])
+    return ends[..., 0], ends[..., 1]
 
 
-def _end(q: Quantizer, limit: float, scale: Array, side: float) -> Array:
-    """The first float32 past those whose quotient rounds to ``limit`` or less (side 1), ``limit`` or more (side -1)."""
-    middle, tie_stays = _last_quotient(q, limit, side)
-    end = scale.astype(np.float64) * middle  # exact
-    with np.errstate(over="ignore"):
-        nearest = end.astype(np.float32)
-    beyond = (nearest - end) * side  # sign only; inf - finite is inf
-    outside = beyond > 0 if tie_stays else beyond >= 0
-    return np.where(outside, nearest, np.nextafter(nearest, np.float32(side * np.inf)))
+def _ends(q: Quantizer, zero: int, scale: Array) -> Array:
+    """Below and above, in a last axis: the first float32 past the tie that ends the interval, or at it."""
+    middles, ties_stay = _last_quotients(q.rounding, q.format.lo - zero, q.format.hi - zero)
+    exact = scale[..., None].astype(np.float64) * middles
+    with np.errstate(over="ignore"):  # beyond the largest float32 lie the infinities
+        nearest = exact.astype(np.float32)
+        after = np.nextafter(nearest, SIDES * np.float32(np.inf))
+    beyond = (nearest - exact) * SIDES  # only its sign matters
+    return np.where((beyond > 0) | ((beyond == 0) & ~ties_stay), nearest, after)
 
 
 @lru_cache(maxsize=4096)
-def _last_quotient(q: Quantizer, limit: float, side: float) -> tuple[float, bool]:
-    """Midpoint between the last float32 quotient that stays within ``limit`` and the next; whether the tie stays."""
-    beyond = np.float32(side * np.inf)
-    step = 1.0
-    if isinstance(q.format, FloatFormat):
-        step = 2.0 ** (max(q.format.max_exponent, q.format.min_exponent) - q.format.mantissa_bits)
-    with np.errstate(over="ignore"):
-        ends = np.array([limit + side * step / 2, limit + side * step], np.float32)
-    candidates = np.array([limit, *ends, *np.nextafter(ends, -beyond)], np.float32)
-    rounded = round_to_grid(q, torch.from_numpy(candidates)).numpy()
-    last = side * np.max(side * candidates[side * rounded <= side * limit])
-    following = float(np.nextafter(last, beyond))
-    if not np.isfinite(following):  # from where quotients round to infinity
-        following = float(last) + side * float(np.spacing(np.abs(last)))
-    return (float(last) + following) / 2, bool(last.view(np.uint32) % 2 == 0)
+def _last_quotients(rounding: Rounding, lo: int, hi: int) -> tuple[Array, Array]:
+    """Midpoints between the last float32 quotient that rounds into ``[lo, hi]`` and the next; whether the tie stays."""
+    middles, stay = [], []
+    for code, side in ((lo, -1), (hi, 1)):
+        beyond = np.float32(side * np.inf)
+        ends = [np.float32(code + side / 2), np.float32(code + side)]
+        candidates = np.array([code, *ends, *(np.nextafter(end, -beyond) for end in ends)], np.float32)
+        rounded = round_to_integer(torch.from_numpy(candidates), rounding).numpy()
+        last = np.float32(side * np.max(side * candidates[side * rounded <= side * code]))
+        middles.append((float(last) + float(np.nextafter(last, beyond))) / 2)
+        stay.append(last.view(np.uint32) % 2 == 0)
+    return np.array(middles), np.array(stay)

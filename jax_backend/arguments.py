@@ -1,0 +1,50 @@
+"""Arguments of the verbs, checked with the words of `core.checks`, as JAX arrays.
+
+Values are looked at where they are at hand; while tracing they are not.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core import checks
+from ..core.descriptions import QParams, Quantizer
+from ..core.granularity import Shape
+from .arrays import as_array, is_concrete
+
+Array = jax.Array
+
+
+def check_description(q: Quantizer) -> None:
+    """TypeError unless ``q`` is a `Quantizer`, ValueError unless its arithmetic is the default."""
+    checks.check_quantizer(q)
+    checks.check_default_arithmetic(q, "jax_backend")
+
+
+def check_array(q: Quantizer, x: Any) -> Array:
+    """``x``, if ``q`` can quantize arrays of its dtype and shape."""
+    check_description(q)
+    array = as_array("x", x)
+    checks.check_float("x", array.dtype.name)
+    q.granularity.block_size(array.shape)
+    return array
+
+
+def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParams) -> tuple[Array, Array | None]:
+    """Scale and zero point, if they fit an array of this shape and dtype (None: any float)."""
+    scale = as_array("qparams.scale", qparams.scale)
+    zero = None if qparams.zero_point is None else as_array("qparams.zero_point", qparams.zero_point)
+    zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
+    checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
+    if is_concrete(scale):
+        checks.check_scale_values(np.asarray(scale))
+    if zero is not None and is_concrete(zero):
+        checks.check_zero_point_values(q, np.asarray(zero))
+    return scale, zero
+
+
+def check_operands(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None]:
+    """``x``, scale and zero point, if they fit each other and ``q``."""
+    array = check_array(q, x)
+    return (array, *check_qparams(q, array.shape, array.dtype.name, qparams))

@@ -1,0 +1,194 @@
+"""What every verb here needs of JAX arrays: bit patterns, exact widening and narrowing, a division XLA leaves alone.
+
+XLA on CPU reads subnormal operands as zero and writes subnormal results as zero, turns ``x / s`` with a scalar or
+broadcast ``s`` into ``x * (1 / s)``, merges ``(a / b) / s`` into ``a / (b * s)``, and contracts ``a * b + c`` to a
+fused multiply-add. Bit patterns see subnormals; barriers and selects stop the rest.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core import checks
+from ..core.granularity import Granularity, PerTensor, Shape, qparams_shape
+
+
+class Layout(NamedTuple):
+    """Bit patterns of a binary floating-point dtype, as NumPy scalars of the integer dtype of the same width."""
+
+    integer: Any  # signed integer dtype of the same width
+    sign: Any  # pattern of -0.0
+    exponent: Any  # pattern of +inf: all exponent bits
+    one: Any  # pattern of 1.0
+    smallest: Any  # the smallest normal number, of the dtype itself
+    min_exponent: int  # its exponent: -126 for float32
+    mantissa: int  # stored bits of the significand: 23 for float32
+
+
+def layout(dtype: Any) -> Layout:
+    """The `Layout` of float32, bfloat16, float16 or float64."""
+    info = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+    integer = np.dtype(f"int{info.bits}").type
+    exponent = ((1 << info.nexp) - 1) << info.nmant
+    one = ((1 << (info.nexp - 1)) - 1) << info.nmant
+    sign = -(1 << (info.bits - 1))
+    smallest = np.dtype(dtype).type(info.smallest_normal)
+    return Layout(integer, integer(sign), integer(exponent), integer(one), smallest, int(info.minexp), int(info.nmant))
+
+
+def is_concrete(*arrays: Any) -> bool:
+    """Whether the values of all arrays are at hand: false while tracing (`jit`, `vmap`, `grad`)."""
+    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def as_array(name: str, x: Any) -> jax.Array:
+    """``x`` as a JAX array of its own dtype.
+
+    Raises:
+        TypeError: float64 while ``jax_enable_x64`` is off; JAX would round it to float32.
+    """
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+        if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+            raise TypeError(
+                f"`{name}` must not be float64 unless jax_enable_x64 is set (JAX would round it to float32)"
+            )
+    return jnp.asarray(x)
+
+
+def bit_pattern(x: jax.Array) -> jax.Array:
+    """The bits of floating-point ``x`` as signed integers of the same width."""
+    return lax.bitcast_convert_type(x, layout(x.dtype).integer)
+
+
+def from_pattern(bits: jax.Array, dtype: Any) -> jax.Array:
+    """The floating-point numbers with these bits."""
+    return lax.bitcast_convert_type(bits, dtype)
+
+
+def is_subnormal_or_zero(x: jax.Array) -> jax.Array:
+    """True where the exponent bits are all zero."""
+    return jnp.equal(bit_pattern(x) & layout(x.dtype).exponent, 0)
+
+
+def scaled_subnormal(x: jax.Array) -> jax.Array:
+    """``x * 2**126`` (by the dtype's smallest exponent) where ``x`` is subnormal or zero, exact; elsewhere no meaning.
+
+    ``1.m * 2**0 - 1`` is ``0.m`` for the mantissa bits ``m`` that a subnormal has: no operand is subnormal.
+    """
+    form, bits = layout(x.dtype), bit_pattern(x)
+    signed_one = from_pattern((bits & form.sign) | form.one, x.dtype)
+    return from_pattern(bits | form.one, x.dtype) - signed_one
+
+
+def with_sign_of(value: jax.Array, x: jax.Array) -> jax.Array:
+    """``value`` (not negative, or already of the sign of ``x``) with the sign bit of ``x``."""
+    return from_pattern(bit_pattern(value) | (bit_pattern(x) & layout(x.dtype).sign), x.dtype)
+
+
+def barrier(x: jax.Array) -> jax.Array:
+    """``x``, of which the compiler's algebra knows nothing."""
+    return lax.optimization_barrier(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """``x`` in the dtype all arithmetic happens in: float64 for float64, else float32. Exact.
+
+    Behind a barrier, so that a narrowing cast before it is not merged with this widening one.
+    """
+    if x.dtype == checks.scale_dtype(x.dtype.name):
+        return x
+    return lax.convert_element_type(barrier(x), checks.scale_dtype(x.dtype.name))
+
+
+def narrow(x: jax.Array, dtype: Any) -> jax.Array:
+    """``x`` rounded once, to nearest even, to ``dtype``; behind a barrier, so that a widening after it keeps that."""
+    return x if x.dtype == dtype else barrier(lax.convert_element_type(x, dtype))
+
+
+def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
+    """``x / s``, one correctly rounded division; quotients below the smallest normal number may come out as zero.
+
+    Args:
+        x: float32 or float64; ``s``: same dtype, broadcasts against ``x``, positive normal numbers.
+        subnormals: False where the caller knows that subnormal ``x`` may be read as zero; saves the decoding.
+    """
+    x, divisor = barrier(x), barrier(jnp.broadcast_to(s, x.shape))
+    if not subnormals:
+        return x / divisor
+    tiny = is_subnormal_or_zero(x)
+    return jnp.where(tiny, scaled_subnormal(x), x) / jnp.where(tiny, _scaled_up(divisor), divisor)
+
+
+def tiny_quotient(x: jax.Array, s: jax.Array, quotient: jax.Array) -> jax.Array:
+    """``quotient``, with the smallest normal number for every zero that a correctly rounded ``x / s`` would not be.
+
+    The rounded quotient is nonzero when ``|x| > s * 2**-150`` (half the smallest subnormal); both sides times 2**75 are
+    normal wherever the comparison is close. Directed rounding needs to know, other directions do not.
+    """
+    form, small = layout(x.dtype), is_subnormal_or_zero(x)
+    half_smallest = form.mantissa + 1 - form.min_exponent  # 150
+    up, down = half_smallest // 2, half_smallest - half_smallest // 2
+    factor = jnp.where(small, _power(up + form.min_exponent, x.dtype), _power(up, x.dtype))
+    size = jnp.abs(jnp.where(small, scaled_subnormal(x), x)) * factor
+    lost = (quotient == 0) & (size > s * _power(-down, x.dtype))
+    return jnp.where(lost, with_sign_of(jnp.asarray(form.smallest), x), quotient)
+
+
+def add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``a + b``, correctly rounded, also where operands or the sum are subnormal.
+
+    Small operands are added 2**64 times as large (for float32), where nothing is subnormal. A sum that ends below the
+    smallest normal number is exact, since all such numbers are multiples of the smallest subnormal.
+    """
+    form = layout(a.dtype)
+    up = 1 - form.min_exponent // 2  # 64
+    limit = _power(4 - up, a.dtype)
+    total = _scaled_by(a, up) + _scaled_by(b, up)
+    steps = jnp.abs(total) * _power(form.mantissa - form.min_exponent - up, a.dtype)  # of the smallest subnormal
+    subnormal = with_sign_of(from_pattern(steps.astype(form.integer), a.dtype), total)
+    below = jnp.abs(total) < _power(form.min_exponent + up, a.dtype)
+    small = jnp.where(below, subnormal, total * _power(-up, a.dtype))
+    return jnp.where((jnp.abs(a) < limit) & (jnp.abs(b) < limit), small, a + b)
+
+
+def product(code: jax.Array, scale: jax.Array) -> jax.Array:
+    """``code * scale`` rounded, +0.0 for zero codes of either sign, NaN for NaN; not to be fused with what follows.
+
+    The select keeps compilers from contracting the product into a multiply-add; its other arm is not a constant,
+    because LLVM moves the addition of a constant into a select with a constant arm.
+    """
+    return jnp.where(code == 0, code - code, code * scale)
+
+
+def _power(exponent: int, dtype: Any) -> Any:
+    return np.dtype(dtype).type(2.0**exponent)
+
+
+def _scaled_up(s: jax.Array) -> jax.Array:
+    """``s * 2**126``, or 2**127 from 1 upwards, where the quotient of a subnormal is no normal number anyway."""
+    power = -layout(s.dtype).min_exponent
+    return jnp.where(s < 1, s * _power(power, s.dtype), _power(power + 1, s.dtype))
+
+
+def _scaled_by(x: jax.Array, up: int) -> jax.Array:
+    """``x * 2**up``, exact unless it overflows."""
+    below = layout(x.dtype).min_exponent
+    subnormal = scaled_subnormal(x) * _power(up + below, x.dtype)
+    return jnp.where(is_subnormal_or_zero(x), subnormal, x * _power(up, x.dtype))
+
+
+def by_blocks(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, Shape]:
+    """``x`` with the axes of a block apart from those that count blocks, and which they are. Nothing moves in memory.
+
+    Reduced over these axes, it reshapes to `granularity.qparams_shape`. Axes of length 1 are left out: XLA reduces
+    faster without them.
+    """
+    if isinstance(granularity, PerTensor):
+        return x.reshape(-1), (0,)
+    pairs = zip(qparams_shape(granularity, x.shape), granularity.block_size(x.shape), strict=True)
+    axes = [(n, inside) for pair in pairs for n, inside in zip(pair, (False, True), strict=True) if n != 1]
+    return x.reshape([n for n, _ in axes]), tuple(axis for axis, (_, inside) in enumerate(axes) if inside)

@@ -1,0 +1,129 @@
+"""Weights between torch and flax: tensors named and laid out as in a torch ``state_dict``, for a flax nnx module.
+
+Names are those of the module's attributes joined by dots, as in torch; the parts of ``nnx.Sequential`` are numbered:
+
+=====================  ====================  =================================================
+flax module            variable              torch name and layout
+=====================  ====================  =================================================
+``Linear``             ``kernel``            ``weight``, ``(in, out)`` becomes ``(out, in)``
+``Conv``               ``kernel``            ``weight``, ``(h, w, in, out)`` becomes ``(out, in, h, w)``
+``Embed``              ``embedding``         ``weight``
+``LayerNorm``          ``scale``             ``weight``
+``BatchNorm``          ``scale``             ``weight``
+``BatchNorm``          ``mean``, ``var``     ``running_mean``, ``running_var``
+all of these           ``bias``              ``bias``
+`TensorQuantizer`      ``scale``             ``scale``
+`TensorQuantizer`      ``zero_point``        ``zero_point``
+=====================  ====================  =================================================
+
+A variable of any other module keeps its name and layout. torch itself is not needed.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+
+from .tensor_quantizer import TensorQuantizer
+
+Tensor = NDArray[Any]
+RENAMED: tuple[tuple[type[nnx.Module], Mapping[str, str]], ...] = (
+    (nnx.Linear, {"kernel": "weight"}),
+    (nnx.Conv, {"kernel": "weight"}),
+    (nnx.Embed, {"embedding": "weight"}),
+    (nnx.LayerNorm, {"scale": "weight"}),
+    (nnx.BatchNorm, {"scale": "weight", "mean": "running_mean", "var": "running_var"}),
+)
+
+
+class _Entry(NamedTuple):
+    """A variable of a module and how torch lays it out."""
+
+    variable: Any
+    axes: tuple[int, ...] | None  # transposition to torch's layout; None for none
+    grows: bool  # whether its shape is not known yet
+
+
+def state_dict(module: nnx.Module) -> dict[str, Tensor]:
+    """The parameters and statistics of a module as NumPy arrays, by their torch names and in torch layout.
+
+    Scales that are not set yet are NaN, or empty where even their shape is not known.
+    """
+    return {name: _transposed(np.asarray(entry.variable[...]), entry.axes) for name, entry in _entries(module).items()}
+
+
+def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Sets all parameters and statistics of a module from arrays by their torch names and in torch layout.
+
+    Nothing is set when an exception is raised.
+
+    Raises:
+        ValueError: names that are missing or that the module does not have, or a tensor of another shape.
+        TypeError: a tensor of another dtype.
+    """
+    entries = _entries(module)
+    missing, unexpected = sorted(set(entries) - set(tensors)), sorted(set(tensors) - set(entries))
+    if missing or unexpected:
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        found = "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds if names)
+        raise ValueError(f"`tensors` must hold what the module holds, got {found}")
+    new = {name: _fitting(name, np.asarray(tensors[name]), entry) for name, entry in entries.items()}
+    for name, entry in entries.items():
+        entry.variable.set_value(new[name])
+
+
+def _entries(module: nnx.Module) -> dict[str, _Entry]:
+    found: dict[str, _Entry] = {}
+    for path, part in nnx.iter_modules(module):
+        prefix = "".join(f"{name}." for name in _torch_path(module, path))
+        for name, variable in vars(part).items():
+            if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState):
+                found[prefix + _renamed(part, name)] = _Entry(variable, _axes(part, name), _grows(part, variable))
+    return dict(sorted(found.items()))
+
+
+def _torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
+    """Names of a path in torch: the list inside an ``nnx.Sequential`` has none."""
+    here: Any = module
+    for name in path:
+        if not (isinstance(here, nnx.Sequential) and name == "layers"):
+            yield str(name)
+        here = here[name] if isinstance(name, int) else getattr(here, name)
+
+
+def _renamed(part: nnx.Module, name: str) -> str:
+    return next((names.get(name, name) for kind, names in RENAMED if isinstance(part, kind)), name)
+
+
+def _axes(part: nnx.Module, name: str) -> tuple[int, ...] | None:
+    if name != "kernel":
+        return None
+    if isinstance(part, nnx.Linear):
+        return (1, 0)
+    if isinstance(part, nnx.Conv):
+        spatial = len(part.kernel_size)
+        return (spatial + 1, spatial, *range(spatial))
+    return None
+
+
+def _grows(part: nnx.Module, variable: Any) -> bool:
+    return isinstance(part, TensorQuantizer) and variable[...].size == 0
+
+
+def _transposed(array: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+    return array if axes is None else np.ascontiguousarray(array.transpose(axes))
+
+
+def _fitting(name: str, tensor: Tensor, entry: _Entry) -> jax.Array:
+    """A tensor in flax layout, if it fits the variable."""
+    held = entry.variable[...]
+    wanted = held.shape if entry.axes is None else tuple(held.shape[axis] for axis in entry.axes)
+    if tensor.shape != wanted and not entry.grows:
+        raise ValueError(f"`{name}` must have shape {wanted}, got {tensor.shape}")
+    if tensor.dtype != held.dtype:
+        raise TypeError(f"`{name}` must have dtype {held.dtype.name}, got {tensor.dtype.name}")
+    return jnp.asarray(tensor if entry.axes is None else tensor.transpose(np.argsort(entry.axes)))

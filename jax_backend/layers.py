@@ -1,0 +1,191 @@
+"""Contractions of two quantized operands in the layouts that XLA computes fastest; `matmul` states what they compute.
+
+A linear layer takes ``x`` as ``(..., in)`` and the weight as ``(in, out)`` or ``(out, in)``, a convolution images and
+kernel with channels last. Quantizers and their parameters are those of the arrays in these layouts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core.contraction import accumulator_bound, largest_code
+from ..core.descriptions import QParams, Quantizer
+from ..core.granularity import PerAxis, PerTensor
+from . import kernels
+from .arguments import check_operands
+from .arrays import add, bit_pattern, is_subnormal_or_zero, layout, narrow, widen
+from .exact import integer_contraction
+from .quantizer import fake_quantize_vjp
+
+Array = jax.Array
+Pair = tuple[int, int]
+Axes = tuple[int, ...]
+
+
+class Geometry(NamedTuple):
+    """Which axes are contracted, and how.
+
+    Attributes:
+        inputs: axis of the weight that runs over the inputs: 0 or 1 in a linear layer, 2 in a convolution.
+        stride: of a convolution; None in a linear layer.
+        padding: of a convolution, (before, after) for each axis.
+    """
+
+    inputs: int
+    stride: Pair | None = None
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+
+
+class Layer(NamedTuple):
+    """What a layer is apart from its arrays. The quantizers are those of ``x`` and the weight in the layout at hand."""
+
+    q_x: Quantizer
+    q_w: Quantizer
+    geometry: Geometry
+
+
+class Operands(NamedTuple):
+    """The arrays of a layer."""
+
+    x: Array
+    x_scale: Array
+    x_zero_point: Array | None
+    w: Array
+    w_scale: Array
+    w_zero_point: Array | None
+    bias: Array | None
+
+
+def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
+    """The quantizer of ``a`` that does to it what ``q`` does to ``a.transpose(axes)``; None where there is none."""
+    match q.granularity:
+        case PerTensor():
+            return q
+        case PerAxis(axis):
+            return q.replace(granularity=PerAxis(axes[axis]))
+        case _:
+            return None
+
+
+def laid_out_qparams(qparams: QParams, axes: Axes) -> QParams:
+    """Parameters for the quantizer that `laid_out` gives, from those of the other; also back, with inverted axes."""
+    return QParams(*(p if p is None or p.ndim == 0 else p.transpose(np.argsort(axes)) for p in qparams[:2]))
+
+
+def over_codes(layer: Layer, x: Array, x_qparams: QParams, w: Array, w_qparams: QParams, bias: Array | None) -> Array:
+    """The layer over integer codes, where `core.contraction.contracts_codes` allows it.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`.
+    """
+    operands = Operands(*check_operands(layer.q_x, x, x_qparams), *check_operands(layer.q_w, w, w_qparams), bias)
+    y: Array = _over_codes(layer, operands)
+    return y
+
+
+def contract(geometry: Geometry, x_hat: Array, w_hat: Array, bias: Array | None) -> Array:
+    """The layer over values, in float32 (float64 for float64), rounded once to the dtype of ``x_hat``."""
+    y = _contract(geometry, widen(x_hat), widen(w_hat))
+    return narrow(y if bias is None else y + bias.astype(y.dtype), x_hat.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _over_codes(layer: Layer, operands: Operands) -> Array:
+    y: Array = _forward(layer, operands)[0]
+    return y
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, Array, Array]]:
+    """The output; and what the gradients need, the centred codes among it."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias = operands
+    geometry, linear = layer.geometry, layer.geometry.stride is None
+    summed = (geometry.inputs,) if linear else (0, 1, 2)
+    a = _centred_codes(layer.q_x, x, x_scale, x_zero, small=linear)
+    b = _centred_codes(layer.q_w, w, w_scale, w_zero, small=linear)
+    largest = largest_code(layer.q_x), largest_code(layer.q_w)
+    bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
+    acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
+    if not linear:  # XLA leaves out products with the padding, but 0 * NaN is NaN
+        acc = jnp.where(jnp.isnan(b).any(summed), jnp.nan, acc)
+    per_output = w_scale if w_scale.ndim == 0 else w_scale.reshape(-1)
+    scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
+    y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
+    return narrow(y, x.dtype), (operands, a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _backward(layer: Layer, saved: tuple[Operands, Array, Array], g: Array) -> tuple[Operands]:
+    """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
+    (x, x_scale, x_zero, w, w_scale, w_zero, bias), a, b = saved
+    x_hat, w_hat = _dequantized(layer.q_x, a, x_scale, x.dtype), _dequantized(layer.q_w, b, w_scale, w.dtype)
+    dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
+    of_x = fake_quantize_vjp(layer.q_x, x, QParams(x_scale, x_zero), dx_hat)
+    of_w = fake_quantize_vjp(layer.q_w, w, QParams(w_scale, w_zero), dw_hat)
+    zeros = kernels.zero_point_cotangent(x_zero, of_x.zero_point), kernels.zero_point_cotangent(w_zero, of_w.zero_point)
+    return (Operands(of_x.x, of_x.scale, zeros[0], of_w.x, of_w.scale, zeros[1], d_bias),)
+
+
+_over_codes.defvjp(_forward, _backward)
+
+
+def _dequantized(q: Quantizer, centred: Array, scale: Array, dtype: Any) -> Array:
+    """`fake_quantize`, from centred codes."""
+    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype)
+
+
+def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
+    wide = np.float64 if a.dtype == np.float64 else np.float32
+    options: dict[str, Any] = {"precision": lax.Precision.HIGHEST, "preferred_element_type": wide}
+    if geometry.stride is None:
+        return lax.dot_general(a, b, (((a.ndim - 1,), (geometry.inputs,)), ((), ())), **options)
+    layouts = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(a, b, geometry.stride, geometry.padding, dimension_numbers=layouts, **options)
+
+
+def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:
+    """`_contract` for integers of at most 256: exact in bfloat16, which matrix products multiply fastest."""
+    if geometry.stride is None and a.dtype != np.float64:
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return _contract(geometry, a, b)
+
+
+def _centred_codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, small: bool) -> Array:
+    """``code - z``, NaN for NaN, in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
+    exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
+    dtype = jnp.bfloat16 if exact else scale.dtype
+
+    def compute(subnormals: bool) -> Array:
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        return kernels.centred(q, codes, scale, zero_point).astype(dtype)
+
+    return kernels.by_scale(q, scale, compute)
+
+
+def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
+    """``acc * scale + bias``, each operation rounded, with +0.0 for a sum that is zero.
+
+    The select between them keeps compilers from contracting them; see `arrays.product`. Where every scale is at least
+    2**-63 and no bias subnormal, no operand or result of the addition is subnormal, and XLA may add.
+    """
+
+    def value() -> Array:
+        sums = jnp.where(acc == 0, 0, acc)
+        return jnp.where(jnp.isnan(sums), sums, sums * scale)
+
+    if bias is None:
+        return value()
+    ordinary = jnp.all(scale >= 2.0 ** (layout(scale.dtype).min_exponent // 2))
+    ordinary &= ~jnp.any(is_subnormal_or_zero(bias) & (bit_pattern(bias) << 1 != 0))
+
+    def plus_bias(addition: Callable[[Array, Array], Array]) -> Array:
+        return addition(value(), bias)
+
+    y: Array = lax.cond(ordinary, lambda: plus_bias(jnp.add), lambda: plus_bias(add))
+    return y

@@ -1,0 +1,239 @@
+"""The five functions for JAX arrays: lax operations on bit patterns and barriers, with gradients by `jax.custom_vjp`.
+
+Let ``s`` be the scale and ``z`` the zero point (0 when symmetric) of the block an element lies in, ``[lo, hi]`` the
+format. Computed in float32 (float64 for float64 input; 16-bit input is widened first):
+
+    code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
+    x_hat = (code - z) * s                         one correctly rounded multiplication
+
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0. These are the
+bits of `samebits.core`, op by op and under `jax.jit` (``q`` is a static argument), alone or inside a larger program.
+
+What only values can tell (scales that are no positive normal numbers, zero points that are no codes, NaN for
+`quantize`, data without a finite range) is refused where the values are at hand. While tracing they are not: then a
+block that is not finite gets a NaN scale, `quantize` gives NaN the code of zero, and other wrong values give results
+without meaning.
+
+The functions compile themselves. Almost always every scale is far above the smallest normal number, and subnormal
+``x`` may be read as zero, as XLA on CPU does; `kernels.by_scale` takes the branch that decodes them when it may not.
+"""
+
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core import checks
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from . import kernels
+from .arguments import check_array, check_description, check_operands, check_qparams
+from .arrays import as_array, is_concrete, widen
+from .blocks import expand_blocks
+from .clamp import clamp
+from .scaling import affine_scale, restrict_scale, symmetric_scale
+from .statistics import absmax, min_max
+from .ste import block_sum, clip_mask, learned_scale_factor
+from .zero_point import affine_zero_point
+
+Array = jax.Array
+
+
+def choose_qparams(q: Quantizer, x: Array) -> QParams:
+    """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
+
+    All-zero and empty blocks get the floor of the rule as scale. Constant in the gradient.
+
+    Raises:
+        TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
+        ValueError: a shape the granularity does not divide, NaN or an infinity in ``x`` (where values are at hand; else
+            NaN is the scale), an arithmetic that is not the default.
+    """
+    x = check_array(q, x)
+    scale, zero_point, finite = _choose(q, x)
+    if is_concrete(finite):
+        checks.check_finite_statistic(bool(finite))
+    return QParams(scale, zero_point)
+
+
+def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
+    """Integer codes of ``x``, in the format's storage dtype.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` where values are at hand. Elsewhere
+            NaN becomes the code of zero.
+    """
+    x, scale, zero_point = check_operands(q, x, qparams)
+    if is_concrete(x):
+        has_nan = _has_nan(x)
+        checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
+    codes: Array = _quantize(q, x, scale, zero_point)
+    return codes
+
+
+def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) -> Array:
+    """Real values ``(code - z) * s`` of integer codes.
+
+    Args:
+        dtype: of the result; None for the dtype of the scale. The value is rounded to it once.
+    Raises:
+        TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
+        ValueError: wrong shape or values of the parameters.
+    """
+    check_description(q)
+    codes = as_array("codes", codes)
+    checks.check_codes(q, codes.dtype.name)
+    out = jnp.dtype(as_array("qparams.scale", qparams.scale).dtype if dtype is None else dtype)
+    checks.check_float("dtype", out.name)
+    scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
+    value: Array = _dequantize(q, codes, scale, zero_point, out)
+    return value
+
+
+def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
+    """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated.
+
+    Differentiable (reverse mode) in ``x`` and the parameters; the gradients are those of `fake_quantize_vjp`.
+
+    Args:
+        qparams: None to choose them from ``x``; they are constants in the gradient then.
+    Raises:
+        TypeError: ``q`` is no Quantizer, ``x`` no floating-point array, wrong dtype of scale or zero point, or a zero
+            point missing or not wanted.
+        ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
+            that is no integer of the format (both where values are at hand); as `choose_qparams` when it chooses; an
+            arithmetic that is not the default.
+    """
+    qparams = choose_qparams(q, x) if qparams is None else qparams
+    x, scale, zero_point = check_operands(q, x, qparams)
+    value: Array = _fake_quantize(q, x, scale, zero_point)
+    return value
+
+
+def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> QuantizerGradients:
+    """Gradients of ``sum(g * fake_quantize(q, x, qparams))`` as `q.gradient` defines them; see `Gradient`.
+
+    ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
+    `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), summed as `ste.block_sum`
+    states. The same shapes as the parameters, dtype of the scale.
+
+    Args:
+        g: incoming gradient, shape and dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
+    """
+    x, scale, zero_point = check_operands(q, x, qparams)
+    g = as_array("g", g)
+    checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
+    return QuantizerGradients(*_gradients(q, x, scale, zero_point, g))
+
+
+def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
+    """Codes in the working dtype (NaN where `fake_quantize` propagates it), and the zero point of every element.
+
+    Raises:
+        TypeError, ValueError: as `fake_quantize`.
+    """
+    result: tuple[Array, Array] = _codes_and_zero_points(q, *check_operands(q, x, qparams))
+    return result
+
+
+@partial(jax.jit, static_argnums=0)
+def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
+    """Scale, zero point, and whether all of ``x`` is finite."""
+    work = widen(lax.stop_gradient(x))
+    if q.affine or q.scale.denominator is Denominator.LARGER:
+        low, high = min_max(work, q.granularity)
+    else:
+        high = absmax(work, q.granularity)
+        low = -high
+    finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
+    scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
+    return scale, affine_zero_point(q, low, scale) if q.affine else None, finite
+
+
+@jax.jit
+def _has_nan(x: Array) -> Array:
+    return jnp.any(jnp.isnan(x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
+    def compute(subnormals: bool) -> Array:
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        numbers = jnp.where(jnp.isnan(codes), kernels.zero_points(q, zero_point, scale, x.shape), codes)
+        return numbers.astype(q.format.storage)
+
+    return kernels.by_scale(q, scale, compute)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
+    work = codes.astype(checks.scale_dtype(jnp.dtype(dtype).name))
+    return kernels.values(q, work, scale.astype(work.dtype), zero_point, dtype)
+
+
+@partial(jax.jit, static_argnums=0)
+def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
+    codes = kernels.by_scale(q, scale, lambda subnormals: kernels.codes(q, x, scale, zero_point, subnormals=subnormals))
+    return jnp.where(codes == 0, 0, codes), kernels.zero_points(q, zero_point, scale, x.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
+    def compute(subnormals: bool) -> Array:
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        return kernels.values(q, codes, scale, zero_point, x.dtype)
+
+    return kernels.by_scale(q, scale, compute)
+
+
+def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Any]:
+    return _fake_quantize(q, x, scale, zero_point), (x, scale, zero_point)
+
+
+def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any]:
+    x, scale, zero_point = saved
+    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g)
+    return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point)
+
+
+_fake_quantize.defvjp(_forward, _backward)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array
+) -> tuple[Array, Array, Array | None]:
+    """Gradients towards x, scale and zero point, each by itself, so that XLA drops those that nobody uses."""
+
+    def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
+        quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)
+        through = q.gradient is Gradient.PASS_THROUGH
+        return quotient, unclamped, jnp.ones(x.shape, bool) if through else clip_mask(q, unclamped)
+
+    def towards_x(subnormals: bool) -> Array:
+        return jnp.where(quotient_and_mask(subnormals)[2], g, jnp.zeros_like(g))
+
+    def towards_scale(subnormals: bool) -> Array:
+        quotient, unclamped, passes = quotient_and_mask(subnormals)
+        codes = clamp(unclamped, q.format.lo, q.format.hi)
+        steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
+        return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
+
+    def towards_zero_point(subnormals: bool) -> Array:
+        passes = quotient_and_mask(subnormals)[2]
+        return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
+
+    dx, d_scale = kernels.by_scale(q, scale, towards_x), kernels.by_scale(q, scale, towards_scale)
+    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point) if q.affine else None
+
+
+def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:
+    """Terms summed over each block, times the factor of the gradient rule."""
+    factor = learned_scale_factor(q, prod(q.granularity.block_size(terms.shape)))
+    return jnp.multiply(block_sum(terms, q.granularity), np.dtype(scale.dtype).type(factor))

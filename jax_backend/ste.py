@@ -1,0 +1,48 @@
+"""Straight-through gradients: which elements pass, and the terms of the gradients of scale and zero point."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ..core.descriptions import Gradient, Quantizer
+from ..core.granularity import Granularity, qparams_shape
+from .arrays import by_blocks
+
+ROW = 64  # terms added in one go; rows of sums are then added in the same way
+
+
+def clip_mask(q: Quantizer, unclamped: jax.Array) -> jax.Array:
+    """True where a code was not clamped: ``lo <= unclamped <= hi``, and NaN, which is not clamped either.
+
+    Args:
+        unclamped: codes as the clamp sees them (rounded, with the zero point).
+    """
+    return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
+
+
+def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
+    """Factor on the gradients of scale and zero point: ``1 / sqrt(n * hi)`` for LEARNED_SCALE, else 1.
+
+    Rounded to float32 (float64 sums use it unrounded). Source: LSQ, arXiv 1902.08153, section 2.2.
+    """
+    if q.gradient is not Gradient.LEARNED_SCALE or block_elements == 0:
+        return 1.0
+    return 1 / math.sqrt(block_elements * max(q.format.hi, 1))
+
+
+def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
+    """Sum over each block, in the dtype of ``terms``; 0 for an empty block.
+
+    Along each axis by rows of `ROW`, then by rows of those sums.
+
+    Off the exact sum of n terms by at most ``ROW * ceil(log(n, ROW)) * u * sum(|terms|)``, u = 2**-24 (2**-53 in
+    float64), and the smallest normal number for every addition, since subnormal terms and sums may become zero.
+    """
+    sums, axes = by_blocks(terms, granularity)
+    for axis in axes:
+        while (n := sums.shape[axis]) > 1:
+            rows = -(-n // ROW)
+            padded = jnp.pad(sums, [(0, rows * ROW - n if i == axis else 0) for i in range(sums.ndim)])
+            sums = jnp.sum(padded.reshape(*sums.shape[:axis], rows, ROW, *sums.shape[axis + 1 :]), axis=axis + 1)
+    return jnp.sum(sums, axis=axes).reshape(qparams_shape(granularity, terms.shape))

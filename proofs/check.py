@@ -1,0 +1,248 @@
+"""`samebits check`: every quantizer in every mode on the tensors of a checkpoint and the knife edges of their scales.
+
+For each quantizer and input dtype: the tensors of the checkpoint, cast to the dtype and cut into pieces (`pieces`),
+with parameters that each mode chooses itself; then the knife edges and special values of every scale that came out.
+Mode "numpy", the specification, is what the others are compared with, bit for bit (`compare`): parameters, codes,
+dequantized values, fake quantization, and the gradient of x. The gradients of scale and zero point are sums, and the
+order of a sum is the mode's own; they are held to `tally.sum_bound`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core import Quantizer, catalog
+from ..core.catalog import Named
+from . import execution
+from .checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
+from .compare import differences
+from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
+from .tally import Tally, tally
+from .workers import run_jobs
+
+Array = NDArray[Any]
+
+REFERENCE = "numpy"
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+)
+BATCH_SIZES = (1, 256)  # of the digit classifier
+SEEN = 2**16  # scales remembered, so that their knife edges are looked at once
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantizer in one mode, over all dtypes and tensors; ``missing`` says why it could not be run."""
+
+    quantizer: str
+    mode: str
+    tally: Tally
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of the checkpoint; ``skipped`` says why it was not used."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class DigitsRow:
+    """The logits of all digits in one mode, at one batch size, beside those of the specification."""
+
+    mode: str
+    batch_size: int
+    compared: int
+    differing: int
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Everything `check` found."""
+
+    checkpoint: str
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    tensors: tuple[TensorReport, ...]
+    rows: tuple[Row, ...]
+    digits: tuple[DigitsRow, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether no mode that could be run differs anywhere."""
+        return all(row.tally.same for row in self.rows) and not any(row.differing for row in self.digits)
+
+
+@dataclass(frozen=True)
+class QuantizerJob:
+    """One quantizer and dtype on a whole checkpoint, in every mode asked for."""
+
+    path: Path
+    quantizer: str
+    dtype: str
+    modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DigitsJob:
+    """The digit classifier in one mode, at one batch size."""
+
+    mode: str
+    batch_size: int
+
+
+Job = QuantizerJob | DigitsJob
+JobResult = tuple[Row, ...] | tuple[DigitsRow, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a check will do, before it is done: its jobs are independent of each other."""
+
+    path: Path
+    tensors: tuple[StoredTensor, ...]
+    quantizers: tuple[str, ...]
+    modes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    jobs: tuple[Job, ...] = field(repr=False)
+
+
+def plan(
+    path: Path | None = None,
+    quantizers: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+) -> Plan:
+    """The jobs of a check. Everything that can be wrong with the request is found here.
+
+    Args:
+        path: a safetensors file; None for the digit classifier of the package, with its logits.
+        quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+    Raises:
+        CheckpointError: a file that cannot be read, or one without a tensor to check.
+        KeyError: an unknown name, with the nearest known ones.
+    """
+    from .digits import DATA
+
+    names = _known("quantizer", quantizers, catalog)
+    chosen_modes = _known("mode", modes, execution.MODES)
+    chosen_dtypes = _known("dtype", dtypes, DTYPES)
+    others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
+    source = DATA if path is None else path
+    tensors = stored_tensors(source)
+    if all(tensor.skipped for tensor in tensors):
+        raise CheckpointError(f"{source}: holds no floating-point tensor to check ({len(tensors)} tensors)")
+    like = sorted(names, key=lambda name: str(catalog[name].granularity))  # neighbours share what eager JAX compiles
+    jobs: list[Job] = [QuantizerJob(source, name, dtype, others) for name in like for dtype in chosen_dtypes]
+    network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if path is None else []
+    return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs))
+
+
+def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
+    """What each job found, in the order in which they finish; `summary` puts it together."""
+    return run_jobs(run_job, wanted.jobs, workers)
+
+
+def check(path: Path | None = None, *, workers: int = 0, **wanted: Sequence[str]) -> CheckResult:
+    """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
+    chosen = plan(path, **wanted)
+    return summary(chosen, run_plan(chosen, workers=workers))
+
+
+def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
+    """One row for each quantizer and mode, over all dtypes; in the order of the request."""
+    found = [row for rows in results for row in rows]
+    rows: dict[tuple[str, str], Row] = {}
+    for row in found:
+        if isinstance(row, Row):
+            before = rows.get((row.quantizer, row.mode))
+            rows[row.quantizer, row.mode] = row if before is None else replace(before, tally=before.tally + row.tally)
+    tensors = tuple(TensorReport(t.name, t.dtype, t.shape, t.elements, t.skipped) for t in wanted.tensors)
+    ordered = tuple(rows[key] for key in ((q, m) for q in wanted.quantizers for m in wanted.modes) if key in rows)
+    network = (row for row in found if isinstance(row, DigitsRow))
+    digits = sorted(network, key=lambda row: (wanted.modes.index(row.mode), row.batch_size))
+    return CheckResult(str(wanted.path), wanted.dtypes, wanted.modes, tensors, ordered, tuple(digits))
+
+
+def run_job(job: Job) -> JobResult:
+    """One job, in this process."""
+    return _digits(job) if isinstance(job, DigitsJob) else _quantizer(job)
+
+
+def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The names asked for, each once, or all that are known."""
+    names = Named(kind, {name: name for name in known})
+    return tuple(dict.fromkeys(names[name] for name in asked)) or tuple(names)
+
+
+def _quantizer(job: QuantizerJob) -> tuple[Row, ...]:
+    """One quantizer and dtype, in every mode: first on tensors, then on the knife edges of the scales they have."""
+    q, dtype = catalog[job.quantizer], DTYPES[job.dtype]
+    reason = not_applicable(q.granularity)
+    missing = {mode: reason or execution.unavailable(mode) for mode in job.modes}
+    modes = [mode for mode in job.modes if not missing[mode]]
+    totals = dict.fromkeys(modes, Tally())
+    for piece in _pieces(job.path, q, dtype) if modes else ():
+        g = _cotangent(piece.x.shape, dtype.name)
+        expected = execution.run_all(REFERENCE, q, piece.x, g, piece.qparams)
+        for mode in modes:
+            got = execution.run_all(mode, q, piece.x, g, piece.qparams)
+            totals[mode] += tally(q, piece, g, expected, got)
+    return tuple(Row(job.quantizer, mode, totals.get(mode, Tally()), missing[mode]) for mode in job.modes)
+
+
+def _pieces(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    """Everything to compare on: tensors whose parameters each mode chooses, then all that has parameters given."""
+    yield from pack(q, (rows for rows in _rows(path, q, dtype) if rows.scale is None))
+    yield from pack(q, _given(path, q, dtype))
+
+
+def _rows(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Rows]:
+    for tensor in stored_tensors(path):
+        if not tensor.skipped:
+            yield from tensor_rows(q, mapped_values(path, tensor), dtype, tensor.name)
+
+
+def _given(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Rows]:
+    """Blocks that are not all finite, and the knife edges of every scale, once for each scale."""
+    seen: set[tuple[Any, Any]] = set()
+    for rows in _rows(path, q, dtype):
+        if rows.scale is not None:
+            yield rows
+        scales, zeros = chosen_parameters(q, rows)
+        for pair in zip(scales.tolist(), [None] * len(scales) if zeros is None else zeros.tolist(), strict=True):
+            if pair not in seen:
+                seen.add(pair)
+                yield edge_rows(q, *pair, dtype, rows.source)
+        if len(seen) > SEEN:
+            seen.clear()
+
+
+def _digits(job: DigitsJob) -> tuple[DigitsRow, ...]:
+    """The logits of the digit classifier against those of the specification."""
+    from . import digits
+
+    if reason := execution.unavailable(job.mode):
+        return (DigitsRow(job.mode, job.batch_size, 0, 0, reason),)
+    expected = digits.logits(REFERENCE, BATCH_SIZES[-1])
+    found = differences(expected, digits.logits(job.mode, job.batch_size))
+    return (DigitsRow(job.mode, job.batch_size, found.compared, found.differing),)
+
+
+@cache
+def _cotangent(shape: tuple[int, ...], dtype: str) -> Array:
+    """The incoming gradient: normal numbers, the same for every piece."""
+    return np.random.default_rng(0).standard_normal(shape).astype(DTYPES[dtype])

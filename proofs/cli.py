@@ -1,0 +1,165 @@
+"""The command line: reads the request, shows progress, prints what functions of this package found.
+
+Frameworks, and everything that imports them or NumPy, are imported inside the commands: ``samebits --help`` needs none.
+Exit codes: 0 agreement, 1 a difference was found, 2 wrong usage (one line on standard error).
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+
+AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
+Item = TypeVar("Item")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Names = Annotated[list[str] | None, typer.Option(help="Catalog name; may be repeated. All by default.", metavar="NAME")]
+Modes = Annotated[
+    list[str] | None, typer.Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
+]
+Dtypes = Annotated[
+    list[str] | None, typer.Option(help="float32, bfloat16 or float16; may be repeated.", metavar="DTYPE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that share the work; 0 for none but this one.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        sys.exit(app(prog_name="samebits", standalone_mode=False))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = None
+        sys.exit(AGREEMENT)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        # The command line library's own errors have format_message, whichever of its modules they come from.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if message:
+            print(f"samebits: {message} See samebits --help.", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"samebits {version('samebits')}")
+        raise typer.Exit(AGREEMENT)
+
+
+@app.callback()
+def samebits(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """One specification of quantization: the same bits in PyTorch and JAX, eager and compiled."""
+
+
+@app.command()
+def check(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A .safetensors file; by default the digit classifier of the package.")
+    ] = None,
+    quantizer: Names = None,
+    mode: Modes = None,
+    dtype: Dtypes = None,
+    json: Json = False,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
+    workers: Workers = 2,
+) -> None:
+    """Compare every quantizer in every mode, bit for bit, on real tensors and the knife edges of their scales."""
+    from .check import plan, run_plan, summary
+    from .checkpoint import CheckpointError
+
+    if report and not report.parent.is_dir():
+        _refuse(f"{report}: no such directory: {report.parent}")
+    try:
+        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or ())
+    except (CheckpointError, KeyError) as error:
+        _refuse(error.args[0])
+    start = time.monotonic()
+    result = summary(wanted, _shown("checking", len(wanted.jobs), run_plan(wanted, workers=workers), quiet=json))
+    from . import display
+    from . import report as page
+
+    seconds, command = time.monotonic() - start, _command()
+    if report:
+        report.write_text(page.check_page(result, command, seconds), encoding="utf-8")
+    if json:
+        print(page.check_json(result, command, seconds))
+    else:
+        display.show_check(result, seconds)
+    raise typer.Exit(AGREEMENT if result.same else DIFFERENCE)
+
+
+@app.command()
+def diverge(
+    target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
+    json: Json = False,
+    workers: Workers = 2,
+) -> None:
+    """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0."""
+    from . import display, divergence
+    from . import report as page
+
+    names = tuple(target or divergence.TARGETS)
+    try:
+        jobs = divergence.jobs(names)
+    except KeyError as error:
+        _refuse(error.args[0])
+    results = divergence.diverge(names, workers=workers)
+    shown = _shown("comparing", len(jobs), results, quiet=json)
+    found = divergence.in_order(row for rows in shown for row in rows)
+    if json:
+        print(page.divergence_json(found, _command()))
+    else:
+        display.show_divergence(found)
+    ours = any(row.differing for row in found if row.target == divergence.OURS)
+    raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
+
+
+@app.command()
+def catalog(json: Json = False) -> None:
+    """List the quantizers: format, granularity, scale, zero point, rounding, gradient."""
+    from . import display
+    from . import report as page
+
+    if json:
+        print(page.catalog_json())
+    else:
+        display.show_catalog()
+
+
+def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:
+    """The results as they come; a progress bar on standard error when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        for result in results:
+            yield result
+            bar.advance(task)
+
+
+def _command() -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["samebits", *sys.argv[1:]])
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with exit code 2 and one line."""
+    print(f"samebits: {message}", file=sys.stderr)
+    raise typer.Exit(USAGE)

@@ -1,0 +1,96 @@
+"""Laws that any quantizer of integer format must satisfy, as plain functions over an `Implementation`.
+
+Each takes an implementation, a quantizer, an array, parameters that fit it and an incoming gradient, and raises
+AssertionError when the promise in its docstring is broken, with the call, the inputs and both results. Whatever the
+array holds is welcome: laws about finite numbers look at those only, laws about NaN put some in.
+
+``LAWS`` holds them by name. Some are promised for certain quantizers only; `applies` tells. For your own functions:
+
+    mine = Implementation("mine", choose_qparams, quantize, dequantize, fake_quantize, fake_quantize_vjp)
+    for name, law in LAWS.items():
+        if applies(name, q):
+            law(mine, q, x, qparams, g)
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..core.arithmetic import Arithmetic
+from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
+from ..core.granularity import PerTensor
+from . import laws_of_codes, laws_of_gradients, laws_of_parameters, laws_of_specials
+from .execution import Implementation
+from .knife_edges import DIRECTED
+
+Law = Callable[[Implementation, Quantizer, NDArray[Any], QParams, NDArray[Any]], None]
+Condition = Callable[[Quantizer], bool]
+
+
+def _always(q: Quantizer) -> bool:
+    return True
+
+
+def _nearest(q: Quantizer) -> bool:
+    return q.rounding not in DIRECTED
+
+
+def _odd(q: Quantizer) -> bool:
+    directions = (Rounding.TIES_TO_EVEN, Rounding.TIES_TO_AWAY, Rounding.TOWARD_ZERO)
+    return not q.affine and q.format.signed and q.rounding in directions
+
+
+def _many_blocks(q: Quantizer) -> bool:
+    return not isinstance(q.granularity, PerTensor)
+
+
+def _affine(q: Quantizer) -> bool:
+    return q.affine
+
+
+def _clipped(q: Quantizer) -> bool:
+    return q.gradient is not Gradient.PASS_THROUGH
+
+
+_TABLE: Mapping[str, tuple[Law, Condition]] = {
+    "equals_specification": (laws_of_codes.equals_specification, _always),
+    "inputs_are_kept": (laws_of_codes.inputs_are_kept, _always),
+    "codes_lie_in_range": (laws_of_codes.codes_lie_in_range, _always),
+    "fake_is_dequantize_of_quantize": (laws_of_codes.fake_is_dequantize_of_quantize, _always),
+    "fake_quantize_is_idempotent": (laws_of_codes.fake_quantize_is_idempotent, _nearest),
+    "grid_points_keep_their_codes": (laws_of_codes.grid_points_keep_their_codes, _nearest),
+    "values_are_rounded_products": (laws_of_codes.values_are_rounded_products, _always),
+    "halves_round_in_the_named_direction": (laws_of_codes.halves_round_in_the_named_direction, _always),
+    "error_is_bounded": (laws_of_codes.error_is_bounded, _always),
+    "quantize_is_monotone": (laws_of_codes.quantize_is_monotone, _always),
+    "quantize_is_odd": (laws_of_codes.quantize_is_odd, _odd),
+    "powers_of_two_cancel": (laws_of_codes.powers_of_two_cancel, _always),
+    "zero_stays_zero": (laws_of_specials.zero_stays_zero, _always),
+    "zero_code_has_one_sign": (laws_of_specials.zero_code_has_one_sign, _always),
+    "nan_propagates": (laws_of_specials.nan_propagates, _always),
+    "quantize_has_no_code_for_nan": (laws_of_specials.quantize_has_no_code_for_nan, _always),
+    "infinities_go_to_the_ends": (laws_of_specials.infinities_go_to_the_ends, _always),
+    "order_within_a_block_is_indifferent": (laws_of_specials.order_within_a_block_is_indifferent, _always),
+    "blocks_do_not_touch": (laws_of_specials.blocks_do_not_touch, _many_blocks),
+    "gradient_is_g_or_zero": (laws_of_gradients.gradient_is_g_or_zero, _always),
+    "gradient_passes_inside_only": (laws_of_gradients.gradient_passes_inside_only, _clipped),
+    "scale_gradient_is_the_sum": (laws_of_gradients.scale_gradient_is_the_sum, _always),
+    "zero_point_gradient_is_the_sum": (laws_of_gradients.zero_point_gradient_is_the_sum, _affine),
+    "chosen_parameters_are_allowed": (laws_of_parameters.chosen_parameters_are_allowed, _always),
+    "chosen_scale_is_the_statistic": (laws_of_parameters.chosen_scale_is_the_statistic, _always),
+    "chosen_range_covers_the_data": (laws_of_parameters.chosen_range_covers_the_data, _always),
+    "nothing_has_the_smallest_scale": (laws_of_parameters.nothing_has_the_smallest_scale, _always),
+    "infinite_data_has_no_scale": (laws_of_parameters.infinite_data_has_no_scale, _always),
+}
+
+LAWS: Mapping[str, Law] = MappingProxyType({name: law for name, (law, _) in _TABLE.items()})
+
+
+def applies(name: str, q: Quantizer) -> bool:
+    """Whether the law of this name is promised for this quantizer.
+
+    Of arithmetics other than the default only equality with the specification is. KeyError for a name that is no law.
+    """
+    return _TABLE[name][1](q) and (q.arithmetic == Arithmetic() or name == "equals_specification")

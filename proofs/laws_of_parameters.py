@@ -1,0 +1,132 @@
+"""Laws of the parameters that `choose_qparams` chooses. Arrays are made finite first, but where refused."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.descriptions import Denominator, QParams, Quantizer, Restriction
+from ..core.granularity import qparams_shape
+from .blockwise import owners, per_element
+from .execution import Implementation
+from .judging import claim, only_finite, refuses, require, same, with_every
+from .knife_edges import DIRECTED
+
+Array = NDArray[Any]
+
+
+def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """A chosen scale is a positive normal number, at least the floor, of the restriction; a zero point in [lo, hi]."""
+    chosen = f.choose_qparams(q, only_finite(x))
+    shape, work = qparams_shape(q.granularity, x.shape), qparams.scale.dtype
+    model = QParams(np.zeros(shape, work), np.zeros(shape, np.int32) if q.affine else None)
+    same(f, q, "dtype and shape", model, QParams(*(None if p is None else np.zeros_like(p) for p in chosen)))
+    limits = np.finfo(work)
+    floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, work)
+    good = (chosen.scale >= floor) & (chosen.scale <= limits.max)
+    if q.scale.restriction is Restriction.POWER_OF_TWO:
+        good &= np.frexp(chosen.scale)[0] == 0.5
+    require(good, claim(f, q, "scale allowed"), scale=chosen.scale)
+    if q.affine:
+        held = (chosen.zero_point >= q.format.lo) & (chosen.zero_point <= q.format.hi)
+        require(held, claim(f, q, "zero point in range"), zero_point=chosen.zero_point)
+
+
+def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """Scale and zero point are what `ScaleRule` says of the smallest and largest element, each step rounded once.
+
+    Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2).
+    """
+    finite, work = only_finite(x), np.asarray(qparams.scale).dtype
+    rows = finite.reshape(-1)[owners(q.granularity, x.shape)]
+    low, high = (np.asarray(e, work) for e in (rows.min(-1, initial=0), rows.max(-1, initial=0)))
+    scale = _restricted(q, _raw_scale(q, low, high))
+    zero = None
+    if q.affine:
+        ratio = (low.astype(np.float64) / scale.astype(np.float64)).astype(work)
+        zero = np.clip(q.format.lo - np.rint(ratio), q.format.lo, q.format.hi).astype(np.int32)
+    shape = qparams_shape(q.granularity, x.shape)
+    expected = QParams(scale.reshape(shape), None if zero is None else zero.reshape(shape))
+    same(f, q, "choose_qparams", expected, f.choose_qparams(q, finite))
+
+
+def chosen_range_covers_the_data(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """With chosen parameters no element is farther than a step from its value, or half a step where that is promised.
+
+    Half a step: nearest rounding, no zero point, and a denominator that does not shorten the range. An unsigned
+    symmetric format covers positive elements only. Scales at the largest power of two cannot grow; they are exempt.
+    """
+    finite = only_finite(x)
+    chosen = f.choose_qparams(q, finite)
+    scale, zero = per_element(q, chosen, x.shape)
+    real = finite.astype(np.float64) / scale
+    codes = f.quantize(q, finite, chosen)
+    whole = q.scale.denominator in (Denominator.HI, Denominator.LARGER)
+    steps = 0.5 if whole and not q.affine and q.rounding not in DIRECTED else 1.0
+    held = np.abs(real - (codes - zero)) <= steps + 1e-6 * np.abs(real)
+    beyond = (finite < 0) & (q.format.lo == 0) & (not q.affine)
+    if q.scale.restriction is Restriction.POWER_OF_TWO:
+        beyond |= scale >= 2.0 ** (np.finfo(chosen.scale.dtype).maxexp - 1)
+    what = claim(f, q, f"within {steps} steps of the value")
+    require(held | beyond, what, x=finite, scale=scale, zero_point=zero, code=codes)
+
+
+def nothing_has_the_smallest_scale(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """All-zero blocks get the floor of the rule, or the power of two above it, as scale, and lo as zero point."""
+    nothing = with_every(np.zeros_like(x), -0.0, 2)
+    shape, work = qparams_shape(q.granularity, x.shape), np.asarray(qparams.scale).dtype
+    scale = _restricted(q, np.zeros(shape, work))
+    zero = np.full(shape, q.format.lo, np.int32) if q.affine else None
+    same(f, q, "choose_qparams of zeros", QParams(scale, zero), f.choose_qparams(q, nothing))
+
+
+def infinite_data_has_no_scale(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """NaN or an infinity in x: ValueError; where nothing can be raised, NaN as scale of that block and of no other."""
+    finite = only_finite(x)
+    rows = owners(q.granularity, x.shape)
+    for value in (np.nan, np.inf, -np.inf):
+        odd = np.array(finite)
+        odd.reshape(-1)[rows[::2, :1]] = value
+        if not f.refuses:
+            expected = np.array(f.choose_qparams(q, finite).scale)
+            if x.size:
+                expected.reshape(-1)[::2] = np.nan
+            same(f, q, f"scale of data with {value}", expected, f.choose_qparams(q, odd).scale)
+        elif x.size:
+            refuses(f, q, f"choose_qparams of data with {value}", partial(f.choose_qparams, q, odd))
+
+
+def _raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
+    """The scale before floor and restriction."""
+    lo, hi, work = q.format.lo, q.format.hi, low.dtype
+
+    def over(a: Array, b: float) -> Array:
+        return np.asarray((a.astype(np.float64) / b).astype(work))
+
+    if q.affine:
+        with np.errstate(over="ignore"):
+            span = high - low
+        halved = over(high / 2 - low / 2, (hi - lo) / 2)
+        return np.where(np.isinf(span), halved, over(span, hi - lo))
+    magnitude = np.maximum(-low, high)
+    match q.scale.denominator:
+        case Denominator.HI:
+            return over(magnitude, hi)
+        case Denominator.HALF_RANGE:
+            return over(magnitude, (hi - lo) / 2)
+        case Denominator.LO:
+            return over(magnitude, -lo)
+        case Denominator.LARGER:
+            return np.maximum(over(-low, -lo), over(high, hi)) if lo else over(high, hi)
+
+
+def _restricted(q: Quantizer, scale: Array) -> Array:
+    """The scale raised to the floor, then to a power of two (by comparing, so without exponents of any kind)."""
+    limits = np.finfo(scale.dtype)
+    floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, scale.dtype)
+    raised = np.maximum(scale, floor)
+    if q.scale.restriction is Restriction.FLOAT:
+        return np.asarray(raised, scale.dtype)
+    powers = np.ldexp(np.ones(1, scale.dtype), np.arange(limits.minexp, limits.maxexp))
+    return np.asarray(powers[np.minimum(np.searchsorted(powers, raised), len(powers) - 1)], scale.dtype)

@@ -1,0 +1,550 @@
+"""torch_frontend beside core, bit for bit: eager, compiled, in larger programs, under torch.func, in every layout."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samebits import core, torch_frontend
+from samebits.core import (
+    Gradient,
+    IntegerFormat,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QParams,
+    Quantizer,
+    Rounding,
+    catalog,
+)
+from samebits.core.ste import block_sum
+from samebits.proofs import strategies
+from samebits.proofs.arrays import to_numpy, to_torch
+from samebits.proofs.compare import assert_same_bits, same_bits
+from samebits.proofs.knife_edges import knife_edge_array, special_values
+from samebits.torch_frontend.arrays import CHUNK, rounded_to
+from samebits.torch_frontend.rounding import round_to_integer
+
+from .exact import DTYPES
+
+Array = NDArray[Any]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_entry = pytest.mark.parametrize("name", catalog)
+each_rounding = pytest.mark.parametrize("rounding", Rounding)
+
+SYMMETRIC = catalog["int8_per_tensor"]
+AFFINE = catalog["uint8_affine_per_channel"]
+
+
+def in_torch(qparams: QParams) -> QParams:
+    """Parameters as tensors."""
+    return QParams(*(None if p is None else to_torch(np.array(p)) for p in qparams[:2]))
+
+
+def cotangent(x: Array) -> Array:
+    """An incoming gradient with both zeros, infinities and NaN in it."""
+    g = np.random.default_rng(1).standard_normal(x.size).astype(x.dtype)
+    g[::9] = np.resize(special_values(x.dtype), g[::9].size)
+    return g.reshape(x.shape)
+
+
+def gradient(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Tensor:
+    """Gradient of x by autograd, parameters constant."""
+    leaf = x.clone().requires_grad_()
+    torch_frontend.fake_quantize(q, leaf, qparams).backward(g)
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def assert_same_functions(q: Quantizer, x: Array, qparams: QParams) -> None:
+    """Codes, values, fake quantization and the gradient of x against core, eager."""
+    t, parameters, g = to_torch(x), in_torch(qparams), cotangent(x)
+    number = np.where(np.isnan(x), np.zeros_like(x), x)
+    codes = core.quantize(q, number, qparams)
+    dx = core.fake_quantize_vjp(q, x, qparams, g).x
+    room = torch_frontend
+    got = room.quantize(q, to_torch(number), parameters)
+    assert_same_bits(codes, got, call=f"quantize({q})", inputs=number)
+    got = room.dequantize(q, to_torch(codes), parameters, t.dtype)
+    assert_same_bits(core.dequantize(q, codes, qparams, x.dtype), got, call=f"dequantize({q})", inputs=codes)
+    got = room.fake_quantize(q, t, parameters)
+    assert_same_bits(core.fake_quantize(q, x, qparams), got, call=f"fake_quantize({q})", inputs=x)
+    got = gradient(q, t, parameters, to_torch(g))
+    assert_same_bits(dx, got, call=f"gradient of x, {q}", inputs=x)
+    got = room.fake_quantize_vjp(q, t, parameters, to_torch(g)).x
+    assert_same_bits(dx, got, call=f"fake_quantize_vjp({q}).x", inputs=x)
+
+
+def edges(q: Quantizer, dtype: str, scales: tuple[float, ...] = (0.1, 1 / 3, 2.0**-126)) -> list[tuple[Array, QParams]]:
+    """Knife edges at several scales and zero points, in as few arrays as the granularity allows."""
+    kind = np.float64 if dtype == "float64" else np.float32
+    zeros = np.resize([min(7, q.format.hi), q.format.lo, q.format.hi], len(scales)).astype(np.int32)
+    groups = [[i] for i in range(len(scales))] if q.granularity == PerTensor() else [list(range(len(scales)))]
+    every = []
+    for chosen in groups:
+        parameters = QParams(np.array(scales, kind)[chosen], zeros[chosen] if q.affine else None)
+        every.append(knife_edge_array(q, parameters, DTYPES[dtype]))
+    return every
+
+
+# --- eager, element by element ---------------------------------------------------------------------------------------
+
+
+@each_dtype
+@each_entry
+def test_knife_edges_of_the_catalog(name: str, dtype: str) -> None:
+    q = catalog[name]
+    scales = (0.1, 2.0**-126) if q.format.bits == 16 else (0.1, 1 / 3, 2.0**-126, 3e30)
+    for x, qparams in edges(q, dtype, scales):
+        assert_same_functions(q, x, qparams)
+
+
+@each_dtype
+@each_rounding
+@pytest.mark.parametrize("name", ["int8_narrow_per_channel", "uint4_affine_per_group32"])
+def test_knife_edges_of_every_rounding(name: str, rounding: Rounding, dtype: str) -> None:
+    q = catalog[name].replace(rounding=rounding)
+    for x, qparams in edges(q, dtype):
+        assert_same_functions(q, x, qparams)
+        assert_same_functions(q.replace(gradient="pass_through"), x, qparams)
+
+
+@each_rounding
+def test_every_zero_point_moves_the_ends_of_the_mask(rounding: Rounding) -> None:
+    q = Quantizer(format=IntegerFormat(3), granularity=PerAxis(0), zero_point="min_max", rounding=rounding)
+    scale = np.array([0.1, 2.0**-126, 2.0**127, 3e30, 1, 1 / 3, 2.0**-100, 5e-324**0.1], np.float32)
+    x, qparams = knife_edge_array(q, QParams(scale, np.arange(-4, 4, dtype=np.int32)), np.dtype(np.float32))
+    assert_same_functions(q, x, qparams)
+
+
+@each_dtype
+@each_rounding
+def test_round_to_integer_keeps_the_sign_of_zero(rounding: Rounding, dtype: str) -> None:
+    halves = np.arange(-9, 10) / 2
+    around = [np.nextafter(halves, np.inf), halves, np.nextafter(halves, -np.inf), [1e7 + 0.5, 2.0**23 + 1, -(2.0**30)]]
+    with np.errstate(all="ignore"):
+        x = np.concatenate([np.concatenate(around).astype(DTYPES[dtype]), special_values(DTYPES[dtype])])
+        want = core.rounding.round_to_integer(x, rounding)
+    assert_same_bits(want, round_to_integer(to_torch(x), rounding), inputs=x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_by_bits_is_the_native_cast(dtype: str) -> None:
+    """All 16-bit numbers, the midpoints between them, their float32 neighbours, random bits, and every kind of NaN."""
+    kind = getattr(torch, dtype)
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(kind).float().sort().values
+    middle = ((numbers[1:].double() + numbers[:-1].double()) / 2).float()
+    bits = torch.cat([t.view(torch.int32) for t in (numbers, middle)])
+    drawn = torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=torch.Generator().manual_seed(0))
+    every = torch.cat([bits - 1, bits, bits + 1, drawn.to(torch.int32), torch.tensor([2**31 - 1, -1, -(2**23) + 1])])
+    value = every.to(torch.int32).view(torch.float32)
+    assert_same_bits(value.to(kind).float(), rounded_to(value, kind), inputs=value)
+    assert same_bits(rounded_to(value, torch.float32), value)
+
+
+@each_dtype
+@each_entry
+def test_parameters_of_awkward_data(name: str, dtype: str) -> None:
+    q, rng, kind = catalog[name], np.random.default_rng(0), DTYPES[dtype]
+    largest = float(np.finfo(np.float16).max if dtype == "float16" else np.finfo(np.float32).max / 2)
+    rows = [rng.standard_normal(128) * 2.0**k for k in (-140, -126, -20, 0, 10)]
+    rows += [np.zeros(128), -np.zeros(128), np.full(128, 5.0), np.full(128, -5.0), np.linspace(-largest, largest, 128)]
+    for x in [np.stack(np.broadcast_arrays(*part)) for part in ([row] * 32 for row in rows)] + [
+        np.resize(rows, (64, 128))
+    ]:
+        x = x.astype(kind)
+        if np.isfinite(x).all():
+            expected, got = core.choose_qparams(q, x), torch_frontend.choose_qparams(q, to_torch(x))
+            assert_same_bits(tuple(expected[:2]), tuple(got[:2]), call=f"choose_qparams({q})")
+            assert_same_bits(core.fake_quantize(q, x), torch_frontend.fake_quantize(q, to_torch(x)), inputs=x)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_quantizer_any_array(data: st.DataObject) -> None:
+    q = data.draw(strategies.variants())
+    dtype = data.draw(strategies.dtypes(*DTYPES))
+    x, parameters, _ = data.draw(strategies.cases(q, dtype=dtype))
+    assert_same_functions(q, x, parameters)
+    if np.isfinite(x).all():
+        expected, got = core.choose_qparams(q, x), torch_frontend.choose_qparams(q, to_torch(x))
+        assert_same_bits(tuple(expected[:2]), tuple(got[:2]), call=f"choose_qparams({q})")
+
+
+# --- gradients of the parameters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient_rule", Gradient)
+@pytest.mark.parametrize(
+    "name", ["int8_per_tensor", "uint8_affine_per_channel", "uint4_affine_per_group32", "int8_per_block"]
+)
+def test_gradients_of_parameters_are_within_the_stated_bound(name: str, gradient_rule: Gradient) -> None:
+    q, rng = catalog[name].replace(gradient=gradient_rule), np.random.default_rng(0)
+    for dtype in ("float32", "float64", "bfloat16"):
+        x = rng.standard_normal((64, 128)).astype(DTYPES[dtype])
+        qparams = core.choose_qparams(q, x)
+        qparams = QParams(
+            qparams.scale * np.asarray(0.7, qparams.scale.dtype), qparams.zero_point
+        )  # so that some are clamped
+        g = rng.standard_normal(x.shape).astype(x.dtype)
+        want, parameters = core.fake_quantize_vjp(q, x, qparams, g), in_torch(qparams)
+        scale = parameters.scale.requires_grad_()
+        zero = parameters.zero_point.to(scale.dtype).requires_grad_() if q.affine else None
+        torch_frontend.fake_quantize(q, to_torch(x), QParams(scale, zero)).backward(to_torch(g))
+        steps = 2 * (q.format.hi - q.format.lo + 1)
+        sizes = block_sum(np.abs(g).astype(np.float64), q.granularity)
+        count = x.size / np.asarray(qparams.scale).size
+        for got, expected, size in (
+            (scale.grad, want.scale, steps),
+            (zero if zero is None else zero.grad, want.zero_point, 2),
+        ):
+            if expected is not None:
+                bound = count * 2.0**-53 * sizes * size + 2 * np.spacing(np.abs(expected))
+                assert got is not None
+                assert np.all(np.abs(to_numpy(got).astype(np.float64) - expected) <= bound)
+                assert to_numpy(got).dtype == expected.dtype
+
+
+def test_only_what_is_wanted_is_computed_and_the_chosen_scale_is_constant() -> None:
+    x = torch.randn(8, 32)
+    leaf = x.clone().requires_grad_()
+    torch_frontend.fake_quantize(SYMMETRIC, leaf).sum().backward()
+    assert_same_bits(torch.ones_like(x), leaf.grad)
+    chosen = torch_frontend.choose_qparams(AFFINE, leaf)
+    assert not chosen.scale.requires_grad
+    scale = chosen.scale.clone().requires_grad_()
+    torch_frontend.fake_quantize(AFFINE, x, QParams(scale, chosen.zero_point)).sum().backward()
+    assert scale.grad is not None
+    assert scale.grad.shape == scale.shape
+
+
+def test_second_derivatives_are_those_of_the_surrogate() -> None:
+    """d scale is linear in x inside the range: its derivative by x is -g / s."""
+    x = torch.linspace(-1, 1, 64).requires_grad_()
+    scale, g = torch.tensor(0.03, requires_grad=True), torch.linspace(1, 2, 64)
+    y = torch_frontend.fake_quantize(SYMMETRIC, x, QParams(scale))
+    (d_scale,) = torch.autograd.grad(y, scale, g, create_graph=True)
+    (by_x,) = torch.autograd.grad(d_scale, x)
+    torch.testing.assert_close(by_x, -g / scale.detach())
+
+
+# --- layouts, sizes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "granularity", [PerTensor(), PerAxis(1), PerToken(), PerGroup(4, 0), PerBlock((2, 3))], ids=str
+)
+def test_layouts(granularity: Any) -> None:
+    q = Quantizer(format=IntegerFormat(8, signed=False), granularity=granularity, zero_point="min_max")
+    base = torch.randn(8, 6, 12, 9)
+    layouts = {
+        "transposed": base.transpose(0, 2),
+        "channels last": base.to(memory_format=torch.channels_last),
+        "sliced": base[::2, :, ::3, :6],
+        "expanded": base[:1].expand(8, 6, 12, 9),
+        "one row of many": torch.randn(8, 8, 6, 12, 9)[:, 3],
+    }
+    for layout, t in layouts.items():
+        x = t.numpy()
+        if layout in ("transposed", "sliced") and granularity == PerBlock((2, 3)):
+            t, x = t[..., :6, :6], x[..., :6, :6]
+        qparams = core.choose_qparams(q, x)
+        given, g = in_torch(qparams), cotangent(x)
+        assert_same_bits(tuple(qparams[:2]), tuple(torch_frontend.choose_qparams(q, t)[:2]), call=layout)
+        assert_same_bits(core.fake_quantize(q, x, qparams), torch_frontend.fake_quantize(q, t, given), call=layout)
+        assert_same_bits(core.quantize(q, x, qparams), torch_frontend.quantize(q, t, given), call=layout)
+        dx = core.fake_quantize_vjp(q, x, qparams, g).x
+        assert_same_bits(dx, gradient(q, t, given, to_torch(g)), call=layout)
+        turned = to_torch(np.ascontiguousarray(g.T)).permute(3, 2, 1, 0)
+        assert_same_bits(dx, torch_frontend.fake_quantize_vjp(q, t, given, turned).x, call=layout)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape"),
+    [
+        (PerTensor(), (2 * CHUNK + 77,)),
+        (PerTensor(), (3, CHUNK - 1)),
+        (PerAxis(0), (2, CHUNK + 5)),
+        (PerAxis(1), (3, 5, CHUNK // 4)),
+        (PerAxis(1), (1, CHUNK // 2, 3)),
+        (PerToken(), (CHUNK, 3)),
+        (PerGroup(7, 1), (2, 14, CHUNK // 9)),
+        (PerBlock((2, 4)), (10, CHUNK // 8)),
+    ],
+    ids=str,
+)
+def test_arrays_of_several_chunks(granularity: Any, shape: tuple[int, ...]) -> None:
+    """Special values lie at the seams and far inside, where native loops are vectorized."""
+    q = Quantizer(format=IntegerFormat(8), granularity=granularity, zero_point="min_max")
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    qparams = core.choose_qparams(q, x)
+    flat = x.reshape(-1)
+    for start in (0, 1000, CHUNK - 12, flat.size - 30):
+        flat[start : start + 26] = special_values(np.float32)[: flat[start : start + 26].size]
+    given = in_torch(qparams)
+    assert_same_bits(core.fake_quantize(q, x, qparams), torch_frontend.fake_quantize(q, to_torch(x), given), inputs=x)
+    g, expanded = cotangent(x), core.blocks.expand_blocks
+    s, z = (expanded(np.asarray(p, np.float32), granularity, shape) for p in qparams[:2])
+    with np.errstate(all="ignore"):
+        inside = core.ste.clip_mask(q, np.round(x / s) + z)
+    assert_same_bits(np.where(inside, g, np.float32(0)), gradient(q, to_torch(x), given, to_torch(g)), inputs=x)
+    finite = np.where(np.isfinite(x) & (np.abs(x) < 1e9), x, np.float32(0))
+    quotient = finite / s
+    distance = np.clip(np.round(quotient) + z, -128, 127) - z - np.where(inside, quotient, 0)
+    got = torch_frontend.fake_quantize_vjp(q, to_torch(finite), given, torch.ones(shape)).scale
+    want = torch_frontend.ste.block_sum(to_torch(distance.astype(np.float32)), granularity)
+    torch.testing.assert_close(got, want, rtol=2.0**-22, atol=1e-6)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0)])
+def test_scalars_and_empty_arrays(shape: tuple[int, ...], dtype: str) -> None:
+    x = np.full(shape, 0.3, DTYPES[dtype])
+    for q in (SYMMETRIC, catalog["uint8_affine_per_tensor"], AFFINE, catalog["int8_affine_per_token"]):
+        if shape or q.granularity == PerTensor():
+            qparams = core.choose_qparams(q, x)
+            assert_same_bits(tuple(qparams[:2]), tuple(torch_frontend.choose_qparams(q, to_torch(x))[:2]))
+            assert_same_functions(q, x, qparams)
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+COMPILED = ("int8_per_tensor", "uint8_affine_per_channel")
+LEARNED = SYMMETRIC.replace(rounding="ties_to_away", gradient="learned_scale")
+
+
+def larger_program(
+    leaves: tuple[Tensor, ...], v: Tensor, w: Tensor, given: dict[str, QParams], scale: Tensor, number: Tensor
+) -> dict[str, Tensor]:
+    """The five functions of some quantizers, alone, before and after other operations; ``number`` is x less NaN.
+
+    Each leaf reaches one result with its gradient: to sum gradients, were it with zero, would lose -0.0.
+    """
+    room, results = torch_frontend, {"learned": torch_frontend.fake_quantize(LEARNED, leaves[-1], QParams(scale))}
+    for name, x in zip(COMPILED, leaves, strict=False):
+        q, parameters = catalog[name], given[name]
+        results[name] = y = room.fake_quantize(q, x, parameters)
+        results[f"{name}, then added to"] = y.detach() + w
+        results[f"{name} of a product"] = room.fake_quantize(q, v * w, parameters)
+        results[f"{name}, codes of a product"] = codes = room.quantize(q, v * w, parameters)
+        results[f"{name}, codes"] = room.quantize(q, number, parameters)
+        results[f"{name}, codes dequantized, then added to"] = room.dequantize(q, codes, parameters, x.dtype) + w
+        results[f"{name} of a sum, then multiplied"] = room.fake_quantize(q, v + w) * w
+        results[f"{name}, gradient at a product"] = room.fake_quantize_vjp(q, v * w, parameters, w).x
+    return results
+
+
+def arguments(dtype: str, rows: int, seed: int) -> tuple[Any, ...]:
+    """Half of x are ties, a few special values; the rest is normal."""
+    rng, kind = np.random.default_rng(seed), DTYPES[dtype]
+    x, v, w = rng.standard_normal((3, rows, 96))
+    x = np.where(rng.random((rows, 96)) < 0.5, (rng.integers(-150, 150, x.shape) + 0.5) * 0.03, x).astype(kind)
+    given = {name: in_torch(core.choose_qparams(catalog[name], x)) for name in COMPILED}
+    x[:3, :26] = special_values(kind)
+    t = to_torch(x)
+    leaves = tuple(t.clone().requires_grad_() for _ in range(len(COMPILED) + 1))
+    number = torch.where(t.isnan(), torch.zeros_like(t), t)
+    return leaves, to_torch(v.astype(kind)), to_torch(w.astype(kind)), given, torch.tensor(0.03 + seed), number
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> None:
+    """Values and sizes change; the program is compiled once. Gradients, too, are those of eager mode."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    program = torch.compile(larger_program, backend=counter, fullgraph=True, dynamic=True)
+    for seed, rows in ((0, 64), (1, 64), (2, 32)):
+        leaves, *rest = arguments(dtype, rows, seed)
+        expected, got = larger_program(leaves, *rest), program(leaves, *rest)
+        x = to_numpy(leaves[0])
+        for name, want in expected.items():
+            assert_same_bits(want, got[name], call=f"compiled {name}", inputs=x)
+        names, g = ["learned", *COMPILED], to_torch(cotangent(x))
+        both = (torch.autograd.grad([r[name] for name in names], leaves, [g] * len(names)) for r in (expected, got))
+        for name, want, d in zip(names, *both, strict=True):
+            assert_same_bits(want, d, call=f"compiled gradient of {name}", inputs=x)
+    assert counter.frame_count == 1
+
+
+def test_compiled_code_gives_nan_where_eager_code_raises() -> None:
+    @torch.compile(fullgraph=True, dynamic=True)
+    def program(x: Tensor) -> tuple[Tensor, ...]:
+        q, token = catalog["uint8_affine_per_tensor"], catalog["int8_affine_per_token"]
+        given = QParams(torch.tensor(0.1), torch.tensor(7, dtype=torch.int32))
+        chosen = torch_frontend.choose_qparams(token, x)
+        return torch_frontend.quantize(q, x, given), chosen.scale, torch_frontend.fake_quantize(token, x)
+
+    x = torch.tensor([[1.0, torch.nan, -1.0], [1.0, 2.0, 3.0], [torch.inf, 0.0, 1.0]])
+    codes, scale, y = program(x)
+    assert codes.tolist() == [[17, 7, 0], [17, 27, 37], [255, 7, 17]]
+    assert scale.isnan().flatten().tolist() == [True, False, True]
+    assert_same_bits(torch_frontend.fake_quantize(catalog["int8_affine_per_token"], x[1:2]), y[1:2])
+    assert y[[0, 2]].isnan().all()
+    for q in (SYMMETRIC, catalog["int8_affine_per_token"]):
+        with pytest.raises(ValueError, match="`x` must be finite"):
+            torch_frontend.choose_qparams(q, x)
+
+
+def test_compiled_gradients_of_parameters() -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True)
+    def program(x: Tensor, scale: Tensor, zero: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch_frontend.fake_quantize(AFFINE, x, QParams(scale, zero))
+        return y, torch_frontend.fake_quantize(LEARNED, x, QParams(learned))
+
+    for rows in (8, 5):
+        x, g = torch.randn(rows, 300).bfloat16(), torch.randn(rows, 300).bfloat16()
+        leaves = [torch.full((rows, 1), 0.01), torch.full((rows, 1), 100.0), torch.tensor(0.011)]
+        results = []
+        for function in (program, program._torchdynamo_orig_callable):  # type: ignore[attr-defined]
+            wanted = [leaf.clone().requires_grad_() for leaf in leaves]
+            results.append(torch.autograd.grad(function(x, *wanted), wanted, (g, g)))
+        for want, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=2.0**-20, atol=0)
+
+
+# --- torch.func -------------------------------------------------------------------------------------------------------
+
+
+def test_vmap_is_a_loop() -> None:
+    xs, scales = torch.randn(5, 8, 32), torch.rand(5) + 0.01
+    for q in (SYMMETRIC, AFFINE, catalog["uint4_affine_per_group32"]):
+        for function in (
+            lambda x, q=q: torch_frontend.fake_quantize(q, x),
+            lambda x, q=q: torch_frontend.choose_qparams(q, x).scale,
+            lambda x, q=q: torch_frontend.quantize(q, x, torch_frontend.choose_qparams(q, x)),
+        ):
+            assert_same_bits(torch.stack([function(x) for x in xs]), torch.func.vmap(function)(xs))
+            assert_same_bits(torch.stack([function(x) for x in xs]), torch.func.vmap(function, 1)(xs.movedim(0, 1)))
+
+    def scaled(x: Tensor, s: Tensor) -> Tensor:
+        return torch_frontend.fake_quantize(SYMMETRIC, x, QParams(s))
+
+    assert_same_bits(
+        torch.stack([scaled(x, s) for x, s in zip(xs, scales, strict=True)]), torch.func.vmap(scaled)(xs, scales)
+    )
+    assert_same_bits(torch.stack([scaled(xs[0], s) for s in scales]), torch.func.vmap(scaled, (None, 0))(xs[0], scales))
+
+
+def test_grad_of_torch_func_is_that_of_autograd() -> None:
+    q = AFFINE.replace(gradient="learned_scale")
+    x, g = torch.randn(4, 8, 32), torch.randn(4, 8, 32)
+    zero = torch.full((8, 1), 100.0)
+    scale = torch.full((8, 1), 0.01)
+
+    def loss(x: Tensor, scale: Tensor, zero: Tensor, g: Tensor) -> Tensor:
+        return (torch_frontend.fake_quantize(q, x, QParams(scale, zero)) * g).sum()
+
+    leaves = [x[0].clone().requires_grad_(), scale.clone().requires_grad_(), zero.clone().requires_grad_()]
+    want = torch.autograd.grad(loss(*leaves, g[0]), leaves)
+    assert_same_bits(want, torch.func.grad(loss, (0, 1, 2))(x[0], scale, zero, g[0]))
+    batched = torch.func.vmap(torch.func.grad(loss, (0, 1, 2)), (0, None, None, 0))(x, scale, zero, g)
+    assert_same_bits(want, tuple(d[0] for d in batched))
+    per_sample = torch.func.grad(lambda s: torch.func.vmap(loss, (0, None, None, 0))(x, s, zero, g).sum())(scale)
+    torch.testing.assert_close(per_sample, batched[1].sum(0))
+
+
+def test_fake_and_meta_tensors_have_shapes_only() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(4, 64)
+        assert torch_frontend.fake_quantize(AFFINE, x).shape == (4, 64)
+        assert torch_frontend.quantize(AFFINE, x, torch_frontend.choose_qparams(AFFINE, x)).dtype == torch.uint8
+    assert torch_frontend.fake_quantize(SYMMETRIC, torch.empty(3, device="meta")).is_meta
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+GOOD = QParams(torch.tensor(0.1))
+ROW = torch.ones(2, 3)
+ZEROS = torch.zeros(2, 1, dtype=torch.int32)
+REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
+    "no quantizer": (TypeError, "`q` must be a Quantizer", lambda f: f.fake_quantize("int8_per_tensor", ROW)),
+    "integers": (TypeError, "`x` must have dtype float32", lambda f: f.fake_quantize(SYMMETRIC, ROW.int(), GOOD)),
+    "NumPy": (TypeError, "`x` must be a torch.Tensor, got ndarray", lambda f: f.fake_quantize(SYMMETRIC, ROW.numpy())),
+    "number": (TypeError, "`qparams.scale` must be a torch.Tensor", lambda f: f.quantize(SYMMETRIC, ROW, QParams(0.1))),
+    "shape": (
+        ValueError,
+        r"`qparams.scale` must have shape \(\)",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.ones(2))),
+    ),
+    "dtype": (
+        TypeError,
+        "must have dtype float32, got float64",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.ones(()).double())),
+    ),
+    "zero": (
+        ValueError,
+        "positive normal finite",
+        lambda f: f.fake_quantize(SYMMETRIC, ROW, QParams(torch.tensor(0.0))),
+    ),
+    "subnormal": (
+        ValueError,
+        "positive normal finite",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.tensor(1e-40))),
+    ),
+    "NaN scale": (
+        ValueError,
+        "positive normal finite",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.tensor(torch.nan))),
+    ),
+    "no zero point": (
+        TypeError,
+        "`qparams.zero_point` must be an array",
+        lambda f: f.quantize(AFFINE, ROW, QParams(torch.ones(2, 1))),
+    ),
+    "zero point": (
+        TypeError,
+        "`qparams.zero_point` must be None",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.tensor(0.1), torch.tensor(0))),
+    ),
+    "range": (
+        ValueError,
+        r"integers in \[0, 255\], got 256",
+        lambda f: f.quantize(AFFINE, ROW, QParams(torch.ones(2, 1), ZEROS + 256)),
+    ),
+    "fraction": (
+        ValueError,
+        r"integers in \[0, 255\], got 0.5",
+        lambda f: f.fake_quantize(AFFINE, ROW, QParams(torch.ones(2, 1), ZEROS + 0.5)),
+    ),
+    "NaN": (ValueError, "`x` must not hold NaN", lambda f: f.quantize(SYMMETRIC, ROW * torch.nan, GOOD)),
+    "groups": (
+        ValueError,
+        "multiple of the group size 32",
+        lambda f: f.choose_qparams(catalog["int4_per_group32"], ROW),
+    ),
+    "codes": (TypeError, "`codes` of int8 must have dtype int8", lambda f: f.dequantize(SYMMETRIC, ROW, GOOD)),
+    "cotangent": (
+        ValueError,
+        "`g` must have the shape of x",
+        lambda f: f.fake_quantize_vjp(SYMMETRIC, ROW, GOOD, ROW[:1]),
+    ),
+    "cotangent dtype": (
+        TypeError,
+        "`g` must have the dtype of x",
+        lambda f: f.fake_quantize_vjp(SYMMETRIC, ROW, GOOD, ROW.half()),
+    ),
+    "arithmetic": (
+        ValueError,
+        "must be the default in samebits.torch_frontend",
+        lambda f: f.fake_quantize(SYMMETRIC.replace(division="reciprocal"), ROW),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    error, message, call = REFUSED[case]
+    with pytest.raises(error, match=message):
+        call(torch_frontend)

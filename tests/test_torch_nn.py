@@ -1,0 +1,492 @@
+"""Linear and convolution layers of torch_frontend, as functions beside core and as modules with state."""
+
+import copy
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from samebits import core, torch_frontend
+from samebits.core import PerAxis, PerToken, QParams, Quantizer, catalog
+from samebits.core.contraction import contracts_codes
+from samebits.proofs.arrays import to_numpy, to_torch
+from samebits.proofs.compare import assert_same_bits, same_bits
+from samebits.torch_frontend import exact
+from samebits.torch_frontend.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from samebits.torch_frontend.tensor_quantizer import TensorQuantizer
+
+from .exact import DTYPES
+
+Array = NDArray[Any]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+INPUTS = ("int8_per_tensor", "uint8_per_tensor", "uint8_affine_per_tensor", "int8_affine_per_token", "int16_per_tensor")
+WEIGHTS = ("int8_per_channel", "int4_per_channel", "uint8_affine_per_channel", "int16_per_tensor", "int2_per_channel")
+RUNNING = catalog["uint8_per_tensor"].replace(source="running_statistic")
+LEARNED = catalog["int4_per_channel"].replace(source="learned", gradient="learned_scale")
+LEARNED_AFFINE = catalog["uint8_affine_per_tensor"].replace(source="learned", gradient="learned_scale")
+
+
+def in_torch(qparams: QParams) -> QParams:
+    return QParams(*(None if p is None else to_torch(np.array(p)) for p in qparams[:2]))
+
+
+def operands(names: tuple[str, str], shapes: tuple[Any, Any], dtype: str, special: bool) -> tuple[Any, ...]:
+    """Quantizers, arrays, parameters and a bias; with ``special`` NaN, infinities and -0.0 in both arrays."""
+    rng, kind = np.random.default_rng(0), DTYPES[dtype]
+    q_x, q_w = (catalog[name] for name in names)
+    x, w = (rng.standard_normal(shape).astype(kind) for shape in shapes)
+    x_qparams, w_qparams = core.choose_qparams(q_x, x), core.choose_qparams(q_w, w)
+    if special:
+        for array in (x, w):
+            flat = array.reshape(-1)
+            places = rng.permutation(flat.size)[:4]
+            flat[places] = np.array([np.nan, np.inf, -np.inf, -0.0])[: places.size]
+        x.reshape(-1)[-1:] = 0.5  # one row at least stays a number
+    bias = rng.standard_normal(len(w)).astype(np.asarray(x_qparams.scale).dtype)
+    bias[:1] = -0.0
+    return q_x, x, x_qparams, q_w, w, w_qparams, bias
+
+
+def assert_same_layer(name: str, operands: tuple[Any, ...], *geometry: Any, call: str = "") -> None:
+    """A layer with and without its bias, against core."""
+    q_x, x, x_qparams, q_w, w, w_qparams, bias = operands
+    for b in (None, bias):
+        with np.errstate(all="ignore"):
+            want = getattr(core, name)(q_x, x, x_qparams, q_w, w, w_qparams, b, *geometry)
+        parts = to_torch(x), in_torch(x_qparams), to_torch(w), in_torch(w_qparams), None if b is None else to_torch(b)
+        t, t_qparams, v, v_qparams, c = parts
+        got = getattr(torch_frontend, name)(q_x, t, t_qparams, q_w, v, v_qparams, c, *geometry)
+        assert_same_bits(want, got, call=f"{name} {q_x} {q_w} {call}")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("w_name", WEIGHTS)
+@pytest.mark.parametrize("x_name", INPUTS)
+def test_linear(x_name: str, w_name: str, dtype: str) -> None:
+    for (lead, k, out), special in itertools.product(
+        [((7,), 64, 5), ((2, 3), 1500, 4), ((), 33, 4), ((0,), 8, 3), ((3,), 0, 3), ((4,), 1, 3)], (False, True)
+    ):
+        assert_same_layer(
+            "linear", operands((x_name, w_name), ((*lead, k), (out, k)), dtype, special), call=str((lead, k))
+        )
+
+
+@each_dtype
+@pytest.mark.parametrize("w_name", WEIGHTS)
+@pytest.mark.parametrize("x_name", INPUTS[:3])
+def test_conv2d(x_name: str, w_name: str, dtype: str) -> None:
+    cases = [((2, 3, 8, 9), (5, 3, 3, 3), (1, 1), (1, 1)), ((1, 130, 5, 4), (4, 130, 3, 1), (2, 1), (0, 2))]
+    for x_shape, w_shape, stride, padding in cases:
+        for special in (False, True):
+            case = operands((x_name, w_name), (x_shape, w_shape), dtype, special)
+            assert_same_layer("conv2d", case, stride, padding, call=str(w_shape))
+
+
+def test_long_contractions_are_exact_on_every_way() -> None:
+    """Largest codes everywhere: 2**24 is passed, and parts, int8 products and float64 have to agree with integers."""
+    for name, k in (("int8_per_tensor", 3000), ("uint8_affine_per_tensor", 3000), ("int16_per_tensor", 700)):
+        q = catalog[name]
+        x = np.where(np.arange(4 * k).reshape(4, k) % 7 < 6, 1e9, -1e9).astype(np.float32)
+        zero = np.array(q.format.lo, np.int32) if q.affine else None
+        qparams, w_qparams = QParams(np.array(0.1, np.float32), zero), QParams(np.full((4, 1), 0.1, np.float32))
+        q_w = catalog["int8_per_channel"]
+        assert_same_layer("linear", (q, x, qparams, q_w, x, w_qparams, np.zeros(4, np.float32)), call=f"k={k}")
+        image, kernel = x.reshape(4, k, 1, 1), x.reshape(4, k, 1, 1)
+        w_qparams = QParams(np.full((4, 1, 1, 1), 0.1, np.float32))
+        assert_same_layer("conv2d", (q, image, qparams, q_w, kernel, w_qparams, np.zeros(4, np.float32)), call=f"k={k}")
+
+
+def test_without_int8_products_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(exact.saturates_nowhere(), bool)
+    for usable in (True, False):
+        monkeypatch.setattr(exact, "saturates_nowhere", lambda usable=usable: usable)
+        for names in itertools.product(INPUTS[:4], WEIGHTS[:3]):
+            assert_same_layer("linear", operands(names, ((9, 300), (6, 300)), "float32", False), call=str(usable))
+
+
+def test_scales_that_vary_along_the_contraction_keep_the_bound() -> None:
+    names = ("int8_per_tensor", "int4_per_group32")
+    q_x, x, x_qparams, q_w, w, w_qparams, bias = operands(names, ((9, 256), (6, 256)), "float32", False)
+    x_hat, w_hat = core.fake_quantize(q_x, x, x_qparams), core.fake_quantize(q_w, w, w_qparams)
+    sum64 = x_hat.astype(np.float64) @ w_hat.astype(np.float64).T + bias
+    parts = [to_torch(a) for a in (x, w, bias)]
+    got = torch_frontend.linear(q_x, parts[0], in_torch(x_qparams), q_w, parts[1], in_torch(w_qparams), parts[2])
+    bound = torch_frontend.contraction_bound(to_torch(x_hat), to_torch(w_hat), parts[2])
+    torch.testing.assert_close(bound, to_torch(core.contraction_bound(x_hat, w_hat, bias)))
+    assert np.all(np.abs(to_numpy(got) - sum64) <= to_numpy(bound))
+
+
+REFUSED: dict[str, tuple[type[Exception], str, Callable[[Tensor, Tensor, QParams], Any]]] = {
+    "axes of w": (ValueError, "`w` must have 2 axes", lambda x, w, p: (x, p, w[0])),
+    "features": (
+        ValueError,
+        r"`x` must fit `w` of shape \(4, 8\), got shape \(3, 7\)",
+        lambda x, w, p: (x[:, 1:], p, w),
+    ),
+    "dtypes": (TypeError, "`w` must have the dtype of `x`, float32, got float16", lambda x, w, p: (x, p, w.half())),
+    "bias": (ValueError, r"`bias` must have shape \(4,\), got \(3,\)", lambda x, w, p: (x, p, w, torch.zeros(3))),
+    "scale": (ValueError, "positive normal finite", lambda x, w, p: (x, QParams(p.scale * 0), w)),
+    "NumPy": (TypeError, "`x` must be a torch.Tensor", lambda x, w, p: (x.numpy(), p, w)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_linear_refuses(case: str) -> None:
+    error, message, arguments = REFUSED[case]
+    q_x, q_w, p = catalog["int8_per_tensor"], catalog["int8_per_channel"], QParams(torch.tensor(0.1))
+    x, given, w, *bias = arguments(torch.ones(3, 8), torch.ones(4, 8), p)
+    with pytest.raises(error, match=message):
+        torch_frontend.linear(q_x, x, given, q_w, w, QParams(torch.full((4, 1), 0.1)), *bias)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def leaves_of(names: tuple[str, str], shapes: tuple[Any, Any]) -> tuple[Quantizer, Quantizer, list[Tensor | None]]:
+    """x, its scale and zero point, w and its own, bias; all that are floating point want a gradient."""
+    torch.manual_seed(0)
+    q_x, q_w = (catalog[name].replace(gradient="learned_scale") for name in names)
+    tensors: list[Tensor | None] = []
+    for q, shape in ((q_x, shapes[0]), (q_w, shapes[1])):
+        x = torch.randn(shape)
+        chosen = torch_frontend.choose_qparams(q, x)
+        zero = None if chosen.zero_point is None else chosen.zero_point.float()
+        tensors += [x, chosen.scale * 0.8, zero]
+    tensors.append(torch.randn(shapes[1][0]))
+    return q_x, q_w, [t if t is None else t.requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize(
+    "names", [INPUTS[:1] + WEIGHTS[:1], INPUTS[2:3] + WEIGHTS[2:3], ("int8_per_token", "int4_per_group32")]
+)
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str, str]) -> None:
+    shapes = ((2, 3, 64), (10, 64)) if kind == "linear" else ((2, 5, 8, 32), (6, 5, 3, 32))
+    if kind == "conv2d" and "token" in names[0]:
+        names = ("int8_per_tensor", names[1])
+    q_x, q_w, leaves = leaves_of(names, shapes)
+    x, x_scale, x_zero, w, w_scale, w_zero, bias = leaves
+    geometry = () if kind == "linear" else ((2, 1), (1, 0))
+    got = getattr(torch_frontend, kind)(
+        q_x, x, QParams(x_scale, x_zero), q_w, w, QParams(w_scale, w_zero), bias, *geometry
+    )
+    x_hat = torch_frontend.fake_quantize(q_x, x, QParams(x_scale, x_zero))
+    want = getattr(F, kind)(x_hat, torch_frontend.fake_quantize(q_w, w, QParams(w_scale, w_zero)), bias, *geometry)
+    torch.testing.assert_close(got, want)
+    wanted = [t for t in leaves if t is not None]
+    g = torch.randn(got.shape)
+    for d, expected in zip(*(torch.autograd.grad(y, wanted, g) for y in (got, want)), strict=True):
+        torch.testing.assert_close(d, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_gradients_of_16_bit_layers_come_in_16_bits() -> None:
+    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
+    x, w = torch.randn(4, 32).bfloat16().requires_grad_(), torch.randn(3, 32).bfloat16().requires_grad_()
+    x_qparams, w_qparams = torch_frontend.choose_qparams(q_x, x), torch_frontend.choose_qparams(q_w, w)
+    bias = torch.randn(3, requires_grad=True)
+    y = torch_frontend.linear(q_x, x, x_qparams, q_w, w, w_qparams, bias)
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype, w.grad.dtype, bias.grad.dtype) == (torch.bfloat16,) * 3 + (torch.float32,)  # type: ignore[union-attr]
+
+
+def test_layers_under_torch_func() -> None:
+    q_x, q_w = catalog["int8_affine_per_token"], catalog["int8_per_channel"]
+    xs, w = torch.randn(4, 6, 32), torch.randn(5, 32)
+    w_qparams = torch_frontend.choose_qparams(q_w, w)
+
+    def layer(x: Tensor) -> Tensor:
+        return torch_frontend.linear(q_x, x, torch_frontend.choose_qparams(q_x, x), q_w, w, w_qparams)
+
+    assert_same_bits(torch.stack([layer(x) for x in xs]), torch.func.vmap(layer)(xs))
+    slope = torch.func.grad(lambda x: layer(x).square().sum())
+    torch.testing.assert_close(torch.func.vmap(slope)(xs), torch.stack([slope(x) for x in xs]))
+    assert_same_bits(xs.new_zeros(5, 32), torch.func.grad(lambda w: layer(xs[0]).sum() + 0 * w.sum())(w) * 0)
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+def network() -> nn.Sequential:
+    """Every kind of state in one network."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        QuantConv2d(1, 8, 3, 2, 1, weight_quant=LEARNED, input_quant=RUNNING),
+        QuantReLU(LEARNED_AFFINE.replace(granularity=PerAxis(1))),
+        nn.Flatten(),
+        QuantLinear(8 * 16, 12, weight_quant="int8_per_channel", input_quant=LEARNED_AFFINE, output_quant=RUNNING),
+        QuantIdentity(catalog["int8_affine_per_token"]),
+        QuantLinear(12, 10, weight_quant="int4_per_channel"),
+    )
+
+
+def trained(steps: int = 3) -> nn.Sequential:
+    module = network()
+    optimizer = torch.optim.SGD(module.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.rand(16, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return module
+
+
+def test_modules_compute_the_functions() -> None:
+    x, image = torch.randn(4, 32), torch.randn(2, 3, 8, 8)
+    q_x, q_w = catalog["uint8_affine_per_tensor"], catalog["int8_per_channel"]
+    layer = QuantLinear(32, 5, weight_quant="int8_per_channel", input_quant="uint8_affine_per_tensor")
+    parts = (
+        q_x,
+        x,
+        torch_frontend.choose_qparams(q_x, x),
+        q_w,
+        layer.weight,
+        torch_frontend.choose_qparams(q_w, layer.weight),
+    )
+    assert_same_bits(torch_frontend.linear(*parts, layer.bias), layer(x))
+    conv = QuantConv2d(3, 5, (3, 2), (2, 1), (1, 0), bias=False, input_quant=q_x)
+    parts = (
+        q_x,
+        image,
+        torch_frontend.choose_qparams(q_x, image),
+        q_w,
+        conv.weight,
+        torch_frontend.choose_qparams(q_w, conv.weight),
+    )
+    assert_same_bits(torch_frontend.conv2d(*parts, None, (2, 1), (1, 0)), conv(image))
+    weight_only = QuantLinear(32, 5, weight_quant="int4_per_group32")
+    w_hat = torch_frontend.fake_quantize(catalog["int4_per_group32"], weight_only.weight)
+    assert_same_bits(F.linear(x, w_hat, weight_only.bias), weight_only(x))
+    plain = QuantConv2d(3, 5, 3, weight_quant=None)
+    assert_same_bits(F.conv2d(image, plain.weight, plain.bias), plain(image))
+    q = catalog["int8_per_tensor"]
+    assert_same_bits(torch_frontend.fake_quantize(q, x), QuantIdentity()(x))
+    assert_same_bits(torch_frontend.fake_quantize(catalog["uint8_per_tensor"], F.relu(x)), QuantReLU()(x))
+    assert QuantIdentity(None)(x) is x
+    assert_same_bits(F.relu(x), QuantReLU(None)(x))
+    rounded = QuantLinear(32, 5, input_quant=q, output_quant=q)
+    inside = QuantLinear(32, 5, input_quant=q)
+    inside.load_state_dict(rounded.state_dict())
+    assert_same_bits(torch_frontend.fake_quantize(q, inside(x)), rounded(x))
+
+
+def test_running_statistic() -> None:
+    """The first scale is copied, later ones averaged while training, none in evaluation."""
+    quantizer = TensorQuantizer(RUNNING.replace(momentum=0.75))
+    batches = [torch.tensor([0.0, peak]) for peak in (255.0, 510.0, 127.5)]
+    want = [1.0, 0.75 * 1 + 0.25 * 2, 0.75 * 1.25 + 0.25 * 0.5]
+    for x, scale in zip(batches, want, strict=True):
+        assert_same_bits(torch_frontend.fake_quantize(RUNNING, x, QParams(torch.tensor(scale))), quantizer(x))
+        assert quantizer.scale is not None
+        assert quantizer.scale.item() == scale
+    quantizer.eval()
+    quantizer(torch.tensor([1e9]))
+    assert quantizer.scale is not None
+    assert quantizer.scale.item() == want[-1]
+    affine = TensorQuantizer(catalog["uint8_affine_per_tensor"].replace(source="running_statistic", momentum=0.5))
+    affine(torch.tensor([-1.0, 254.0]))
+    affine(torch.tensor([-2.0, 253.0]))
+    assert (affine.scale, affine.zero_point) == (torch.tensor(1.0), torch.tensor(1.5))
+    used = affine.eval().qparams(torch.zeros(1))
+    assert used.zero_point == 2  # 1.5, a tie, to even
+
+
+def test_a_power_of_two_stays_one_while_its_average_moves() -> None:
+    quantizer = TensorQuantizer(catalog["int8_power_of_two_per_tensor"].replace(source="running_statistic"))
+    quantizer(torch.tensor([127.0]))
+    quantizer(torch.tensor([4 * 127.0]))
+    assert quantizer.scale is not None
+    torch.testing.assert_close(quantizer.scale, torch.tensor(1.3))
+    assert quantizer.eval().qparams(torch.zeros(1)).scale == 2
+
+
+def test_two_forwards_before_one_backward() -> None:
+    """The running scale moves between them; each backward pass still sees its own."""
+    quantizer, x = TensorQuantizer(RUNNING), torch.rand(8, requires_grad=True)
+    first, second = quantizer(x), quantizer(x * 3)
+    (first.sum() + second.sum()).backward()
+    assert x.grad is not None
+
+
+def test_learned_scale_starts_at_the_statistic_and_learns() -> None:
+    layer = QuantLinear(64, 4, weight_quant=LEARNED, input_quant=LEARNED_AFFINE)
+    assert layer.weight_quant is not None
+    assert layer.input_quant is not None
+    first = torch.randn(8, 64)
+    layer(first)
+    assert_same_bits(torch_frontend.choose_qparams(LEARNED, layer.weight).scale, layer.weight_quant.scale)
+    chosen = torch_frontend.choose_qparams(LEARNED_AFFINE, first)
+    assert_same_bits(chosen.scale, layer.input_quant.scale)
+    assert_same_bits(chosen.zero_point.float(), layer.input_quant.zero_point)
+    names = {name for name, _ in layer.named_parameters()}
+    assert names == {"weight", "bias", "weight_quant.scale", "input_quant.scale", "input_quant.zero_point"}
+    layer(10 * torch.randn(8, 64)).square().sum().backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in layer.parameters())
+    before = [p.detach().clone() for p in layer.parameters()]
+    torch.optim.SGD(layer.parameters(), 1.0).step()
+    assert not any(same_bits(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+
+
+def test_a_learned_scale_that_left_its_domain_is_raised_to_the_floor_and_can_come_back() -> None:
+    quantizer = TensorQuantizer(LEARNED.replace(granularity=core.PerTensor(), floor=0.25))
+    quantizer(torch.ones(3))
+    with torch.no_grad():
+        assert quantizer.scale is not None
+        quantizer.scale.fill_(-1.0)
+    y = quantizer(torch.full((3,), 10.0))
+    assert y.tolist() == [0.25 * 7] * 3
+    y.sum().backward()
+    assert quantizer.scale.grad is not None
+    assert quantizer.scale.grad > 0
+
+
+def test_state_reloads_exactly(tmp_path: Path) -> None:
+    """Through a state_dict, pickle and safetensors, into fresh modules, also where a shape is not known before."""
+    module, x = trained().eval(), torch.rand(5, 1, 8, 8)
+    want = module(x)
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    buffer.seek(0)
+    save_file(module.state_dict(), tmp_path / "state.safetensors")
+    stored = load_file(tmp_path / "state.safetensors")
+    assert stored["1.act_quant.scale"].shape == (1, 8, 1, 1)
+    for state in (module.state_dict(), torch.load(buffer), stored):
+        for assign in (False, True):
+            fresh = network()
+            fresh.load_state_dict(state, assign=assign)
+            assert_same_bits(want, fresh.eval()(x))
+    assert_same_bits(want, copy.deepcopy(module)(x))
+    smaller = {k: v for k, v in module.state_dict().items() if k != "0.input_quant.scale"}
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"0.input_quant.scale\""):
+        network().load_state_dict(smaller)
+    other = QuantLinear(3, 2, weight_quant=LEARNED)
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight_quant\.scale"):
+        other.load_state_dict(
+            QuantLinear(3, 4, weight_quant=LEARNED).state_dict() | dict(other.named_parameters(recurse=False))
+        )
+
+
+def test_float_weights_load_and_scales_start_anew() -> None:
+    source, layer = nn.Linear(64, 4), QuantLinear(64, 4, weight_quant=LEARNED, input_quant=RUNNING)
+    missing = layer.load_state_dict(source.state_dict(), strict=False)
+    assert missing.missing_keys == ["weight_quant.scale", "input_quant.scale"]
+    layer(torch.rand(2, 64))
+    assert layer.weight_quant is not None
+    assert_same_bits(torch_frontend.choose_qparams(LEARNED, source.weight).scale, layer.weight_quant.scale)
+
+
+def test_an_unset_scale_in_evaluation_says_what_to_do() -> None:
+    for q in (RUNNING, LEARNED_AFFINE):
+        quantizer = TensorQuantizer(q).eval()
+        with pytest.raises(RuntimeError, match=r"not set: run a batch in training mode .* or load a state_dict"):
+            quantizer(torch.ones(3))
+        unset = TensorQuantizer(q)
+        unset.load_state_dict(quantizer.state_dict())
+        with pytest.raises(RuntimeError, match="not set"):
+            unset.eval()(torch.ones(3))
+
+
+def test_scales_stay_in_float32_when_modules_move_to_16_bits() -> None:
+    module, x = trained().eval(), torch.rand(5, 1, 8, 8)
+    before = {k: v.clone() for k, v in module.state_dict().items() if "quant" in k}
+    half = module.bfloat16()
+    assert all(same_bits(before[k], v) for k, v in half.state_dict().items() if "quant" in k)
+    assert half[0].weight.dtype == torch.bfloat16
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    assert module.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (KeyError, "unknown quantizer 'int8'; did you mean", lambda: QuantLinear(3, 2, weight_quant="int8")),
+        (TypeError, "`act_quant` must be a catalog name or a Quantizer, got 8", lambda: QuantIdentity(8)),
+        (TypeError, "`stride` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),
+        (TypeError, "`padding` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, padding="same")),
+        (
+            ValueError,
+            "must be per tensor or per axis, got per token",
+            lambda: QuantReLU(RUNNING.replace(granularity=PerToken())),
+        ),
+    ],
+)
+def test_modules_refuse(error: type[Exception], message: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_shared_quantizers_share_their_state() -> None:
+    shared = TensorQuantizer(RUNNING)
+    module = nn.Sequential(QuantIdentity(shared), QuantReLU(shared))
+    module(torch.rand(9))
+    assert module[0].act_quant is module[1].act_quant is shared
+
+
+def test_compiled_modules_have_the_bits_of_eager_ones_and_their_state() -> None:
+    """Training, from the unset state on, then evaluation at another batch size."""
+    torch._dynamo.reset()
+    module, x = network(), torch.rand(16, 1, 8, 8)
+    module(x)  # the shape of one scale is not known before
+    twin = copy.deepcopy(module)
+    fresh = nn.Sequential(module[0], module[1], nn.Flatten(), network()[3])
+    fresh_twin = copy.deepcopy(fresh)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    program = torch.compile(fresh, backend=counter, fullgraph=True, dynamic=True)
+    for batch in (x, torch.rand(16, 1, 8, 8), torch.rand(7, 1, 8, 8)):
+        got, want = program(batch), fresh_twin(batch)
+        assert_same_bits(want, got)
+        for y in (got, want):
+            y.square().mean().backward()
+    assert counter.frame_count == 2  # one more after the first batch has set the state
+    for (name, p), p_twin in zip(fresh.named_parameters(), fresh_twin.parameters(), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad, p_twin.grad, rtol=1e-4, atol=1e-6, msg=name)
+    for buffer, buffer_twin in zip(fresh.buffers(), fresh_twin.buffers(), strict=True):
+        assert_same_bits(buffer_twin, buffer)
+    del twin
+
+
+def test_the_digit_classifier_is_the_specification_bit_for_bit() -> None:
+    """Real weights, real images, batch sizes 1 and 256."""
+    from samebits.proofs import digits
+
+    checkpoint = digits.load_checkpoint()
+    q_x = catalog[checkpoint.input_quant].replace(source="running_statistic")
+    module = nn.ModuleDict(
+        {
+            "conv1": QuantConv2d(1, 16, 3, 1, 1, weight_quant=checkpoint.weight_quant, input_quant=q_x),
+            "conv2": QuantConv2d(16, 32, 3, 2, 1, weight_quant=checkpoint.weight_quant, input_quant=q_x),
+            "linear": QuantLinear(512, 10, weight_quant=checkpoint.weight_quant, input_quant=q_x),
+        }
+    ).eval()
+    module.load_state_dict({name: to_torch(np.array(value)) for name, value in checkpoint.tensors.items()})
+
+    def logits(x: Tensor) -> Tensor:
+        y = torch.relu(module["conv2"](torch.relu(module["conv1"](x))))
+        value: Tensor = module["linear"](y.flatten(1))
+        return value
+
+    want, x = digits.logits("numpy", 256), to_torch(digits.images()[0])
+    with torch.no_grad():
+        assert_same_bits(want, torch.cat([logits(part) for part in x.split(256)]))
+        assert_same_bits(want[:50], torch.cat([logits(part) for part in x[:50].split(1)]))
+    assert digits.accuracy(want, digits.images()[1]) > 95
+
+
+def test_contractions_of_the_tests_are_what_they_say() -> None:
+    """The pairs above meet both branches."""
+    per_token = [contracts_codes(catalog[a], catalog[b], per_token=True) for a, b in itertools.product(INPUTS, WEIGHTS)]
+    assert all(per_token)
+    assert not contracts_codes(catalog["int8_per_tensor"], catalog["int4_per_group32"], per_token=True)

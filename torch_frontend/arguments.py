@@ -1,0 +1,43 @@
+"""Argument checks of tensors: core's, with what torch can say of a tensor. Values are checked only where concrete."""
+
+from torch import Tensor
+
+from ..core import checks
+from ..core.descriptions import QParams, Quantizer
+from .arrays import dtype_name, is_concrete, numpy_of
+
+
+def check_array(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> None:
+    """Whether ``x`` is an array that ``q`` accepts, and its parameters, if given, fit it.
+
+    Raises:
+        TypeError, ValueError: as `samebits.core.fake_quantize`; ValueError for another arithmetic than the default.
+    """
+    checks.check_quantizer(q)
+    checks.check_default_arithmetic(q, "torch_frontend")
+    check_tensor("x", x)
+    checks.check_float("x", dtype_name(x.dtype))
+    if qparams is None:
+        q.granularity.block_size(tuple(x.shape))
+    else:
+        check_parameters(q, tuple(x.shape), dtype_name(x.dtype), qparams)
+
+
+def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> None:
+    """Whether parameters fit an array of this shape and dtype (None: any float)."""
+    scale, zero = qparams.scale, qparams.zero_point
+    check_tensor("qparams.scale", scale)
+    if zero is not None:
+        check_tensor("qparams.zero_point", zero)
+    zero_shape, zero_dtype = (None, None) if zero is None else (tuple(zero.shape), dtype_name(zero.dtype))
+    checks.check_qparams(q, shape, dtype, tuple(scale.shape), dtype_name(scale.dtype), zero_shape, zero_dtype)
+    if is_concrete(scale, zero):
+        checks.check_scale_values(numpy_of(scale))
+        if zero is not None:
+            checks.check_zero_point_values(q, numpy_of(zero))
+
+
+def check_tensor(name: str, value: object) -> None:
+    """TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")

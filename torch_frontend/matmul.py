@@ -1,0 +1,246 @@
+"""Linear and convolution layers over quantized operands: contract integer codes exactly, apply the scales once.
+
+With ``a = code(x) - z_x`` and ``b = code(w) - z_w`` (integers) and ``acc = sum a * b`` over the contraction, exact:
+
+    scale = max(fl(s_x * s_w), smallest normal number)
+    y     = fl(fl(fl(acc) * scale) + bias)
+
+in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``; without a bias the addition is left out.
+``fl(acc)`` is the correctly rounded integer; 0 is +0.0. Where a scale varies along the contraction
+(`core.contraction.contracts_codes`) the dequantized values are contracted instead, in any order, and
+`contraction_bound` holds. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
+
+Gradients are those of the contraction of the dequantized values, handed on as `fake_quantize_vjp` does. How native
+products are kept exact: see `exact`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..core.contraction import contracts_codes
+from ..core.descriptions import QParams, Quantizer
+from . import exact, routes
+from .arguments import check_array, check_tensor
+from .arrays import apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, widened
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a layer is apart from its tensors. ``stride`` is None for a linear one."""
+
+    q_x: Quantizer
+    q_w: Quantizer
+    stride: Pair | None = None
+    padding: Pair = (0, 0)
+
+    @property
+    def linear(self) -> bool:
+        return self.stride is None
+
+    def contract(self, a: Tensor, b: Tensor) -> Tensor:
+        return F.linear(a, b) if self.stride is None else F.conv2d(a, b, None, self.stride, self.padding)
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""
+        if values.ndim == 0:
+            return values
+        return values.reshape(1, -1) if self.linear else values.reshape(1, -1, 1, 1)
+
+
+def linear(
+    q_x: Quantizer,
+    x: Tensor,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Tensor,
+    w_qparams: QParams,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``x @ w.T + bias`` over quantized ``x`` and ``w``; see the module.
+
+    Args:
+        x: ``(..., in)``; ``w``: ``(out, in)``, same dtype; ``bias``: ``(out,)`` in the dtype of the scales.
+    Returns:
+        ``(..., out)``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
+    """
+    _check_layer(x, w, bias, w_ndim=2)
+    return _apply(_Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
+
+
+def conv2d(
+    q_x: Quantizer,
+    x: Tensor,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Tensor,
+    w_qparams: QParams,
+    bias: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+) -> Tensor:
+    """Two-dimensional cross-correlation over quantized ``x`` and ``w``; see the module.
+
+    Args:
+        x: ``(batch, in, height, width)``; ``w``: ``(out, in, kernel height, kernel width)``, same dtype;
+            ``bias``: ``(out,)`` in the dtype of the scales.
+        stride, padding: (vertical, horizontal); padding adds the real number 0 on both sides.
+    Returns:
+        ``(batch, out, height', width')``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`.
+    """
+    _check_layer(x, w, bias, w_ndim=4)
+    return _apply(_Layer(q_x, q_w, stride, padding), x, x_qparams, w, w_qparams, bias)
+
+
+def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Largest error of a float32 ``x_hat @ w_hat.T + bias`` evaluated in any order, with or without fused operations.
+
+    ``gamma_n * (|x_hat| @ |w_hat| + |bias|)`` with ``gamma_n = n u / (1 - n u)``, u = 2**-24 and n = in + 2: the terms,
+    the bias and the rounding of the result.
+
+    Source: Higham, Accuracy and Stability of Numerical Algorithms, section 3.1.
+
+    Args:
+        x_hat: ``(..., in)``, ``w_hat``: ``(out, in)``, ``bias``: ``(out,)``.
+    Returns:
+        float64, ``(..., out)``.
+    """
+    n, u = x_hat.shape[-1] + 2, 2.0**-24
+    size = x_hat.double().abs() @ w_hat.double().abs().t()
+    size = size if bias is None else size + bias.double().abs()
+    return n * u / (1 - n * u) * size
+
+
+def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None:
+    check_tensor("x", x)
+    check_tensor("w", w)
+    if w.ndim != w_ndim:
+        raise ValueError(f"`w` must have {w_ndim} axes, got shape {tuple(w.shape)}")
+    axis = -1 if w_ndim == 2 else 1
+    if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
+        raise ValueError(f"`x` must fit `w` of shape {tuple(w.shape)}, got shape {tuple(x.shape)}")
+    if x.dtype != w.dtype:
+        raise TypeError(f"`w` must have the dtype of `x`, {dtype_name(x.dtype)}, got {dtype_name(w.dtype)}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
+
+
+def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
+    check_array(layer.q_x, x, x_qparams)
+    check_array(layer.q_w, w, w_qparams)
+    tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias)
+    if is_concrete(*tensors):
+        return apply_plainly(_Contraction, layer, *tensors) if records_gradient(*tensors) else _values(layer, *tensors)
+    y: Tensor = _Contraction.apply(layer, *tensors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Contraction(torch.autograd.Function):
+    """The layer, with the gradients of the contraction of dequantized values."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        layer: _Layer,
+        x: Tensor,
+        x_scale: Tensor,
+        x_zero: Tensor | None,
+        w: Tensor,
+        w_scale: Tensor,
+        w_zero: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        return _values(layer, x, x_scale, x_zero, w, w_scale, w_zero, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.layer, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_gradients(ctx.layer, ctx.saved_tensors, g, ctx.needs_input_grad[1:])
+
+
+def _values(
+    layer: _Layer,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    w: Tensor,
+    w_scale: Tensor,
+    w_zero: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """The formula of the module."""
+    if not contracts_codes(layer.q_x, layer.q_w, per_token=layer.linear):
+        x_hat, w_hat = _dequantized(layer.q_x, x, x_scale, x_zero), _dequantized(layer.q_w, w, w_scale, w_zero)
+        y = layer.contract(x_hat, w_hat)
+        return narrowed(y if bias is None else y + (bias if layer.linear else bias.reshape(-1, 1, 1)), x.dtype)
+    lead = x.shape[:-1]
+    if layer.linear:
+        x = _rows(x)
+        if x_scale.ndim:
+            x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
+    total = None
+    if layer.linear and is_concrete(x, x_scale, w, w_scale):
+        total = exact.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
+    if total is None:
+        a, b = _centred(layer.q_x, x, x_scale, x_zero), _centred(layer.q_w, w, w_scale, w_zero)
+        total = exact.contraction(layer.q_x, a, layer.q_w, b, layer.contract)
+    scale = (x_scale * layer.outputs(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
+    y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
+    return y.reshape(*lead, len(w)) if layer.linear else y
+
+
+def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of the seven tensors, None where not wanted."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias = tensors
+    for_x, for_w = any(wanted[:3]), any(wanted[3:6])
+    wide = widened(g)
+    x_hat = _dequantized(layer.q_x, x, x_scale, x_zero) if for_w else x.to(wide.dtype)
+    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero) if for_x else w.to(wide.dtype)
+    if layer.linear:
+        wide = _rows(wide)
+        dx = (wide @ w_hat).reshape(x.shape) if for_x else None
+        dw = wide.t() @ _rows(x_hat) if for_w else None
+    else:
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            wide, x_hat, w_hat, None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (for_x, for_w, False)
+        )
+    of_x: Sequence[Tensor | None] = (None, None, None)
+    of_w: Sequence[Tensor | None] = (None, None, None)
+    if dx is not None:
+        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3])[:3]
+    if dw is not None:
+        of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6])[:3]
+    axes = [axis for axis in range(wide.ndim) if axis != 1]
+    return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All axes but the last in one; also where one of them has length 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _centred(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """``code - z`` in the wide dtype, NaN where ``x`` is NaN."""
+    codes = routes.codes(q, x, scale, zero)
+    return codes if zero is None else codes - zero.to(codes.dtype)
+
+
+def _dequantized(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """`fake_quantize` in the wide dtype."""
+    return routes.forward(q, x, scale, zero).to(scale.dtype)
