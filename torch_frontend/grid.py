@@ -42,7 +42,7 @@ def limit_to_grid(q: Quantizer, rounded: Tensor) -> Tensor:
             number = torch.where(rounded.abs() > threshold, rounded.sign(), 0.0)
         case CodebookFormat():
             number = _listed(q.format.values, rounded)[_count_below(q.format.midpoints, rounded)]
-    return torch.where(rounded.isnan(), torch.nan, number)
+    return torch.where(rounded != rounded, torch.nan, number)
 
 
 def encode(q: Quantizer, numbers: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def encode_float(values: Tensor, format: FloatFormat) -> Tensor:
         code = code.clamp(max=_top(format))  # the exponent of infinity is larger in float32
     code = code | ((single.view(torch.int32) >> 31) & (1 << (format.bits - 1)))
     if format.has_nan and may_hold_nan(values):
-        code = torch.where(values.isnan(), _nan_code(format), code)
+        code = torch.where(values != values, _nan_code(format), code)
     return code.to(getattr(torch, format.storage))
 
 
