@@ -19,7 +19,12 @@ from .descriptions import ScaleRule as ScaleRule
 from .descriptions import ScaleSource as ScaleSource
 from .descriptions import ZeroPoint as ZeroPoint
 from .dialects import dialects as dialects
+from .formats import BinaryFormat as BinaryFormat
+from .formats import CodebookFormat as CodebookFormat
+from .formats import FloatFormat as FloatFormat
 from .formats import IntegerFormat as IntegerFormat
+from .formats import Specials as Specials
+from .formats import TernaryFormat as TernaryFormat
 from .granularity import Granularity as Granularity
 from .granularity import PerAxis as PerAxis
 from .granularity import PerBlock as PerBlock

@@ -1,23 +1,25 @@
 """What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
 
 from .descriptions import Quantizer
+from .formats import BinaryFormat, IntegerFormat, TernaryFormat
 from .granularity import PerAxis, PerTensor, PerToken
 
 
 def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
-    """Whether the contraction runs over integer codes: neither scale varies along the contracted axes.
+    """Whether the contraction runs over integer codes: both have some, and neither scale varies along the contracted axes.
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
         q_w: quantizer of the weight, whose axis 0 is the output channel; per tensor or per axis 0.
     """
     x_fits = isinstance(q_x.granularity, PerTensor) or (per_token and isinstance(q_x.granularity, PerToken))
-    return x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
+    integers = all(isinstance(q.format, IntegerFormat | BinaryFormat | TernaryFormat) for q in (q_x, q_w))
+    return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
 
 
 def largest_code(q: Quantizer) -> int:
-    """Largest magnitude of ``code - z``: ``hi - lo`` for an affine quantizer, else ``max(-lo, hi)``."""
-    return q.format.hi - q.format.lo if q.affine else max(-q.format.lo, q.format.hi)
+    """Largest magnitude of ``code - z`` of an integer quantizer: ``hi - lo`` if affine, else ``max(-lo, hi)``."""
+    return int(q.format.hi - q.format.lo if q.affine else max(-q.format.lo, q.format.hi))
 
 
 def accumulator_bound(q_x: Quantizer, q_w: Quantizer, terms: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from .arithmetic import Arithmetic
 from .choice import choice
-from .formats import IntegerFormat
+from .formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, TernaryFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 
 
@@ -143,7 +143,7 @@ class Quantizer:
         ValueError: a name that is no member, or a symmetric quantizer whose format has no positive code.
     """
 
-    format: IntegerFormat
+    format: Format
     granularity: Granularity = field(default_factory=PerTensor)
     scale: ScaleRule = field(default_factory=ScaleRule)
     zero_point: ZeroPoint = ZeroPoint.NONE
@@ -153,7 +153,7 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         for name, kind in (
-            ("format", IntegerFormat),
+            ("format", (IntegerFormat, FloatFormat, BinaryFormat, TernaryFormat, CodebookFormat)),
             ("granularity", (PerTensor, PerAxis, PerToken, PerGroup, PerBlock)),
             ("scale", ScaleRule),
             ("arithmetic", Arithmetic),
@@ -162,7 +162,12 @@ class Quantizer:
                 raise TypeError(f"`{name}` must be of type {_names(kind)}, got {getattr(self, name)!r}")
         for name, enum in (("zero_point", ZeroPoint), ("rounding", Rounding), ("gradient", Gradient)):
             object.__setattr__(self, name, choice(name, getattr(self, name), enum))
-        if self.zero_point is ZeroPoint.NONE and self.format.hi < 1:
+        if self.affine and not isinstance(self.format, IntegerFormat):
+            raise ValueError(f"`zero_point` must be 'none' for {self.format}: only integers have one")
+        nearest_only = isinstance(self.format, BinaryFormat | TernaryFormat | CodebookFormat)
+        if nearest_only and self.rounding is not Rounding.TIES_TO_EVEN:
+            raise ValueError(f"`rounding` must be 'ties_to_even' for {self.format}, got '{self.rounding}'")
+        if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:
             raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
         if self.scale.denominator is Denominator.LO and self.format.lo == 0:
             raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
@@ -184,14 +189,14 @@ class Quantizer:
         own = {f.name for f in fields(self)}
         for part in ("format", "scale", "arithmetic"):
             inner = changes.get(part, getattr(self, part))
-            names = {f.name for f in fields(inner)} - own
+            names = {f.name for f in fields(inner) if f.init} - own
             inside = {name: changes.pop(name) for name in list(changes) if name in names}
             if inside:
                 changes[part] = replace(inner, **inside)
         unknown = set(changes) - own
         if unknown:
             parts = (self, self.format, self.scale, self.arithmetic)
-            allowed = sorted({f.name for part in parts for f in fields(part)})
+            allowed = sorted({f.name for part in parts for f in fields(part) if f.init})
             raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(allowed)}")
         return replace(self, **changes)
 

@@ -23,6 +23,8 @@ from .arithmetic import Arithmetic, ClampOrder, ComputeDtype, Division, NanRule,
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from .formats import IntegerFormat
+from .grid import decode, encode, limit_to_grid, round_to_grid
 from .operations import (
     add,
     divide,
@@ -34,7 +36,6 @@ from .operations import (
     smallest_normal,
     working_dtype,
 )
-from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
@@ -83,9 +84,9 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
             integer stands for it.
     """
     x = _checked(q, x, qparams)
-    if q.arithmetic.nan is NanRule.PROPAGATE:
+    if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
-    return _codes(q, x, qparams).astype(q.format.storage)
+    return encode(q, _codes(q, x, qparams))
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -104,7 +105,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) 
     out = np.dtype(qparams.scale.dtype if dtype is None else dtype)
     checks.check_float("dtype", out.name)
     _check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
-    return _values(q, codes.astype(working_dtype(q.arithmetic, out)), qparams, out)
+    return _values(q, decode(q, codes, working_dtype(q.arithmetic, out)), qparams, out)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -196,7 +197,7 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
 
 def _middle(q: Quantizer) -> int:
     """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
-    return (q.format.hi + q.format.lo + 1) // 2
+    return int(q.format.hi + q.format.lo + 1) // 2
 
 
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
@@ -223,14 +224,14 @@ def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, A
     if a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
         if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
             return quotient, quotient, zero
-        return quotient, _shift(round_to_integer(quotient, q.rounding), zero, q), None
+        return quotient, _shift(round_to_grid(q, quotient), zero, q), None
     if a.division is Division.RECIPROCAL:
         shifted = multiply_add(value, reciprocal(scale, a), zero, a)
     else:
         shifted = add(quotient, zero, a)
     if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
         return quotient, shifted, None
-    return quotient, round_to_integer(shifted, q.rounding), None
+    return quotient, round_to_grid(q, shifted), None
 
 
 def _shift(rounded: Array, zero: Array, q: Quantizer) -> Array:
@@ -260,11 +261,14 @@ def _passes(q: Quantizer, unclamped: Array, later: Array | None) -> Array:
 def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
     """Codes in the working dtype; NaN where the NaN rule propagates it."""
     _, unclamped, later = _unclamped_codes(q, x, qparams)
-    codes = clamp(unclamped, *_limits(q, unclamped.dtype, later))
+    if isinstance(q.format, IntegerFormat):
+        codes = clamp(unclamped, *_limits(q, unclamped.dtype, later))
+    else:
+        codes = limit_to_grid(q, unclamped)
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
-        codes = round_to_integer(codes, q.rounding)
+        codes = round_to_grid(q, codes)
         codes = codes if later is None else _shift(codes, later, q)
-    if not q.arithmetic.keep_negative_zero:
+    if not (q.arithmetic.keep_negative_zero or q.format.negative_zero):
         codes = np.where(codes == 0, np.zeros_like(codes), codes)
     match q.arithmetic.nan:
         case NanRule.PROPAGATE:

@@ -36,7 +36,19 @@ NOUNS = {
     "formats",
     "granularity",
 }
-VERBS = {"blocks", "clamp", "matmul", "quantizer", "rounding", "scaling", "statistics", "ste", "zero_point"}
+VERBS = {
+    "blocks",
+    "clamp",
+    "grid",
+    "matmul",
+    "minifloat",
+    "quantizer",
+    "rounding",
+    "scaling",
+    "statistics",
+    "ste",
+    "zero_point",
+}
 CORE_ONLY = {"operations"}  # what an `Arithmetic` does to single operations: only core reproduces other arithmetics
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -10,7 +10,10 @@ import pytest
 
 from samebits.core import (
     Arithmetic,
+    BinaryFormat,
+    CodebookFormat,
     Denominator,
+    FloatFormat,
     Gradient,
     IntegerFormat,
     NanRule,
@@ -24,12 +27,14 @@ from samebits.core import (
     Rounding,
     ScaleRule,
     ScaleSource,
+    Specials,
     ZeroPoint,
     catalog,
     dialects,
     quantize,
 )
 from samebits.core.contraction import accumulator_bound, contracts_codes, largest_code
+from samebits.core.formats import NF4, Format
 
 ENTRIES = [
     "int8_per_tensor",
@@ -97,7 +102,12 @@ def test_storage_is_the_first_dtype_that_holds_the_range() -> None:
             ValueError,
             "`restriction` must be one of 'float', 'power_of_two'; got 'pot'",
         ),
-        (lambda: Quantizer(format="int8"), TypeError, "`format` must be of type IntegerFormat, got 'int8'"),
+        (
+            lambda: Quantizer(format="int8"),
+            TypeError,
+            "`format` must be of type IntegerFormat or FloatFormat or BinaryFormat or TernaryFormat or CodebookFormat, "
+            "got 'int8'",
+        ),
         (
             lambda: Quantizer(format=IntegerFormat(8), granularity=0),
             TypeError,
@@ -177,14 +187,31 @@ def test_quantizers_are_values() -> None:
         q.rounding = Rounding.DPU  # type: ignore[misc]  # what must not be possible
 
 
+def beginning(format: Format) -> str:
+    """How the name of a quantizer of this format begins."""
+    match format:
+        case IntegerFormat():
+            return f"{'' if format.signed else 'u'}int{format.bits}_"
+        case FloatFormat():
+            return f"float{format.bits}_e{format.exponent_bits}m{format.mantissa_bits}"
+        case CodebookFormat():
+            assert format == NF4
+            return "nf4_"
+        case _:
+            return "binary_" if isinstance(format, BinaryFormat) else "ternary_"
+
+
 def test_catalog_holds_what_it_must_and_says_what_it_holds() -> None:
     assert set(ENTRIES) <= set(catalog)
     for name, q in catalog.items():
-        assert name.startswith(f"{'' if q.format.signed else 'u'}int{q.format.bits}_")
+        assert name.startswith(beginning(q.format))
         assert ("_affine" in name) == q.affine
-        assert ("_narrow" in name) == q.format.narrow
+        assert ("_narrow" in name) == (isinstance(q.format, IntegerFormat) and q.format.narrow)
         assert ("_power_of_two" in name) == (q.scale.restriction is Restriction.POWER_OF_TWO)
         assert (q.rounding, q.gradient, q.arithmetic) == (Rounding.TIES_TO_EVEN, Gradient.CLIPPED, Arithmetic())
+        if isinstance(q.format, FloatFormat) and q.format.specials is not Specials.IEEE and q.format.has_nan:
+            assert ("fnuz_" in name) == (q.format.specials is Specials.NEGATIVE_ZERO)
+            assert ("fn_" in name) == (q.format.specials is Specials.NAN_ONLY)
         ending = {PerTensor(): "per_tensor", PerAxis(0): "per_channel", PerToken(): "per_token"}.get(q.granularity)
         assert name.endswith(
             ending or (f"group{q.granularity.size}" if isinstance(q.granularity, PerGroup) else "per_block")

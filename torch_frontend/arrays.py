@@ -33,6 +33,11 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
 
 
+def may_hold_nan(x: Tensor) -> bool:
+    """Whether ``x`` holds NaN, as far as it can be seen: False only when there is none."""
+    return not (is_concrete(x) and x.numel() and not x.amax().isnan().item())
+
+
 def records_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd would record an operation on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

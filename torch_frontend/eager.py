@@ -13,21 +13,15 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import Gradient, Quantizer, Rounding
+from ..core.descriptions import Gradient, Quantizer
+from ..core.formats import FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
 from .elementwise import Terms, gradient_terms
-from .rounding import round_to_integer
+from .in_place import from_codes, to_codes, to_grid
 from .thresholds import passing_interval
 
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
-
-IN_PLACE = {
-    Rounding.TIES_TO_EVEN: torch.round_,
-    Rounding.TOWARD_ZERO: torch.trunc_,
-    Rounding.TOWARD_POSITIVE: torch.ceil_,
-    Rounding.TOWARD_NEGATIVE: torch.floor_,
-}
 
 
 def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -35,12 +29,15 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x)
     scratch = None if x.dtype == scale.dtype else _scratch(x, scale.dtype)
-    nothing = scale.new_zeros(())
+    nothing, one_zero = scale.new_zeros(()), _needs_one_zero(q)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
-        _codes_into(work, q, xs, s, z)
+        _quotients_into(work, xs, s)
+        to_grid(q, work, z)
         if z is not None:
             work.sub_(z).mul_(s)
+        elif not one_zero:
+            work.mul_(s)
         elif s.numel() == 1:
             torch.add(nothing, work, alpha=s.item(), out=work)  # 0 + code * s in one pass: what was -0 becomes +0
         else:
@@ -51,17 +48,36 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
 
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Codes in ``dtype``: the wide one keeps NaN, an integer one refuses it."""
+    """Codes in an integer ``dtype``, where NaN is refused if no code stands for it; in the wide one, the numbers."""
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x, dtype=dtype)
-    scratch = None if dtype == scale.dtype else _scratch(x, scale.dtype)
+    scratch, one_zero = None if dtype == scale.dtype else _scratch(x, scale.dtype), _needs_one_zero(q)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
-        _codes_into(work, q, xs, s, z)
-        if work is ys:
-            work.add_(0.0)
+        _quotients_into(work, xs, s)
+        if scratch is None:
+            to_grid(q, work, z)
+            if one_zero:
+                work.add_(0.0)
         else:
-            checks.check_no_nan(math.isnan(work.amax().item()))
+            if not q.format.has_nan:
+                checks.check_no_nan(math.isnan(work.amax().item()))
+            ys.copy_(to_codes(q, work, z))
+    return out
+
+
+def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``(code - z) * s`` of codes in the format's `storage`, in ``dtype``."""
+    codes, view, spread = _layout(q, codes)
+    out = torch.empty_like(codes, dtype=dtype)
+    scratch = None if dtype == scale.dtype else _scratch(codes, scale.dtype)
+    for cs, ys, s, z in pieces(view(codes), view(out), spread(scale), spread(zero)):
+        work = ys if scratch is None else scratch[: cs.numel()].view(cs.shape)
+        from_codes(q, cs, work)
+        if z is not None:
+            work.sub_(z)
+        work.mul_(s)
+        if work is not ys:
             ys.copy_(work)
     return out
 
@@ -113,19 +129,17 @@ def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
     return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
 
 
-def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:
-    """Codes of ``x`` in the wide dtype; a zero code may have either sign."""
+def _quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:
+    """``x / s`` in the wide dtype."""
     if x.dtype == work.dtype:
         torch.div(x, s, out=work)
     else:
         work.copy_(x).div_(s)
-    if q.rounding in IN_PLACE:
-        IN_PLACE[q.rounding](work)
-    else:
-        work.copy_(round_to_integer(work, q.rounding))
-    if z is not None:
-        work.add_(z)
-    work.clamp_(q.format.lo, q.format.hi)
+
+
+def _needs_one_zero(q: Quantizer) -> bool:
+    """Whether `to_grid` may leave a -0.0 that the format does not have."""
+    return isinstance(q.format, IntegerFormat | FloatFormat) and not q.format.negative_zero
 
 
 def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:

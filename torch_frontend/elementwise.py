@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Gradient, Quantizer
+from ..core.formats import IntegerFormat
 from .arrays import widened
-from .clamp import clamp
-from .rounding import round_to_integer
+from .grid import limit_to_grid, round_to_grid
 from .ste import clip_mask
 
 
@@ -26,25 +26,28 @@ class Terms(NamedTuple):
 
 
 def codes_of(q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``value / s``, the codes before the clamp, and the codes (a zero code may have either sign)."""
+    """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 of either sign)."""
     quotient = value / s
-    rounded = round_to_integer(quotient, q.rounding)
+    rounded = round_to_grid(q, quotient)
     unclamped = rounded if z is None else rounded + z
-    return quotient, unclamped, clamp(unclamped, q.format.lo, q.format.hi)
+    return quotient, unclamped, limit_to_grid(q, unclamped)
 
 
-def one_zero(codes: Tensor) -> Tensor:
-    """Codes with +0 for -0: adding and subtracting a large number, which no compiler simplifies.
+def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
+    """Integers with +0 for -0: adding and subtracting a large number, which no compiler simplifies.
 
-    Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``.
+    Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``. Numbers of the other formats
+    come from `grid` with the zeros that they have.
     """
+    if not isinstance(q.format, IntegerFormat):
+        return codes
     large = 1.5 * 2.0**52 if codes.dtype == torch.float64 else 1.5 * 2.0**23
     return (codes + large) - large
 
 
-def values_of(codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
-    """``(code - z) * s``, never -0.0."""
-    return (one_zero(codes) if z is None else codes - z) * s
+def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
+    """``(code - z) * s``; -0.0 only in formats that have it."""
+    return (one_zero(q, codes) if z is None else codes - z) * s
 
 
 def gradient_terms(

@@ -25,9 +25,10 @@ from ..core import checks
 from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
 from . import eager, routes
 from .arguments import check_array, check_parameters
-from .arrays import apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
+from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, widened
 from .blocks import expand_blocks
 from .elementwise import codes_of
+from .grid import encode, limit_to_grid
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .zero_point import affine_zero_point
@@ -65,13 +66,14 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     """
     check_array(q, x, qparams)
     x, scale, zero = _detached(x, qparams)
-    storage = getattr(torch, q.format.storage)
     if is_concrete(x, scale, zero):
-        return eager.codes(q, x, scale, zero, storage)
+        return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
     value, s, z = routes.views(q, x, scale, zero)
     codes = codes_of(q, value, s, z)[2]
-    of_zero = torch.zeros_like(codes) if z is None else z
-    return torch.where(codes != codes, of_zero, codes).to(storage).reshape(x.shape)
+    if not q.format.has_nan:
+        of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
+        codes = torch.where(codes != codes, of_zero, codes)
+    return encode(q, codes).reshape(x.shape)
 
 
 def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype | None = None) -> Tensor:
@@ -89,10 +91,7 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
     out = qparams.scale.dtype if dtype is None else dtype
     checks.check_float("dtype", dtype_name(out))
     check_parameters(q, tuple(codes.shape), None if dtype is None else dtype_name(out), qparams)
-    value, s, z = routes.views(
-        q, codes.to(wide_dtype(out)), qparams.scale, routes.wide(qparams.zero_point, qparams.scale)
-    )
-    return narrowed((value if z is None else value - z) * s, out).reshape(codes.shape)
+    return routes.values(q, codes, qparams.scale, qparams.zero_point, out)
 
 
 def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Tensor:

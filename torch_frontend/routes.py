@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..core.descriptions import Quantizer, QuantizerGradients
 from . import eager
-from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, widened
+from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .elementwise import codes_of, gradient_terms, one_zero, values_of
+from .grid import decode
 from .ste import block_sum, learned_scale_factor
 
 
@@ -17,15 +19,24 @@ def forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None) -
     if is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
-    return narrowed(values_of(codes_of(q, value, s, z)[2], s, z), x.dtype).reshape(x.shape)
+    return narrowed(values_of(q, codes_of(q, value, s, z)[2], s, z), x.dtype).reshape(x.shape)
 
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-    """Codes in the wide dtype, NaN where ``x`` is NaN, never -0.0."""
+    """Numbers of the format in the wide dtype, NaN where ``x`` is NaN, -0.0 only in formats that have it."""
     zero = wide(zero_point, scale)
     if is_concrete(x, scale, zero):
         return eager.codes(q, x, scale, zero, scale.dtype)
-    return one_zero(codes_of(q, *views(q, x, scale, zero))[2]).reshape(x.shape)
+    return one_zero(q, codes_of(q, *views(q, x, scale, zero))[2]).reshape(x.shape)
+
+
+def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``(code - z) * s`` of codes in the format's `storage`, rounded once to ``dtype``; parameters already checked."""
+    zero = wide(zero_point, scale)
+    if is_concrete(codes, scale, zero) and not records_gradient(scale, zero):
+        return eager.values(q, codes, scale, zero, dtype)
+    value, s, z = views(q, decode(q, codes, wide_dtype(dtype)), scale, zero)
+    return narrowed((value if z is None else value - z) * s, dtype).reshape(codes.shape)
 
 
 def gradients(

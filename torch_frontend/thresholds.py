@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.descriptions import Quantizer, Rounding
-from .rounding import round_to_integer
+from ..core.descriptions import Quantizer
+from ..core.formats import FloatFormat
+from .grid import round_to_grid
 
 Array = NDArray[Any]
-
-
 SIDES = np.array([-1.0, 1.0], np.float32)
 
 
@@ -41,7 +40,7 @@ def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Ar
 
 def _ends(q: Quantizer, zero: int, scale: Array) -> Array:
     """Below and above, in a last axis: the first float32 past the tie that ends the interval, or at it."""
-    middles, ties_stay = _last_quotients(q.rounding, q.format.lo - zero, q.format.hi - zero)
+    middles, ties_stay = _last_quotients(q, q.format.lo - zero, q.format.hi - zero)
     exact = scale[..., None].astype(np.float64) * middles
     with np.errstate(over="ignore"):  # beyond the largest float32 lie the infinities
         nearest = exact.astype(np.float32)
@@ -51,15 +50,22 @@ def _ends(q: Quantizer, zero: int, scale: Array) -> Array:
 
 
 @lru_cache(maxsize=4096)
-def _last_quotients(rounding: Rounding, lo: int, hi: int) -> tuple[Array, Array]:
+def _last_quotients(q: Quantizer, lo: float, hi: float) -> tuple[Array, Array]:
     """Midpoints between the last float32 quotient that rounds into ``[lo, hi]`` and the next; whether the tie stays."""
+    step = 1.0
+    if isinstance(q.format, FloatFormat):
+        step = 2.0 ** (max(q.format.max_exponent, q.format.min_exponent) - q.format.mantissa_bits)
     middles, stay = [], []
-    for code, side in ((lo, -1), (hi, 1)):
+    for limit, side in ((lo, -1), (hi, 1)):
         beyond = np.float32(side * np.inf)
-        ends = [np.float32(code + side / 2), np.float32(code + side)]
-        candidates = np.array([code, *ends, *(np.nextafter(end, -beyond) for end in ends)], np.float32)
-        rounded = round_to_integer(torch.from_numpy(candidates), rounding).numpy()
-        last = np.float32(side * np.max(side * candidates[side * rounded <= side * code]))
-        middles.append((float(last) + float(np.nextafter(last, beyond))) / 2)
+        with np.errstate(over="ignore"):
+            ends = [np.float32(limit + side * step / 2), np.float32(limit + side * step)]
+        candidates = np.array([limit, *ends, *(np.nextafter(end, -beyond) for end in ends)], np.float32)
+        rounded = round_to_grid(q, torch.from_numpy(candidates)).numpy()
+        last = np.float32(side * np.max(side * candidates[side * rounded <= side * limit]))
+        following = float(np.nextafter(last, beyond))
+        if not np.isfinite(following):  # from there on quotients are infinite
+            following = float(last) + side * float(np.spacing(np.abs(last)))
+        middles.append((float(last) + following) / 2)
         stay.append(last.view(np.uint32) % 2 == 0)
     return np.array(middles), np.array(stay)

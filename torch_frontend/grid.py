@@ -1,0 +1,78 @@
+"""From a quotient to a number of the format: rounding as if there were no ends, then the rule at the ends.
+
+What lies between is what the clipping mask looks at. All numbers here are in units of the scale. Binary and ternary
+numbers come from comparisons, those of a codebook from counting the midpoints below.
+"""
+
+import torch
+from torch import Tensor
+
+from ..core.descriptions import Quantizer
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
+from .clamp import clamp
+from .minifloat import decode_float, encode_float, overflow, round_to_float
+from .rounding import round_to_integer
+
+
+def round_to_grid(q: Quantizer, u: Tensor) -> Tensor:
+    """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
+
+    For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
+    """
+    match q.format:
+        case IntegerFormat():
+            return round_to_integer(u, q.rounding)
+        case FloatFormat():
+            return round_to_float(u, q.format, q.rounding)
+        case _:
+            return u
+
+
+def limit_to_grid(q: Quantizer, rounded: Tensor) -> Tensor:
+    """The number of the format for a result of `round_to_grid`. NaN stays NaN."""
+    match q.format:
+        case IntegerFormat():
+            return clamp(rounded, q.format.lo, q.format.hi)
+        case FloatFormat():
+            return overflow(rounded, q.format)
+        case BinaryFormat():
+            number = torch.where(rounded >= 0, 1.0, -1.0).to(rounded.dtype)
+        case TernaryFormat():
+            threshold = torch.full_like(rounded, q.format.threshold)
+            number = torch.where(rounded.abs() > threshold, rounded.sign(), 0.0)
+        case CodebookFormat():
+            number = _listed(q.format.values, rounded)[_count_below(q.format.midpoints, rounded)]
+    return torch.where(rounded != rounded, torch.nan, number)
+
+
+def encode(q: Quantizer, numbers: Tensor) -> Tensor:
+    """Codes of numbers of the format, in its `storage` dtype."""
+    match q.format:
+        case FloatFormat():
+            return encode_float(numbers, q.format)
+        case CodebookFormat():
+            return _count_below(q.format.values, numbers).to(getattr(torch, q.format.storage))
+        case _:
+            return numbers.to(getattr(torch, q.format.storage))
+
+
+def decode(q: Quantizer, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers of the format in ``dtype`` (each is one of float32; bfloat16 only where every one is)."""
+    match q.format:
+        case FloatFormat():
+            return decode_float(codes, q.format).to(dtype)
+        case CodebookFormat():
+            return _listed(q.format.values, codes).to(dtype)[codes.to(torch.int32)]
+        case _:
+            return codes.to(dtype)
+
+
+def _listed(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """The values as float32 (float64 for a float64 tensor), on the device of ``like``."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.tensor(values, dtype=dtype, device=like.device)
+
+
+def _count_below(bounds: tuple[float, ...], u: Tensor) -> Tensor:
+    """How many of the ascending ``bounds`` lie below each ``u``."""
+    return torch.bucketize(u, _listed(bounds, u))
