@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from .descriptions import Quantizer, Restriction, ScaleRule, ZeroPoint
-from .formats import NF4, BinaryFormat, FloatFormat, Format, IntegerFormat, Specials, TernaryFormat
+from .formats import IntegerFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 
 Entry = TypeVar("Entry")
@@ -39,20 +39,6 @@ def _affine(bits: int, granularity: Granularity, *, signed: bool) -> Quantizer:
     return Quantizer(format=IntegerFormat(bits, signed), granularity=granularity, zero_point=ZeroPoint.MIN_MAX)
 
 
-FLOAT8_E4M3FN = FloatFormat(4, 3, specials=Specials.NAN_ONLY)
-FLOAT8_E5M2 = FloatFormat(5, 2)
-FLOAT8_E4M3FNUZ = FloatFormat(4, 3, specials=Specials.NEGATIVE_ZERO)
-FLOAT8_E5M2FNUZ = FloatFormat(5, 2, specials=Specials.NEGATIVE_ZERO)
-FLOAT8_E3M4 = FloatFormat(3, 4)
-FLOAT6_E3M2 = FloatFormat(3, 2, specials=Specials.NONE)
-FLOAT6_E2M3 = FloatFormat(2, 3, specials=Specials.NONE)
-FLOAT4_E2M1 = FloatFormat(2, 1, specials=Specials.NONE)
-
-
-def _of(format: Format, granularity: Granularity) -> Quantizer:
-    return Quantizer(format=format, granularity=granularity)
-
-
 catalog: Mapping[str, Quantizer] = Named(
     "quantizer",
     {
@@ -74,20 +60,5 @@ catalog: Mapping[str, Quantizer] = Named(
         "uint4_affine_per_group32": _affine(4, PerGroup(32), signed=False),
         "int2_per_channel": _symmetric(2, PerAxis(0)),
         "int16_per_tensor": _symmetric(16, PerTensor()),
-        "binary_per_tensor": _of(BinaryFormat(), PerTensor()),
-        "binary_per_channel": _of(BinaryFormat(), PerAxis(0)),
-        "ternary_per_tensor": _of(TernaryFormat(), PerTensor()),
-        "ternary_per_channel": _of(TernaryFormat(), PerAxis(0)),
-        "float8_e4m3fn_per_tensor": _of(FLOAT8_E4M3FN, PerTensor()),
-        "float8_e4m3fn_per_channel": _of(FLOAT8_E4M3FN, PerAxis(0)),
-        "float8_e4m3fn_per_token": _of(FLOAT8_E4M3FN, PerToken()),
-        "float8_e5m2_per_tensor": _of(FLOAT8_E5M2, PerTensor()),
-        "float8_e4m3fnuz_per_tensor": _of(FLOAT8_E4M3FNUZ, PerTensor()),
-        "float8_e5m2fnuz_per_tensor": _of(FLOAT8_E5M2FNUZ, PerTensor()),
-        "float8_e3m4_per_tensor": _of(FLOAT8_E3M4, PerTensor()),
-        "float6_e3m2_per_tensor": _of(FLOAT6_E3M2, PerTensor()),
-        "float6_e2m3_per_tensor": _of(FLOAT6_E2M3, PerTensor()),
-        "float4_e2m1_per_tensor": _of(FLOAT4_E2M1, PerTensor()),
-        "nf4_per_group64": _of(NF4, PerGroup(64)),
     },
 )

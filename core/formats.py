@@ -284,6 +284,17 @@ class CodebookFormat:
         return f"codebook of {len(self.values)}"
 
 
+FLOAT8_E4M3FN = FloatFormat(4, 3, specials=Specials.NAN_ONLY)
+FLOAT8_E5M2 = FloatFormat(5, 2)
+FLOAT8_E4M3FNUZ = FloatFormat(4, 3, specials=Specials.NEGATIVE_ZERO)
+FLOAT8_E5M2FNUZ = FloatFormat(5, 2, specials=Specials.NEGATIVE_ZERO)
+FLOAT8_E3M4 = FloatFormat(3, 4)
+FLOAT6_E3M2 = FloatFormat(3, 2, specials=Specials.NONE)
+FLOAT6_E2M3 = FloatFormat(2, 3, specials=Specials.NONE)
+FLOAT4_E2M1 = FloatFormat(2, 1, specials=Specials.NONE)
+FLOAT16 = FloatFormat(5, 10)
+BFLOAT16 = FloatFormat(8, 7)
+
 # NormalFloat: quantiles of the normal distribution, normalised to [-1, 1] (QLoRA, arXiv 2305.14314, appendix E)
 NF4 = CodebookFormat(
     tuple(
