@@ -5,8 +5,12 @@ from .arithmetic import ClampOrder as ClampOrder
 from .arithmetic import ComputeDtype as ComputeDtype
 from .arithmetic import Division as Division
 from .arithmetic import NanRule as NanRule
+from .arithmetic import RangeRule as RangeRule
+from .arithmetic import Threshold as Threshold
 from .arithmetic import ZeroPointDomain as ZeroPointDomain
 from .arithmetic import ZeroPointOrder as ZeroPointOrder
+from .arithmetic import ZeroPointRule as ZeroPointRule
+from .arithmetic import ZeroPointScale as ZeroPointScale
 from .catalog import catalog as catalog
 from .descriptions import Denominator as Denominator
 from .descriptions import Gradient as Gradient

@@ -38,6 +38,7 @@ class ZeroPointDomain(StrEnum):
 
     INTEGER = "integer"  # an integer code
     FLOAT = "float"  # a real value: code = round((x - (z - mid * s)) / s), x_hat = (code - mid) * s + z (tinygemm)
+    SHIFT = "shift"  # a real value, minus that of code 0: code = round((x + z) / s), x_hat = code * s - z (quanto)
 
 
 class ClampOrder(StrEnum):
@@ -55,6 +56,37 @@ class NanRule(StrEnum):
     HIGHEST = "highest"  # the largest code
     ZERO = "zero"  # the code 0 (clamped to the range), whatever it stands for
     ZERO_POINT = "zero_point"  # the code of 0.0
+
+
+class RangeRule(StrEnum):
+    """Which range an affine scale spans."""
+
+    WITH_ZERO = "with_zero"  # max(max, 0) - min(min, 0)
+    LOW_WITH_ZERO = "low_with_zero"  # max - min(min, 0): below 0 for negative data, then its magnitude (Brevitas)
+    OF_DATA = "of_data"  # max - min (tinygemm, quanto)
+
+
+class Threshold(StrEnum):
+    """A small number that depends on the dtype a scale is computed in."""
+
+    EPSILON = "epsilon"  # distance from 1 to the next number: 2**-23 for float32 (torchao of 2024)
+    SQRT_SMALLEST_NORMAL = "sqrt_smallest_normal"  # 2**-63 for float32 and bfloat16, 2**-7 for float16 (Qwix)
+
+
+class ZeroPointRule(StrEnum):
+    """How the zero point of an affine quantizer is rounded; it is clamped to the range in all of them."""
+
+    ROUNDED_QUOTIENT = "rounded_quotient"  # lo - round(min / s)
+    ROUNDED_CODE = "rounded_code"  # round(lo - min / s), the difference rounded to the dtype (Qwix, Brevitas)
+    SMALLER_ERROR = "smaller_error"  # round(lo - min / s) or round(hi - max / s): see `zero_point_of_range` (fbgemm)
+
+
+class ZeroPointScale(StrEnum):
+    """By which scale the zero point is computed where the scale was too small and another is used."""
+
+    USED = "used"  # the scale that is used
+    RAW = "raw"  # the scale that was too small; a range of 0 then has no zero point, ours is 0's code (torchao of 2024)
+    STRETCHED = "stretched"  # the scale that is used; where that is the floor, the range is stretched to it (fbgemm)
 
 
 @dataclass(frozen=True, kw_only=True)

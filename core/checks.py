@@ -10,10 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic
-from .descriptions import Quantizer
+from .descriptions import Quantizer, ScaleRule
 from .granularity import qparams_shape
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+ONLY_IN_CORE = (
+    "scale_dtype",
+    "scale_division",
+    "range",
+    "range_floor",
+    "empty_range",
+    "replace_below",
+    "replacement",
+    "zero_point_rule",
+    "zero_point_scale",
+)
 
 
 def check_quantizer(q: object) -> None:
@@ -69,13 +80,19 @@ def check_qparams(
         raise TypeError(f"`qparams.zero_point` must have dtype int32 or {scale_dtype_name}, got {zero_point_dtype}")
 
 
-def check_scale_values(scale: NDArray[Any]) -> None:
-    """ValueError unless every scale is a positive normal finite number; the message shows the first that is not."""
-    good = (scale >= np.finfo(scale.dtype).smallest_normal) & (scale <= np.finfo(scale.dtype).max)
+def check_scale_values(scale: NDArray[Any], floored: bool = True) -> None:
+    """ValueError unless every scale is a positive normal finite number; the message shows the first that is not.
+
+    Args:
+        floored: False where the scale rule has no floor (0.0): then zero and subnormal numbers are scales, too.
+    """
+    smallest = np.finfo(scale.dtype).smallest_normal if floored else 0
+    good = (scale >= smallest) & (scale <= np.finfo(scale.dtype).max)
     if not good.all():
         index = tuple(int(i) for i in np.argwhere(~np.atleast_1d(good))[0]) if scale.ndim else ()
         value = scale[index]
-        raise ValueError(f"`qparams.scale` must hold positive normal finite numbers, got {value!s} at index {index}")
+        kind = "positive normal" if floored else "non-negative"
+        raise ValueError(f"`qparams.scale` must hold {kind} finite numbers, got {value!s} at index {index}")
 
 
 def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
@@ -114,7 +131,19 @@ def check_cotangent(shape: Sequence[int], dtype: str, g_shape: Sequence[int], g_
 
 
 def check_default_arithmetic(q: Quantizer, room: str) -> None:
-    """ValueError for an `Arithmetic` other than the default, in a room that implements only that one."""
+    """ValueError for an `Arithmetic` other than the default, in a room that implements only that one.
+
+    The same for those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor at all.
+    """
+    default = ScaleRule()
+    for name in ONLY_IN_CORE:
+        if getattr(q.scale, name) != getattr(default, name):
+            raise ValueError(
+                f"`q.scale.{name}` must be the default, {getattr(default, name)!s}, in samebits.{room}, got "
+                f"{getattr(q.scale, name)!s}; samebits.core computes every other"
+            )
+    if q.scale.floor == 0:
+        raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
     if q.arithmetic != Arithmetic():
         raise ValueError(
             f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "

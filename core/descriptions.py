@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from .arithmetic import Arithmetic
+from .arithmetic import Arithmetic, ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
 from .choice import choice
 from .formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, TernaryFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
@@ -63,6 +63,7 @@ class Denominator(StrEnum):
     HALF_RANGE = "half_range"  # absmax / ((hi - lo) / 2)
     LO = "lo"  # absmax / -lo
     LARGER = "larger"  # the larger of |min| / -lo and max / hi
+    EDGE = "edge"  # absmax / (hi + 1/2): the largest code reaches half a step beyond its value (AQT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,26 @@ class ScaleRule:
         denominator: symmetric scales only.
         momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``.
         floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022), and for an
-            arithmetic in the input dtype at least that of the input dtype (2**-14 for float16).
+            arithmetic in the input dtype at least that of the input dtype (2**-14 for float16). 0.0 for none: scales
+            may then be subnormal or 0, as no scale may otherwise, and 0 / 0 is NaN.
+
+    What follows is how others choose; only `samebits.core` computes it. ``m`` is the magnitude or the range.
+
+    Args:
+        scale_dtype: dtype in which the range and its division are rounded; None for that of the arithmetic. The zero
+            point is computed in the wider of both.
+        scale_division: ``m / d``, or ``m * fl(1 / d)`` (XLA, where d is a constant).
+        range: affine only: which range the codes span.
+        range_floor: smallest m for the scale (the zero point does not see it): Brevitas 1e-10.
+        empty_range: what m = 0 counts as for the scale: AQT 1.0.
+        replace_below: scales below this are replaced, before the floor.
+        replacement: by what: Qwix and onnxruntime 1.0, fbgemm 0.1; None for ``replace_below`` itself (torchao of 2024).
+        zero_point_rule: how the zero point is rounded.
+        zero_point_scale: by which scale it is computed.
 
     Raises:
-        ValueError: a name that is no member, ``momentum`` outside [0, 1), or ``floor`` not a positive finite number of
-            at least 2**-126.
+        ValueError: a name that is no member, ``momentum`` outside [0, 1), ``floor`` neither 0.0 nor in
+            [2**-126, 2**127], or another negative number.
     """
 
     source: ScaleSource = ScaleSource.STATISTIC
@@ -91,14 +107,41 @@ class ScaleRule:
     denominator: Denominator = Denominator.HI
     momentum: float = 0.9
     floor: float | None = None
+    scale_dtype: ComputeDtype | None = None
+    scale_division: Division = Division.DIVIDE
+    range: RangeRule = RangeRule.WITH_ZERO
+    range_floor: float = 0.0
+    empty_range: float = 0.0
+    replace_below: float | Threshold = 0.0
+    replacement: float | None = None
+    zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
+    zero_point_scale: ZeroPointScale = ZeroPointScale.USED
 
     def __post_init__(self) -> None:
         for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
             object.__setattr__(self, name, choice(name, getattr(self, name), kind))
+        self._check_rules_of_others()
         if not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
-        if self.floor is not None and not 2.0**-126 <= self.floor <= 2.0**127:
-            raise ValueError(f"`floor` must be None or in [2**-126, 2**127], got {self.floor!r}")
+        if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
+            raise ValueError(f"`floor` must be None, 0.0 or in [2**-126, 2**127], got {self.floor!r}")
+
+    def _check_rules_of_others(self) -> None:
+        for name, kind in (
+            ("scale_dtype", ComputeDtype),
+            ("scale_division", Division),
+            ("range", RangeRule),
+            ("zero_point_rule", ZeroPointRule),
+            ("zero_point_scale", ZeroPointScale),
+        ):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, choice(name, getattr(self, name), kind))
+        if isinstance(self.replace_below, str):
+            object.__setattr__(self, "replace_below", choice("replace_below", self.replace_below, Threshold))
+        for name in ("range_floor", "empty_range", "replace_below", "replacement"):
+            value = getattr(self, name)
+            if not isinstance(value, Threshold | None) and not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}")
 
 
 class QParams(NamedTuple):

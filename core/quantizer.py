@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
-from .arithmetic import Arithmetic, ClampOrder, ComputeDtype, Division, NanRule, ZeroPointDomain, ZeroPointOrder
+from .arithmetic import Arithmetic, ClampOrder, Division, NanRule, ZeroPointDomain, ZeroPointOrder
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
@@ -28,7 +28,6 @@ from .grid import decode, encode, limit_to_grid, round_to_grid
 from .operations import (
     add,
     divide,
-    flush,
     multiply,
     multiply_add,
     reciprocal,
@@ -36,10 +35,10 @@ from .operations import (
     smallest_normal,
     working_dtype,
 )
-from .scaling import affine_scale, restrict_scale, symmetric_scale
+from .scale_rules import data_range, flushed, replace_small, scale_dtypes, scale_of_range, zero_point_of_range
+from .scaling import restrict_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
-from .zero_point import affine_zero_point
 
 Array = NDArray[Any]
 
@@ -55,24 +54,27 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
         ValueError: a shape the granularity does not divide, or NaN or an infinity in ``x``.
     """
     x = _checked(q, x)
-    work = flush(round_to_dtype(x, working_dtype(q.arithmetic, x.dtype)), q.arithmetic)
-    if q.affine or q.scale.denominator is Denominator.LARGER:
-        low, high = min_max(work, q.granularity)
-    else:
-        high = absmax(work, q.granularity)
-        low = -high
+    of_range, used = scale_dtypes(q, x.dtype)
+    low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
-    raw = affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high)
-    if q.arithmetic.compute_dtype is ComputeDtype.INPUT:
-        raw = np.maximum(raw, smallest_normal(raw.dtype))  # the scale is a number of that dtype as well
-    scale = restrict_scale(q, raw.astype(checks.scale_dtype(x.dtype.name)))
+    raw = scale_of_range(q, low, high).astype(used)
+    scale = replace_small(q, raw, of_range)
+    final = np.dtype(checks.scale_dtype(x.dtype.name))
+    if q.scale.floor != 0:
+        least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
+        scale = np.maximum(scale, least.astype(used))
+    scale = restrict_scale(q, scale.astype(used if used.itemsize > final.itemsize else final))
     if not q.affine:
-        return QParams(scale)
-    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
-        half = np.asarray(_middle(q), low.dtype)
-        value = multiply_add(scale.astype(low.dtype), half, low, q.arithmetic)
-        return QParams(scale, value.astype(scale.dtype))
-    return QParams(scale, affine_zero_point(q, low, scale.astype(low.dtype)))
+        return QParams(scale.astype(final))
+    low, high, raw, scale = (round_to_dtype(v, used) for v in (low, high, raw, scale))
+    match q.arithmetic.zero_point_domain:
+        case ZeroPointDomain.INTEGER:
+            zero = zero_point_of_range(q, low, high, raw, scale)
+        case ZeroPointDomain.FLOAT:
+            zero = multiply_add(scale, np.asarray(_middle(q), used), low, q.arithmetic).astype(final)
+        case ZeroPointDomain.SHIFT:
+            zero = (-low).astype(final)
+    return QParams(scale.astype(final), zero)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -149,11 +151,14 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     scale, zero = _expanded(q, qparams, x.shape, work)
     codes = _codes(q, x, qparams).astype(work)
     wide, zeros = g.astype(work), np.zeros_like(quotient)
-    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
-        quotient = divide(add(x.astype(work), -zero, q.arithmetic), scale, q.arithmetic)
-        offset, per_zero = np.asarray(_middle(q), work), np.ones_like(scale)
-    else:
-        offset, per_zero = zero, -scale
+    match q.arithmetic.zero_point_domain:
+        case ZeroPointDomain.INTEGER:
+            offset, per_zero = zero, -scale
+        case ZeroPointDomain.FLOAT:
+            quotient = divide(add(x.astype(work), -zero, q.arithmetic), scale, q.arithmetic)
+            offset, per_zero = np.asarray(_middle(q), work), np.ones_like(scale)
+        case ZeroPointDomain.SHIFT:
+            offset, per_zero = np.zeros_like(scale), -np.ones_like(scale)
     distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
     d_scale = _reduced(q, multiply(wide, distance, q.arithmetic), qparams)
     if not q.affine:
@@ -174,6 +179,16 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
 
 
+def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
+    """The range that the scale of each block comes from."""
+    if q.affine:
+        return data_range(q, x)
+    if q.scale.denominator is Denominator.LARGER:
+        return min_max(x, q.granularity)
+    high = absmax(x, q.granularity)
+    return -high, high
+
+
 def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
     checks.check_quantizer(q)
     x = np.asarray(x)
@@ -190,7 +205,7 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point)
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
-    checks.check_scale_values(scale)
+    checks.check_scale_values(scale, floored=q.scale.floor != 0)
     if zero is not None and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
         checks.check_zero_point_values(q, zero)
 
@@ -220,6 +235,8 @@ def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, A
     if a.zero_point_domain is ZeroPointDomain.FLOAT:
         low = multiply_add(scale, np.asarray(-_middle(q), work), zero, a)
         value, zero = add(value, -low, a), np.zeros_like(zero)
+    elif a.zero_point_domain is ZeroPointDomain.SHIFT:
+        value, zero = add(value, zero, a), np.zeros_like(zero)
     quotient = divide(value, scale, a)
     if a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
         if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
@@ -287,12 +304,15 @@ def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
 def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) -> Array:
     """``(code - z) * s`` in the working dtype, rounded once to ``dtype``."""
     scale, zero = _expanded(q, qparams, codes.shape, codes.dtype)
-    if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
-        centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
-        value = multiply_add(centred, scale, zero, q.arithmetic)
-    else:
-        centred = add(codes, -zero, q.arithmetic) if q.affine else codes
-        value = multiply(centred, scale, q.arithmetic)
+    match q.arithmetic.zero_point_domain:
+        case ZeroPointDomain.INTEGER:
+            centred = add(codes, -zero, q.arithmetic) if q.affine else codes
+            value = multiply(centred, scale, q.arithmetic)
+        case ZeroPointDomain.FLOAT:
+            centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
+            value = multiply_add(centred, scale, zero, q.arithmetic)
+        case ZeroPointDomain.SHIFT:
+            value = multiply_add(codes, scale, -zero, q.arithmetic)
     return round_to_dtype(value, dtype)
 
 

@@ -31,6 +31,8 @@ def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
             return over(magnitude, (hi - lo) / 2)
         case Denominator.LO:
             return over(magnitude, -lo)
+        case Denominator.EDGE:
+            return over(magnitude, hi + 0.5)
         case Denominator.LARGER:
             return np.maximum(over(-low, -lo), over(high, hi)) if lo else over(high, hi)
 

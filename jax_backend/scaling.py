@@ -25,6 +25,8 @@ def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
             return _over(magnitude, (hi - lo) / 2)
         case Denominator.LO:
             return _over(magnitude, -lo)
+        case Denominator.EDGE:
+            return _over(magnitude, hi + 0.5)
         case Denominator.LARGER:
             return jnp.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
 

@@ -49,7 +49,7 @@ VERBS = {
     "ste",
     "zero_point",
 }
-CORE_ONLY = {"operations"}  # what an `Arithmetic` does to single operations: only core reproduces other arithmetics
+CORE_ONLY = {"operations", "scale_rules"}  # what other systems do differently: only core reproduces that
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 MODULES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]

@@ -95,8 +95,10 @@ def test_storage_is_the_first_dtype_that_holds_the_range() -> None:
         (lambda: Arithmetic(division=None), ValueError, "`division` must be one of 'divide', 'reciprocal'; got None"),
         (lambda: ScaleRule(momentum=1), ValueError, "`momentum` must be in [0, 1), got 1"),
         (lambda: ScaleRule(momentum=-0.1), ValueError, "`momentum` must be in [0, 1), got -0.1"),
-        (lambda: ScaleRule(floor=0.0), ValueError, "`floor` must be None or in [2**-126, 2**127], got 0.0"),
-        (lambda: ScaleRule(floor=float("nan")), ValueError, "`floor` must be None or in [2**-126, 2**127], got nan"),
+        (lambda: ScaleRule(floor=-1.0), ValueError, "`floor` must be None, 0.0 or in [2**-126, 2**127], got -1.0"),
+        (lambda: ScaleRule(floor=float("nan")), ValueError, "`floor` must be None, 0.0 or in [2**-126, 2**127], got"),
+        (lambda: ScaleRule(range_floor=-1.0), ValueError, "`range_floor` must be a finite number of at least 0, got"),
+        (lambda: ScaleRule(replace_below="tiny"), ValueError, "`replace_below` must be one of 'epsilon', 'sqrt_sm"),
         (
             lambda: ScaleRule(restriction="pot"),
             ValueError,

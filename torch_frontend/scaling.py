@@ -21,6 +21,8 @@ def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
             return _over(magnitude, (hi - lo) / 2)
         case Denominator.LO:
             return _over(magnitude, -lo)
+        case Denominator.EDGE:
+            return _over(magnitude, hi + 0.5)
         case Denominator.LARGER:
             return torch.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
 

@@ -1,0 +1,133 @@
+"""What a `ScaleRule` says beyond its defaults: how other systems choose scales and zero points. Only core computes it.
+
+A range is a pair ``(low, high)`` per block; symmetric ones are ``(-absmax, absmax)``.
+"""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from .arithmetic import ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
+from .blocks import split_blocks
+from .clamp import clamp
+from .descriptions import Quantizer, Rounding
+from .operations import add, flush, multiply, round_to_dtype, true_divide, working_dtype
+from .rounding import round_to_integer
+from .scaling import affine_scale, symmetric_scale
+from .zero_point import affine_zero_point
+
+Array = NDArray[Any]
+
+
+def scale_dtypes(q: Quantizer, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Dtypes in which the range and its division round, and in which the scale is used and the zero point computed."""
+    used = working_dtype(q.arithmetic, dtype)
+    match q.scale.scale_dtype:
+        case None:
+            return used, used
+        case ComputeDtype.INPUT:
+            return dtype, used
+        case ComputeDtype.WIDENED:
+            of_range = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        case ComputeDtype.FLOAT64:
+            of_range = np.dtype(np.float64)
+    return of_range, of_range if of_range.itemsize > used.itemsize else used
+
+
+def data_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
+    """Smallest and largest element of each block, widened to 0 as `RangeRule` says; zeros for empty blocks."""
+    blocks = split_blocks(x, q.granularity)
+    if blocks.shape[-1] == 0:
+        return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
+    low, high = np.min(blocks, axis=-1), np.max(blocks, axis=-1)
+    zero = np.zeros_like(low)
+    match q.scale.range:
+        case RangeRule.WITH_ZERO:
+            return np.minimum(low, zero), np.maximum(high, zero)
+        case RangeRule.LOW_WITH_ZERO:
+            return np.minimum(low, zero), high
+        case RangeRule.OF_DATA:
+            return low, high
+
+
+def scale_of_range(q: Quantizer, low: Array, high: Array) -> Array:
+    """Scale before it is replaced, raised and restricted; in the dtype of the range."""
+    a = q.arithmetic
+    size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
+    for wanted, applies in ((q.scale.empty_range, size == 0), (q.scale.range_floor, size < q.scale.range_floor)):
+        least = np.asarray(wanted, low.dtype)
+        low = np.where(applies, np.zeros_like(low) if q.affine else -least, low)
+        high = np.where(applies, least, high)
+    scale = affine_scale if q.affine else symmetric_scale
+    if q.scale.scale_division is Division.RECIPROCAL:
+        one = np.ones((), low.dtype)
+        size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
+        return multiply(size, scale(q, -one * (not q.affine), one), a)
+    return np.abs(scale(q, low, high))
+
+
+def replace_small(q: Quantizer, scale: Array, dtype: np.dtype[Any]) -> Array:
+    """Scales below `ScaleRule.replace_below` replaced.
+
+    Args:
+        dtype: that a threshold is one of.
+    """
+    info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+    match q.scale.replace_below:
+        case Threshold.EPSILON:
+            limit = float(info.eps)
+        case Threshold.SQRT_SMALLEST_NORMAL:
+            limit = float(info.smallest_normal) ** 0.5
+        case number:
+            limit = number
+    instead = limit if q.scale.replacement is None else q.scale.replacement
+    return np.where(scale < limit, round_to_dtype(np.asarray(instead, np.float64), scale.dtype), scale)
+
+
+def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> Array:
+    """Zero point of a range, int32, as `ZeroPointRule` and `ZeroPointScale` say.
+
+    SMALLER_ERROR takes ``lo - min / s`` where ``|lo| - |min / s| < |hi| - |max / s|``, else ``hi - max / s``, and
+    rounds to nearest even. Source: ATen/native/quantized/cpu/QuantUtils.h, ``ChooseQuantizationParams``.
+
+    Args:
+        low, high: the range; ``raw``: its scale before anything was done to it; ``scale``: the one that is used. All of
+            the dtype in which the zero point is computed.
+    """
+    if q.scale.zero_point_scale is ZeroPointScale.STRETCHED:
+        low, high = _stretched(q, low, high, raw, scale)
+    elif q.scale.zero_point_scale is ZeroPointScale.RAW:
+        scale = raw
+    lo, hi, a = np.asarray(q.format.lo, low.dtype), np.asarray(q.format.hi, low.dtype), q.arithmetic
+    match q.scale.zero_point_rule:
+        case ZeroPointRule.ROUNDED_QUOTIENT:
+            return affine_zero_point(q, low, scale)
+        case ZeroPointRule.ROUNDED_CODE:
+            code = add(lo, -true_divide(low, scale, a), a)
+        case ZeroPointRule.SMALLER_ERROR:
+            below, above = true_divide(low, scale, a), true_divide(high, scale, a)
+            from_low = np.abs(lo) - np.abs(below) < np.abs(hi) - np.abs(above)
+            code = np.where(from_low, add(lo, -below, a), add(hi, -above, a))
+    code = round_to_integer(clamp(code.astype(np.float64), q.format.lo, q.format.hi), Rounding.TIES_TO_EVEN)
+    return np.where(np.isnan(code), np.clip(0, q.format.lo, q.format.hi), code).astype(np.int32)
+
+
+def _stretched(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> tuple[Array, Array]:
+    """The range multiplied by ``floor / raw`` where the scale was raised to the floor, in float32.
+
+    A range that ends at 0 becomes ``(hi - lo) * floor`` long.
+    """
+    floor = np.float32(q.scale.floor or 0)
+    raised = (raw < floor) & (scale == floor)
+    factor, whole = floor / raw.astype(np.float32), np.float32(q.format.hi - q.format.lo) * floor
+    below = np.where(high == 0, -whole, low.astype(np.float32) * factor)
+    above = np.where(low == 0, whole, high.astype(np.float32) * factor)
+    below, above = np.where(low == 0, np.float32(0), below), np.where(high == 0, np.float32(0), above)
+    return np.where(raised, below, low), np.where(raised, above, high)
+
+
+def flushed(q: Quantizer, x: Array, dtype: np.dtype[Any]) -> Array:
+    """``x`` in the dtype its range is computed in."""
+    return flush(round_to_dtype(x, dtype), q.arithmetic)
