@@ -53,7 +53,14 @@ class Restriction(StrEnum):
     """Which scales are allowed."""
 
     FLOAT = "float"  # any positive normal number
-    POWER_OF_TWO = "power_of_two"  # rounded up to a power of two, by exponent bits
+    POWER_OF_TWO = "power_of_two"  # 2**ceil(log2(absmax / d)), nothing is clamped (MX "RCEIL"); affine scales as well
+    POWER_OF_TWO_FLOOR = "power_of_two_floor"  # 2**(floor(log2 absmax) - floor(log2 d)) (OCP MX 1.0, section 6.3)
+    POWER_OF_TWO_CEIL = "power_of_two_ceil"  # 2**(ceil(log2 absmax) - floor(log2 d))
+    POWER_OF_TWO_EVEN = "power_of_two_even"  # as FLOOR, absmax first rounded, halves up, to the format's significand
+    QUANTIZED = "quantized"  # a number of `scale_format`, times one float32 of the whole array if `two_level` (NVFP4)
+
+
+SHARED_EXPONENT = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_CEIL, Restriction.POWER_OF_TWO_EVEN)
 
 
 class Denominator(StrEnum):
@@ -76,8 +83,11 @@ class ScaleRule:
 
     Args:
         source: where a layer takes the scale from.
-        restriction: which scales are allowed.
+        restriction: which scales are allowed. ``d`` is the denominator; exponents are taken from bits.
         denominator: symmetric scales only.
+        scale_format: of QUANTIZED scales, which lie between its smallest normal and its largest number; else None.
+        two_level: whether QUANTIZED scales are multiples of ``t = absmax of the array / (d * scale_format.hi)``, the
+            division rounded and raised to the floor: ``s = fl(t * scale_format(clamp(fl(fl(absmax / d) / t))))``.
         momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``.
         floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022), and for an
             arithmetic in the input dtype at least that of the input dtype (2**-14 for float16). 0.0 for none: scales
@@ -98,13 +108,15 @@ class ScaleRule:
         zero_point_scale: by which scale it is computed.
 
     Raises:
-        ValueError: a name that is no member, ``momentum`` outside [0, 1), ``floor`` neither 0.0 nor in
-            [2**-126, 2**127], or another negative number.
+        ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
+            outside [0, 1), ``floor`` neither 0.0 nor in [2**-126, 2**127], or another negative number.
     """
 
     source: ScaleSource = ScaleSource.STATISTIC
     restriction: Restriction = Restriction.FLOAT
     denominator: Denominator = Denominator.HI
+    scale_format: FloatFormat | None = None
+    two_level: bool = False
     momentum: float = 0.9
     floor: float | None = None
     scale_dtype: ComputeDtype | None = None
@@ -121,6 +133,12 @@ class ScaleRule:
         for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
             object.__setattr__(self, name, choice(name, getattr(self, name), kind))
         self._check_rules_of_others()
+        if (self.restriction is Restriction.QUANTIZED) != isinstance(self.scale_format, FloatFormat):
+            raise ValueError(
+                f"`scale_format` must be a FloatFormat for 'quantized' scales, else None, got {self.scale_format!r}"
+            )
+        if self.two_level and self.restriction is not Restriction.QUANTIZED:
+            raise ValueError(f"`two_level` must be False unless scales are 'quantized', got {self.two_level!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
         if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
@@ -212,6 +230,12 @@ class Quantizer:
             raise ValueError(f"`rounding` must be 'ties_to_even' for {self.format}, got '{self.rounding}'")
         if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:
             raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
+        plain = self.scale.restriction in (Restriction.FLOAT, Restriction.POWER_OF_TWO)
+        if not plain and (self.affine or self.scale.denominator is Denominator.LARGER):
+            raise ValueError(
+                "`restriction` must be 'float' or 'power_of_two' where the scale is affine or the larger of two, "
+                f"got '{self.scale.restriction}'"
+            )
         if self.scale.denominator is Denominator.LO and self.format.lo == 0:
             raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
 

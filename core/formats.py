@@ -321,3 +321,8 @@ NF4 = CodebookFormat(
 )
 
 Format = IntegerFormat | FloatFormat | BinaryFormat | TernaryFormat | CodebookFormat
+
+
+def significand_bits(format: Format) -> int:
+    """Bits behind the point of the largest number's significand: 3 for float8_e4m3fn, 6 for int8."""
+    return format.mantissa_bits if isinstance(format, FloatFormat) else int(format.hi).bit_length() - 1

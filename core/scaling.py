@@ -6,35 +6,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic
-from .descriptions import Denominator, Quantizer, Restriction
-from .operations import add, flush, round_to_dtype, true_divide
+from .descriptions import SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from .formats import significand_bits
+from .minifloat import round_to_float
+from .operations import add, flush, multiply, round_to_dtype, true_divide
 
 Array = NDArray[Any]
 
 
 def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
-    """Scale of a symmetric quantizer, before floor and restriction: ``max(-low, high) / denominator``.
+    """Scale of a symmetric quantizer, before the floor: ``max(-low, high) / denominator``.
+
+    Or as `shared_exponent_scale` and `quantized_scale` say, for those rules; POWER_OF_TWO rounds after the floor.
 
     Args:
         low: at most 0, per block; ``high``: at least 0, per block; same dtype, in which the division rounds.
     """
     lo, hi = q.format.lo, q.format.hi
     magnitude = np.maximum(-low, high)
+    if q.scale.restriction in SHARED_EXPONENT:
+        return shared_exponent_scale(q, magnitude)
+    if q.scale.restriction is Restriction.QUANTIZED:
+        return quantized_scale(q, magnitude)
+    if q.scale.denominator is not Denominator.LARGER:
+        return _over(magnitude, _divisor(q), q.arithmetic)
+    larger = _over(high, hi, q.arithmetic)
+    return np.maximum(_over(-low, -lo, q.arithmetic), larger) if lo else larger
 
-    def over(a: Array, divisor: float) -> Array:
-        return _over(a, divisor, q.arithmetic)
 
-    match q.scale.denominator:
-        case Denominator.HI:
-            return over(magnitude, hi)
-        case Denominator.HALF_RANGE:
-            return over(magnitude, (hi - lo) / 2)
-        case Denominator.LO:
-            return over(magnitude, -lo)
-        case Denominator.EDGE:
-            return over(magnitude, hi + 0.5)
-        case Denominator.LARGER:
-            return np.maximum(over(-low, -lo), over(high, hi)) if lo else over(high, hi)
+def shared_exponent_scale(q: Quantizer, magnitude: Array) -> Array:
+    """``2**(e - floor(log2 divisor))``: e the exponent of the magnitude, by the rule of the restriction. 0 for 0.
+
+    ``floor(log2 magnitude)``; the ceiling of it for CEIL; and for EVEN the floor after rounding, halves up, to as many
+    bits behind the point as the format's largest number has.
+
+    Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
+    """
+    significand, exponent = np.frexp(magnitude)  # significand in [1/2, 1)
+    top = exponent - 1
+    if q.scale.restriction is Restriction.POWER_OF_TWO_CEIL:
+        top += significand > 0.5
+    if q.scale.restriction is Restriction.POWER_OF_TWO_EVEN:
+        top += significand >= 1 - 2.0 ** -(significand_bits(q.format) + 2)  # there, rounding up carries
+    info = np.finfo(magnitude.dtype)
+    shared = np.clip(top - (np.frexp(_divisor(q))[1] - 1), info.minexp, info.maxexp - 1)
+    powers = np.ldexp(np.ones_like(magnitude), shared)
+    return np.where(np.isfinite(magnitude), np.where(magnitude == 0, np.zeros_like(powers), powers), np.nan)
+
+
+def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
+    """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
+
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor.
+
+    Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
+    """
+    format = q.scale.scale_format
+    if format is None:
+        raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
+    one, tensor = np.ones((), magnitude.dtype), np.ones((), magnitude.dtype)
+    if q.scale.two_level:
+        largest = np.max(magnitude, initial=0)
+        tensor = np.maximum(_over(largest, _divisor(q) * format.hi, q.arithmetic), one * _floor(q, magnitude.dtype))
+    level = true_divide(_over(magnitude, _divisor(q), q.arithmetic), tensor, q.arithmetic)
+    within = np.clip(level, one * 2.0**format.min_exponent, one * format.hi)
+    return np.asarray(multiply(round_to_float(within, format, Rounding.TIES_TO_EVEN), tensor, q.arithmetic))
 
 
 def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
@@ -50,13 +86,23 @@ def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
 
 def restrict_scale(q: Quantizer, scale: Array) -> Array:
     """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
-    smallest = np.finfo(scale.dtype).smallest_normal if q.scale.floor is None else q.scale.floor
-    floored = np.maximum(scale, np.asarray(smallest, scale.dtype))
-    if q.scale.restriction is Restriction.POWER_OF_TWO:
+    floored = np.maximum(scale, np.asarray(_floor(q, scale.dtype), scale.dtype))
+    if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
         significand, exponent = np.frexp(floored)  # floored = significand * 2**exponent, significand in [1/2, 1)
         exponent = np.minimum(exponent - (significand == 0.5), np.finfo(scale.dtype).maxexp - 1)
         floored = np.ldexp(np.ones_like(floored), exponent)
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
+
+
+def _divisor(q: Quantizer) -> float:
+    """What a magnitude is divided by."""
+    lo, hi = q.format.lo, q.format.hi
+    others = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.LO: -lo, Denominator.EDGE: hi + 0.5}
+    return others.get(q.scale.denominator, hi)
+
+
+def _floor(q: Quantizer, dtype: np.dtype[Any]) -> float:
+    return float(np.finfo(dtype).smallest_normal) if q.scale.floor is None else q.scale.floor
 
 
 def _over(a: Array, divisor: float, arithmetic: Arithmetic) -> Array:

@@ -1,16 +1,21 @@
 """Scales from the range of a block. Scalars per block, by scaled operands and exponent bits."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..core.descriptions import Denominator, Quantizer, Restriction
-from .arrays import add, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout
+from ..core.formats import significand_bits
+from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout
 
 
 def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Scale of a symmetric quantizer, before floor and restriction: ``max(-low, high) / denominator``.
+    """Scale of a symmetric quantizer, before the floor: ``max(-low, high) / denominator``.
 
+    Or as `shared_exponent_scale` and `quantized_scale` say, for those rules; POWER_OF_TWO rounds after the floor.
     A quotient below the smallest normal number comes out as zero: `restrict_scale` raises both to the floor.
 
     Args:
@@ -18,17 +23,63 @@ def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
     """
     lo, hi = q.format.lo, q.format.hi
     magnitude = _larger(-low, high)
-    match q.scale.denominator:
-        case Denominator.HI:
-            return _over(magnitude, hi)
-        case Denominator.HALF_RANGE:
-            return _over(magnitude, (hi - lo) / 2)
-        case Denominator.LO:
-            return _over(magnitude, -lo)
-        case Denominator.EDGE:
-            return _over(magnitude, hi + 0.5)
-        case Denominator.LARGER:
+    match q.scale.restriction:
+        case Restriction.QUANTIZED:
+            return quantized_scale(q, magnitude)
+        case Restriction.POWER_OF_TWO_FLOOR | Restriction.POWER_OF_TWO_CEIL | Restriction.POWER_OF_TWO_EVEN:
+            return shared_exponent_scale(q, magnitude)
+        case _ if q.scale.denominator is Denominator.LARGER:
             return jnp.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
+        case _:
+            return _over(magnitude, _divisor(q))
+
+
+def shared_exponent_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
+    """``2**(e - floor(log2 divisor))``: e the exponent of the magnitude, by the rule of the restriction.
+
+    The magnitude is divided by the divisor's power of two first; then the power of two below it is doubled where the
+    significand field says so. Below the smallest normal number, 0, which `restrict_scale` raises to the floor.
+
+    Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
+    """
+    form = layout(magnitude.dtype)
+    scaled = magnitude * np.dtype(magnitude.dtype).type(2.0 ** (1 - math.frexp(_divisor(q))[1]))
+    field = bit_pattern(scaled) & form.integer((1 << form.mantissa) - 1)
+    below = from_pattern(bit_pattern(scaled) & form.exponent, magnitude.dtype)
+    match q.scale.restriction:
+        case Restriction.POWER_OF_TWO_CEIL:
+            up = field > 0
+        case Restriction.POWER_OF_TWO_EVEN:
+            bits = significand_bits(q.format) + 1
+            up = field >= form.integer(((1 << bits) - 1) << (form.mantissa - bits))
+        case _:
+            up = jnp.zeros(field.shape, bool)
+    largest = np.dtype(magnitude.dtype).type(2.0 ** (-form.min_exponent + 1))
+    power = jnp.where(up, jnp.where(below < largest, below * 2, largest), below)
+    return jnp.where(jnp.isfinite(magnitude), power, jnp.nan)
+
+
+def quantized_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
+    """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
+
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor. Among normal
+    numbers, rounding to the scale's format is rounding of the significand field.
+
+    Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
+    """
+    format, form = q.scale.scale_format, layout(magnitude.dtype)
+    if format is None:
+        raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
+    level, tensor = _over(magnitude, _divisor(q)), jnp.ones_like(magnitude)
+    if q.scale.two_level:
+        largest = from_pattern(jnp.max(bit_pattern(magnitude), initial=0), magnitude.dtype)  # NaN is the largest
+        tensor = jnp.broadcast_to(jnp.maximum(_over(largest, _divisor(q) * format.hi), _floor(q, form)), level.shape)
+        level = divide(level, tensor)
+    bits = bit_pattern(jnp.clip(level, 2.0**format.min_exponent, format.hi))
+    drop = form.mantissa - format.mantissa_bits
+    one = form.integer(1)
+    nearest = (bits + (((bits >> drop) & one) + form.integer((1 << (drop - 1)) - 1))) & ~form.integer((1 << drop) - 1)
+    return jnp.where(jnp.isfinite(level), barrier(from_pattern(nearest, level.dtype) * tensor), jnp.nan)
 
 
 def affine_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -46,13 +97,24 @@ def affine_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
 def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
     """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
     form = layout(scale.dtype)
-    floor = form.smallest if q.scale.floor is None else np.dtype(scale.dtype).type(q.scale.floor)
-    floored = jnp.maximum(scale, floor)
-    if q.scale.restriction is Restriction.POWER_OF_TWO:
+    floored = jnp.maximum(scale, _floor(q, form))
+    if q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
         up = (bit_pattern(floored) + form.integer((1 << form.mantissa) - 1)) & form.exponent
         largest = form.exponent - form.integer(1 << form.mantissa)
         floored = from_pattern(jnp.minimum(up, largest), scale.dtype)
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
+
+
+def _divisor(q: Quantizer) -> float:
+    """What a magnitude is divided by."""
+    lo, hi = q.format.lo, q.format.hi
+    others = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.LO: -lo, Denominator.EDGE: hi + 0.5}
+    return others.get(q.scale.denominator, hi)
+
+
+def _floor(q: Quantizer, form: Layout) -> Any:
+    """The smallest scale, in the dtype of the scale."""
+    return form.smallest if q.scale.floor is None else type(form.smallest)(q.scale.floor)
 
 
 def _over(a: jax.Array, b: float) -> jax.Array:

@@ -1,30 +1,70 @@
 """Scales from the range of a block, by torch operators on one number per block; powers of two by exponent bits."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Denominator, Quantizer, Restriction
+from ..core.descriptions import SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from ..core.formats import significand_bits
+from .minifloat import round_to_float
 
 
 def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
-    """Scale of a symmetric quantizer, before floor and restriction: ``max(-low, high) / denominator``.
+    """Scale of a symmetric quantizer, before the floor: ``max(-low, high) / denominator``.
+
+    Or as `shared_exponent_scale` and `quantized_scale` say, for those rules; POWER_OF_TWO rounds after the floor.
 
     Args:
         low: at most 0, per block; ``high``: at least 0, per block; same dtype, in which the division rounds.
     """
     lo, hi = q.format.lo, q.format.hi
+    if q.scale.denominator is Denominator.LARGER:
+        return torch.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
     magnitude = torch.maximum(-low, high)
-    match q.scale.denominator:
-        case Denominator.HI:
-            return _over(magnitude, hi)
-        case Denominator.HALF_RANGE:
-            return _over(magnitude, (hi - lo) / 2)
-        case Denominator.LO:
-            return _over(magnitude, -lo)
-        case Denominator.EDGE:
-            return _over(magnitude, hi + 0.5)
-        case Denominator.LARGER:
-            return torch.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
+    if q.scale.restriction in SHARED_EXPONENT:
+        return shared_exponent_scale(q, magnitude)
+    if q.scale.restriction is Restriction.QUANTIZED:
+        return quantized_scale(q, magnitude)
+    return _over(magnitude, _divisor(q))
+
+
+def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
+    """``2**(e - floor(log2 divisor))``: e the exponent of the magnitude, by the rule of the restriction.
+
+    All in the exponent field: rounding up, or to some bits of the significand, is an addition that carries into it.
+    Below the smallest normal number, that number.
+
+    Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
+    """
+    integer, mantissa, top = (torch.int64, 52, 2046) if magnitude.dtype == torch.float64 else (torch.int32, 23, 254)
+    carry = {
+        Restriction.POWER_OF_TWO_FLOOR: 0,
+        Restriction.POWER_OF_TWO_CEIL: 2**mantissa - 1,
+        Restriction.POWER_OF_TWO_EVEN: 2 ** (mantissa - 1 - significand_bits(q.format)),
+    }[q.scale.restriction]
+    field = ((magnitude.view(integer) + carry) >> mantissa) - (math.frexp(_divisor(q))[1] - 1)
+    power = (field.clamp(1, top) << mantissa).view(magnitude.dtype)
+    return torch.where(magnitude < torch.inf, power, torch.nan)
+
+
+def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
+    """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
+
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor.
+
+    Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
+    """
+    format = q.scale.scale_format
+    if format is None:
+        raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
+    level, tensor = _over(magnitude, _divisor(q)), torch.ones_like(magnitude)
+    if q.scale.two_level:
+        largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
+        tensor = _over(largest, _divisor(q) * format.hi).clamp(min=_floor(q, magnitude.dtype)).expand_as(magnitude)
+        level = level / tensor
+    within = level.clamp(2.0**format.min_exponent, format.hi)
+    return round_to_float(within, format, Rounding.TIES_TO_EVEN) * tensor
 
 
 def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
@@ -40,11 +80,27 @@ def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
 
 def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
-    smallest = torch.finfo(scale.dtype).smallest_normal if q.scale.floor is None else q.scale.floor
-    restricted = scale.clamp(min=smallest)
-    if q.scale.restriction is Restriction.POWER_OF_TWO:
+    restricted = scale.clamp(min=_floor(q, scale.dtype))
+    if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
         restricted = _power_of_two_above(restricted)
     return torch.where(scale < torch.inf, restricted, torch.nan)
+
+
+def _divisor(q: Quantizer) -> float:
+    """What a magnitude is divided by."""
+    match q.scale.denominator:
+        case Denominator.HALF_RANGE:
+            return (q.format.hi - q.format.lo) / 2
+        case Denominator.LO:
+            return -q.format.lo
+        case Denominator.EDGE:
+            return q.format.hi + 0.5
+        case _:
+            return q.format.hi
+
+
+def _floor(q: Quantizer, dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).smallest_normal if q.scale.floor is None else q.scale.floor
 
 
 def _over(a: Tensor, b: float) -> Tensor:
