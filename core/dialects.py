@@ -1,61 +1,162 @@
 """Dialects: the arithmetic and scale rules of other systems, as fields of ours.
 
-``q.replace(**dialects["torch_fake_quantize"])`` is a quantizer of ours with the bits of theirs. Each entry is compared
-with the installed library in ``tests/test_oracle*.py``: codes and values for given parameters, and the choice of
-parameters where the comment says so. What stays different (overflow faults, say) is listed there, with its cause.
+``q.replace(**dialects["torch_fake_quantize"])`` is a quantizer of ours with the bits of theirs: codes, values, and the
+scale and zero point they choose. Each entry is compared with the installed library in ``tests/test_oracle*.py``. What
+stays different (overflow faults, say) is listed in ``tests/test_oracle_differences.py``, with its cause. Chosen
+parameters of data that holds NaN or an infinity are nobody's business: we refuse it, most others return NaN.
+
+``R`` is rounding to nearest even, ``z`` the zero point, ``m`` the magnitude max(|x|), and min and max are widened to 0
+where nothing else is said. The table is in ``docs/semantics.md``.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from .arithmetic import ComputeDtype, Division, NanRule, ZeroPointDomain, ZeroPointOrder
+from .arithmetic import (
+    ComputeDtype,
+    Division,
+    NanRule,
+    RangeRule,
+    Threshold,
+    ZeroPointDomain,
+    ZeroPointOrder,
+    ZeroPointRule,
+    ZeroPointScale,
+)
 from .catalog import Named
 from .descriptions import Denominator, ZeroPoint
+
+# torch's observers: s = max(m / ((hi - lo) / 2), 2**-23), or max((max - min) / (hi - lo), 2**-23), z = lo - R(min / s)
+_OBSERVER: dict[str, Any] = {"denominator": Denominator.HALF_RANGE, "floor": 2.0**-23}
+
+# fbgemm's ChooseQuantizationParams, in double: s = (max - min) / (hi - lo), 0.1 where float(s) is 0 or its reciprocal
+# infinite, at least 6.1e-5 with the range stretched to that, z from the end with the smaller error
+_FBGEMM: dict[str, Any] = {
+    "denominator": Denominator.LARGER,
+    "scale_dtype": ComputeDtype.FLOAT64,
+    "replace_below": 2.0**-128 + 2.0**-150 + 2.0**-180,  # the first double that float() takes beyond 2**-128
+    "replacement": 0.1,
+    "floor": float.fromhex("0x1.ffb48p-15"),  # 6.1e-5f
+    "zero_point_rule": ZeroPointRule.SMALLER_ERROR,
+    "zero_point_scale": ZeroPointScale.STRETCHED,
+}
+
+# clamp(R(fma(x, 1 / s, z))), NaN to the highest code
+_QUANTIZE_PER_TENSOR: dict[str, Any] = {
+    "division": Division.RECIPROCAL,
+    "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+    "fused_multiply_add": True,
+    "nan": NanRule.HIGHEST,
+}
+
+# clamp(R(x * (1 / s)) + z) in the dtype of x, NaN to 0
+_TORCHAO: dict[str, Any] = {
+    "compute_dtype": ComputeDtype.INPUT,
+    "division": Division.RECIPROCAL,
+    "nan": NanRule.ZERO,
+    "denominator": Denominator.HALF_RANGE,
+}
+
+# op by op, where XLA turns a broadcast or constant divisor into a multiplication by its reciprocal, and flushes
+_XLA: dict[str, Any] = {
+    "compute_dtype": ComputeDtype.INPUT,
+    "division": Division.RECIPROCAL,
+    "scale_division": Division.RECIPROCAL,
+    "flush_subnormals": True,
+    "nan": NanRule.ZERO,
+}
+
+# R(x / s + z), then a saturating cast; s = m / (hi + 1/2) (here (hi - lo) / 2) or (max - min) / (hi - lo), 1 where that
+# is below the root of the smallest normal number; z = R(lo - min / s)
+_QWIX: dict[str, Any] = {
+    **_XLA,
+    "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+    "denominator": Denominator.HALF_RANGE,
+    "replace_below": Threshold.SQRT_SMALLEST_NORMAL,
+    "replacement": 1.0,
+    "zero_point_rule": ZeroPointRule.ROUNDED_CODE,
+}
+_DIVIDE: dict[str, Any] = {"division": Division.DIVIDE, "scale_division": Division.DIVIDE}
 
 dialects: Mapping[str, Mapping[str, Any]] = Named(
     "dialect",
     {
-        # torch.fake_quantize_per_tensor_affine, _per_channel_affine: (clamp(round(x * (1 / s)) + z) - z) * s, float32
-        "torch_fake_quantize": {"division": Division.RECIPROCAL, "nan": NanRule.LOWEST},
-        # torch.quantize_per_tensor: clamp(round(fma(x, 1 / s, z)))
-        "torch_quantize": {
-            "division": Division.RECIPROCAL,
-            "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
-            "fused_multiply_add": True,
-            "nan": NanRule.HIGHEST,
-        },
-        # torch.quantize_per_channel: clamp(round(x * (1 / s) + z)), the product rounded
+        # torch.fake_quantize_per_tensor_affine, _per_channel_affine: (clamp(R(x * (1 / s)) + z) - z) * s, float32;
+        # parameters of torch.ao's observers
+        "torch_fake_quantize": {**_OBSERVER, "division": Division.RECIPROCAL, "nan": NanRule.LOWEST},
+        # torch.quantize_per_tensor: clamp(R(fma(x, 1 / s, z))); parameters of torch.ao's observers
+        "torch_quantize": {**_OBSERVER, **_QUANTIZE_PER_TENSOR},
+        # torch.quantize_per_channel: clamp(R(x * (1 / s) + z)), the product rounded; parameters of torch.ao's observers
         "torch_quantize_per_channel": {
+            **_OBSERVER,
             "division": Division.RECIPROCAL,
             "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
             "nan": NanRule.ZERO,
         },
-        # torch.ops.quantized_decomposed.quantize_per_tensor: clamp(round(x * (1 / s)) + z) in float32
-        "torch_decomposed": {"division": Division.RECIPROCAL, "nan": NanRule.ZERO},
-        # torchao choose_qparams_affine, quantize_affine, dequantize_affine: as above in the dtype of x. Parameters too:
-        # s = absmax / ((hi - lo) / 2) (MappingType.SYMMETRIC), or affine like ours (ASYMMETRIC)
-        "torchao": {
-            "compute_dtype": ComputeDtype.INPUT,
+        # torch.quantize_per_tensor_dynamic, and inside dynamic linear layers: as quantize_per_tensor, parameters of
+        # torch._choose_qparams_per_tensor
+        "torch_dynamic": {**_FBGEMM, **_QUANTIZE_PER_TENSOR},
+        # torch.fused_moving_avg_obs_fake_quant: as fake_quantize, parameters of fbgemm; symmetric s is the larger of
+        # |min| / -lo and max / hi, where the data has both signs
+        "torch_fused_fake_quantize": {**_FBGEMM, "division": Division.RECIPROCAL, "nan": NanRule.LOWEST},
+        # torch.ops.quantized_decomposed: clamp(R(x * (1 / s)) + z) in float32; parameters as the observers, with the
+        # division by hi - lo in the dtype of x
+        "torch_decomposed": {
+            **_OBSERVER,
+            "scale_dtype": ComputeDtype.INPUT,
             "division": Division.RECIPROCAL,
             "nan": NanRule.ZERO,
-            "denominator": Denominator.HALF_RANGE,
         },
-        # torchao's FLOAT domain (tinygemm): clamp(round((x - (z - s * mid)) / s)), (code - mid) * s + z. Parameters
-        # too, of groups that hold both signs (theirs do not widen the range to 0)
+        # torchao 0.18: clamp(R(x * (1 / s)) + z) in the dtype of x; s = m / ((hi - lo) / 2) (MappingType.SYMMETRIC), or
+        # affine like ours (ASYMMETRIC), at least the smallest normal number
+        "torchao": _TORCHAO,
+        # torchao of 2024: the same, s at least 2**-23 (epsilon of the dtype), z by the s before that
+        "torchao_2024": {
+            **_TORCHAO,
+            "replace_below": Threshold.EPSILON,
+            "zero_point_scale": ZeroPointScale.RAW,
+        },
+        # torchao's FLOAT domain (tinygemm): clamp(R((x - (z - s * mid)) / s)), (code - mid) * s + z; z = min + s * mid,
+        # s = (max - min) / (hi - lo) of the data alone
         "torchao_tinygemm": {
             "compute_dtype": ComputeDtype.INPUT,
             "zero_point": ZeroPoint.MIN_MAX,
             "zero_point_domain": ZeroPointDomain.FLOAT,
+            "range": RangeRule.OF_DATA,
             "nan": NanRule.ZERO,
         },
-        # Brevitas IntQuant: clamp(round(x / s + z)) in the dtype of x, floats throughout, so -0.0 survives. Parameters
-        # too, of a narrow format and float scales
+        # Brevitas IntQuant: clamp(R(x / s + z)) in the dtype of x, floats throughout, so -0.0 survives. Weights:
+        # s = max(m, 1e-10) / hi (narrow) or max(|max - min|, 1e-10) / (hi - lo), max not widened, z = R(lo - min / s).
+        # Signed activations divide by 128: denominator="lo"
         "brevitas": {
             "compute_dtype": ComputeDtype.INPUT,
             "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
             "keep_negative_zero": True,
+            "range": RangeRule.LOW_WITH_ZERO,
+            "range_floor": 1e-10,
+            "zero_point_rule": ZeroPointRule.ROUNDED_CODE,
         },
-        # ONNX QuantizeLinear: saturate(round(x / s) + z) in float32, and DynamicQuantizeLinear, parameters too
-        "onnx": {"nan": NanRule.LOWEST},
+        # quanto quantize_symmetric: clamp(R(x / s)) in the dtype of x, s = m / hi, which may be 0 (codes 0)
+        "quanto": {"compute_dtype": ComputeDtype.INPUT, "nan": NanRule.ZERO, "floor": 0.0},
+        # quanto quantize_affine: clamp(R((x + z) / s)), code * s - z; z = -min, s = (max - min) / (hi - lo) of the data
+        # alone, which may be 0 (codes 0, value min)
+        "quanto_affine": {
+            "compute_dtype": ComputeDtype.INPUT,
+            "zero_point": ZeroPoint.MIN_MAX,
+            "zero_point_domain": ZeroPointDomain.SHIFT,
+            "range": RangeRule.OF_DATA,
+            "nan": NanRule.ZERO,
+            "floor": 0.0,
+        },
+        # Qwix quantize: sat(R(x * (1 / s) + z)) in the dtype of x, op by op on XLA:CPU; s = m * (1 / 127.5), 1 if tiny
+        "qwix": _QWIX,
+        # the same for bfloat16, where XLA:CPU divides: sat(R(x / s + z)), s = m / 127.5, 1 if tiny
+        "qwix_bfloat16": {**_QWIX, **_DIVIDE},
+        # AQT IntSymmetric (narrow formats): R(clip(x * (1 / s))) in the dtype of x; s = m * (1 / (hi + 1/2)), m = 0
+        # counts as 1. For bfloat16 XLA:CPU divides m: scale_division="divide"
+        "aqt": {**_XLA, "denominator": Denominator.EDGE, "empty_range": 1.0},
+        # ONNX QuantizeLinear: sat(R(x / s) + z) in float32; DynamicQuantizeLinear: s = (max - min) / (hi - lo), or 1
+        # where that is 0, z = lo - R(min / s)
+        "onnx": {"nan": NanRule.LOWEST, "floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},
     },
 )
