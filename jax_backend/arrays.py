@@ -159,9 +159,10 @@ def product(code: jax.Array, scale: jax.Array) -> jax.Array:
     """``code * scale`` rounded, +0.0 for zero codes of either sign, NaN for NaN; not to be fused with what follows.
 
     The select keeps compilers from contracting the product into a multiply-add; its other arm is not a constant,
-    because LLVM moves the addition of a constant into a select with a constant arm.
+    because LLVM moves an addition into a select with a constant arm. (``code - code`` becomes one where LLVM knows that
+    the code comes from an integer.)
     """
-    return jnp.where(code == 0, code - code, code * scale)
+    return jnp.where(code == 0, jnp.abs(code), code * scale)
 
 
 def _power(exponent: int, dtype: Any) -> Any:
@@ -169,9 +170,12 @@ def _power(exponent: int, dtype: Any) -> Any:
 
 
 def _scaled_up(s: jax.Array) -> jax.Array:
-    """``s * 2**126``, or 2**127 from 1 upwards, where the quotient of a subnormal is no normal number anyway."""
+    """``s * 2**126``, or 2**127 from 1 upwards, where the quotient of a subnormal is no normal number anyway.
+
+    NaN stays NaN.
+    """
     power = -layout(s.dtype).min_exponent
-    return jnp.where(s < 1, s * _power(power, s.dtype), _power(power + 1, s.dtype))
+    return jnp.where(s >= 1, _power(power + 1, s.dtype), s * _power(power, s.dtype))
 
 
 def _scaled_by(x: jax.Array, up: int) -> jax.Array:
