@@ -78,7 +78,8 @@ class ZeroPointRule(StrEnum):
 
     ROUNDED_QUOTIENT = "rounded_quotient"  # lo - round(min / s)
     ROUNDED_CODE = "rounded_code"  # round(lo - min / s), the difference rounded to the dtype (Qwix, Brevitas)
-    SMALLER_ERROR = "smaller_error"  # round(lo - min / s) or round(hi - max / s): see `zero_point_of_range` (fbgemm)
+    SMALLER_DIFFERENCE = "smaller_difference"  # by the end with the smaller |lo| - |min / s|, |hi| - |max / s| (ATen)
+    SMALLER_SUM = "smaller_sum"  # by the end with the smaller sum of these; s is rounded to its dtype first (fbgemm)
 
 
 class ZeroPointScale(StrEnum):

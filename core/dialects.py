@@ -29,15 +29,15 @@ from .descriptions import Denominator, ZeroPoint
 # torch's observers: s = max(m / ((hi - lo) / 2), 2**-23), or max((max - min) / (hi - lo), 2**-23), z = lo - R(min / s)
 _OBSERVER: dict[str, Any] = {"denominator": Denominator.HALF_RANGE, "floor": 2.0**-23}
 
-# fbgemm's ChooseQuantizationParams, in double: s = (max - min) / (hi - lo), 0.1 where float(s) is 0 or its reciprocal
+# ATen's ChooseQuantizationParams, in double: s = (max - min) / (hi - lo), 0.1 where float(s) is 0 or its reciprocal
 # infinite, at least 6.1e-5 with the range stretched to that, z from the end with the smaller error
-_FBGEMM: dict[str, Any] = {
+_ATEN: dict[str, Any] = {
     "denominator": Denominator.LARGER,
     "scale_dtype": ComputeDtype.FLOAT64,
     "replace_below": 2.0**-128 + 2.0**-150 + 2.0**-180,  # the first double that float() takes beyond 2**-128
     "replacement": 0.1,
     "floor": float.fromhex("0x1.ffb48p-15"),  # 6.1e-5f
-    "zero_point_rule": ZeroPointRule.SMALLER_ERROR,
+    "zero_point_rule": ZeroPointRule.SMALLER_DIFFERENCE,
     "zero_point_scale": ZeroPointScale.STRETCHED,
 }
 
@@ -95,10 +95,15 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
         },
         # torch.quantize_per_tensor_dynamic, and inside dynamic linear layers: as quantize_per_tensor, parameters of
         # torch._choose_qparams_per_tensor
-        "torch_dynamic": {**_FBGEMM, **_QUANTIZE_PER_TENSOR},
-        # torch.fused_moving_avg_obs_fake_quant: as fake_quantize, parameters of fbgemm; symmetric s is the larger of
-        # |min| / -lo and max / hi, where the data has both signs
-        "torch_fused_fake_quantize": {**_FBGEMM, "division": Division.RECIPROCAL, "nan": NanRule.LOWEST},
+        "torch_dynamic": {**_ATEN, **_QUANTIZE_PER_TENSOR},
+        # torch.fused_moving_avg_obs_fake_quant: as fake_quantize, parameters of fbgemm, which judges the error by sums;
+        # symmetric s is the larger of |min| / -lo and max / hi, where the data has both signs
+        "torch_fused_fake_quantize": {
+            **_ATEN,
+            "zero_point_rule": ZeroPointRule.SMALLER_SUM,
+            "division": Division.RECIPROCAL,
+            "nan": NanRule.LOWEST,
+        },
         # torch.ops.quantized_decomposed: clamp(R(x * (1 / s)) + z) in float32; parameters as the observers, with the
         # division by hi - lo in the dtype of x
         "torch_decomposed": {

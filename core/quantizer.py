@@ -57,9 +57,9 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     of_range, used = scale_dtypes(q, x.dtype)
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
-    raw = scale_of_range(q, low, high).astype(used)
-    scale = replace_small(q, raw, of_range)
     final = np.dtype(checks.scale_dtype(x.dtype.name))
+    raw = scale_of_range(q, low, high, final).astype(used)
+    scale = replace_small(q, raw, of_range)
     if q.scale.floor != 0:
         least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
         scale = np.maximum(scale, least.astype(used))

@@ -52,8 +52,12 @@ def data_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
             return low, high
 
 
-def scale_of_range(q: Quantizer, low: Array, high: Array) -> Array:
-    """Scale before it is replaced, raised and restricted; in the dtype of the range."""
+def scale_of_range(q: Quantizer, low: Array, high: Array, final: np.dtype[Any]) -> Array:
+    """Scale before it is replaced, raised and restricted; in the dtype of the range.
+
+    Args:
+        final: dtype of the scale in the end, to which it is rounded here already under `ZeroPointRule.SMALLER_SUM`.
+    """
     a = q.arithmetic
     size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
     for wanted, applies in ((q.scale.empty_range, size == 0), (q.scale.range_floor, size < q.scale.range_floor)):
@@ -65,7 +69,8 @@ def scale_of_range(q: Quantizer, low: Array, high: Array) -> Array:
         one = np.ones((), low.dtype)
         size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
         return multiply(size, scale(q, -one * (not q.affine), one), a)
-    return np.abs(scale(q, low, high))
+    raw = np.abs(scale(q, low, high))
+    return raw.astype(final).astype(raw.dtype) if q.scale.zero_point_rule is ZeroPointRule.SMALLER_SUM else raw
 
 
 def replace_small(q: Quantizer, scale: Array, dtype: np.dtype[Any]) -> Array:
@@ -89,8 +94,9 @@ def replace_small(q: Quantizer, scale: Array, dtype: np.dtype[Any]) -> Array:
 def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> Array:
     """Zero point of a range, int32, as `ZeroPointRule` and `ZeroPointScale` say.
 
-    SMALLER_ERROR takes ``lo - min / s`` where ``|lo| - |min / s| < |hi| - |max / s|``, else ``hi - max / s``, and
-    rounds to nearest even. Source: ATen/native/quantized/cpu/QuantUtils.h, ``ChooseQuantizationParams``.
+    The last two take ``lo - min / s`` where the lower end has less rounding error, else ``hi - max / s``, and round to
+    nearest even; they judge the error by what is added. Source: fbgemm ``ChooseQuantizationParams``, and the function
+    of that name in ATen/native/quantized/cpu/QuantUtils.h.
 
     Args:
         low, high: the range; ``raw``: its scale before anything was done to it; ``scale``: the one that is used. All of
@@ -106,9 +112,10 @@ def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale
             return affine_zero_point(q, low, scale)
         case ZeroPointRule.ROUNDED_CODE:
             code = add(lo, -true_divide(low, scale, a), a)
-        case ZeroPointRule.SMALLER_ERROR:
+        case ZeroPointRule.SMALLER_SUM | ZeroPointRule.SMALLER_DIFFERENCE:
             below, above = true_divide(low, scale, a), true_divide(high, scale, a)
-            from_low = np.abs(lo) - np.abs(below) < np.abs(hi) - np.abs(above)
+            sign = 1 if q.scale.zero_point_rule is ZeroPointRule.SMALLER_SUM else -1
+            from_low = np.abs(lo) + sign * np.abs(below) < np.abs(hi) + sign * np.abs(above)
             code = np.where(from_low, add(lo, -below, a), add(hi, -above, a))
     code = round_to_integer(clamp(code.astype(np.float64), q.format.lo, q.format.hi), Rounding.TIES_TO_EVEN)
     return np.where(np.isnan(code), np.clip(0, q.format.lo, q.format.hi), code).astype(np.int32)
