@@ -57,18 +57,20 @@ def shared_exponent_scale(q: Quantizer, magnitude: Array) -> Array:
 def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
     """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
 
-    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor.
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``. It and ``magnitude / divisor`` are
+    raised to the floor.
 
     Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
     """
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    one, tensor = np.ones((), magnitude.dtype), np.ones((), magnitude.dtype)
+    one, floor = np.ones((), magnitude.dtype), np.asarray(_floor(q, magnitude.dtype), magnitude.dtype)
+    tensor = one
     if q.scale.two_level:
         largest = np.max(magnitude, initial=0)
-        tensor = np.maximum(_over(largest, _divisor(q) * format.hi, q.arithmetic), one * _floor(q, magnitude.dtype))
-    level = true_divide(_over(magnitude, _divisor(q), q.arithmetic), tensor, q.arithmetic)
+        tensor = np.maximum(_over(largest, _divisor(q) * format.hi, q.arithmetic), floor)
+    level = true_divide(np.maximum(_over(magnitude, _divisor(q), q.arithmetic), floor), tensor, q.arithmetic)
     within = np.clip(level, one * 2.0**format.min_exponent, one * format.hi)
     return np.asarray(multiply(round_to_float(within, format, Rounding.TIES_TO_EVEN), tensor, q.arithmetic))
 

@@ -62,15 +62,15 @@ def shared_exponent_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
 def quantized_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
     """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
 
-    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor. Among normal
-    numbers, rounding to the scale's format is rounding of the significand field.
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``. It and ``magnitude / divisor`` are
+    raised to the floor. Among normal numbers, rounding to the scale's format is rounding of the significand field.
 
     Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
     """
     format, form = q.scale.scale_format, layout(magnitude.dtype)
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    level, tensor = _over(magnitude, _divisor(q)), jnp.ones_like(magnitude)
+    level, tensor = jnp.maximum(_over(magnitude, _divisor(q)), _floor(q, form)), jnp.ones_like(magnitude)
     if q.scale.two_level:
         largest = from_pattern(jnp.max(bit_pattern(magnitude), initial=0), magnitude.dtype)  # NaN is the largest
         tensor = jnp.broadcast_to(jnp.maximum(_over(largest, _divisor(q) * format.hi), _floor(q, form)), level.shape)

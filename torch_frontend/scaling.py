@@ -51,17 +51,19 @@ def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
 def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
     """``t * scale_format(clamp((magnitude / divisor) / t))``, every operation rounded; the clamp is to normal numbers.
 
-    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``, raised to the floor.
+    ``t`` is 1, or with two levels ``max(magnitudes) / (divisor * scale_format.hi)``. It and ``magnitude / divisor`` are
+    raised to the floor.
 
     Source: NVFP4 of torchao (`nvfp4_quantize`, `per_tensor_amax_to_scale`).
     """
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    level, tensor = _over(magnitude, _divisor(q)), torch.ones_like(magnitude)
+    floor = _floor(q, magnitude.dtype)
+    level, tensor = _over(magnitude, _divisor(q)).clamp(min=floor), torch.ones_like(magnitude)
     if q.scale.two_level:
         largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
-        tensor = _over(largest, _divisor(q) * format.hi).clamp(min=_floor(q, magnitude.dtype)).expand_as(magnitude)
+        tensor = _over(largest, _divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
         level = level / tensor
     within = level.clamp(2.0**format.min_exponent, format.hi)
     return round_to_float(within, format, Rounding.TIES_TO_EVEN) * tensor
