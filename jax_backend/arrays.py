@@ -69,6 +69,22 @@ def from_pattern(bits: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
+def constant_pattern(value: float, dtype: Any) -> Any:
+    """The bits of a number rounded to ``dtype``, as a NumPy scalar."""
+    return np.asarray(value, dtype).view(layout(dtype).integer)[()]
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """The bits of ``abs(x)``, integers in the order of the magnitudes; infinity, then NaN are the largest."""
+    return bit_pattern(x) & ~layout(x.dtype).sign
+
+
+def ordered(x: jax.Array) -> jax.Array:
+    """Integers in the order of the numbers, 0 for zeros of either sign; beyond the infinities for NaN."""
+    size = magnitude(x)
+    return jnp.where(bit_pattern(x) < 0, -size, size)
+
+
 def is_subnormal_or_zero(x: jax.Array) -> jax.Array:
     """True where the exponent bits are all zero."""
     return jnp.equal(bit_pattern(x) & layout(x.dtype).exponent, 0)
@@ -104,6 +120,15 @@ def widen(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(barrier(x), checks.scale_dtype(x.dtype.name))
 
 
+def widen_exactly(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 ``x`` in float32 or float64, subnormals included."""
+    if x.dtype == dtype:
+        return x
+    form, wide = layout(x.dtype), lax.convert_element_type(barrier(x), dtype)
+    small = lax.convert_element_type(barrier(scaled_subnormal(x)), dtype) * _power(form.min_exponent, dtype)
+    return jnp.where(is_subnormal_or_zero(x) & (magnitude(x) != 0), small, wide)
+
+
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     """``x`` rounded once, to nearest even, to ``dtype``; behind a barrier, so that a widening after it keeps that."""
     return x if x.dtype == dtype else barrier(lax.convert_element_type(x, dtype))
@@ -120,7 +145,8 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
     if not subnormals:
         return x / divisor
     tiny = is_subnormal_or_zero(x)
-    return jnp.where(tiny, scaled_subnormal(x), x) / jnp.where(tiny, _scaled_up(divisor), divisor)
+    scaled_x = with_sign_of(scaled_subnormal(x), x)  # zeros keep theirs
+    return jnp.where(tiny, scaled_x, x) / jnp.where(tiny, _scaled_up(divisor), divisor)
 
 
 def tiny_quotient(x: jax.Array, s: jax.Array, quotient: jax.Array) -> jax.Array:
@@ -147,7 +173,7 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     form = layout(a.dtype)
     up = 1 - form.min_exponent // 2  # 64
     limit = _power(4 - up, a.dtype)
-    total = _scaled_by(a, up) + _scaled_by(b, up)
+    total = scaled(a, up) + scaled(b, up)
     steps = jnp.abs(total) * _power(form.mantissa - form.min_exponent - up, a.dtype)  # of the smallest subnormal
     subnormal = with_sign_of(from_pattern(steps.astype(form.integer), a.dtype), total)
     below = jnp.abs(total) < _power(form.min_exponent + up, a.dtype)
@@ -155,13 +181,15 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where((jnp.abs(a) < limit) & (jnp.abs(b) < limit), small, a + b)
 
 
-def product(code: jax.Array, scale: jax.Array) -> jax.Array:
+def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> jax.Array:
     """``code * scale`` rounded, +0.0 for zero codes of either sign, NaN for NaN; not to be fused with what follows.
+
+    With ``signed_zero`` zero codes keep their sign.
 
     The select keeps compilers from contracting the product into a multiply-add; its other arm is not a constant,
     because LLVM moves the addition of a constant into a select with a constant arm.
     """
-    return jnp.where(code == 0, code - code, code * scale)
+    return jnp.where(code == 0, code if signed_zero else code - code, code * scale)
 
 
 def _power(exponent: int, dtype: Any) -> Any:
@@ -174,7 +202,7 @@ def _scaled_up(s: jax.Array) -> jax.Array:
     return jnp.where(s < 1, s * _power(power, s.dtype), _power(power + 1, s.dtype))
 
 
-def _scaled_by(x: jax.Array, up: int) -> jax.Array:
+def scaled(x: jax.Array, up: int) -> jax.Array:
     """``x * 2**up``, exact unless it overflows."""
     below = layout(x.dtype).min_exponent
     subnormal = scaled_subnormal(x) * _power(up + below, x.dtype)

@@ -137,7 +137,7 @@ _over_codes.defvjp(_forward, _backward)
 
 def _dequantized(q: Quantizer, centred: Array, scale: Array, dtype: Any) -> Array:
     """`fake_quantize`, from centred codes."""
-    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype)
+    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype, subnormals=False)
 
 
 def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
