@@ -69,20 +69,30 @@ def from_pattern(bits: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
-def constant_pattern(value: float, dtype: Any) -> Any:
-    """The bits of a number rounded to ``dtype``, as a NumPy scalar."""
+def constant_pattern(value: float | tuple[float, ...], dtype: Any) -> Any:
+    """The bits of numbers rounded to ``dtype``, in NumPy."""
     return np.asarray(value, dtype).view(layout(dtype).integer)[()]
 
 
 def magnitude(x: jax.Array) -> jax.Array:
-    """The bits of ``abs(x)``, integers in the order of the magnitudes; infinity, then NaN are the largest."""
+    """The bits of ``abs(x)``, integers in the order of the magnitudes; infinity, then NaN are the largest.
+
+    Not to be compared with 0: where ``x`` is used as a float too, LLVM makes ``x == 0.0`` of that, which is true of
+    subnormals. `ordered` may be compared with anything.
+    """
     return bit_pattern(x) & ~layout(x.dtype).sign
 
 
 def ordered(x: jax.Array) -> jax.Array:
-    """Integers in the order of the numbers, 0 for zeros of either sign; beyond the infinities for NaN."""
-    size = magnitude(x)
-    return jnp.where(bit_pattern(x) < 0, -size, size)
+    """Integers in the order of the numbers, -1 for -0.0 and 0 for +0.0; NaN lies beyond the infinities."""
+    form, bits = layout(x.dtype), bit_pattern(x)
+    return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & ~form.sign)
+
+
+def constant_ordered(value: float | tuple[float, ...], dtype: Any) -> Any:
+    """`ordered` of numbers rounded to ``dtype``, in NumPy."""
+    patterns = constant_pattern(value, dtype)
+    return np.where(patterns < 0, patterns ^ ~layout(dtype).sign, patterns)
 
 
 def is_subnormal_or_zero(x: jax.Array) -> jax.Array:
@@ -124,9 +134,9 @@ def widen_exactly(x: jax.Array, dtype: Any) -> jax.Array:
     """float32 ``x`` in float32 or float64, subnormals included."""
     if x.dtype == dtype:
         return x
-    form, wide = layout(x.dtype), lax.convert_element_type(barrier(x), dtype)
-    small = lax.convert_element_type(barrier(scaled_subnormal(x)), dtype) * _power(form.min_exponent, dtype)
-    return jnp.where(is_subnormal_or_zero(x) & (magnitude(x) != 0), small, wide)
+    small = with_sign_of(scaled_subnormal(x), x)  # zeros keep theirs
+    scaled_up = lax.convert_element_type(barrier(jnp.where(is_subnormal_or_zero(x), small, x)), dtype)
+    return jnp.where(is_subnormal_or_zero(x), scaled_up * _power(layout(x.dtype).min_exponent, dtype), scaled_up)
 
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:

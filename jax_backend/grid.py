@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.descriptions import Quantizer
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
-from .arrays import bit_pattern, constant_pattern, from_pattern, layout, magnitude, ordered, widen_exactly
+from .arrays import bit_pattern, constant_ordered, constant_pattern, from_pattern, layout, ordered, widen_exactly
 from .clamp import clamp
 from .minifloat import decode_float, encode_float, overflow, round_to_float
 from .rounding import round_to_integer
@@ -44,12 +44,14 @@ def limit_to_grid(q: Quantizer, rounded: Array) -> Array:
         case FloatFormat():
             return overflow(rounded, q.format)
         case BinaryFormat():
-            pattern = form.one | jnp.where(magnitude(rounded) == 0, 0, sign)
+            pattern = form.one | jnp.where(ordered(rounded) < constant_ordered(-0.0, rounded.dtype), sign, 0)
         case TernaryFormat():
-            beyond = magnitude(rounded) > constant_pattern(q.format.threshold, rounded.dtype)
+            lo, hi = constant_ordered((-q.format.threshold, q.format.threshold), rounded.dtype)
+            beyond = (ordered(rounded) < lo) | (ordered(rounded) > hi)
             pattern = jnp.where(beyond, form.one | sign, 0)
         case CodebookFormat():
-            pattern = _entry(q.format.values, _smaller(q.format.midpoints, rounded), rounded.dtype)
+            patterns = constant_pattern(q.format.values, rounded.dtype)
+            pattern = _step(ordered(rounded), constant_ordered(q.format.midpoints, rounded.dtype), patterns)
     return jnp.where(jnp.isnan(rounded), rounded, from_pattern(pattern, rounded.dtype))
 
 
@@ -59,7 +61,8 @@ def encode(q: Quantizer, numbers: Array) -> Array:
         case FloatFormat():
             return encode_float(numbers, q.format)
         case CodebookFormat():
-            return _smaller(q.format.values, numbers).astype(q.format.storage)
+            every = np.arange(len(q.format.values), dtype=q.format.storage)
+            return _step(ordered(numbers), constant_ordered(q.format.values[:-1], numbers.dtype), every)
         case _:
             return numbers.astype(q.format.storage)
 
@@ -70,39 +73,22 @@ def decode(q: Quantizer, codes: Array, dtype: Any) -> Array:
         case FloatFormat():
             return widen_exactly(decode_float(codes, q.format), dtype)
         case CodebookFormat():
-            return from_pattern(_entry(q.format.values, codes.astype(jnp.int32), dtype), dtype)
+            every = np.arange(len(q.format.values) - 1, dtype=q.format.storage)
+            return from_pattern(_step(codes, every, constant_pattern(q.format.values, dtype)), dtype)
         case _:
             return codes.astype(dtype)
 
 
-def _smaller(numbers: tuple[float, ...], x: Array) -> Array:
-    """How many of the ascending ``numbers`` are smaller than each ``x``, int32."""
-    keys = np.array([_key(number, x.dtype) for number in numbers])
-    places = ordered(x)
-    count = jnp.zeros(x.shape, jnp.int32)
-    if len(keys) <= FEW:
-        for key in keys:
-            count = count + (places > key)
-        return count
-    padded = jnp.asarray(np.append(keys, np.full(512 - len(keys), np.iinfo(keys.dtype).max)))
-    for step in (256, 128, 64, 32, 16, 8, 4, 2, 1):
-        count = jnp.where(padded[count + (step - 1)] < places, count + step, count)
-    return count
-
-
-def _entry(numbers: tuple[float, ...], index: Array, dtype: Any) -> Array:
-    """Patterns of the numbers at these places."""
-    patterns = [constant_pattern(number, dtype) for number in numbers]
-    if len(patterns) > FEW:
-        return jnp.asarray(np.array(patterns))[index]
-    result = jnp.full(index.shape, patterns[0])
-    for place, pattern in enumerate(patterns[1:], 1):
-        result = jnp.where(index >= place, pattern, result)
-    return result
-
-
-def _key(number: float, dtype: Any) -> Any:
-    """`ordered` of a constant."""
-    form = layout(dtype)
-    size = constant_pattern(abs(number), dtype)
-    return form.integer(-size if number < 0 else size)
+def _step(x: Array, ends: Any, entries: Any) -> Array:
+    """The one of ``entries`` whose place is how many of the ascending ``ends``, one fewer, are below ``x``."""
+    if len(ends) <= FEW:
+        result = jnp.full(x.shape, entries[0])
+        for end, entry in zip(ends, entries[1:], strict=True):
+            result = jnp.where(x > end, entry, result)
+        return result
+    steps = [1 << k for k in reversed(range(len(ends).bit_length()))]
+    padded = jnp.asarray(np.pad(ends, (0, sum(steps) - len(ends)), constant_values=np.iinfo(ends.dtype).max))
+    below = jnp.zeros(x.shape, jnp.int32)
+    for step in steps:
+        below = jnp.where(padded[below + (step - 1)] < x, below + step, below)
+    return jnp.asarray(entries)[below]

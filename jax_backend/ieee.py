@@ -64,11 +64,15 @@ def narrow_exactly(x: Array, dtype: Any) -> Array:
 
 
 def _parts(x: Array) -> tuple[Array, Array]:
-    """Significand, an integer with its leading one at the bit `Layout.mantissa`, and exponent, of finite nonzero ``x``."""
+    """Significand, an integer with its leading one at the bit `Layout.mantissa`, and exponent, of finite ``x``.
+
+    Zero is 1 with an exponent so low that its products and quotients are rounded to zero.
+    """
     form, small = layout(x.dtype), is_subnormal_or_zero(x)
     bits = magnitude(jnp.where(small, scaled_subnormal(x), x))
     leading = form.integer(1 << form.mantissa)
-    exponent = (bits >> form.mantissa) - (1 - form.min_exponent) + jnp.where(small, form.min_exponent, 0)
+    field = jnp.where(bits < leading, 8 * form.min_exponent, bits >> form.mantissa)
+    exponent = field - (1 - form.min_exponent) + jnp.where(small, form.min_exponent, 0)
     return bits & (leading - 1) | leading, exponent.astype(form.integer)
 
 
@@ -78,7 +82,7 @@ def _from_one_to_two(significand: Array, dtype: Any) -> Array:
 
 
 def _rounded(x: Array, significand: Array, exponent: Array, lost: Array) -> Array:
-    """``significand`` at ``exponent``, with the sign of ``x``; ``x`` itself where it is zero, infinite or NaN.
+    """``significand`` at ``exponent``, with the sign of ``x``; ``x`` itself where it is infinite or NaN.
 
     Args:
         lost: of the sign of what the exact result is more than ``significand``, where its last bit was rounded.
@@ -92,5 +96,4 @@ def _rounded(x: Array, significand: Array, exponent: Array, lost: Array) -> Arra
     half = form.integer(1) << (drop - 1)
     up = (rest > half) | ((rest == half) & ((lost > 0) | ((lost == 0) & (count & 1 == 1))))
     result = jnp.where(field > 0, normal, count + up) | (bit_pattern(x) & form.sign)
-    size = magnitude(x)
-    return jnp.where((size == 0) | (size >= form.exponent), x, from_pattern(result, x.dtype))
+    return jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))

@@ -14,7 +14,7 @@ from jax import lax
 from ..core.descriptions import Quantizer, Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
-from .arrays import divide, layout, narrow, product, tiny_quotient, widen
+from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, widen
 from .blocks import expand_blocks
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
@@ -23,21 +23,41 @@ Array = jax.Array
 Result = TypeVar("Result")
 DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)
 SMALL = 2.0**-60
+LARGE = 2.0**10
 
 
-def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result]) -> Result:
+def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result], x: Array | None = None) -> Result:
     """``compute(subnormals)``: whether subnormals must be heeded, decided by the scales when the program runs.
 
     With scales of at least 2**-63 a subnormal ``x``, or a subnormal quotient, means a quotient below 2**-63, and a
     subnormal value a code below 2**-63. Where a format decides nothing and has no number between that and zero, it may
-    read them as zero. Others must tell the least quotient from zero (as binary formats and directed rounding do), or
-    have numbers so small: they always heed.
+    read them as zero. Binary formats tell negative numbers from zero, but scales below 2 leave no quotient that is
+    zero, so that the sign bit decides. Directed rounding tells the least quotient from zero, and others have numbers so
+    small: they heed, unless ``x`` is given and shows that there is nothing to heed.
     """
-    if _decides_at_zero(q) or _decides_below(q):
-        return compute(True)
     least = 2.0 ** (layout(scale.dtype).min_exponent // 2)
-    chosen: Result = lax.cond(jnp.all(scale >= least), lambda: compute(False), lambda: compute(True))
+    if isinstance(q.format, BinaryFormat):
+        ordinary = jnp.all((scale >= least) & (scale < 2))
+    elif not (_decides_at_zero(q) or _decides_below(q)):
+        ordinary = jnp.all(scale >= least)
+    elif x is not None and isinstance(q.format, FloatFormat) and q.format.hi >= LARGE:
+        ordinary = _far_from_subnormals(widen(x), expand_blocks(scale, q.granularity, x.shape))
+    else:
+        return compute(True)
+    chosen: Result = lax.cond(ordinary, lambda: compute(False), lambda: compute(True))
     return chosen
+
+
+def _far_from_subnormals(x: Array, s: Array) -> Array:
+    """Whether neither quotients nor their roundings to a format, nor these times ``s``, are subnormal.
+
+    Every ``x`` is zero or well above the smallest normal number, and so is its quotient; rounding at most halves it, or
+    clamps it to a number of at least `LARGE`.
+    """
+    form = layout(x.dtype)
+    least = jnp.maximum(s * 2.0 ** (form.min_exponent + 26), 2.0 ** (form.min_exponent + 6))
+    unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")  # where 0 - 1 is the largest integer
+    return jnp.all((magnitude(x) - 1).astype(unsigned) >= (bit_pattern(least) - 1).astype(unsigned))
 
 
 def _decisions(q: Quantizer) -> tuple[float, ...]:
@@ -83,6 +103,8 @@ def unclamped_codes(
 
 def codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool) -> Array:
     """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
+    if isinstance(q.format, BinaryFormat) and not subnormals:
+        return limit_to_grid(q, widen(x))
     return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1])
 
 
@@ -110,10 +132,10 @@ def code_of_zero(q: Quantizer, zero_point: Array | None, scale: Array, shape: Sh
 
 def _quotient(q: Quantizer, x: Array, s: Array, subnormals: bool) -> Array:
     """``x / s`` as far as ``q`` heeds it."""
-    if _decides_below(q):
+    if subnormals and _decides_below(q):
         return divide_exactly(x, s)
     quotient = divide(x, s, subnormals=subnormals)
-    return tiny_quotient(x, s, quotient) if _decides_at_zero(q) else quotient
+    return tiny_quotient(x, s, quotient) if subnormals and _decides_at_zero(q) else quotient
 
 
 def zero_point_cotangent(zero_point: Array | None, gradient: Array | None) -> Any:

@@ -34,7 +34,7 @@ from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
 from .blocks import expand_blocks
-from .grid import decode, encode, limit_to_grid
+from .grid import decode, encode
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
@@ -169,7 +169,7 @@ def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) ->
             codes = jnp.where(jnp.isnan(codes), kernels.code_of_zero(q, zero_point, scale, x.shape), codes)
         return encode(q, codes)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -185,7 +185,10 @@ def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | No
 
 @partial(jax.jit, static_argnums=0)
 def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
-    codes = kernels.by_scale(q, scale, lambda subnormals: kernels.codes(q, x, scale, zero_point, subnormals=subnormals))
+    def compute(subnormals: bool) -> Array:
+        return kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+
+    codes = kernels.by_scale(q, scale, compute, x)
     codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
     return codes, kernels.zero_points(q, zero_point, scale, x.shape)
 
@@ -197,7 +200,7 @@ def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | Non
         codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x)
 
 
 def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Any]:
@@ -228,16 +231,17 @@ def _gradients(
         return jnp.where(quotient_and_mask(subnormals)[2], g, jnp.zeros_like(g))
 
     def towards_scale(subnormals: bool) -> Array:
-        quotient, unclamped, passes = quotient_and_mask(subnormals)
-        steps = limit_to_grid(q, unclamped) - kernels.zero_points(q, zero_point, scale, x.shape)
+        quotient, _, passes = quotient_and_mask(subnormals)
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
         return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
 
     def towards_zero_point(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
         return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
 
-    dx, d_scale = kernels.by_scale(q, scale, towards_x), kernels.by_scale(q, scale, towards_scale)
-    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point) if q.affine else None
+    dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
+    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
 
 
 def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ..core.descriptions import Gradient, Quantizer
 from ..core.formats import IntegerFormat
 from ..core.granularity import Granularity, qparams_shape
-from .arrays import by_blocks, ordered
+from .arrays import by_blocks, constant_ordered, ordered
 
 ROW = 64  # terms added in one go; rows of sums are then added in the same way
 
@@ -21,7 +21,8 @@ def clip_mask(q: Quantizer, unclamped: jax.Array) -> jax.Array:
     """
     if isinstance(q.format, IntegerFormat):
         return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
-    lo, hi = (ordered(jnp.asarray(bound, unclamped.dtype)) for bound in (q.format.lo, q.format.hi))
+    lo = constant_ordered(q.format.lo or -0.0, unclamped.dtype)
+    hi = constant_ordered(q.format.hi, unclamped.dtype)
     places = ordered(unclamped)  # XLA compares subnormals as zeros
     return ((lo <= places) & (places <= hi)) | jnp.isnan(unclamped)
 
