@@ -69,6 +69,32 @@ def from_pattern(bits: jax.Array, dtype: Any) -> jax.Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
+def constant_pattern(value: float | tuple[float, ...], dtype: Any) -> Any:
+    """The bits of numbers rounded to ``dtype``, in NumPy."""
+    return np.asarray(value, dtype).view(layout(dtype).integer)[()]
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """The bits of ``abs(x)``, integers in the order of the magnitudes; infinity, then NaN are the largest.
+
+    Not to be compared with 0: where ``x`` is used as a float too, LLVM makes ``x == 0.0`` of that, which is true of
+    subnormals. `ordered` may be compared with anything.
+    """
+    return bit_pattern(x) & ~layout(x.dtype).sign
+
+
+def ordered(x: jax.Array) -> jax.Array:
+    """Integers in the order of the numbers, -1 for -0.0 and 0 for +0.0; NaN lies beyond the infinities."""
+    form, bits = layout(x.dtype), bit_pattern(x)
+    return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & ~form.sign)
+
+
+def constant_ordered(value: float | tuple[float, ...], dtype: Any) -> Any:
+    """`ordered` of numbers rounded to ``dtype``, in NumPy."""
+    patterns = constant_pattern(value, dtype)
+    return np.where(patterns < 0, patterns ^ ~layout(dtype).sign, patterns)
+
+
 def is_subnormal_or_zero(x: jax.Array) -> jax.Array:
     """True where the exponent bits are all zero."""
     return jnp.equal(bit_pattern(x) & layout(x.dtype).exponent, 0)
@@ -104,6 +130,15 @@ def widen(x: jax.Array) -> jax.Array:
     return lax.convert_element_type(barrier(x), checks.scale_dtype(x.dtype.name))
 
 
+def widen_exactly(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 ``x`` in float32 or float64, subnormals included."""
+    if x.dtype == dtype:
+        return x
+    small = with_sign_of(scaled_subnormal(x), x)  # zeros keep theirs
+    scaled_up = lax.convert_element_type(barrier(jnp.where(is_subnormal_or_zero(x), small, x)), dtype)
+    return jnp.where(is_subnormal_or_zero(x), scaled_up * _power(layout(x.dtype).min_exponent, dtype), scaled_up)
+
+
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     """``x`` rounded once, to nearest even, to ``dtype``; behind a barrier, so that a widening after it keeps that."""
     return x if x.dtype == dtype else barrier(lax.convert_element_type(x, dtype))
@@ -120,7 +155,8 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
     if not subnormals:
         return x / divisor
     tiny = is_subnormal_or_zero(x)
-    return jnp.where(tiny, scaled_subnormal(x), x) / jnp.where(tiny, _scaled_up(divisor), divisor)
+    scaled_x = with_sign_of(scaled_subnormal(x), x)  # zeros keep theirs
+    return jnp.where(tiny, scaled_x, x) / jnp.where(tiny, _scaled_up(divisor), divisor)
 
 
 def tiny_quotient(x: jax.Array, s: jax.Array, quotient: jax.Array) -> jax.Array:
@@ -147,7 +183,7 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     form = layout(a.dtype)
     up = 1 - form.min_exponent // 2  # 64
     limit = _power(4 - up, a.dtype)
-    total = _scaled_by(a, up) + _scaled_by(b, up)
+    total = scaled(a, up) + scaled(b, up)
     steps = jnp.abs(total) * _power(form.mantissa - form.min_exponent - up, a.dtype)  # of the smallest subnormal
     subnormal = with_sign_of(from_pattern(steps.astype(form.integer), a.dtype), total)
     below = jnp.abs(total) < _power(form.min_exponent + up, a.dtype)
@@ -155,14 +191,16 @@ def add(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where((jnp.abs(a) < limit) & (jnp.abs(b) < limit), small, a + b)
 
 
-def product(code: jax.Array, scale: jax.Array) -> jax.Array:
+def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> jax.Array:
     """``code * scale`` rounded, +0.0 for zero codes of either sign, NaN for NaN; not to be fused with what follows.
+
+    With ``signed_zero`` zero codes keep their sign.
 
     The select keeps compilers from contracting the product into a multiply-add; its other arm is not a constant,
     because LLVM moves an addition into a select with a constant arm. (``code - code`` becomes one where LLVM knows that
     the code comes from an integer.)
     """
-    return jnp.where(code == 0, jnp.abs(code), code * scale)
+    return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
 
 
 def _power(exponent: int, dtype: Any) -> Any:
@@ -178,7 +216,7 @@ def _scaled_up(s: jax.Array) -> jax.Array:
     return jnp.where(s >= 1, _power(power + 1, s.dtype), s * _power(power, s.dtype))
 
 
-def _scaled_by(x: jax.Array, up: int) -> jax.Array:
+def scaled(x: jax.Array, up: int) -> jax.Array:
     """``x * 2**up``, exact unless it overflows."""
     below = layout(x.dtype).min_exponent
     subnormal = scaled_subnormal(x) * _power(up + below, x.dtype)

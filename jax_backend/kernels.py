@@ -12,28 +12,77 @@ import numpy as np
 from jax import lax
 
 from ..core.descriptions import Quantizer, Rounding
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
-from .arrays import divide, layout, narrow, product, tiny_quotient, widen
+from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, widen
 from .blocks import expand_blocks
-from .clamp import clamp
-from .rounding import round_to_integer
+from .grid import limit_to_grid, round_to_grid
+from .ieee import divide_exactly, multiply_exactly, narrow_exactly
 
 Array = jax.Array
 Result = TypeVar("Result")
 DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)
+SMALL = 2.0**-60
+LARGE = 2.0**10
 
 
-def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result]) -> Result:
-    """``compute(subnormals)``: whether subnormal ``x`` must be decoded, decided by the scales when the program runs.
+def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result], x: Array | None = None) -> Result:
+    """``compute(subnormals)``: whether subnormals must be heeded, decided by the scales when the program runs.
 
-    With scales of at least 2**-63 their quotients are below 2**-63, which every direction that rounds to nearest or
-    toward zero makes 0. The others move a tiny quotient to 1 or -1: they always decode.
+    With scales of at least 2**-63 a subnormal ``x``, or a subnormal quotient, means a quotient below 2**-63, and a
+    subnormal value a code below 2**-63. Where a format decides nothing and has no number between that and zero, it may
+    read them as zero. Binary formats tell negative numbers from zero, but scales below 2 leave no quotient that is
+    zero, so that the sign bit decides. Directed rounding tells the least quotient from zero, and others have numbers so
+    small: they heed, unless ``x`` is given and shows that there is nothing to heed.
     """
-    if q.rounding in DIRECTED:
-        return compute(True)
     least = 2.0 ** (layout(scale.dtype).min_exponent // 2)
-    chosen: Result = lax.cond(jnp.all(scale >= least), lambda: compute(False), lambda: compute(True))
+    if isinstance(q.format, BinaryFormat):
+        ordinary = jnp.all((scale >= least) & (scale < 2))
+    elif not (_decides_at_zero(q) or _decides_below(q)):
+        ordinary = jnp.all(scale >= least)
+    elif x is not None and isinstance(q.format, FloatFormat) and q.format.hi >= LARGE:
+        ordinary = _far_from_subnormals(widen(x), expand_blocks(scale, q.granularity, x.shape))
+    else:
+        return compute(True)
+    chosen: Result = lax.cond(ordinary, lambda: compute(False), lambda: compute(True))
     return chosen
+
+
+def _far_from_subnormals(x: Array, s: Array) -> Array:
+    """Whether neither quotients nor their roundings to a format, nor these times ``s``, are subnormal.
+
+    Every ``x`` is zero or well above the smallest normal number, and so is its quotient; rounding at most halves it, or
+    clamps it to a number of at least `LARGE`.
+    """
+    form = layout(x.dtype)
+    least = jnp.maximum(s * 2.0 ** (form.min_exponent + 26), 2.0 ** (form.min_exponent + 6))
+    unsigned = np.dtype(f"uint{8 * x.dtype.itemsize}")  # where 0 - 1 is the largest integer
+    return jnp.all((magnitude(x) - 1).astype(unsigned) >= (bit_pattern(least) - 1).astype(unsigned))
+
+
+def _decisions(q: Quantizer) -> tuple[float, ...]:
+    """Magnitudes of the quotients where codes or the clipping mask change, and of the numbers; at least the least."""
+    directed = (0.0,) if q.rounding in DIRECTED else ()
+    match q.format:
+        case IntegerFormat():
+            return (0.5, *directed)
+        case FloatFormat():
+            return (2.0 ** (q.format.min_exponent - q.format.mantissa_bits - 1), *directed)
+        case BinaryFormat():
+            return (0.0, 1.0)
+        case TernaryFormat():
+            return (q.format.threshold, 1.0)
+        case CodebookFormat():
+            numbers = (number for number in q.format.values if number)
+            return tuple(map(abs, (*q.format.midpoints, *numbers, q.format.lo, q.format.hi)))
+
+
+def _decides_at_zero(q: Quantizer) -> bool:
+    return 0.0 in _decisions(q)
+
+
+def _decides_below(q: Quantizer) -> bool:
+    return any(0 < size < SMALL for size in _decisions(q))
 
 
 def zero_points(q: Quantizer, zero_point: Array | None, scale: Array, shape: Shape) -> Array:
@@ -47,18 +96,16 @@ def unclamped_codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool
 ) -> tuple[Array, Array]:
     """``x / s``, and the codes as the clamp sees them; `by_scale` says whether ``subnormals`` count."""
-    value, divisor = widen(x), expand_blocks(scale, q.granularity, x.shape)
-    quotient = divide(value, divisor, subnormals=subnormals)
-    if q.rounding in DIRECTED:
-        quotient = tiny_quotient(value, divisor, quotient)
-    rounded = round_to_integer(quotient, q.rounding)
+    quotient = _quotient(q, widen(x), expand_blocks(scale, q.granularity, x.shape), subnormals)
+    rounded = round_to_grid(q, quotient)
     return quotient, rounded if zero_point is None else rounded + zero_points(q, zero_point, scale, x.shape)
 
 
 def codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool) -> Array:
-    """Codes in the dtype of the scale, NaN for NaN; zero may have either sign."""
-    unclamped = unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1]
-    return clamp(unclamped, q.format.lo, q.format.hi)
+    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
+    if isinstance(q.format, BinaryFormat) and not subnormals:
+        return limit_to_grid(q, widen(x))
+    return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1])
 
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:
@@ -66,10 +113,29 @@ def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) 
     return codes if zero_point is None else codes - zero_points(q, zero_point, scale, codes.shape)
 
 
-def values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
-    """``(code - z) * s``, rounded once to ``dtype``."""
+def values(
+    q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any, *, subnormals: bool
+) -> Array:
+    """``(code - z) * s``, rounded once to ``dtype``; `by_scale` says whether ``subnormals`` count."""
     expanded = expand_blocks(scale, q.granularity, codes.shape)
-    return narrow(product(centred(q, codes, scale, zero_point), expanded), dtype)
+    if subnormals and isinstance(q.format, FloatFormat | CodebookFormat):  # other codes are at least 1
+        return narrow_exactly(multiply_exactly(codes, expanded), dtype)
+    value = product(centred(q, codes, scale, zero_point), expanded, signed_zero=q.format.negative_zero)
+    return narrow(value, dtype)
+
+
+def code_of_zero(q: Quantizer, zero_point: Array | None, scale: Array, shape: Shape) -> Array:
+    """The code of 0.0 for every element, as a number of the format; what compiled `quantize` makes of NaN."""
+    zeros = zero_points(q, zero_point, scale, shape)
+    return zeros if isinstance(q.format, IntegerFormat) else limit_to_grid(q, zeros)
+
+
+def _quotient(q: Quantizer, x: Array, s: Array, subnormals: bool) -> Array:
+    """``x / s`` as far as ``q`` heeds it."""
+    if subnormals and _decides_below(q):
+        return divide_exactly(x, s)
+    quotient = divide(x, s, subnormals=subnormals)
+    return tiny_quotient(x, s, quotient) if subnormals and _decides_at_zero(q) else quotient
 
 
 def zero_point_cotangent(zero_point: Array | None, gradient: Array | None) -> Any:

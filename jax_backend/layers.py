@@ -19,7 +19,7 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import PerAxis, PerTensor
 from . import kernels
 from .arguments import check_operands
-from .arrays import add, bit_pattern, is_subnormal_or_zero, layout, narrow, widen
+from .arrays import add, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
 from .quantizer import fake_quantize_vjp
 
@@ -137,7 +137,7 @@ _over_codes.defvjp(_forward, _backward)
 
 def _dequantized(q: Quantizer, centred: Array, scale: Array, dtype: Any) -> Array:
     """`fake_quantize`, from centred codes."""
-    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype)
+    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype, subnormals=False)
 
 
 def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
@@ -182,7 +182,7 @@ def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
     if bias is None:
         return value()
     ordinary = jnp.all(scale >= 2.0 ** (layout(scale.dtype).min_exponent // 2))
-    ordinary &= ~jnp.any(is_subnormal_or_zero(bias) & (bit_pattern(bias) << 1 != 0))
+    ordinary &= ~jnp.any(is_subnormal_or_zero(bias) & (scaled_subnormal(bias) != 0))
 
     def plus_bias(addition: Callable[[Array, Array], Array]) -> Array:
         return addition(value(), bias)

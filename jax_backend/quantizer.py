@@ -29,11 +29,12 @@ from jax import lax
 
 from ..core import checks
 from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
 from .blocks import expand_blocks
-from .clamp import clamp
+from .grid import decode, encode
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
@@ -67,7 +68,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
             NaN becomes the code of zero.
     """
     x, scale, zero_point = check_operands(q, x, qparams)
-    if is_concrete(x):
+    if is_concrete(x) and not q.format.has_nan:
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
     codes: Array = _quantize(q, x, scale, zero_point)
@@ -164,22 +165,32 @@ def _has_nan(x: Array) -> Array:
 def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
         codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
-        numbers = jnp.where(jnp.isnan(codes), kernels.zero_points(q, zero_point, scale, x.shape), codes)
-        return numbers.astype(q.format.storage)
+        if not q.format.has_nan:
+            codes = jnp.where(jnp.isnan(codes), kernels.code_of_zero(q, zero_point, scale, x.shape), codes)
+        return encode(q, codes)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
-    work = codes.astype(checks.scale_dtype(jnp.dtype(dtype).name))
-    return kernels.values(q, work, scale.astype(work.dtype), zero_point, dtype)
+    work = jnp.dtype(checks.scale_dtype(jnp.dtype(dtype).name))
+    numbers, scale = decode(q, codes, work), scale.astype(work)
+    if isinstance(q.format, FloatFormat | CodebookFormat):
+        return kernels.by_scale(
+            q, scale, lambda subnormals: kernels.values(q, numbers, scale, zero_point, dtype, subnormals=subnormals)
+        )
+    return kernels.values(q, numbers, scale, zero_point, dtype, subnormals=False)
 
 
 @partial(jax.jit, static_argnums=0)
 def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
-    codes = kernels.by_scale(q, scale, lambda subnormals: kernels.codes(q, x, scale, zero_point, subnormals=subnormals))
-    return jnp.where(codes == 0, 0, codes), kernels.zero_points(q, zero_point, scale, x.shape)
+    def compute(subnormals: bool) -> Array:
+        return kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+
+    codes = kernels.by_scale(q, scale, compute, x)
+    codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
+    return codes, kernels.zero_points(q, zero_point, scale, x.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -187,9 +198,9 @@ def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Arr
 def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
         codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
-        return kernels.values(q, codes, scale, zero_point, x.dtype)
+        return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x)
 
 
 def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Any]:
@@ -220,8 +231,8 @@ def _gradients(
         return jnp.where(quotient_and_mask(subnormals)[2], g, jnp.zeros_like(g))
 
     def towards_scale(subnormals: bool) -> Array:
-        quotient, unclamped, passes = quotient_and_mask(subnormals)
-        codes = clamp(unclamped, q.format.lo, q.format.hi)
+        quotient, _, passes = quotient_and_mask(subnormals)
+        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
         steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
         return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
 
@@ -229,8 +240,8 @@ def _gradients(
         passes = quotient_and_mask(subnormals)[2]
         return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
 
-    dx, d_scale = kernels.by_scale(q, scale, towards_x), kernels.by_scale(q, scale, towards_scale)
-    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point) if q.affine else None
+    dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
+    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
 
 
 def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:

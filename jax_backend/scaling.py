@@ -9,7 +9,9 @@ import numpy as np
 
 from ..core.descriptions import Denominator, Quantizer, Restriction
 from ..core.formats import significand_bits
-from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout
+from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout, scaled
+
+SHIFT = 24  # makes a subnormal float32 normal
 
 
 def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -118,6 +120,8 @@ def _floor(q: Quantizer, form: Layout) -> Any:
 
 
 def _over(a: jax.Array, b: float) -> jax.Array:
+    if abs(b) < layout(a.dtype).smallest:  # the largest number of a format may be a subnormal of float32
+        a, b = scaled(a, SHIFT), b * 2.0**SHIFT
     return divide(a, jnp.full_like(a, b))
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.descriptions import Gradient, Quantizer
+from ..core.formats import IntegerFormat
 from ..core.granularity import Granularity, qparams_shape
-from .arrays import by_blocks
+from .arrays import by_blocks, constant_ordered, ordered
 
 ROW = 64  # terms added in one go; rows of sums are then added in the same way
 
@@ -18,7 +19,12 @@ def clip_mask(q: Quantizer, unclamped: jax.Array) -> jax.Array:
     Args:
         unclamped: codes as the clamp sees them (rounded, with the zero point).
     """
-    return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
+    if isinstance(q.format, IntegerFormat):
+        return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
+    lo = constant_ordered(q.format.lo or -0.0, unclamped.dtype)
+    hi = constant_ordered(q.format.hi, unclamped.dtype)
+    places = ordered(unclamped)  # XLA compares subnormals as zeros
+    return ((lo <= places) & (places <= hi)) | jnp.isnan(unclamped)
 
 
 def learned_scale_factor(q: Quantizer, block_elements: int) -> float:

@@ -14,8 +14,8 @@ Everything here takes and gives NumPy arrays, so that results can be compared. F
 needs them is first used. No global setting is left changed: 64-bit types in JAX, for float64 arrays, are switched on
 for the call.
 
-`Results.codes` of NaN: where `quantize` raises (`REFUSES`) NaN is replaced by 0.0 before it is quantized, which is what
-compiled code must answer by itself.
+`Results.codes` of NaN, in formats without it: where `quantize` raises (`REFUSES`) NaN is replaced by 0.0 before it is
+quantized, which is what compiled code must answer by itself.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,8 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
     """
     _check_mode(mode)
     x, g = np.asarray(x), np.asarray(g)
-    number = np.where(np.isnan(x), np.zeros_like(x), x) if mode in REFUSES else x
+    refused = mode in REFUSES and not q.format.has_nan
+    number = np.where(np.isnan(x), np.zeros_like(x), x) if refused else x
     if mode == "numpy":
         chosen = core.choose_qparams(q, x) if qparams is None else qparams
         codes = core.quantize(q, number, chosen)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Quantizer, Rounding
-from ..core.granularity import Shape
+from ..core.descriptions import Quantizer
 from .compare import assert_same_bits, describe
 from .execution import Implementation
 
@@ -62,22 +61,3 @@ def with_every(x: Array, value: float, step: int) -> Array:
     out = np.array(x)
     out.reshape(-1)[::step] = value
     return out
-
-
-def every_code(q: Quantizer, shape: Shape) -> Array:
-    """All codes of the format, again and again (as many as fit), in its storage dtype."""
-    return np.resize(np.arange(q.format.lo, q.format.hi + 1, dtype=q.format.storage), shape)
-
-
-def reach(rounding: Rounding, n: Array) -> tuple[Array, Array]:
-    """How far below and above the integer n real numbers lie that round to it."""
-    half, one = np.full(n.shape, 0.5), np.ones(n.shape)
-    match rounding:
-        case Rounding.TOWARD_NEGATIVE:
-            return 0 * one, one
-        case Rounding.TOWARD_POSITIVE:
-            return one, 0 * one
-        case Rounding.TOWARD_ZERO:
-            return np.asarray(one * (n <= 0)), np.asarray(one * (n >= 0))
-        case _:
-            return half, half

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.arithmetic import ZeroPointDomain
-from ..core.descriptions import QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .bits import from_ordinal, neighbours, ordinal, stored_bits
+from .numbers import decisions
 
 Array = NDArray[Any]
 NEIGHBOURS = 2  # two inputs on each side of a step can still have the quotient of the step itself
-DIRECTED = (Rounding.TOWARD_ZERO, Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)
 
 
 def special_values(dtype: Any) -> Array:
@@ -34,19 +34,19 @@ def special_values(dtype: Any) -> Array:
 
 
 def boundaries(q: Quantizer, scale: Any, zero_point: Any = None) -> Array:
-    """Where the code changes, in real numbers: float64, 1-D, ascending, from below the smallest code to above the last.
+    """Where the code changes, in real numbers: float64, 1-D, ascending, from below the first number to above the last.
 
-    ``(k + 1/2 - z) * s`` for the nearest roundings, ``(k - z) * s`` for the directed ones, for each integer k from
-    lo - 1 to hi (to hi + 1 if directed); the outermost are the edges of the gradient's clipping mask. For an arithmetic
-    that clamps before it rounds, also the ends of the range themselves, where its mask changes. Products are exact for
-    float32 scales and correctly rounded for float64 ones.
+    Of integers ``(k + 1/2 - z) * s`` for the nearest roundings, ``(k - z) * s`` for the directed ones, for each integer
+    k from lo - 1 to hi (to hi + 1 if directed); of other formats what `decisions` says, times s. The outermost are the
+    edges of the gradient's clipping mask. For an arithmetic that clamps before it rounds, also the ends of the range
+    themselves, where its mask changes. Products are exact for float32 scales and correctly rounded for float64 ones.
 
     Args:
         scale: one positive number.
         zero_point: one number; None for 0. With a float-domain zero point its meaning is that of `ZeroPointDomain`.
     """
     lo, hi = q.format.lo, q.format.hi
-    step = np.arange(lo - 1, hi + 2, dtype=np.float64) if q.rounding in DIRECTED else np.arange(lo - 1, hi + 1) + 0.5
+    step = decisions(q)
     step = np.union1d(step, [lo, hi]) if q.arithmetic.clamp_order == "before_rounding" else step
     s, z = np.float64(scale), np.float64(0 if zero_point is None else zero_point)
     if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:

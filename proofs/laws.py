@@ -1,4 +1,4 @@
-"""Laws that any quantizer of integer format must satisfy, as plain functions over an `Implementation`.
+"""Laws that any quantizer must satisfy, as plain functions over an `Implementation`.
 
 Each takes an implementation, a quantizer, an array, parameters that fit it and an incoming gradient, and raises
 AssertionError when the promise in its docstring is broken, with the call, the inputs and both results. Whatever the
@@ -19,11 +19,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..core.arithmetic import Arithmetic
-from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Rounding
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from . import laws_of_codes, laws_of_gradients, laws_of_parameters, laws_of_specials
 from .execution import Implementation
-from .knife_edges import DIRECTED
+from .numbers import DIRECTED, numbers
 
 Law = Callable[[Implementation, Quantizer, NDArray[Any], QParams, NDArray[Any]], None]
 Condition = Callable[[Quantizer], bool]
@@ -38,8 +39,11 @@ def _nearest(q: Quantizer) -> bool:
 
 
 def _odd(q: Quantizer) -> bool:
+    """Of binary numbers zero is among the positive ones, and the midpoints of a codebook belong to the number below."""
     directions = (Rounding.TIES_TO_EVEN, Rounding.TIES_TO_AWAY, Rounding.TOWARD_ZERO)
-    return not q.affine and q.format.signed and q.rounding in directions
+    signed = q.format.signed if isinstance(q.format, IntegerFormat) else True
+    listed = isinstance(q.format, BinaryFormat | CodebookFormat)
+    return not q.affine and signed and not listed and q.rounding in directions
 
 
 def _many_blocks(q: Quantizer) -> bool:
@@ -48,6 +52,37 @@ def _many_blocks(q: Quantizer) -> bool:
 
 def _affine(q: Quantizer) -> bool:
     return q.affine
+
+
+def _holds_zero(q: Quantizer) -> bool:
+    """Binary numbers have none, codebooks need not."""
+    return q.affine or 0 in numbers(q.format)
+
+
+def _one_zero(q: Quantizer) -> bool:
+    return _holds_zero(q) and not q.format.negative_zero
+
+
+def _two_zeros(q: Quantizer) -> bool:
+    return q.format.negative_zero
+
+
+def _nan_code(q: Quantizer) -> bool:
+    return q.format.has_nan
+
+
+def _no_nan_code(q: Quantizer) -> bool:
+    return not q.format.has_nan
+
+
+def _even_neighbours(q: Quantizer) -> bool:
+    """Powers of two alone, without a significand, are neither even nor odd."""
+    return not (isinstance(q.format, FloatFormat) and q.format.mantissa_bits == 0)
+
+
+def _covers(q: Quantizer) -> bool:
+    """The other denominators are about integers: they may leave numbers out at one end of a codebook."""
+    return not isinstance(q.format, CodebookFormat) or q.scale.denominator in (Denominator.HI, Denominator.LARGER)
 
 
 def _clipped(q: Quantizer) -> bool:
@@ -62,15 +97,17 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "fake_quantize_is_idempotent": (laws_of_codes.fake_quantize_is_idempotent, _nearest),
     "grid_points_keep_their_codes": (laws_of_codes.grid_points_keep_their_codes, _nearest),
     "values_are_rounded_products": (laws_of_codes.values_are_rounded_products, _always),
-    "halves_round_in_the_named_direction": (laws_of_codes.halves_round_in_the_named_direction, _always),
+    "halves_round_in_the_named_direction": (laws_of_codes.halves_round_in_the_named_direction, _even_neighbours),
     "error_is_bounded": (laws_of_codes.error_is_bounded, _always),
     "quantize_is_monotone": (laws_of_codes.quantize_is_monotone, _always),
     "quantize_is_odd": (laws_of_codes.quantize_is_odd, _odd),
     "powers_of_two_cancel": (laws_of_codes.powers_of_two_cancel, _always),
-    "zero_stays_zero": (laws_of_specials.zero_stays_zero, _always),
-    "zero_code_has_one_sign": (laws_of_specials.zero_code_has_one_sign, _always),
+    "zero_stays_zero": (laws_of_specials.zero_stays_zero, _holds_zero),
+    "zero_code_has_one_sign": (laws_of_specials.zero_code_has_one_sign, _one_zero),
+    "values_keep_the_sign": (laws_of_specials.values_keep_the_sign, _two_zeros),
     "nan_propagates": (laws_of_specials.nan_propagates, _always),
-    "quantize_has_no_code_for_nan": (laws_of_specials.quantize_has_no_code_for_nan, _always),
+    "quantize_has_no_code_for_nan": (laws_of_specials.quantize_has_no_code_for_nan, _no_nan_code),
+    "nan_has_one_code": (laws_of_specials.nan_has_one_code, _nan_code),
     "infinities_go_to_the_ends": (laws_of_specials.infinities_go_to_the_ends, _always),
     "order_within_a_block_is_indifferent": (laws_of_specials.order_within_a_block_is_indifferent, _always),
     "blocks_do_not_touch": (laws_of_specials.blocks_do_not_touch, _many_blocks),
@@ -80,7 +117,7 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "zero_point_gradient_is_the_sum": (laws_of_gradients.zero_point_gradient_is_the_sum, _affine),
     "chosen_parameters_are_allowed": (laws_of_parameters.chosen_parameters_are_allowed, _always),
     "chosen_scale_is_the_statistic": (laws_of_parameters.chosen_scale_is_the_statistic, _always),
-    "chosen_range_covers_the_data": (laws_of_parameters.chosen_range_covers_the_data, _always),
+    "chosen_range_covers_the_data": (laws_of_parameters.chosen_range_covers_the_data, _covers),
     "nothing_has_the_smallest_scale": (laws_of_parameters.nothing_has_the_smallest_scale, _always),
     "infinite_data_has_no_scale": (laws_of_parameters.infinite_data_has_no_scale, _always),
 }

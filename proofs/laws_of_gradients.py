@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from ..core.descriptions import Gradient, QParams, Quantizer
 from .blockwise import owners, per_element, quotient
 from .execution import Implementation
-from .judging import claim, reach, require, same, without_nan
+from .judging import claim, require, same, without_nan
+from .numbers import clipping_ends, number_of
 
 Array = NDArray[Any]
 TOGETHER = 64  # terms a frontend may add in one go; see `_sums_up`
@@ -25,14 +26,14 @@ def gradient_is_g_or_zero(f: Implementation, q: Quantizer, x: Array, qparams: QP
 
 
 def gradient_passes_inside_only(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """dx is g where ``x / s`` rounds to a code within [lo, hi], and for NaN; 0 where it was clamped.
+    """dx is g where ``x / s`` rounds to a number within [lo, hi], and for NaN; 0 where it was clamped.
 
     (Within one rounding of the outermost boundaries `equals_specification` decides.)
     """
     ones = np.ones_like(g)
     dx = f.fake_quantize_vjp(q, x, qparams, ones).x
     real, slack = quotient(q, x, qparams)
-    low, high = _edges(q, per_element(q, qparams, x.shape)[1])
+    low, high = clipping_ends(q, per_element(q, qparams, x.shape)[1])
     inside = ((real > low + slack) & (real < high - slack)) | np.isnan(x)
     outside = (real < low - slack) | (real > high + slack)
     holds = ~(inside & (dx != 1)) & ~(outside & (dx != 0))
@@ -48,7 +49,7 @@ def scale_gradient_is_the_sum(f: Implementation, q: Quantizer, x: Array, qparams
     number, (scale, zero) = without_nan(x), per_element(q, qparams, x.shape)
     d = f.fake_quantize_vjp(q, number, qparams, g)
     passes = _passes(f, q, number, qparams)
-    n = f.quantize(q, number, qparams) - zero
+    n = number_of(q.format, f.quantize(q, number, qparams)) - zero
     with np.errstate(all="ignore"):
         ratio = np.where(passes, number.astype(work) / scale.astype(work), np.zeros_like(scale, work))
         terms = g.astype(work) * (n.astype(work) - ratio)
@@ -64,12 +65,6 @@ def zero_point_gradient_is_the_sum(f: Implementation, q: Quantizer, x: Array, qp
         clamped = g.astype(work) * -scale.astype(work)
         terms = np.where(_passes(f, q, number, qparams), np.zeros_like(clamped), clamped)
     _sums_up(f, q, "d zero_point", terms, d.zero_point, qparams)
-
-
-def _edges(q: Quantizer, zero: Array) -> tuple[Array, Array]:
-    """Between which quotients a code is not clamped."""
-    lowest, highest = q.format.lo - zero, q.format.hi - zero
-    return lowest - reach(q.rounding, lowest)[0], highest + reach(q.rounding, highest)[1]
 
 
 def _passes(f: Implementation, q: Quantizer, x: Array, qparams: QParams) -> Array:

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.descriptions import Denominator, QParams, Quantizer, Restriction
+from ..core.formats import IntegerFormat
 from ..core.granularity import qparams_shape
 from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
-from .knife_edges import DIRECTED
+from .numbers import DIRECTED
 
 Array = NDArray[Any]
 
@@ -54,20 +55,27 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
 def chosen_range_covers_the_data(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """With chosen parameters no element is farther than a step from its value, or half a step where that is promised.
 
-    Half a step: nearest rounding, no zero point, and a denominator that does not shorten the range. An unsigned
-    symmetric format covers positive elements only. Scales at the largest power of two cannot grow; they are exempt.
+    Of other formats than integers: no element lies beyond the ends. Half a step: nearest rounding, no zero point, and a
+    denominator that does not shorten the range. An unsigned symmetric format covers positive elements only, a codebook
+    those above its lower end. Scales at the largest power of two cannot grow; they are exempt.
     """
     finite = only_finite(x)
     chosen = f.choose_qparams(q, finite)
     scale, zero = per_element(q, chosen, x.shape)
     real = finite.astype(np.float64) / scale
+    lo, hi = q.format.lo, q.format.hi
+    beyond = (real < lo) & (lo > -hi) & (not q.affine)
+    if q.scale.restriction is Restriction.POWER_OF_TWO:
+        beyond |= scale >= 2.0 ** (np.finfo(chosen.scale.dtype).maxexp - 1)
+    if not isinstance(q.format, IntegerFormat):
+        slack = 1e-6 * np.abs(real)
+        inside = (real >= lo - slack) & (real <= hi + slack)
+        require(inside | beyond, claim(f, q, "within the ends"), x=finite, scale=scale, quotient=real)
+        return
     codes = f.quantize(q, finite, chosen)
     whole = q.scale.denominator in (Denominator.HI, Denominator.LARGER)
     steps = 0.5 if whole and not q.affine and q.rounding not in DIRECTED else 1.0
     held = np.abs(real - (codes - zero)) <= steps + 1e-6 * np.abs(real)
-    beyond = (finite < 0) & (q.format.lo == 0) & (not q.affine)
-    if q.scale.restriction is Restriction.POWER_OF_TWO:
-        beyond |= scale >= 2.0 ** (np.finfo(chosen.scale.dtype).maxexp - 1)
     what = claim(f, q, f"within {steps} steps of the value")
     require(held | beyond, what, x=finite, scale=scale, zero_point=zero, code=codes)
 
@@ -102,7 +110,7 @@ def _raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
     lo, hi, work = q.format.lo, q.format.hi, low.dtype
 
     def over(a: Array, b: float) -> Array:
-        return np.asarray((a.astype(np.float64) / b).astype(work))
+        return np.asarray((a.astype(np.float64) / np.asarray(b, work)).astype(work))
 
     if q.affine:
         with np.errstate(over="ignore"):

@@ -8,35 +8,54 @@ from numpy.typing import NDArray
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
 from .bits import from_ordinal, ordinal
-from .blockwise import owners, per_element, rearranged
+from .blockwise import owners, per_element, quotient, rearranged
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every, without_nan
+from .numbers import beyond_the_ends, codes_of, number_of
 
 Array = NDArray[Any]
 
 
 def zero_stays_zero(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """Both zeros have the code of the zero point, and come back as +0.0."""
+    """Both zeros have the code of the zero point, or of 0, and come back as +0.0; or as they were, if both exist."""
     zeros = np.zeros(x.shape, x.dtype)
     zeros.reshape(-1)[::2] *= -1
-    expected = per_element(q, qparams, x.shape)[1].astype(q.format.storage)
+    if q.affine:
+        expected = per_element(q, qparams, x.shape)[1].astype(q.format.storage)
+    else:
+        expected = codes_of(q.format, zeros if q.format.negative_zero else np.abs(zeros))
+    again = zeros if q.format.negative_zero else np.zeros_like(zeros)
     same(f, q, "quantize(0)", expected, f.quantize(q, zeros, qparams), {"x": zeros})
-    same(f, q, "fake_quantize(0)", np.zeros(x.shape, x.dtype), f.fake_quantize(q, zeros, qparams), {"x": zeros})
+    same(f, q, "fake_quantize(0)", again, f.fake_quantize(q, zeros, qparams), {"x": zeros})
 
 
 def zero_code_has_one_sign(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """Every x with the code of zero becomes +0.0. (A value below the range of float16 may round to -0.0.)"""
     number = without_nan(x)
-    at_zero = f.quantize(q, number, qparams) == per_element(q, qparams, x.shape)[1]
+    at_zero = number_of(q.format, f.quantize(q, number, qparams)) == per_element(q, qparams, x.shape)[1]
     fake = f.fake_quantize(q, number, qparams)
     same(f, q, "fake_quantize", np.where(at_zero, np.zeros_like(fake), fake), fake, {"x": x})
 
 
+def values_keep_the_sign(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """In formats with a zero of either sign, x_hat has the sign of x, zero or not. (NaN has none.)"""
+    number = without_nan(x)
+    fake = f.fake_quantize(q, number, qparams)
+    held = (np.signbit(fake) == np.signbit(number)) | np.isnan(fake)
+    require(held, claim(f, q, "x_hat has the sign of x"), x=x, fake=fake)
+
+
 def nan_propagates(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """``fake_quantize`` is NaN where x is NaN and nowhere else; the neighbours of a NaN do not notice it."""
+    """``fake_quantize`` is NaN where x is NaN and nowhere else; the neighbours of a NaN do not notice it.
+
+    Elsewhere only beyond the ends of formats that have nothing else there.
+    """
     holed = with_every(x, np.nan, 3)
     fake = f.fake_quantize(q, holed, qparams)
-    require(np.isnan(fake) == np.isnan(holed), claim(f, q, "NaN where x is NaN, nowhere else"), x=holed, fake=fake)
+    large = np.abs(quotient(q, holed, qparams)[0]) > q.format.hi
+    allowed = np.isnan(holed) | (large & bool(np.isnan(beyond_the_ends(q.format))))
+    held = np.where(np.isnan(fake), allowed, ~np.isnan(holed))
+    require(held, claim(f, q, "NaN where x is NaN, nowhere else"), x=holed, fake=fake)
     whole = f.fake_quantize(q, without_nan(holed), qparams)
     same(f, q, "fake_quantize beside NaN", np.where(np.isnan(holed), fake, whole), fake, {"x": holed})
 
@@ -57,10 +76,20 @@ def quantize_has_no_code_for_nan(f: Implementation, q: Quantizer, x: Array, qpar
         refuses(f, q, "quantize of NaN", lambda: f.quantize(q, holed, qparams))
 
 
+def nan_has_one_code(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
+    """In formats with NaN, ``quantize`` gives every NaN the first code that stands for it."""
+    holed = with_every(x, np.nan, 3)
+    codes = f.quantize(q, holed, qparams)
+    expected = np.where(np.isnan(holed), codes_of(q.format, np.array(np.nan)), codes)
+    same(f, q, "quantize(NaN)", expected, codes, {"x": holed})
+
+
 def infinities_go_to_the_ends(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """+inf has the code hi and -inf the code lo; so has the value of `fake_quantize`."""
+    """+inf has the code of hi and -inf that of lo, or of what stands for them; so has the value of `fake_quantize`."""
     infinite = with_every(np.full_like(x, np.inf), -np.inf, 2)
-    codes = np.where(infinite > 0, q.format.hi, q.format.lo).astype(q.format.storage)
+    instead = beyond_the_ends(q.format)
+    lowest = q.format.lo if instead == q.format.hi else -instead
+    codes = codes_of(q.format, np.where(infinite > 0, instead, lowest))
     same(f, q, "quantize(inf)", codes, f.quantize(q, infinite, qparams), {"x": infinite})
     values = f.dequantize(q, codes, qparams, x.dtype)
     same(f, q, "fake_quantize(inf)", values, f.fake_quantize(q, infinite, qparams), {"x": infinite})

@@ -7,7 +7,7 @@ element's own block.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..core.blocks import expand_blocks
 from ..core.catalog import catalog
 from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding, ScaleRule, ZeroPoint
-from ..core.formats import IntegerFormat
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, Specials, TernaryFormat
 from ..core.granularity import (
     Granularity,
     PerAxis,
@@ -30,9 +30,19 @@ from ..core.granularity import (
 )
 from .bits import from_ordinal, ordinal, stored_bits
 from .knife_edges import special_values
+from .numbers import decisions, numbers
 
 Array = NDArray[Any]
-Kind = Callable[[np.random.Generator, Array, Array, Any], Array]  # (random, scale, zero point, dtype), all elementwise
+
+
+class Near(NamedTuple):
+    """For each element a number of the format (or one a little beyond), and a point where it decides; see `near`."""
+
+    number: Array
+    decision: Array
+
+
+Kind = Callable[[np.random.Generator, Array, Near, Any], Array]  # (random, scale, near, dtype), all elementwise
 
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
@@ -61,19 +71,53 @@ def granularities() -> st.SearchStrategy[Granularity]:
     )
 
 
-def formats() -> st.SearchStrategy[IntegerFormat]:
-    """Integer formats of 2 to 16 bits, signed and not, whole and narrow.
+def formats() -> st.SearchStrategy[Format]:
+    """Formats of every kind whose scales are numbers whatever the data.
 
-    A single bit is left out: its scale can be the whole range of the data, which may exceed the largest number.
+    So what would have a scale larger than the data is left out: integers of a single bit (the whole range of the data),
+    floating-point formats and codebooks whose largest number is below 1.
     """
+    return st.one_of(integer_formats(), listed_formats(), float_formats())
+
+
+def integer_formats() -> st.SearchStrategy[IntegerFormat]:
+    """Integer formats of 2 to 16 bits, signed and not, whole and narrow."""
     return st.builds(IntegerFormat, st.integers(2, 16), st.booleans(), st.booleans())
+
+
+def listed_formats() -> st.SearchStrategy[Format]:
+    """Binary formats, ternary ones of several thresholds, and codebooks of up to 17 numbers between -4 and 4."""
+    number = st.floats(-4, 4, width=32, allow_subnormal=False).map(lambda v: v + 0.0)
+    ends = st.tuples(st.sampled_from([-5.0, -1.0, 0.0, 0.25]), st.sampled_from([1.0, 2.5]))
+    codebooks = st.tuples(st.lists(number, max_size=15), ends).map(
+        lambda drawn: CodebookFormat(tuple(sorted({*drawn[0], *drawn[1]})))
+    )
+    thresholds = st.sampled_from([0.0, 0.05, 1 / 3, 0.5, 0.7, 1 - 2.0**-24])
+    return st.one_of(st.just(BinaryFormat()), st.builds(TernaryFormat, thresholds), codebooks)
+
+
+@st.composite
+def float_formats(draw: st.DrawFn) -> FloatFormat:
+    """Floating-point formats of 1 to 8 exponent bits and 0 to 10 of significand, with any bias, special codes, and rule
+    of overflow.
+    """
+    exponent_bits = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 8, 8]))
+    mantissa_bits = draw(st.one_of(st.integers(0, 4), st.integers(0, min(10, 15 - exponent_bits))))
+    specials, saturate = draw(st.sampled_from(Specials)), draw(st.booleans())
+    exponent_bits = min(exponent_bits, 8 if specials is Specials.IEEE else 7)  # more would reach beyond float32
+    usual = 2 ** (exponent_bits - 1) - (specials is not Specials.NEGATIVE_ZERO)
+    shift = draw(st.integers(-usual, 1)) if exponent_bits < 7 else 0
+    form = FloatFormat(exponent_bits, mantissa_bits, usual + shift, specials, saturate)
+    return form if form.hi >= 1 else FloatFormat(exponent_bits + 1, mantissa_bits, -2, specials, saturate)
 
 
 @st.composite
 def variants(draw: st.DrawFn) -> Quantizer:
     """Quantizers put together at random from every format, granularity, scale rule, zero point, rounding, gradient."""
     form = draw(formats())
-    denominators = [d for d in Denominator if form.lo or d is not Denominator.LO]
+    integer, listed = isinstance(form, IntegerFormat), isinstance(form, BinaryFormat | TernaryFormat | CodebookFormat)
+    two_sided = [d for d in Denominator if form.lo or d is not Denominator.LO]
+    denominators = two_sided if integer or form.lo <= -1 else [Denominator.HI]
     floors = st.one_of(st.none(), st.sampled_from([2.0**-126, 1e-6, 1.5]))
     rule = st.builds(
         ScaleRule, restriction=st.sampled_from(Restriction), denominator=st.sampled_from(denominators), floor=floors
@@ -82,8 +126,8 @@ def variants(draw: st.DrawFn) -> Quantizer:
         format=form,
         granularity=draw(granularities()),
         scale=draw(rule),
-        zero_point=draw(st.sampled_from(ZeroPoint)),
-        rounding=draw(st.sampled_from(Rounding)),
+        zero_point=draw(st.sampled_from(ZeroPoint)) if integer else ZeroPoint.NONE,
+        rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(Rounding)),
         gradient=draw(st.sampled_from(Gradient)),
     )
 
@@ -151,10 +195,20 @@ def qparams(draw: st.DrawFn, q: Quantizer, shape: Shape, dtype: Any) -> QParams:
     scale = np.resize(np.array(few, kind), parameters).reshape(parameters)
     if not q.affine:
         return QParams(scale)
-    ends = st.sampled_from([q.format.lo, q.format.hi, min(max(0, q.format.lo), q.format.hi)])
-    codes = st.lists(st.one_of(ends, st.integers(q.format.lo, q.format.hi)), min_size=1, max_size=7)
+    lo, hi = int(q.format.lo), int(q.format.hi)
+    ends = st.sampled_from([lo, hi, min(max(0, lo), hi)])
+    codes = st.lists(st.one_of(ends, st.integers(lo, hi)), min_size=1, max_size=7)
     zero = np.resize(np.array(draw(codes, label="zero points"), np.int32), parameters).reshape(parameters)
     return QParams(scale, zero)
+
+
+def near(random: np.random.Generator, q: Quantizer, zero: Array) -> Near:
+    """Numbers of a quantizer, of integers also a little beyond the range, and decisions, less the zero point."""
+    if isinstance(q.format, IntegerFormat):
+        number = random.integers(q.format.lo - 2, q.format.hi + 3, zero.shape).astype(np.float64)
+    else:
+        number = random.choice(numbers(q.format), zero.shape)
+    return Near(number - zero, random.choice(decisions(q), zero.shape) - zero)
 
 
 @st.composite
@@ -176,7 +230,7 @@ def arrays(
     x = np.zeros(shape, dtype)
     for number, name in enumerate(names):
         with np.errstate(all="ignore"):
-            one = KINDS[name](random, scale, _code(random, q, offset), np.dtype(dtype))
+            one = KINDS[name](random, scale, near(random, q, offset), np.dtype(dtype))
         x = np.where(choice == number, one, x)
     return np.asarray(x, dtype)
 
@@ -197,12 +251,7 @@ def cases(
     parameters = draw(qparams(q, shape, dtype), label="qparams")
     x = draw(arrays(q, parameters, shape, dtype, kinds=kinds), label="x")
     seed = draw(st.integers(0, 2**32 - 1), label="seed of g")
-    return x, parameters, _normal(np.random.default_rng(seed), np.ones(shape), np.zeros(shape), dtype)
-
-
-def _code(random: np.random.Generator, q: Quantizer, zero: Array) -> Array:
-    """Integers ``code - z``, of codes in the range and a little beyond."""
-    return random.integers(q.format.lo - 2, q.format.hi + 3, zero.shape) - zero
+    return x, parameters, _gaussian(np.random.default_rng(seed), np.ones(shape), dtype)
 
 
 def _nudged(random: np.random.Generator, x: Array, dtype: Any) -> Array:
@@ -211,45 +260,49 @@ def _nudged(random: np.random.Generator, x: Array, dtype: Any) -> Array:
     return np.where(np.isnan(near), near, from_ordinal(ordinal(near) + random.integers(-2, 3, near.shape), dtype))
 
 
-def _ties(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
-    return _nudged(random, (code + 0.5) * scale, dtype)
+def _ties(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
+    return _nudged(random, near.decision * scale, dtype)
 
 
-def _grid(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
-    return _nudged(random, code * scale, dtype)
+def _grid(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
+    return _nudged(random, near.number * scale, dtype)
 
 
-def _normal(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
-    return np.asarray(random.standard_normal(scale.shape) * scale * np.maximum(np.abs(code), 1), dtype)
+def _normal(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
+    return _gaussian(random, scale * np.maximum(np.abs(near.number), 1), dtype)
 
 
-def _tiny(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _gaussian(random: np.random.Generator, size: Array, dtype: Any) -> Array:
+    return np.asarray(random.standard_normal(size.shape) * size, dtype)
+
+
+def _tiny(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     return np.asarray(random.standard_normal(scale.shape) * scale * 2.0**-20, dtype)
 
 
-def _bits(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _bits(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     width = 8 * np.dtype(dtype).itemsize
     raw = random.integers(0, 2**width, scale.shape, dtype=np.uint64)
     return raw.astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
 
 
-def _subnormal(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _subnormal(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     normal = 2 ** stored_bits(dtype)
     return from_ordinal(random.integers(-normal, normal + 1, scale.shape), dtype)
 
 
-def _powers(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _powers(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     binade = 2 ** stored_bits(dtype)
     exponent = random.integers(1, int(ordinal(np.asarray(np.inf, dtype))) // binade, scale.shape)
     sign = random.choice([-1, 1], scale.shape)
     return _nudged(random, from_ordinal(sign * exponent * binade, dtype), dtype)
 
 
-def _special(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _special(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     return np.asarray(random.choice(special_values(dtype), scale.shape), dtype)
 
 
-def _huge(random: np.random.Generator, scale: Array, code: Array, dtype: Any) -> Array:
+def _huge(random: np.random.Generator, scale: Array, near: Near, dtype: Any) -> Array:
     inf = int(ordinal(np.asarray(np.inf, dtype)))
     sign = random.choice([-1, 1], scale.shape)
     return from_ordinal(sign * random.integers(inf - 2 ** stored_bits(dtype), inf, scale.shape), dtype)
@@ -260,20 +313,20 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "ties": _ties,
         "grid": _grid,
         "normal": _normal,
-        "positive": lambda random, scale, code, dtype: np.abs(_normal(random, scale, code, dtype)),
+        "positive": lambda random, scale, near, dtype: np.abs(_normal(random, scale, near, dtype)),
         "tiny": _tiny,
         "huge": _huge,
         "subnormal": _subnormal,
         "powers of two": _powers,
         "bits": _bits,
         "special": _special,
-        "zero": lambda random, scale, code, dtype: np.zeros(scale.shape, dtype),
-        "equal": lambda random, scale, code, dtype: np.full(scale.shape, random.standard_normal(), dtype),
+        "zero": lambda random, scale, near, dtype: np.zeros(scale.shape, dtype),
+        "equal": lambda random, scale, near, dtype: np.full(scale.shape, random.standard_normal(), dtype),
     }
 )
-"""Kinds of elements by name, each a function ``(random, scale, code, dtype)`` of one scale and code per element.
+"""Kinds of elements by name, each a function ``(random, scale, near, dtype)`` of one scale and one `Near` per element.
 
-``ties``: at decision boundaries and up to 2 numbers away; ``grid``: the same around the grid points; ``normal``: of
+``ties``: at decision boundaries and up to 2 numbers away; ``grid``: the same around the numbers; ``normal``: of
 the quantizer's range; ``positive``: their magnitudes; ``tiny``: far below the scale; ``huge``: the last finite binade;
 ``subnormal``: with the smallest normal number; ``powers of two`` and neighbours, any sign; ``bits``: any pattern, NaN
 and infinities included; ``special``: `special_values`; ``zero``; ``equal``: one value throughout.

@@ -11,7 +11,7 @@ from samebits.core.granularity import qparams_shape
 from samebits.proofs.blockwise import owners, per_element
 from samebits.proofs.execution import Implementation, implementation, run_all
 from samebits.proofs.knife_edges import knife_edges
-from samebits.proofs.strategies import DTYPES, KINDS
+from samebits.proofs.strategies import DTYPES, KINDS, near
 
 Array = NDArray[Any]
 Case = tuple[Array, QParams, Array]
@@ -109,9 +109,9 @@ def _kinds(random: np.random.Generator, q: Quantizer, dtype: Any) -> Case:
     """Every kind of the strategies, element by element; a gradient that holds zeros of both signs."""
     qparams = _parameters(random, q, 3)
     scale, zero = per_element(q, qparams, SHAPE)
-    code = random.integers(q.format.lo - 2, q.format.hi + 3, SHAPE) - zero
+    numbers = near(random, q, zero)
     with np.errstate(all="ignore"):
-        every = np.stack([kind(random, scale, code, dtype) for kind in KINDS.values()])
+        every = np.stack([kind(random, scale, numbers, dtype) for kind in KINDS.values()])
     x = np.take_along_axis(every, random.integers(0, len(every), (1, *SHAPE)), 0)[0]
     g = random.standard_normal(SHAPE).astype(dtype)
     g[::5, ::3] = 0

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from samebits import core
 from samebits.core import (
+    BinaryFormat,
+    CodebookFormat,
     Denominator,
+    FloatFormat,
     Gradient,
     Granularity,
     PerAxis,
@@ -25,14 +28,16 @@ from samebits.core import (
     Quantizer,
     Restriction,
     Rounding,
+    TernaryFormat,
     ZeroPoint,
     catalog,
 )
+from samebits.core.formats import Specials
 from samebits.core.granularity import qparams_shape
 from samebits.proofs import strategies
 from samebits.proofs.bits import ordinal, raw_bits, stored_bits
 from samebits.proofs.knife_edges import special_values
-from samebits.proofs.strategies import DTYPES, FINITE, KINDS
+from samebits.proofs.strategies import DTYPES, FINITE, KINDS, near
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -53,8 +58,8 @@ SHAPE = (64,)
 def drawn(kind: str, dtype: str, *, scale: float = 0.1, q: str = "int8_per_tensor") -> NDArray[Any]:
     """256 elements of one kind, of a quantizer with this scale."""
     generator = np.random.default_rng(7)
-    code = generator.integers(catalog[q].format.lo - 2, catalog[q].format.hi + 3, 256)
-    return KINDS[kind](generator, np.full(256, np.float64(np.float32(scale))), code, DTYPES[dtype])
+    numbers = near(generator, catalog[q], np.zeros(256))
+    return KINDS[kind](generator, np.full(256, np.float64(np.float32(scale))), numbers, DTYPES[dtype])
 
 
 def examples(strategy: st.SearchStrategy[Any], count: int = 300) -> list[Any]:
@@ -93,17 +98,33 @@ def test_variants_reach_every_granularity(kind: Any) -> None:
     assert any(isinstance(q.granularity, kind) for q in variants())
 
 
-@pytest.mark.parametrize("claim", ["signed", "unsigned", "narrow", "bits 2", "bits 16", "floor"])
-def test_variants_reach_every_format(claim: str) -> None:
+def test_float_formats_reach_every_kind() -> None:
+    seen: list[FloatFormat] = examples(strategies.float_formats())
+    assert {f.specials for f in seen} == set(Specials)
+    assert {f.saturate for f in seen} == {False, True}
+    assert {f.exponent_bits for f in seen} >= {1, 2, 4, 8}
+    assert {f.mantissa_bits for f in seen} >= {0, 1, 3, 10}
+    assert any(f.bias == 0 for f in seen)
+    assert any(f.max_exponent < f.min_exponent for f in seen)  # all numbers subnormal
+    assert all(f.hi >= 1 for f in seen)
+
+
+def test_variants_reach_every_format() -> None:
     claims: dict[str, Callable[[Quantizer], bool]] = {
-        "signed": lambda q: q.format.signed,
-        "unsigned": lambda q: not q.format.signed,
-        "narrow": lambda q: q.format.narrow,
+        "signed": lambda q: getattr(q.format, "signed", False),
+        "unsigned": lambda q: not getattr(q.format, "signed", True),
+        "narrow": lambda q: getattr(q.format, "narrow", False),
+        "binary": lambda q: isinstance(q.format, BinaryFormat),
+        "threshold": lambda q: isinstance(q.format, TernaryFormat) and q.format.threshold != 0.5,
+        "codebook": lambda q: isinstance(q.format, CodebookFormat),
+        "no zero": lambda q: isinstance(q.format, CodebookFormat) and 0.0 not in q.format.values,
+        "infinity": lambda q: isinstance(q.format, FloatFormat) and not q.format.saturate,
         "bits 2": lambda q: q.format.bits == 2,
         "bits 16": lambda q: q.format.bits == 16,
         "floor": lambda q: q.scale.floor is not None,
     }
-    assert any(map(claims[claim], variants()))
+    missed = [name for name, claim in claims.items() if not any(map(claim, variants()))]
+    assert not missed
 
 
 def test_quantizers_reach_the_catalog_and_more() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from samebits import core, torch_frontend
 from samebits.core import (
+    FloatFormat,
     Gradient,
     IntegerFormat,
     PerAxis,
@@ -34,6 +35,7 @@ from samebits.torch_frontend.arrays import CHUNK, rounded_to
 from samebits.torch_frontend.rounding import round_to_integer
 
 from .exact import DTYPES
+from .torch_beside_core import assert_same_functions, cotangent, gradient, in_torch
 
 Array = NDArray[Any]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -42,45 +44,6 @@ each_rounding = pytest.mark.parametrize("rounding", Rounding)
 
 SYMMETRIC = catalog["int8_per_tensor"]
 AFFINE = catalog["uint8_affine_per_channel"]
-
-
-def in_torch(qparams: QParams) -> QParams:
-    """Parameters as tensors."""
-    return QParams(*(None if p is None else to_torch(np.array(p)) for p in qparams[:2]))
-
-
-def cotangent(x: Array) -> Array:
-    """An incoming gradient with both zeros, infinities and NaN in it."""
-    g = np.random.default_rng(1).standard_normal(x.size).astype(x.dtype)
-    g[::9] = np.resize(special_values(x.dtype), g[::9].size)
-    return g.reshape(x.shape)
-
-
-def gradient(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Tensor:
-    """Gradient of x by autograd, parameters constant."""
-    leaf = x.clone().requires_grad_()
-    torch_frontend.fake_quantize(q, leaf, qparams).backward(g)
-    assert leaf.grad is not None
-    return leaf.grad
-
-
-def assert_same_functions(q: Quantizer, x: Array, qparams: QParams) -> None:
-    """Codes, values, fake quantization and the gradient of x against core, eager."""
-    t, parameters, g = to_torch(x), in_torch(qparams), cotangent(x)
-    number = np.where(np.isnan(x), np.zeros_like(x), x)
-    codes = core.quantize(q, number, qparams)
-    dx = core.fake_quantize_vjp(q, x, qparams, g).x
-    room = torch_frontend
-    got = room.quantize(q, to_torch(number), parameters)
-    assert_same_bits(codes, got, call=f"quantize({q})", inputs=number)
-    got = room.dequantize(q, to_torch(codes), parameters, t.dtype)
-    assert_same_bits(core.dequantize(q, codes, qparams, x.dtype), got, call=f"dequantize({q})", inputs=codes)
-    got = room.fake_quantize(q, t, parameters)
-    assert_same_bits(core.fake_quantize(q, x, qparams), got, call=f"fake_quantize({q})", inputs=x)
-    got = gradient(q, t, parameters, to_torch(g))
-    assert_same_bits(dx, got, call=f"gradient of x, {q}", inputs=x)
-    got = room.fake_quantize_vjp(q, t, parameters, to_torch(g)).x
-    assert_same_bits(dx, got, call=f"fake_quantize_vjp({q}).x", inputs=x)
 
 
 def edges(q: Quantizer, dtype: str, scales: tuple[float, ...] = (0.1, 1 / 3, 2.0**-126)) -> list[tuple[Array, QParams]]:
@@ -109,12 +72,16 @@ def test_knife_edges_of_the_catalog(name: str, dtype: str) -> None:
 
 @each_dtype
 @each_rounding
-@pytest.mark.parametrize("name", ["int8_narrow_per_channel", "uint4_affine_per_group32"])
+@pytest.mark.parametrize(
+    "name",
+    ["int8_narrow_per_channel", "uint4_affine_per_group32", "float8_e5m2_per_tensor", "float8_e4m3fnuz_per_tensor"],
+)
 def test_knife_edges_of_every_rounding(name: str, rounding: Rounding, dtype: str) -> None:
     q = catalog[name].replace(rounding=rounding)
+    infinite = q.replace(saturate=False) if isinstance(q.format, FloatFormat) else q
     for x, qparams in edges(q, dtype):
         assert_same_functions(q, x, qparams)
-        assert_same_functions(q.replace(gradient="pass_through"), x, qparams)
+        assert_same_functions(infinite.replace(gradient="pass_through"), x, qparams)
 
 
 @each_rounding
@@ -417,7 +384,8 @@ def test_compiled_gradients_of_parameters() -> None:
 
 def test_vmap_is_a_loop() -> None:
     xs, scales = torch.randn(5, 8, 32), torch.rand(5) + 0.01
-    for q in (SYMMETRIC, AFFINE, catalog["uint4_affine_per_group32"]):
+    names = ("float8_e4m3fnuz_per_tensor", "ternary_per_channel", "binary_per_tensor", "float8_e5m2_per_tensor")
+    for q in (SYMMETRIC, AFFINE, catalog["uint4_affine_per_group32"], *(catalog[name] for name in names)):
         for function in (
             lambda x, q=q: torch_frontend.fake_quantize(q, x),
             lambda x, q=q: torch_frontend.choose_qparams(q, x).scale,

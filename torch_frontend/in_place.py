@@ -113,6 +113,8 @@ def _choose(q: Quantizer, u: Tensor) -> None:
         case CodebookFormat():
             index = _count_below(q.format.midpoints, u).to(torch.int64)
             u.copy_(u.new_tensor(q.format.values).index_select(0, index.reshape(-1)).view(u.shape))
+        case _:
+            raise AssertionError(q.format)
 
 
 def _count_below(bounds: tuple[float, ...], u: Tensor) -> Tensor:
