@@ -45,9 +45,9 @@ def shared_exponent_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
     Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
     """
     form = layout(magnitude.dtype)
-    scaled = magnitude * np.dtype(magnitude.dtype).type(2.0 ** (1 - math.frexp(_divisor(q))[1]))
-    field = bit_pattern(scaled) & form.integer((1 << form.mantissa) - 1)
-    below = from_pattern(bit_pattern(scaled) & form.exponent, magnitude.dtype)
+    divided = magnitude * np.dtype(magnitude.dtype).type(2.0 ** (1 - math.frexp(_divisor(q))[1]))
+    field = bit_pattern(divided) & form.integer((1 << form.mantissa) - 1)
+    below = from_pattern(bit_pattern(divided) & form.exponent, magnitude.dtype)
     match q.scale.restriction:
         case Restriction.POWER_OF_TWO_CEIL:
             up = field > 0
