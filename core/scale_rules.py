@@ -65,7 +65,7 @@ def scale_of_range(q: Quantizer, low: Array, high: Array, final: np.dtype[Any]) 
         low = np.where(applies, np.zeros_like(low) if q.affine else -least, low)
         high = np.where(applies, least, high)
     scale = affine_scale if q.affine else symmetric_scale
-    if q.scale.scale_division is Division.RECIPROCAL:
+    if q.scale.scale_division is Division.RECIPROCAL and low.size > 1:
         one = np.ones((), low.dtype)
         size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
         return multiply(size, scale(q, -one * (not q.affine), one), a)

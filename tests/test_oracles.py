@@ -291,8 +291,10 @@ def dynamic_quantize_linear() -> Callable[..., list[Any]]:
 
 
 def test_onnx_dynamic_chooses_the_parameters_we_choose() -> None:
-    q, dynamic, rng = catalog["uint8_affine_per_tensor"], dynamic_quantize_linear(), np.random.default_rng(0)
-    ties = [np.array(v, np.float32) for v in ([-127.5, 127.5], [-126.5, 128.5], [5, 6], [-6, -5], [1e30, -1e30])]
+    q = catalog["uint8_affine_per_tensor"].replace(**dialects["onnx"])
+    dynamic, rng = dynamic_quantize_linear(), np.random.default_rng(0)
+    special = ([-127.5, 127.5], [-126.5, 128.5], [5, 6], [-6, -5], [1e30, -1e30], [0, 0], [1e-40, 0], [-1e-40, 2e-43])
+    ties = [np.array(v, np.float32) for v in special]
     drawn = [
         rng.standard_normal(rng.integers(1, 6)) * 10.0 ** rng.integers(-30, 30) + rng.choice([0, 0, 5, -5])
         for _ in range(1500)

@@ -38,6 +38,15 @@ SIGNED_AFFINE = catalog["uint8_affine_per_tensor"].replace(signed=True)
 CHANNELS = [("int8_per_channel", torch.qint8), ("uint8_affine_per_channel", torch.quint8)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Their operators start threads even for three numbers, which takes longer than all the rest."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def agree(q: Quantizer, x: NDArray[Any], scale: Any, zero: Any, qparams: QParams) -> None:
     """Their scale (perhaps a double) as float32, and their zero point where ours has one."""
     scale = np.asarray(scale, np.float32).reshape(qparams.scale.shape)
