@@ -1,0 +1,120 @@
+"""The parameters that Brevitas chooses, against the specification: of weights, shifted weights, and activations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import brevitas.nn
+import brevitas.quant
+import numpy as np
+import pytest
+from brevitas.inject.enum import StatsOp
+from numpy.typing import NDArray
+
+from samebits.core import (
+    IntegerFormat,
+    PerAxis,
+    PerTensor,
+    Quantizer,
+    ZeroPoint,
+    choose_qparams,
+    dialects,
+    fake_quantize,
+)
+from samebits.proofs.arrays import to_numpy, to_torch
+from samebits.proofs.compare import assert_same_bits
+
+from .exact import BFLOAT16, DTYPES
+from .oracle_inputs import blocks
+
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
+WIDE = pytest.mark.parametrize("dtype", [DTYPES[n] for n in ("float32", "bfloat16", "float64")], ids=str)
+NARROW_INT8, UINT8 = IntegerFormat(8, narrow=True), IntegerFormat(8, signed=False)
+
+
+def quantizer(fmt: IntegerFormat, granularity: Any, zero_point: ZeroPoint = ZeroPoint.NONE) -> Quantizer:
+    q = Quantizer(format=fmt, granularity=granularity, zero_point=zero_point)
+    return q.replace(**dialects["brevitas"])
+
+
+def data(granularity: Any, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    """Without the range below 1e-10 that `test_oracle_differences` lists: one scale in bfloat16."""
+    for x in blocks(dtype):
+        if dtype != BFLOAT16 or isinstance(granularity, PerAxis) or np.ptp(x.astype(np.float32)) > 1e-9:
+            yield x
+
+
+def weight(layer: Any, x: NDArray[Any]) -> Any:
+    layer.weight.data = to_torch(x)
+    return layer.quant_weight()
+
+
+def wide(x: Any) -> NDArray[Any]:
+    x = to_numpy(x)
+    return x if x.dtype == np.float64 else x.astype(np.float32)
+
+
+def layer(injector: Any, dtype: np.dtype[Any]) -> Any:
+    made = brevitas.nn.QuantLinear(32, 8, bias=False, weight_quant=injector)
+    return made.to(to_torch(np.zeros(1, dtype)).dtype)
+
+
+@WIDE
+@pytest.mark.parametrize(
+    ("injector", "granularity"),
+    [
+        (brevitas.quant.Int8WeightPerTensorFloat, PerTensor()),
+        (brevitas.quant.Int8WeightPerChannelFloat, PerAxis(0)),
+    ],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_brevitas_weights(injector: Any, granularity: Any, dtype: np.dtype[Any]) -> None:
+    q, made = quantizer(NARROW_INT8, granularity), layer(injector, dtype)
+    for x in data(granularity, dtype):
+        theirs, qparams = weight(made, x), choose_qparams(q, x)
+        assert_same_bits(qparams.scale, wide(theirs.scale).reshape(qparams.scale.shape))
+        assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
+
+
+@WIDE
+@pytest.mark.parametrize(
+    ("injector", "granularity"),
+    [
+        (brevitas.quant.ShiftedUint8WeightPerTensorFloat, PerTensor()),
+        (brevitas.quant.ShiftedUint8WeightPerChannelFloat, PerAxis(0)),
+    ],
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_brevitas_shifted_weights(injector: Any, granularity: Any, dtype: np.dtype[Any]) -> None:
+    """The largest element is not widened to 0: the scale of negative data spans the data, and its zero point clamps."""
+    q, made = quantizer(UINT8, granularity, ZeroPoint.MIN_MAX), layer(injector, dtype)
+    for x in data(granularity, dtype):
+        theirs, qparams = weight(made, x), choose_qparams(q, x)
+        shape = qparams.scale.shape
+        assert_same_bits(qparams.scale, wide(theirs.scale).reshape(shape))
+        assert (qparams.zero_point == to_numpy(theirs.zero_point).astype(float).reshape(shape)).all()
+        assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
+
+
+def test_brevitas_negative_data_has_no_zero() -> None:
+    q = quantizer(UINT8, PerTensor(), ZeroPoint.MIN_MAX)
+    x = np.array([-5, -1], np.float32)
+    assert choose_qparams(q, x)[:2] == (np.float32(4) / np.float32(255), 255)
+
+
+@pytest.mark.parametrize(
+    ("injector", "fmt", "denominator"),
+    [
+        (brevitas.quant.Int8ActPerTensorFloat, IntegerFormat(8), "lo"),
+        (brevitas.quant.Uint8ActPerTensorFloat, UINT8, "hi"),
+    ],
+    ids=["Int8", "Uint8"],
+)
+def test_brevitas_activations_in_training(injector: Any, fmt: IntegerFormat, denominator: str) -> None:
+    """Divided by 128 (signed) or 255, with the largest magnitude as statistic of the batch."""
+    q = quantizer(fmt, PerTensor()).replace(denominator=denominator)
+    for x in blocks(DTYPES["float32"]):
+        act = brevitas.nn.QuantIdentity(act_quant=injector, scaling_stats_op=StatsOp.MAX, return_quant_tensor=True)
+        act.train()
+        theirs = act(to_torch(x))
+        assert_same_bits(choose_qparams(q, x).scale, wide(theirs.scale).reshape(()))
+        assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
