@@ -1,0 +1,264 @@
+"""The file of a certificate: what was covered, on what it rests, by which versions, with a digest for every tile.
+
+``docs/certificates/schema.json`` is its schema. Every section has a seal, the SHA-256 of its canonical JSON; `load`
+refuses a file whose seals, sections or tiles do not fit, and says which. Seals guard against accident and carelessness;
+against a forger there is `samebits certify --replay`, which needs nothing of the file but what it claims.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import core
+from ..core.descriptions import Gradient, Quantizer
+from .environment import versions
+from .evaluate import TileResult
+from .tiles import Part
+
+if TYPE_CHECKING:
+    from .certify import Request
+
+Certificate = dict[str, Any]
+SCHEMA = "samebits certificate 1"
+SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
+CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
+FUNCTIONS = {
+    "quantize": "the code of every input",
+    "fake_quantize": "the value of every input, bit for bit",
+    "fake_quantize_vjp": "the gradient of x: the incoming one, or +0.0 where the code was clamped",
+}
+
+
+class CertificateError(Exception):
+    """A file that is no certificate, or not the one that was written; the message says what is wrong."""
+
+
+def compose(request: "Request", parts: Sequence[tuple[Part, Sequence[TileResult]]]) -> Certificate:
+    """The sections of a certificate in which every tile came out as specified."""
+    domain = [
+        {
+            "part": part.name,
+            "claim": part.claim,
+            "tiles": len(part.tiles),
+            "scales": sum(_scales(part, i) for i in range(len(part.tiles))),
+            "results per mode": sum(result.results for result in results),
+        }
+        for part, results in parts
+    ]
+    return {
+        "schema": SCHEMA,
+        "quantizer": {"name": request.name, **describe_quantizer(request.q)},
+        "request": {
+            "engine": request.engine,
+            "modes": list(request.modes),
+            "scales": [float(s).hex() for s in request.scales],
+            "dtype": request.dtype,
+            "zero point": request.zero_point,
+        },
+        "statement": {"result": "complete", "functions": FUNCTIONS, "says": _says(request)},
+        "domain": domain,
+        "assumptions": assumptions(request),
+        "environment": conditions(),
+        "tiles": {part.name: [result.digest for result in results] for part, results in parts},
+    }
+
+
+def sealed(certificate: Certificate) -> Certificate:
+    """With the seal of every section."""
+    return certificate | {"seals": {name: _seal(certificate[name]) for name in SECTIONS}}
+
+
+def save(certificate: Certificate, path: Path) -> None:
+    """Write the file; whoever reads it meanwhile sees the old one or the new one."""
+    part = path.with_name(path.name + ".new")
+    part.write_text(json.dumps(certificate, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def load(path: Path) -> tuple[Certificate, "Request"]:
+    """A certificate, checked, and the request that it answers.
+
+    Raises:
+        CertificateError: unreadable, truncated, of another schema, a section missing or changed, a quantizer that
+            cannot be made, or other tiles than its request has.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CertificateError(f"{path}: cannot be read: {error}") from None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        how = "is truncated" if error.pos >= len(text.rstrip()) - 1 else "is no JSON"
+        raise CertificateError(f"{path}: {how}: {error.msg} in line {error.lineno}") from None
+    try:
+        request = check(found)
+    except CertificateError as error:
+        raise CertificateError(f"{path}: {error}") from None
+    return found, request
+
+
+def check(found: Any) -> "Request":
+    """The request of a certificate that holds together; CertificateError otherwise."""
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        got = found.get("schema") if isinstance(found, dict) else type(found).__name__
+        raise CertificateError(f"`schema` must be {SCHEMA!r}, got {got!r}")
+    for name in (*SECTIONS, "seals"):
+        if name not in found:
+            raise CertificateError(f"section `{name}` is missing")
+    if not isinstance(found["seals"], dict):
+        raise CertificateError("section `seals` must be an object")
+    for name in SECTIONS:
+        if found["seals"].get(name) != _seal(found[name]):
+            raise CertificateError(
+                f"section `{name}` was changed after the certificate was made: its seal does not fit"
+            )
+    try:
+        request = _request(found)
+        plan = request.plan()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CertificateError(f"sections `quantizer` and `request` make no request: {error}") from None
+    digests = found["tiles"]
+    want = {part.name: len(part.tiles) for part in plan}
+    have = {name: len(own) for name, own in digests.items()} if isinstance(digests, dict) else {}
+    if want != have:
+        raise CertificateError(f"section `tiles` must hold {want}, got {have}")
+    return request
+
+
+def describe_quantizer(q: Quantizer) -> dict[str, Any]:
+    """A quantizer as JSON: every field, and the kind of those that have one."""
+    return {f.name: _plain(getattr(q, f.name)) for f in fields(q)}
+
+
+def quantizer_of(described: Mapping[str, Any]) -> Quantizer:
+    """The quantizer that `describe_quantizer` gave; KeyError, TypeError, ValueError or AttributeError when none is."""
+    return Quantizer(
+        **{name: _made(described[name]) for name in (f.name for f in fields(Quantizer)) if name in described}
+    )
+
+
+def canonical(value: Any) -> str:
+    """One text for equal values, in JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, the processor's features, and the flags under which compiled modes compile."""
+    return {
+        "versions": versions(),
+        "processor features": _features(),
+        "compiler": _compiler(),
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def assumptions(request: "Request") -> list[str]:
+    """What the statement takes for granted and no tile can show."""
+    q, boundary = request.q, request.engine == "boundary"
+    listed = ["Each mode is deterministic: the same arrays give the same bits again."]
+    if boundary:
+        listed += [
+            "Between the inputs evaluated at a scale, codes and values never decrease, and the mask is 0, then 1, then "
+            "0. Complete for single scales in certificates of the exhaustive engine, in part in the sweeps.",
+            "Multiplying x and s by a power of two changes nothing while x, s and the value stay normal and finite. "
+            "Enumerated at 1,024 significands of every exponent.",
+            "Which other elements stand in an array, and its shape, do not change an element's result: modes ran on "
+            "one scale per row, and on the granularity of the quantizer only where part `granularity` says so.",
+        ]
+    else:
+        listed.append("The position of an element in an array does not change its result.")
+    if q.affine and boundary:
+        listed.append(
+            "Zero points other than the smallest and the largest act as those do, by an exact addition: each was "
+            "evaluated, but not at every significand."
+        )
+    if q.gradient is not Gradient.PASS_THROUGH and not boundary:
+        listed.append(
+            "The mask changes only where the code leaves the range: it was asked there and at every 61st input."
+        )
+    return listed
+
+
+def _says(request: "Request") -> str:
+    modes = ", ".join(request.modes)
+    if request.engine == "boundary":
+        return (
+            f"Modes {modes} give the same bits for every float32 input, every positive normal float32 scale"
+            + (" and every zero point" if request.q.affine else "")
+            + ", under the assumptions listed. Float64, and 16-bit inputs beyond the sweeps, are outside the statement."
+        )
+    return f"Modes {modes} give the same bits for every {request.dtype} input at the scales listed, and no others."
+
+
+def _scales(part: Part, i: int) -> int:
+    tile = part.tiles[i]
+    return 1 if tile.kind == "inputs" else tile.count
+
+
+def _request(found: Certificate) -> "Request":
+    from .certify import Request
+
+    asked = found["request"]
+    return Request(
+        found["quantizer"]["name"],
+        quantizer_of(found["quantizer"]),
+        tuple(asked["modes"]),
+        asked["engine"],
+        tuple(float.fromhex(s) for s in asked["scales"]),
+        asked["dtype"],
+        asked["zero point"],
+    )
+
+
+def _seal(section: Any) -> str:
+    return hashlib.sha256(canonical(section).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"kind": type(value).__name__, **own}
+    if isinstance(value, StrEnum):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, dict):
+        inside = {name: tuple(v) if isinstance(v, list) else _made(v) for name, v in value.items() if name != "kind"}
+        return getattr(core, value["kind"])(**inside)
+    return value
+
+
+def _features() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    return [feature for feature in CPU_FEATURES if feature in flags]
+
+
+def _compiler() -> dict[str, Any]:
+    """What inductor compiles with: the compiler, its optimization and floating-point flags."""
+    from torch._inductor import config, cpp_builder
+
+    try:
+        name = cpp_builder.get_cpp_compiler()
+        first = subprocess.run([name, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except Exception as error:  # inductor raises its own kinds, from modules that move between releases
+        return {"missing": str(error).splitlines()[0] if str(error) else type(error).__name__}
+    flags = cpp_builder._get_optimization_cflags(name)
+    contract = config.cpp.enable_floating_point_contract_flag
+    return {
+        "version": first,
+        "flags": [str(f) for f in (flags[0] if isinstance(flags, tuple) else flags)],
+        "contract": contract,
+    }

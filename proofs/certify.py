@@ -1,0 +1,268 @@
+"""`samebits certify`: a quantizer in every mode, for every input and every scale; what it rests on; and a file of it.
+
+``docs/certificates.md`` has the argument. Here it is put together: the plan of an engine (`tiles`), run anywhere
+(`schedule`), tile by tile (`evaluate`); finished tiles are kept in a journal beside the file until all are done.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import catalog
+from ..core.descriptions import Quantizer
+from ..core.formats import IntegerFormat
+from . import execution
+from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed
+from .compare import describe
+from .evaluate import DTYPES, Finding, TileResult, run_tile
+from .execution import MODES, Implementation
+from .schedule import run_anywhere
+from .steps import exact_steps, same_steps, steps
+from .tiles import Part, Tile, boundary_plan, exhaustive_plan, zero_points
+
+ENGINES = ("boundary", "exhaustive")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be certified.
+
+    Attributes:
+        name: of the quantizer, for people.
+        q: the quantizer itself.
+        modes: which of `MODES`.
+        engine: of `ENGINES`.
+        scales, dtype, zero_point: of the exhaustive engine.
+    """
+
+    name: str
+    q: Quantizer
+    modes: tuple[str, ...] = MODES
+    engine: str = "boundary"
+    scales: tuple[float, ...] = ()
+    dtype: str = "float32"
+    zero_point: int | None = None
+
+    def plan(self) -> tuple[Part, ...]:
+        """The parts of the engine; ValueError for what it cannot do."""
+        if self.engine == "boundary":
+            return boundary_plan(self.q)
+        return exhaustive_plan(self.q, self.scales, self.dtype, self.zero_point)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tile for any process."""
+
+    q: Quantizer
+    modes: tuple[str, ...]
+    tile: Tile
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A tile that is done: its place in the plan, and whether it was found in the journal."""
+
+    place: int
+    result: TileResult
+    kept: bool = False
+
+
+class Difference(Exception):
+    """A mode is not what the specification says; holds what was found."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(explain_finding(f) for f in findings))
+
+
+def run_job(job: Job) -> TileResult:
+    """A tile in the modes of the job, on one thread of torch: the machine's cores are shared out by process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run_tile(job.q, job.tile, [execution.implementation(mode) for mode in job.modes])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def requested(
+    name: str,
+    engine: str = "boundary",
+    modes: Sequence[str] = (),
+    rounding: str | None = None,
+    scales: Sequence[float] = (),
+    dtype: str = "float32",
+    zero_point: int | None = None,
+) -> Request:
+    """A request by names, with everything that can be wrong with it found.
+
+    Raises:
+        KeyError: an unknown quantizer.
+        ValueError: anything else: engine, mode, rounding, dtype, scales, zero point, an arithmetic of another system.
+    """
+    q = catalog[name] if rounding is None else catalog[name].replace(rounding=rounding)
+    for kind, value, known in (
+        ("engine", (engine,), ENGINES),
+        ("mode", modes, MODES),
+        ("dtype", (dtype,), tuple(DTYPES)),
+    ):
+        for one in value:
+            if one not in known:
+                raise ValueError(f"`{kind}` must be one of {', '.join(known)}; got {one!r}")
+    if engine == "boundary" and (scales or dtype != "float32" or zero_point is not None):
+        raise ValueError("`scale`, `dtype` and `zero_point` are for the exhaustive engine")
+    chosen = tuple(float(np.float32(s)) for s in scales or ((0.1,) if engine == "exhaustive" else ()))
+    shown = name if rounding is None else f"{name}, {rounding}"
+    request = Request(shown, q, tuple(m for m in MODES if not modes or m in modes), engine, chosen, dtype, zero_point)
+    for one in request.modes:
+        if reason := execution.unavailable(one):
+            raise ValueError(f"mode {one} cannot run here: {reason}")
+    request.plan()
+    return request
+
+
+def tiles_of(request: Request) -> list[Tile]:
+    """All tiles, in the order of the file."""
+    return [tile for part in request.plan() for tile in part.tiles]
+
+
+def check_steps(q: Quantizer) -> None:
+    """The steps found by bisection of the specification are those of the definition, at every zero point.
+
+    Raises:
+        AssertionError: they are not; nothing can be certified then.
+    """
+    for z in zero_points(q) if isinstance(q.format, IntegerFormat) else ():
+        if not same_steps(steps(q, z), exact_steps(q, z)):
+            raise AssertionError(f"the specification's steps of {q}, zero point {z}, are not those of the definition")
+
+
+def run(
+    request: Request,
+    journal: Path | None = None,
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
+    implementations: Sequence[Implementation] = (),
+) -> Iterator[Progress]:
+    """Every tile as it is done, those of the journal first; a finished tile is in the journal before it is yielded.
+
+    Args:
+        journal: a file that is begun or gone on with; None to keep nothing.
+        implementations: what to run instead of the modes of the request; in this process only.
+    Raises:
+        Difference: at the first tile with one.
+        CertificateError: a journal of something else.
+    """
+    check_steps(request.q)
+    tiles = tiles_of(request)
+    kept = _read_journal(journal, request) if journal else {}
+    for place, result in sorted(kept.items()):
+        yield Progress(place, result, kept=True)
+    missing = [place for place in range(len(tiles)) if place not in kept]
+    if implementations:
+        results: Iterator[tuple[int, TileResult]] = (
+            (i, run_tile(request.q, tiles[place], implementations)) for i, place in enumerate(missing)
+        )
+    else:
+        jobs = [Job(request.q, request.modes, tiles[place]) for place in missing]
+        results = run_anywhere(run_job, jobs, workers=workers, scheduler=scheduler)
+    for i, result in results:
+        if result.findings:
+            raise Difference(result.findings)
+        if journal:
+            _write_journal(journal, missing[i], result)
+        yield Progress(missing[i], result)
+
+
+def certify(request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None, **how: Any) -> Certificate:
+    """The certificate of a request that holds in full; ``how`` is passed to `run`.
+
+    Raises:
+        Difference: it does not hold.
+    """
+    results: dict[int, TileResult] = {}
+    for progress in run(request, **how):
+        results[progress.place] = progress.result
+        on_progress(progress)
+    return certificate_of(request, results)
+
+
+def certificate_of(request: Request, results: dict[int, TileResult]) -> Certificate:
+    """The file of finished tiles; all of them must be there (KeyError)."""
+    place, parts = 0, []
+    for part in request.plan():
+        own = [results[place + i] for i in range(len(part.tiles))]
+        parts.append((part, own))
+        place += len(own)
+    return sealed(compose(request, parts))
+
+
+def replay(
+    request: Request, digests: Sequence[str], places: Sequence[int], *, workers: int = 0, scheduler: str | None = None
+) -> Iterator[tuple[int, bool]]:
+    """Some tiles of a certificate again: place, and whether the digest is that of the file.
+
+    Raises:
+        Difference: a mode is no longer what the specification says.
+    """
+    tiles = tiles_of(request)
+    jobs = [Job(request.q, request.modes, tiles[place]) for place in places]
+    for i, result in run_anywhere(run_job, jobs, workers=workers, scheduler=scheduler):
+        if result.findings:
+            raise Difference(result.findings)
+        yield places[i], result.digest == digests[places[i]]
+
+
+def explain_finding(found: Finding) -> str:
+    """The input in full, as decimal, hexadecimal float and bits, with both results."""
+    lines = [f"{found.mode}: {found.function} differs from the specification at {found.differing:,} inputs of a tile"]
+    if not found.monotone:
+        lines.append("  the results do not ascend with the inputs: the argument from steps does not apply")
+    shown = ("input", found.x), ("scale", found.scale), ("expected", found.expected), ("got", found.got)
+    lines += [f"  {label:<11}{describe(value)}" for label, value in shown]
+    if found.zero_point is not None:
+        lines.insert(-2, f"  zero point {found.zero_point}")
+    return "\n".join(lines)
+
+
+def _identity(request: Request) -> str:
+    """What a journal belongs to: the request and everything a result depends on."""
+    return canonical([repr(request), conditions()])
+
+
+def _read_journal(path: Path, request: Request) -> dict[int, TileResult]:
+    """The finished tiles; a last line that was cut short is left out and overwritten."""
+    if not path.exists():
+        path.write_text(json.dumps({"of": _identity(request)}) + "\n", encoding="utf-8")
+        return {}
+    head, *lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        same = json.loads(head)["of"] == _identity(request)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise CertificateError(f"{path}: holds tiles of another request or environment; remove it to begin anew")
+    found, good = {}, [head]
+    for line in lines[:-1]:
+        try:
+            entry = json.loads(line)
+            found[int(entry["tile"])] = TileResult(entry["digest"], entry["results"], entry["seconds"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            break
+        good.append(line)
+    path.write_text("\n".join(good) + "\n", encoding="utf-8")
+    return found
+
+
+def _write_journal(path: Path, place: int, result: TileResult) -> None:
+    entry = {"tile": place, "digest": result.digest, "results": result.results, "seconds": result.seconds}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")

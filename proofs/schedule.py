@@ -1,0 +1,107 @@
+"""Jobs in this process, in a few local processes, or on a Dask cluster, by one interface.
+
+Whatever does the work, each job is a function of its argument alone, so results do not depend on it. A process that
+dies takes with it only the job it was at, and that job is done again.
+"""
+
+import multiprocessing
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import islice
+from typing import Any, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+ATTEMPTS = 4  # of one job whose processes die
+IN_FLIGHT = 4  # jobs a cluster is given at a time, for each of its threads
+
+
+def run_anywhere(
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int = 0, scheduler: str | None = None
+) -> Iterator[tuple[int, Result]]:
+    """``function(job)`` for every job with the place of the job in the list, in the order in which they finish.
+
+    Args:
+        function: a function of a module, found again by its name in other processes.
+        workers: local processes; 0 to stay in this one. Each begins with a run of neighbours, which share compiled
+            programs, and then helps out.
+        scheduler: address of a Dask scheduler, e.g. "tcp://10.0.0.1:8786", whose workers have samebits installed.
+    Raises:
+        RuntimeError: a job whose processes died `ATTEMPTS` times.
+        Whatever ``function`` raises.
+    """
+    if scheduler:
+        return _on_cluster(function, jobs, scheduler)
+    if workers:
+        return _in_processes(function, jobs, workers)
+    return ((i, function(job)) for i, job in enumerate(jobs))
+
+
+def _in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Result]]:
+    count = max(1, min(workers, len(jobs)))
+    queues = [deque(range(len(jobs) * i // count, len(jobs) * (i + 1) // count)) for i in range(count)]
+    pools = [_pool() for _ in queues]
+    running: dict[Future[Result], tuple[int, int]] = {}
+    deaths: Counter[int] = Counter()
+
+    def start(worker: int, job: int | None = None) -> None:
+        if job is None:
+            longest = max(queues, key=len)
+            if not longest:
+                return
+            job = queues[worker].popleft() if queues[worker] else longest.pop()
+        running[pools[worker].submit(function, jobs[job])] = worker, job
+
+    try:
+        for worker in range(count):
+            start(worker)
+        while running:
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                worker, job = running.pop(done)
+                try:
+                    result = done.result()
+                except BrokenProcessPool:
+                    deaths[job] += 1
+                    if deaths[job] == ATTEMPTS:
+                        raise RuntimeError(f"job {jobs[job]} ended {ATTEMPTS} processes") from None
+                    pools[worker].shutdown(wait=False)
+                    pools[worker] = _pool()
+                    start(worker, job)
+                    continue
+                start(worker)
+                yield job, result
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool() -> ProcessPoolExecutor:
+    """One process, started afresh so that no framework is shared."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _on_cluster(function: Callable[[Job], Result], jobs: Sequence[Job], address: str) -> Iterator[tuple[int, Result]]:
+    import distributed
+
+    dask: Any = distributed  # its functions are not annotated
+    with dask.Client(address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        waiting = iter(range(len(jobs)))
+        places: dict[Any, int] = {}
+
+        def submit(job: int) -> Any:
+            future = client.submit(function, jobs[job], pure=False, retries=ATTEMPTS)
+            places[future.key] = job
+            return future
+
+        threads = sum(client.nthreads().values()) or 1
+        finished = dask.as_completed([submit(job) for job in islice(waiting, IN_FLIGHT * threads)])
+        for future in finished:
+            result = future.result()
+            job = places.pop(future.key)
+            with suppress(StopIteration):
+                finished.add(submit(next(waiting)))
+            yield job, result
