@@ -1,6 +1,5 @@
 """The parameters that Brevitas chooses, against the specification: of weights, shifted weights, and activations."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import brevitas.nn
@@ -27,20 +26,16 @@ from .exact import BFLOAT16, DTYPES
 from .oracle_inputs import blocks
 
 pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
-WIDE = pytest.mark.parametrize("dtype", [DTYPES[n] for n in ("float32", "bfloat16", "float64")], ids=str)
+# a single scale of bfloat16 data is float32, and in float16 1e-10 is 0: see test_oracle_differences
+SHARED = [(PerAxis(0), BFLOAT16)] + [
+    (g, DTYPES[name]) for g in (PerTensor(), PerAxis(0)) for name in ("float32", "float64")
+]
 NARROW_INT8, UINT8 = IntegerFormat(8, narrow=True), IntegerFormat(8, signed=False)
 
 
 def quantizer(fmt: IntegerFormat, granularity: Any, zero_point: ZeroPoint = ZeroPoint.NONE) -> Quantizer:
     q = Quantizer(format=fmt, granularity=granularity, zero_point=zero_point)
     return q.replace(**dialects["brevitas"])
-
-
-def data(granularity: Any, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Without the range below 1e-10 that `test_oracle_differences` lists: one scale in bfloat16."""
-    for x in blocks(dtype):
-        if dtype != BFLOAT16 or isinstance(granularity, PerAxis) or np.ptp(x.astype(np.float32)) > 1e-9:
-            yield x
 
 
 def weight(layer: Any, x: NDArray[Any]) -> Any:
@@ -58,36 +53,24 @@ def layer(injector: Any, dtype: np.dtype[Any]) -> Any:
     return made.to(to_torch(np.zeros(1, dtype)).dtype)
 
 
-@WIDE
-@pytest.mark.parametrize(
-    ("injector", "granularity"),
-    [
-        (brevitas.quant.Int8WeightPerTensorFloat, PerTensor()),
-        (brevitas.quant.Int8WeightPerChannelFloat, PerAxis(0)),
-    ],
-    ids=lambda v: getattr(v, "__name__", str(v)),
-)
-def test_brevitas_weights(injector: Any, granularity: Any, dtype: np.dtype[Any]) -> None:
+@pytest.mark.parametrize(("granularity", "dtype"), SHARED, ids=str)
+def test_brevitas_weights(granularity: Any, dtype: np.dtype[Any]) -> None:
+    one = isinstance(granularity, PerTensor)
+    injector = brevitas.quant.Int8WeightPerTensorFloat if one else brevitas.quant.Int8WeightPerChannelFloat
     q, made = quantizer(NARROW_INT8, granularity), layer(injector, dtype)
-    for x in data(granularity, dtype):
+    for x in blocks(dtype):
         theirs, qparams = weight(made, x), choose_qparams(q, x)
         assert_same_bits(qparams.scale, wide(theirs.scale).reshape(qparams.scale.shape))
         assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
 
 
-@WIDE
-@pytest.mark.parametrize(
-    ("injector", "granularity"),
-    [
-        (brevitas.quant.ShiftedUint8WeightPerTensorFloat, PerTensor()),
-        (brevitas.quant.ShiftedUint8WeightPerChannelFloat, PerAxis(0)),
-    ],
-    ids=lambda v: getattr(v, "__name__", str(v)),
-)
-def test_brevitas_shifted_weights(injector: Any, granularity: Any, dtype: np.dtype[Any]) -> None:
+@pytest.mark.parametrize(("granularity", "dtype"), SHARED, ids=str)
+def test_brevitas_shifted_weights(granularity: Any, dtype: np.dtype[Any]) -> None:
     """The largest element is not widened to 0: the scale of negative data spans the data, and its zero point clamps."""
+    one, quant = isinstance(granularity, PerTensor), brevitas.quant
+    injector = quant.ShiftedUint8WeightPerTensorFloat if one else quant.ShiftedUint8WeightPerChannelFloat
     q, made = quantizer(UINT8, granularity, ZeroPoint.MIN_MAX), layer(injector, dtype)
-    for x in data(granularity, dtype):
+    for x in blocks(dtype):
         theirs, qparams = weight(made, x), choose_qparams(q, x)
         shape = qparams.scale.shape
         assert_same_bits(qparams.scale, wide(theirs.scale).reshape(shape))
