@@ -98,7 +98,8 @@ class ScaleRule:
     Args:
         scale_dtype: dtype in which the range and its division are rounded; None for that of the arithmetic. The zero
             point is computed in the wider of both.
-        scale_division: ``m / d``, or ``m * fl(1 / d)`` (XLA, where d is a constant).
+        scale_division: ``m / d``, or ``m * fl(1 / d)`` where there are several scales (XLA, which so divides arrays by
+            a constant).
         range: affine only: which range the codes span.
         range_floor: smallest m for the scale (the zero point does not see it): Brevitas 1e-10.
         empty_range: what m = 0 counts as for the scale: AQT 1.0.
