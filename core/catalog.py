@@ -4,8 +4,23 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-from .descriptions import Quantizer, Restriction, ScaleRule, ZeroPoint
-from .formats import IntegerFormat
+from .descriptions import Gradient, Quantizer, Restriction, Rounding, ScaleRule, ScaleSource, ZeroPoint
+from .formats import (
+    FLOAT4_E2M1,
+    FLOAT6_E2M3,
+    FLOAT6_E3M2,
+    FLOAT8_E3M4,
+    FLOAT8_E4M3FN,
+    FLOAT8_E4M3FNUZ,
+    FLOAT8_E5M2,
+    FLOAT8_E5M2FNUZ,
+    NF4,
+    BinaryFormat,
+    FloatFormat,
+    Format,
+    IntegerFormat,
+    TernaryFormat,
+)
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 
 Entry = TypeVar("Entry")
@@ -39,6 +54,20 @@ def _affine(bits: int, granularity: Granularity, *, signed: bool) -> Quantizer:
     return Quantizer(format=IntegerFormat(bits, signed), granularity=granularity, zero_point=ZeroPoint.MIN_MAX)
 
 
+def _of(format: Format, granularity: Granularity) -> Quantizer:
+    return Quantizer(format=format, granularity=granularity)
+
+
+def _mx(format: Format, restriction: Restriction = Restriction.POWER_OF_TWO_FLOOR) -> Quantizer:
+    """OCP Microscaling Formats 1.0: blocks of 32 along the last axis, one power of two each."""
+    return Quantizer(format=format, granularity=PerGroup(32), scale=ScaleRule(restriction=restriction))
+
+
+def _nvfp4(*, two_level: bool) -> Quantizer:
+    rule = ScaleRule(restriction=Restriction.QUANTIZED, scale_format=FLOAT8_E4M3FN, two_level=two_level)
+    return Quantizer(format=FLOAT4_E2M1, granularity=PerGroup(16), scale=rule)
+
+
 catalog: Mapping[str, Quantizer] = Named(
     "quantizer",
     {
@@ -60,5 +89,49 @@ catalog: Mapping[str, Quantizer] = Named(
         "uint4_affine_per_group32": _affine(4, PerGroup(32), signed=False),
         "int2_per_channel": _symmetric(2, PerAxis(0)),
         "int16_per_tensor": _symmetric(16, PerTensor()),
+        "int8_affine_per_tensor": _affine(8, PerTensor(), signed=True),
+        "int8_power_of_two_per_channel": _symmetric(8, PerAxis(0)).replace(restriction=Restriction.POWER_OF_TWO),
+        "int4_narrow_per_channel": _symmetric(4, PerAxis(0), narrow=True),
+        "int3_per_channel": _symmetric(3, PerAxis(0)),
+        "uint4_affine_per_group128": _affine(4, PerGroup(128), signed=False),
+        "uint2_affine_per_group32": _affine(2, PerGroup(32), signed=False),
+        "int8_learned_per_tensor": _symmetric(8, PerTensor()).replace(
+            gradient=Gradient.LEARNED_SCALE, source=ScaleSource.LEARNED
+        ),
+        "uint8_dpu_power_of_two_per_tensor": _symmetric(8, PerTensor(), signed=False).replace(
+            rounding=Rounding.DPU, restriction=Restriction.POWER_OF_TWO
+        ),
+        "int8_toward_zero_per_channel": _symmetric(8, PerAxis(0)).replace(rounding=Rounding.TOWARD_ZERO),
+        "binary_per_tensor": _of(BinaryFormat(), PerTensor()),
+        "binary_per_channel": _of(BinaryFormat(), PerAxis(0)),
+        "ternary_per_tensor": _of(TernaryFormat(), PerTensor()),
+        "ternary_per_channel": _of(TernaryFormat(), PerAxis(0)),
+        "float8_e4m3fn_per_tensor": _of(FLOAT8_E4M3FN, PerTensor()),
+        "float8_e4m3fn_per_channel": _of(FLOAT8_E4M3FN, PerAxis(0)),
+        "float8_e4m3fn_per_token": _of(FLOAT8_E4M3FN, PerToken()),
+        "float8_e4m3fn_per_block": _of(FLOAT8_E4M3FN, PerBlock((32, 32))),
+        "float8_e4m3fn_overflow_per_tensor": _of(FloatFormat(4, 3, specials="nan_only", saturate=False), PerTensor()),
+        "float8_e5m2_per_tensor": _of(FLOAT8_E5M2, PerTensor()),
+        "float8_e5m2_per_channel": _of(FLOAT8_E5M2, PerAxis(0)),
+        "float8_e5m2_overflow_per_tensor": _of(FloatFormat(5, 2, saturate=False), PerTensor()),
+        "float8_e4m3fnuz_per_tensor": _of(FLOAT8_E4M3FNUZ, PerTensor()),
+        "float8_e5m2fnuz_per_tensor": _of(FLOAT8_E5M2FNUZ, PerTensor()),
+        "float8_e3m4_per_tensor": _of(FLOAT8_E3M4, PerTensor()),
+        "float6_e3m2_per_tensor": _of(FLOAT6_E3M2, PerTensor()),
+        "float6_e2m3_per_tensor": _of(FLOAT6_E2M3, PerTensor()),
+        "float4_e2m1_per_tensor": _of(FLOAT4_E2M1, PerTensor()),
+        "float4_e2m1_per_channel": _of(FLOAT4_E2M1, PerAxis(0)),
+        "mxfp8_e4m3": _mx(FLOAT8_E4M3FN),
+        "mxfp8_e5m2": _mx(FLOAT8_E5M2),
+        "mxfp6_e3m2": _mx(FLOAT6_E3M2),
+        "mxfp6_e2m3": _mx(FLOAT6_E2M3),
+        "mxfp4_e2m1": _mx(FLOAT4_E2M1),
+        "mxint8": _mx(IntegerFormat(8)),
+        "mxfp8_e4m3_rceil": _mx(FLOAT8_E4M3FN, Restriction.POWER_OF_TWO),
+        "mxfp4_e2m1_ceil": _mx(FLOAT4_E2M1, Restriction.POWER_OF_TWO_CEIL),
+        "mxfp4_e2m1_even": _mx(FLOAT4_E2M1, Restriction.POWER_OF_TWO_EVEN),
+        "nvfp4": _nvfp4(two_level=True),
+        "nvfp4_one_level": _nvfp4(two_level=False),
+        "nf4_per_group64": _of(NF4, PerGroup(64)),
     },
 )
