@@ -176,8 +176,8 @@ def assumptions(request: "Request") -> list[str]:
         listed.append("The position of an element in an array does not change its result.")
     if q.affine and boundary:
         listed.append(
-            "Zero points other than the smallest and the largest act as those do, by an exact addition: each was "
-            "evaluated, but not at every significand."
+            "The zero point enters by an exact addition of integers: each was evaluated at thousands of significands, "
+            "but not each at every one."
         )
     if q.gradient is not Gradient.PASS_THROUGH and not boundary:
         listed.append(

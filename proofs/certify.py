@@ -228,8 +228,10 @@ def explain_finding(found: Finding) -> str:
         lines.append("  the results do not ascend with the inputs: the argument from steps does not apply")
     shown = ("input", found.x), ("scale", found.scale), ("expected", found.expected), ("got", found.got)
     lines += [f"  {label:<11}{describe(value)}" for label, value in shown]
+    if found.alone is not None:
+        lines.append(f"  by itself  {describe(found.alone)}")
     if found.zero_point is not None:
-        lines.insert(-2, f"  zero point {found.zero_point}")
+        lines.append(f"  zero point {found.zero_point}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ both sides of the steps of the mask. What they must be follows from the list of 
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -26,10 +26,11 @@ from .steps import LARGEST, Steps, place, plateau_of, steps, thresholds
 from .tiles import CHUNK, Tile, critical_scales, rows_at_once
 
 Array = NDArray[Any]
-IN_CACHE = 1 << 13  # elements at a time in mode numpy, whose operations each read and write them anew
+IN_CACHE = 1 << 16  # elements at a time in mode numpy, whose operations each read and write them anew
 SHARE = 61  # of a long list of inputs one in so many is asked for its gradient
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 BY_ROWS = PerAxis(0)
+NAN, MINUS = 0x7F800001, 1 << 31  # bits of the first NaN and of -0.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Finding:
         x, scale, zero_point, expected, got: as scalars of NumPy (None where there is none).
         differing: how many of the results compared with it differ.
         monotone: whether the mode's results, taken in the order of the inputs, never decrease.
+        alone: what the mode gives for this input in an array of its own; None where that was not asked.
     """
 
     mode: str
@@ -52,6 +54,7 @@ class Finding:
     got: Any
     differing: int
     monotone: bool
+    alone: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,21 @@ def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]
         masks.append(_mask_case(found, case, nan))
     for mask in _joined([m for m in masks if m.x.size]):
         _run_masks(own, mask, implementations, account)
+    account.findings = [_shrunk(q, tile, implementations, finding) for finding in account.findings]
     return TileResult(account.hash.hexdigest()[:32], account.results, dict(account.seconds), tuple(account.findings))
+
+
+def _shrunk(q: Quantizer, tile: Tile, implementations: Sequence[Implementation], finding: Finding) -> Finding:
+    """The finding with what its one input gives by itself: the same wrong answer, unless other elements play a part."""
+    if tile.kind == "granularity" or finding.function not in ("quantize", "fake_quantize"):
+        return finding
+    chosen = next(i for i in implementations if i.name == finding.mode)
+    x = np.array([[finding.x]], np.asarray(finding.x).dtype)
+    if np.isnan(x).any():
+        return finding
+    qparams = _rows_of(np.array([finding.scale], np.float32), tile.zero_point)
+    function = chosen.quantize if finding.function == "quantize" else chosen.fake_quantize
+    return replace(finding, alone=function(q.replace(granularity=BY_ROWS), x, qparams)[0, 0])
 
 
 def _whole(q: Quantizer, tile: Tile) -> bool:
@@ -139,7 +156,7 @@ def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
         before, after = thresholds(part, s)
         x = np.empty((len(s), len(row)), np.float32)
         x[:, :count], x[:, count : 2 * count], x[:, 2 * count :] = before, after, np.array(special, np.float32)
-        apart = (place(before[:, 1:]) > place(before[:, :-1])).all() and np.abs(before).max(initial=0) < LARGEST
+        apart = (before[:, 1:] > before[:, :-1]).all() and np.abs(before).max(initial=0) < LARGEST
         plateaus = row if apart else np.stack([plateau_of(found, a, b) for a, b in zip(s, x, strict=True)])
         yield Case(x, _rows_of(s, tile.zero_point), plateaus, s[:, None], beside)
 
@@ -154,29 +171,37 @@ def _dtype_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
 
 
 def _input_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
-    """Inputs whose bits are an arithmetic progression, at one scale."""
+    """Inputs whose bits are an arithmetic progression, at one scale; per tensor or in rows."""
     scale = np.uint32(tile.scale).view(np.float32)
     before = place(thresholds(found, scale.reshape(1))[0][0])
     for start in range(0, tile.count, CHUNK):
         count = min(CHUNK, tile.count - start)
         bits = tile.first + tile.stride * np.arange(start, start + count, dtype=np.int64)
         x = bits.astype(np.uint32).view(np.float32)
-        plateaus = np.empty(count, np.intp)
-        for negative in (False, True):  # magnitudes ascend within each
-            sign = negative * (1 << 31)
-            first, last = (int(i) for i in np.searchsorted(bits, [sign, sign + 0x7F800001]))
-            inside = slice(first, last)
-            ordered = place(x[inside][::-1] if negative else x[inside])
-            ends = np.concatenate([[0], np.searchsorted(ordered, before, side="right"), [len(ordered)]])
-            places = np.repeat(np.arange(len(before) + 1), np.diff(ends))
-            plateaus[inside] = places[::-1] if negative else places
-        plateaus[np.isnan(x)] = 0
+        plateaus = _plateaus_of(bits, before)
         beside = np.unique(np.concatenate([np.arange(0, count, SHARE), *_near_changes(found, plateaus)]))
         if isinstance(q.granularity, PerTensor):
             zero = None if tile.zero_point is None else np.asarray(tile.zero_point, np.int32)
             yield Case(x, QParams(np.asarray(scale), zero), plateaus, np.asarray(scale), beside)
         else:
-            yield Case(x[None], _rows_of(scale.reshape(1), tile.zero_point), plateaus[None], np.asarray(scale), beside)
+            s = np.full(max(1, count // IN_CACHE), scale)
+            shape = (len(s), count // len(s))
+            columns = np.unique(beside % shape[1])
+            yield Case(x.reshape(shape), _rows_of(s, tile.zero_point), plateaus.reshape(shape), s[:, None], columns)
+
+
+def _plateaus_of(bits: Array, before: Array) -> Array:
+    """On which plateau each float32 of ascending bits lies, from the places of the thresholds; 0 for NaN.
+
+    Bits of positive numbers are their places; those of negative ones descend with theirs.
+    """
+    plateaus, count = np.zeros(len(bits), np.intp), len(before)
+    start, end, minus, last = (int(i) for i in np.searchsorted(bits, [0, NAN, MINUS, MINUS + NAN]))
+    cuts = np.clip(np.searchsorted(bits, before, side="right"), start, end)
+    plateaus[start:end] = np.repeat(np.arange(count + 1), np.diff(cuts, prepend=start, append=end))
+    cuts = np.clip(np.searchsorted(bits, MINUS - 1 - before), minus, last)[::-1]
+    plateaus[minus:last] = np.repeat(np.arange(count, -1, -1), np.diff(cuts, prepend=minus, append=last))
+    return plateaus
 
 
 def _near_changes(found: Steps, plateaus: Array) -> Iterator[Array]:
@@ -242,8 +267,8 @@ def _run_case(
     for position, implementation in enumerate(implementations):
         start = time.perf_counter()
         asked = number if implementation.refuses and not q.format.has_nan else x
-        got_codes = _in_rows(implementation, implementation.quantize, q, asked, case.qparams)
-        got_values = _in_rows(implementation, implementation.fake_quantize, q, x, case.qparams)
+        got_codes = _in_parts(implementation, implementation.quantize, q, asked, case.qparams)
+        got_values = _in_parts(implementation, implementation.fake_quantize, q, x, case.qparams)
         _spent(account, implementation.name, start)
         if position == 0:
             account.hash.update(raw_bits(got_codes).data)
@@ -288,14 +313,16 @@ def _run_masks(q: Quantizer, mask: MaskCase, implementations: Sequence[Implement
             _compare(implementation.name, name, mask.x, mask.s, mask.expected, got, account)
 
 
-def _in_rows(implementation: Implementation, function: Callable[..., Any], q: Quantizer, x: Array, p: QParams) -> Array:
-    """The function on all of ``x``; the specification takes it in parts that stay in cache."""
-    rows = max(1, IN_CACHE // max(1, x.shape[-1]))
-    if implementation.name != "numpy" or x.ndim != 2 or len(x) <= rows or q.granularity != BY_ROWS:
+def _in_parts(
+    implementation: Implementation, function: Callable[..., Any], q: Quantizer, x: Array, p: QParams
+) -> Array:
+    """The function on all of ``x``; the specification takes long arrays in parts that stay in cache."""
+    rows = max(1, IN_CACHE // max(1, x[:1].size))
+    if implementation.name != "numpy" or len(x) <= rows or q.granularity not in (BY_ROWS, PerTensor()):
         return np.asarray(function(q, x, p))
     parts = []
     for i in range(0, len(x), rows):
-        here = QParams(*(None if v is None else v[i : i + rows] for v in p[:2]))
+        here = p if p.scale.ndim == 0 else QParams(*(None if v is None else v[i : i + rows] for v in p[:2]))
         parts.append(function(q, x[i : i + rows], here))
     return np.concatenate(parts)
 

@@ -77,13 +77,9 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
     parts = [
         Part(
             "significands",
-            "both sides of every step, and the special inputs, at all 8,388,608 significands: every scale in [1, 2)",
-            tuple(t for z in ends for t in _scales(found, ONE, BINADE, 1, [z])),
-        ),
-        Part(
-            "zero points",
-            f"the same for each zero point at {_rows(found):,} significands",
-            tuple(_each_zero_point(found, points)) if q.affine else (),
+            "both sides of every step, and the special inputs, at all 8,388,608 significands: every scale in [1, 2)"
+            + (f", with each of the {len(points)} zero points in turn" if q.affine else ""),
+            tuple(_scales(found, ONE, BINADE, 1, points)),
         ),
         Part(
             "small scales",
@@ -97,8 +93,9 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         ),
         Part(
             "extremes",
-            "all significands of the binades in which the input beside a step may be subnormal, at those steps; and "
-            "the scales at which an input or a value begins to be subnormal or infinite",
+            "all significands of the lowest binade (of 26 binades where a step lies beside zero), at the steps whose "
+            "inputs may be subnormal there; and the scales at which an input or a value begins to be subnormal or "
+            "infinite",
             (*_subnormal(q, ends), *(Tile("critical", 0, 0, zero_point=z) for z in ends)),
         ),
         Part(
@@ -180,13 +177,6 @@ def _scales(found: Steps, first: int, count: int, stride: int, zeros: Sequence[i
     rows = max(1, POINTS // CHUNK) * _rows(found)
     for i, start in enumerate(range(0, count, rows)):
         yield Tile("scales", first + start * stride, min(rows, count - start), stride, zeros[i % len(zeros)])
-
-
-def _each_zero_point(found: Steps, points: Sequence[int | None]) -> Iterator[Tile]:
-    count = _rows(found)
-    stride = (BINADE - len(points)) // count
-    for i, z in enumerate(points):
-        yield Tile("scales", ONE + i, count, stride - (stride + 1) % 2, z)
 
 
 def _subnormal(q: Quantizer, ends: Sequence[int | None]) -> Iterator[Tile]:
