@@ -1,6 +1,7 @@
 """Catalog: ready quantizers by name, ``<format>[_affine][_<restriction>]_<granularity>``. One line each."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -16,7 +17,6 @@ from .formats import (
     FLOAT8_E5M2FNUZ,
     NF4,
     BinaryFormat,
-    FloatFormat,
     Format,
     IntegerFormat,
     TernaryFormat,
@@ -110,10 +110,10 @@ catalog: Mapping[str, Quantizer] = Named(
         "float8_e4m3fn_per_channel": _of(FLOAT8_E4M3FN, PerAxis(0)),
         "float8_e4m3fn_per_token": _of(FLOAT8_E4M3FN, PerToken()),
         "float8_e4m3fn_per_block": _of(FLOAT8_E4M3FN, PerBlock((32, 32))),
-        "float8_e4m3fn_overflow_per_tensor": _of(FloatFormat(4, 3, specials="nan_only", saturate=False), PerTensor()),
+        "float8_e4m3fn_overflow_per_tensor": _of(replace(FLOAT8_E4M3FN, saturate=False), PerTensor()),
         "float8_e5m2_per_tensor": _of(FLOAT8_E5M2, PerTensor()),
         "float8_e5m2_per_channel": _of(FLOAT8_E5M2, PerAxis(0)),
-        "float8_e5m2_overflow_per_tensor": _of(FloatFormat(5, 2, saturate=False), PerTensor()),
+        "float8_e5m2_overflow_per_tensor": _of(replace(FLOAT8_E5M2, saturate=False), PerTensor()),
         "float8_e4m3fnuz_per_tensor": _of(FLOAT8_E4M3FNUZ, PerTensor()),
         "float8_e5m2fnuz_per_tensor": _of(FLOAT8_E5M2FNUZ, PerTensor()),
         "float8_e3m4_per_tensor": _of(FLOAT8_E3M4, PerTensor()),

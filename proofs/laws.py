@@ -19,7 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..core.arithmetic import Arithmetic
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Rounding
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from . import laws_of_codes, laws_of_gradients, laws_of_parameters, laws_of_specials
@@ -47,7 +47,8 @@ def _odd(q: Quantizer) -> bool:
 
 
 def _many_blocks(q: Quantizer) -> bool:
-    return not isinstance(q.granularity, PerTensor)
+    """And nothing that all have in common."""
+    return not isinstance(q.granularity, PerTensor) and not q.scale.two_level
 
 
 def _affine(q: Quantizer) -> bool:
@@ -81,7 +82,12 @@ def _even_neighbours(q: Quantizer) -> bool:
 
 
 def _covers(q: Quantizer) -> bool:
-    """The other denominators are about integers: they may leave numbers out at one end of a codebook."""
+    """Floor and even exponents and quantized scales clamp on purpose.
+
+    The other denominators are about integers: they may leave numbers out at one end of a codebook.
+    """
+    if q.scale.restriction in (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED):
+        return False
     return not isinstance(q.format, CodebookFormat) or q.scale.denominator in (Denominator.HI, Denominator.LARGER)
 
 

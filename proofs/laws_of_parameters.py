@@ -13,6 +13,7 @@ from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
 from .numbers import DIRECTED
+from .scale_rules import raised, raw_scale
 
 Array = NDArray[Any]
 
@@ -26,7 +27,7 @@ def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qpa
     limits = np.finfo(work)
     floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, work)
     good = (chosen.scale >= floor) & (chosen.scale <= limits.max)
-    if q.scale.restriction is Restriction.POWER_OF_TWO:
+    if q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
         good &= np.frexp(chosen.scale)[0] == 0.5
     require(good, claim(f, q, "scale allowed"), scale=chosen.scale)
     if q.affine:
@@ -42,7 +43,7 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
     finite, work = only_finite(x), np.asarray(qparams.scale).dtype
     rows = finite.reshape(-1)[owners(q.granularity, x.shape)]
     low, high = (np.asarray(e, work) for e in (rows.min(-1, initial=0), rows.max(-1, initial=0)))
-    scale = _restricted(q, _raw_scale(q, low, high))
+    scale = raised(q, raw_scale(q, low, high))
     zero = None
     if q.affine:
         ratio = (low.astype(np.float64) / scale.astype(np.float64)).astype(work)
@@ -81,16 +82,20 @@ def chosen_range_covers_the_data(f: Implementation, q: Quantizer, x: Array, qpar
 
 
 def nothing_has_the_smallest_scale(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """All-zero blocks get the floor of the rule, or the power of two above it, as scale, and lo as zero point."""
+    """All-zero blocks get the smallest scale that the rule allows, and lo as zero point."""
     nothing = with_every(np.zeros_like(x), -0.0, 2)
     shape, work = qparams_shape(q.granularity, x.shape), np.asarray(qparams.scale).dtype
-    scale = _restricted(q, np.zeros(shape, work))
+    zeros = np.zeros(shape, work)
+    scale = raised(q, raw_scale(q, zeros, zeros))
     zero = np.full(shape, q.format.lo, np.int32) if q.affine else None
     same(f, q, "choose_qparams of zeros", QParams(scale, zero), f.choose_qparams(q, nothing))
 
 
 def infinite_data_has_no_scale(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """NaN or an infinity in x: ValueError; where nothing can be raised, NaN as scale of that block and of no other."""
+    """NaN or an infinity in x: ValueError; where nothing can be raised, NaN as scale of that block and of no other.
+
+    Scales in two levels have a part in common: there all are NaN.
+    """
     finite = only_finite(x)
     rows = owners(q.granularity, x.shape)
     for value in (np.nan, np.inf, -np.inf):
@@ -99,44 +104,7 @@ def infinite_data_has_no_scale(f: Implementation, q: Quantizer, x: Array, qparam
         if not f.refuses:
             expected = np.array(f.choose_qparams(q, finite).scale)
             if x.size:
-                expected.reshape(-1)[::2] = np.nan
+                expected.reshape(-1)[:: 1 if q.scale.two_level else 2] = np.nan
             same(f, q, f"scale of data with {value}", expected, f.choose_qparams(q, odd).scale)
         elif x.size:
             refuses(f, q, f"choose_qparams of data with {value}", partial(f.choose_qparams, q, odd))
-
-
-def _raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
-    """The scale before floor and restriction."""
-    lo, hi, work = q.format.lo, q.format.hi, low.dtype
-
-    def over(a: Array, b: float) -> Array:
-        return np.asarray((a.astype(np.float64) / np.asarray(b, work)).astype(work))
-
-    if q.affine:
-        with np.errstate(over="ignore"):
-            span = high - low
-        halved = over(high / 2 - low / 2, (hi - lo) / 2)
-        return np.where(np.isinf(span), halved, over(span, hi - lo))
-    magnitude = np.maximum(-low, high)
-    match q.scale.denominator:
-        case Denominator.HI:
-            return over(magnitude, hi)
-        case Denominator.HALF_RANGE:
-            return over(magnitude, (hi - lo) / 2)
-        case Denominator.LO:
-            return over(magnitude, -lo)
-        case Denominator.EDGE:
-            return over(magnitude, hi + 0.5)
-        case Denominator.LARGER:
-            return np.maximum(over(-low, -lo), over(high, hi)) if lo else over(high, hi)
-
-
-def _restricted(q: Quantizer, scale: Array) -> Array:
-    """The scale raised to the floor, then to a power of two (by comparing, so without exponents of any kind)."""
-    limits = np.finfo(scale.dtype)
-    floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, scale.dtype)
-    raised = np.maximum(scale, floor)
-    if q.scale.restriction is Restriction.FLOAT:
-        return np.asarray(raised, scale.dtype)
-    powers = np.ldexp(np.ones(1, scale.dtype), np.arange(limits.minexp, limits.maxexp))
-    return np.asarray(powers[np.minimum(np.searchsorted(powers, raised), len(powers) - 1)], scale.dtype)
