@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
-from .arithmetic import Arithmetic, ClampOrder, Division, NanRule, ZeroPointDomain, ZeroPointOrder
+from .arithmetic import (
+    Arithmetic,
+    ClampOrder,
+    ComputeDtype,
+    Division,
+    NanRule,
+    ZeroPointDomain,
+    ZeroPointOrder,
+    ZeroPointRule,
+)
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
@@ -63,10 +72,11 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     if q.scale.floor != 0:
         least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
         scale = np.maximum(scale, least.astype(used))
-    scale = restrict_scale(q, scale.astype(used if used.itemsize > final.itemsize else final))
+    unrounded = q.scale.scale_dtype is ComputeDtype.FLOAT64 and q.scale.zero_point_rule is not ZeroPointRule.SMALLER_SUM
+    scale = round_to_dtype(restrict_scale(q, scale.astype(np.float64 if unrounded else final)), used)
     if not q.affine:
         return QParams(scale.astype(final))
-    low, high, raw, scale = (round_to_dtype(v, used) for v in (low, high, raw, scale))
+    low, high, raw = (v.astype(used) for v in (low, high, raw))
     match q.arithmetic.zero_point_domain:
         case ZeroPointDomain.INTEGER:
             zero = zero_point_of_range(q, low, high, raw, scale)
