@@ -15,13 +15,14 @@ import numpy as np
 from jax import lax
 
 from ..core.contraction import accumulator_bound, largest_code
-from ..core.descriptions import QParams, Quantizer
+from ..core.descriptions import Gradient, QParams, Quantizer
 from ..core.granularity import PerAxis, PerTensor
 from . import kernels
 from .arguments import check_operands
 from .arrays import add, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
 from .quantizer import fake_quantize_vjp
+from .ste import clip_mask
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -60,6 +61,18 @@ class Operands(NamedTuple):
     w_scale: Array
     w_zero_point: Array | None
     bias: Array | None
+
+
+class Coded(NamedTuple):
+    """An operand as it is contracted.
+
+    Attributes:
+        centred: ``code - z``, NaN for NaN.
+        passes: where its gradient passes.
+    """
+
+    centred: Array
+    passes: Array
 
 
 def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
@@ -102,13 +115,13 @@ def _over_codes(layer: Layer, operands: Operands) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, Array, Array]]:
-    """The output; and what the gradients need, the centred codes among it."""
+def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, Coded, Coded]]:
+    """The output; and what the gradients need, the codes among it."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias = operands
     geometry, linear = layer.geometry, layer.geometry.stride is None
     summed = (geometry.inputs,) if linear else (0, 1, 2)
-    a = _centred_codes(layer.q_x, x, x_scale, x_zero, small=linear)
-    b = _centred_codes(layer.q_w, w, w_scale, w_zero, small=linear)
+    coded = _coded(layer.q_x, x, x_scale, x_zero, small=linear), _coded(layer.q_w, w, w_scale, w_zero, small=linear)
+    a, b = coded[0].centred, coded[1].centred
     largest = largest_code(layer.q_x), largest_code(layer.q_w)
     bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
     acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
@@ -117,19 +130,23 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, A
     per_output = w_scale if w_scale.ndim == 0 else w_scale.reshape(-1)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
-    return narrow(y, x.dtype), (operands, a, b)
+    return narrow(y, x.dtype), (operands, *coded)
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(layer: Layer, saved: tuple[Operands, Array, Array], g: Array) -> tuple[Operands]:
-    """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
-    (x, x_scale, x_zero, w, w_scale, w_zero, bias), a, b = saved
+def _backward(layer: Layer, saved: tuple[Operands, Coded, Coded], g: Array) -> tuple[Operands]:
+    """Gradients of the contraction of the dequantized values, handed on to the quantizers.
+
+    Towards x and w by the masks of the forward pass, so that nothing is divided again unless scales are learned.
+    """
+    (x, x_scale, x_zero, w, w_scale, w_zero, bias), (a, x_passes), (b, w_passes) = saved
     x_hat, w_hat = _dequantized(layer.q_x, a, x_scale, x.dtype), _dequantized(layer.q_w, b, w_scale, w.dtype)
     dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
     of_x = fake_quantize_vjp(layer.q_x, x, QParams(x_scale, x_zero), dx_hat)
     of_w = fake_quantize_vjp(layer.q_w, w, QParams(w_scale, w_zero), dw_hat)
     zeros = kernels.zero_point_cotangent(x_zero, of_x.zero_point), kernels.zero_point_cotangent(w_zero, of_w.zero_point)
-    return (Operands(of_x.x, of_x.scale, zeros[0], of_w.x, of_w.scale, zeros[1], d_bias),)
+    dx, dw = jnp.where(x_passes, dx_hat, 0), jnp.where(w_passes, dw_hat, 0)
+    return (Operands(dx, of_x.scale, zeros[0], dw, of_w.scale, zeros[1], d_bias),)
 
 
 _over_codes.defvjp(_forward, _backward)
@@ -156,16 +173,19 @@ def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:
     return _contract(geometry, a, b)
 
 
-def _centred_codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, small: bool) -> Array:
-    """``code - z``, NaN for NaN, in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
+def _coded(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, small: bool) -> Coded:
+    """The codes of an operand: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
     exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
     dtype = jnp.bfloat16 if exact else scale.dtype
+    everywhere = q.gradient is Gradient.PASS_THROUGH
 
-    def compute(subnormals: bool) -> Array:
+    def compute(subnormals: bool) -> tuple[Array, Array]:
         codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
-        return kernels.centred(q, codes, scale, zero_point).astype(dtype)
+        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1]
+        passes = jnp.ones(x.shape, bool) if everywhere else clip_mask(q, unclamped)
+        return kernels.centred(q, codes, scale, zero_point).astype(dtype), passes
 
-    return kernels.by_scale(q, scale, compute)
+    return Coded(*kernels.by_scale(q, scale, compute))
 
 
 def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
