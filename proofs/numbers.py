@@ -46,13 +46,13 @@ def code_table(format: Format) -> tuple[Array, Array]:
 
 
 def number_of(format: Format, codes: Array) -> Array:
-    """What codes stand for, float64. ValueError names the first that is no code."""
+    """What codes stand for, float64. AssertionError, as laws raise it, names the first that is no code."""
     known, values = code_table(format)
     wide = codes.astype(np.int64)
     index = np.clip(np.searchsorted(known, wide), 0, len(known) - 1)
     strange = known[index] != wide
     if strange.any():
-        raise ValueError(f"`codes` must be codes of {format}, got {wide[strange].flat[0]}")
+        raise AssertionError(f"codes must be codes of {format}, got {wide[strange].flat[0]}")
     return np.asarray(values[index])
 
 
