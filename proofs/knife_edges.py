@@ -43,7 +43,7 @@ def boundaries(q: Quantizer, scale: Any, zero_point: Any = None) -> Array:
 
     Args:
         scale: one positive number.
-        zero_point: one number; None for 0. With a float-domain zero point its meaning is that of `ZeroPointDomain`.
+        zero_point: one number; None for 0. Of other domains than integers: what `ZeroPointDomain` says.
     """
     lo, hi = q.format.lo, q.format.hi
     step = decisions(q)
@@ -51,6 +51,8 @@ def boundaries(q: Quantizer, scale: Any, zero_point: Any = None) -> Array:
     s, z = np.float64(scale), np.float64(0 if zero_point is None else zero_point)
     if q.arithmetic.zero_point_domain is ZeroPointDomain.FLOAT:
         return np.asarray((step - (hi + lo + 1) // 2) * s + z)
+    if q.arithmetic.zero_point_domain is ZeroPointDomain.SHIFT:
+        return np.asarray(step * s - z)
     with np.errstate(over="ignore"):
         return np.asarray((step - z) * s)
 

@@ -129,6 +129,8 @@ def code(q: Quantizer, x: float, scale: float, zero: float, dtype: str) -> float
     given, after = zero, a.zero_point_order == "after_rounding"
     if a.zero_point_domain == "float":
         x, zero = m.add(x, -m.multiply_add(scale, -middle(q), zero)), 0.0
+    elif a.zero_point_domain == "shift":
+        x, zero = m.add(x, zero), 0.0
     if after:
         shifted = m.divide(x, scale)
     elif a.division == "reciprocal":
@@ -157,6 +159,8 @@ def fake_quantized(q: Quantizer, x: float, scale: float, zero: float, dtype: str
     scale, zero = m.number(scale), m.number(zero)
     if q.arithmetic.zero_point_domain == "float":
         return round_number(m.multiply_add(m.add(value, -middle(q)), scale, zero), dtype)
+    if q.arithmetic.zero_point_domain == "shift":
+        return round_number(m.multiply_add(value, scale, -zero), dtype)
     return round_number(m.multiply(m.add(value, -zero) if q.affine else value, scale), dtype)
 
 

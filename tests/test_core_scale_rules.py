@@ -20,8 +20,9 @@ from samebits.core import (
     quantize,
 )
 from samebits.proofs.compare import assert_same_bits
+from samebits.proofs.knife_edges import knife_edges, special_values
 
-from .exact import BFLOAT16, round_fraction
+from .exact import BFLOAT16, DTYPES, elementwise, fake_quantized, round_fraction
 from .oracle_inputs import blocks
 from .test_bad_input import INT8, UINT8, Bad, X, refusal
 
@@ -196,3 +197,15 @@ def test_shifted_zero_points() -> None:
     # codes 0, 0 (0.5 to even), 3, 255; d scale = g * (code - (x + z) / s where not clamped); d z = -g where clamped
     assert grads.scale == 0 * 1 + 10 * (0 - 0.5) + 100 * 0 + 1000 * 255
     assert grads.zero_point == -1 - 1000
+
+
+@pytest.mark.parametrize("switches", [{}, {"division": "reciprocal"}, {"fused_multiply_add": True}], ids=str)
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_shifted_quantizers_are_exact(name: str, switches: dict[str, Any]) -> None:
+    q = UINT4.replace(granularity=UINT8.granularity, zero_point_domain="shift", compute_dtype="input", **switches)
+    for scale, zero in ((0.1, 0.0), (0.37, -1.3), (2.0, 20.1)):
+        dtype = DTYPES[name]
+        scale, zero = (np.float32(np.asarray(v).astype(dtype)) for v in (scale, zero))
+        x = np.concatenate([knife_edges(q, scale, zero, dtype), special_values(dtype)])
+        expected = elementwise(fake_quantized, q, x, scale, zero)
+        assert_same_bits(expected, fake_quantize(q, x, QParams(scale, zero)), inputs=x)

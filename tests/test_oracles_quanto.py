@@ -126,7 +126,7 @@ def test_quanto_affine_on_knife_edges(dtype: np.dtype[Any]) -> None:
     for value in (*SCALES, 0.0):
         for moved in (0.0, 1.3, -20.0):
             scale, shift = np.array([[value]]).astype(dtype), np.array([[moved]]).astype(dtype)
-            x = inputs(q, float(scale[0, 0]) or 1.0, moved / (value or 1.0), dtype, random=300)[None]
+            x = inputs(q, float(scale[0, 0]) or 1.0, float(shift[0, 0]), dtype, random=300)[None]
             raw = torch.ops.quanto.quantize_affine(to_torch(x), 4, 0, None, to_torch(scale), to_torch(shift))
             qparams = QParams(scale.astype(np.float32), shift.astype(np.float32))
             assert_same_bits(
