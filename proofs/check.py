@@ -5,6 +5,11 @@ with parameters that each mode chooses itself; then the knife edges and special 
 Mode "numpy", the specification, is what the others are compared with, bit for bit (`compare`): parameters, codes,
 dequantized values, fake quantization, and the gradient of x. The gradients of scale and zero point are sums, and the
 order of a sum is the mode's own; they are held to `tally.sum_bound`.
+
+Compiling takes most of the time. Entries that differ only in which elements share a scale, and how it is chosen, treat
+each element by the same function. So a check of the whole catalog that is not ``thorough`` takes every entry in every
+mode as float32, and as bfloat16 and float16 the first entry of each such function, compiled by torch for the first of
+each kind of format.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import Quantizer, catalog
+from ..core import PerTensor, Quantizer, ScaleRule, catalog
 from ..core.catalog import Named
 from . import execution
 from .checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
@@ -125,12 +130,15 @@ def plan(
     quantizers: Sequence[str] = (),
     modes: Sequence[str] = (),
     dtypes: Sequence[str] = (),
+    *,
+    thorough: bool = False,
 ) -> Plan:
     """The jobs of a check. Everything that can be wrong with the request is found here.
 
     Args:
         path: a safetensors file; None for the digit classifier of the package, with its logits.
         quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+        thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
     Raises:
         CheckpointError: a file that cannot be read, or one without a tensor to check.
         KeyError: an unknown name, with the nearest known ones.
@@ -146,7 +154,9 @@ def plan(
     if all(tensor.skipped for tensor in tensors):
         raise CheckpointError(f"{source}: holds no floating-point tensor to check ({len(tensors)} tensors)")
     like = sorted(names, key=lambda name: str(catalog[name].granularity))  # neighbours share what eager JAX compiles
-    jobs: list[Job] = [QuantizerJob(source, name, dtype, others) for name in like for dtype in chosen_dtypes]
+    thorough = thorough or bool(quantizers or dtypes)
+    chosen = {(n, d): others if thorough else _usual(n, d, others) for n in like for d in chosen_dtypes}
+    jobs: list[Job] = [QuantizerJob(source, n, d, asked) for (n, d), asked in chosen.items() if asked]
     network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if path is None else []
     return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs))
 
@@ -180,6 +190,18 @@ def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
 def run_job(job: Job) -> JobResult:
     """One job, in this process."""
     return _digits(job) if isinstance(job, DigitsJob) else _quantizer(job)
+
+
+def _usual(name: str, dtype: str, modes: tuple[str, ...]) -> tuple[str, ...]:
+    """The modes in which a check that is not thorough takes an entry of the catalog as a dtype."""
+    if dtype == "float32":
+        return modes
+    functions = {entry: q.replace(granularity=PerTensor(), scale=ScaleRule()) for entry, q in catalog.items()}
+    if name != next(entry for entry, function in functions.items() if function == functions[name]):
+        return ()
+    kinds = {entry: (type(q.format), q.affine) for entry, q in catalog.items()}
+    first = name == next(entry for entry, kind in kinds.items() if kind == kinds[name])
+    return tuple(mode for mode in modes if first or mode != "torch compiled")
 
 
 def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:

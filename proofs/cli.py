@@ -75,6 +75,7 @@ def check(
     dtype: Dtypes = None,
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
     workers: Workers = 2,
 ) -> None:
     """Compare every quantizer in every mode, bit for bit, on real tensors and the knife edges of their scales."""
@@ -84,7 +85,7 @@ def check(
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
     try:
-        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or ())
+        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough)
     except (CheckpointError, KeyError) as error:
         _refuse(error.args[0])
     start = time.monotonic()
@@ -169,7 +170,7 @@ def certify(
     except Difference as difference:
         display.show_difference(difference, quiet=json)
         raise typer.Exit(DIFFERENCE) from None
-    except CertificateError as error:
+    except (CertificateError, ConnectionError) as error:
         _refuse(error.args[0])
     save(found.certificate, target)
     target.with_suffix(".tiles").unlink()
