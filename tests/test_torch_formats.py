@@ -159,7 +159,8 @@ COMPILED = {
 
 def larger_program(leaves: dict[str, Tensor], v: Tensor, w: Tensor, given: dict[str, QParams]) -> dict[str, Tensor]:
     """The five functions, alone, and before and after other operations. Each leaf reaches one result."""
-    room, results = torch_frontend, dict[str, Tensor]()
+    room = torch_frontend
+    results: dict[str, Tensor] = {}
     for kind, x in leaves.items():
         q, parameters = KINDS[kind], given[kind]
         number = x.detach() if q.format.has_nan else torch.where(x.isnan(), torch.zeros_like(x), x).detach()
@@ -201,9 +202,10 @@ def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> Non
             inputs = to_numpy(leaves.get(name.removesuffix(", codes"), v))
             assert_same_bits(want, got[name], call=f"compiled {name}", inputs=inputs)
         g = to_torch(cotangent(to_numpy(v)))
-        for kind, leaf in leaves.items():
-            want, found = (torch.autograd.grad(r[kind], leaf, g, retain_graph=True)[0] for r in (expected, got))
-            assert_same_bits(want, found, call=f"compiled gradient of {kind}", inputs=to_numpy(leaf))
+        both = ([r[kind] for kind in leaves] for r in (expected, got))
+        both = (torch.autograd.grad(y, list(leaves.values()), [g] * len(y)) for y in both)
+        for kind, want, found in zip(leaves, *both, strict=True):
+            assert_same_bits(want, found, call=f"compiled gradient of {kind}", inputs=to_numpy(leaves[kind]))
     assert counter.frame_count == 1
 
 
