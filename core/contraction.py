@@ -6,7 +6,7 @@ from .granularity import PerAxis, PerTensor, PerToken
 
 
 def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
-    """Whether the contraction runs over integer codes: both have some, and neither scale varies along the contracted axes.
+    """Whether the contraction runs over integer codes: both have some, no scale varies along the contracted axes.
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).

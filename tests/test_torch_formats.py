@@ -169,14 +169,13 @@ def larger_program(leaves: dict[str, Tensor], v: Tensor, w: Tensor, given: dict[
         results[f"{kind} of a product"] = room.fake_quantize(q, v * w, parameters)
         results[f"{kind}, codes"] = codes = room.quantize(q, number, parameters)
         results[f"{kind}, codes dequantized, then added to"] = room.dequantize(q, codes, parameters, x.dtype) + w
-        results[f"{kind} of a sum"] = room.fake_quantize(q, v + w) * w
         results[f"{kind}, gradient at a product"] = room.fake_quantize_vjp(q, v * w, parameters, w).x
     return results
 
 
 def arguments(dtype: str, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, QParams]]:
     """All numbers of a 16-bit dtype, knife edges of float32, in random order."""
-    rng, dt, shape = np.random.default_rng(seed), DTYPES[dtype], (64 if seed == 2 else 32, 2048)
+    rng, dt, shape = np.random.default_rng(seed), DTYPES[dtype], (48 if seed == 2 else 32, 2048)
     v, w = (to_torch(a.astype(dt)) for a in rng.standard_normal((2, *shape)))
     scale = np.array([0.1, 2.0**-126, 3e4][seed], np.float32)
     leaves, given = {}, {}
