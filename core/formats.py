@@ -202,6 +202,10 @@ class TernaryFormat:
     Args:
         threshold: in units of the scale, 0 <= threshold < 1; rounded to the dtype of the arithmetic.
 
+    Attributes:
+        decimal: the threshold as text, exact: what compilers that trace Python take for a constant, where a float may
+            become a variable.
+
     Raises:
         ValueError: a threshold outside [0, 1).
 
@@ -210,6 +214,7 @@ class TernaryFormat:
     """
 
     threshold: float = 0.5
+    decimal: str = field(init=False, repr=False, compare=False)
     negative_zero = False
     has_nan = False
     bits = 2
@@ -220,6 +225,7 @@ class TernaryFormat:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise ValueError(f"`threshold` must be in [0, 1), got {self.threshold!r}")
+        object.__setattr__(self, "decimal", repr(float(self.threshold)))
 
     def __str__(self) -> str:
         return f"ternary {self.threshold:g}"
@@ -236,6 +242,7 @@ class CodebookFormat:
 
     Attributes:
         midpoints: float32 numbers between neighbours: above goes up.
+        decimals: the values, and midpoint_decimals: the midpoints, as text, exact; see `TernaryFormat`.
 
     Raises:
         TypeError: no tuple of floats.
@@ -246,6 +253,8 @@ class CodebookFormat:
 
     values: tuple[float, ...]
     midpoints: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    decimals: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    midpoint_decimals: tuple[str, ...] = field(init=False, repr=False, compare=False)
     negative_zero = False
     has_nan = False
     storage = "uint8"
@@ -264,21 +273,23 @@ class CodebookFormat:
         pairs = zip(self.values, self.values[1:], strict=False)
         midpoints = tuple(struct.unpack("f", struct.pack("f", (a + b) / 2))[0] for a, b in pairs)
         object.__setattr__(self, "midpoints", midpoints)
+        object.__setattr__(self, "decimals", tuple(map(repr, self.values)))
+        object.__setattr__(self, "midpoint_decimals", tuple(map(repr, midpoints)))
 
     @property
     def bits(self) -> int:
         """Width of a code."""
-        return (len(self.values) - 1).bit_length()
+        return (len(self.decimals) - 1).bit_length()
 
     @property
     def lo(self) -> float:
         """Smallest number."""
-        return self.values[0]
+        return float(self.decimals[0])
 
     @property
     def hi(self) -> float:
         """Largest number."""
-        return self.values[-1]
+        return float(self.decimals[-1])
 
     def __str__(self) -> str:
         return f"codebook of {len(self.values)}"

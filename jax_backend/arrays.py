@@ -80,13 +80,15 @@ def magnitude(x: jax.Array) -> jax.Array:
     Not to be compared with 0: where ``x`` is used as a float too, LLVM makes ``x == 0.0`` of that, which is true of
     subnormals. `ordered` may be compared with anything.
     """
-    return bit_pattern(x) & ~layout(x.dtype).sign
+    size: jax.Array = bit_pattern(x) & ~layout(x.dtype).sign
+    return size
 
 
 def ordered(x: jax.Array) -> jax.Array:
     """Integers in the order of the numbers, -1 for -0.0 and 0 for +0.0; NaN lies beyond the infinities."""
     form, bits = layout(x.dtype), bit_pattern(x)
-    return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & ~form.sign)
+    place: jax.Array = bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & ~form.sign)
+    return place
 
 
 def constant_ordered(value: float | tuple[float, ...], dtype: Any) -> Any:

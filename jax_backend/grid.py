@@ -51,7 +51,8 @@ def limit_to_grid(q: Quantizer, rounded: Array) -> Array:
             pattern = jnp.where(beyond, form.one | sign, 0)
         case CodebookFormat():
             patterns = constant_pattern(q.format.values, rounded.dtype)
-            pattern = _step(ordered(rounded), constant_ordered(q.format.midpoints, rounded.dtype), patterns)
+            ends = constant_ordered(tuple(end + 0.0 for end in q.format.midpoints), rounded.dtype)  # none is -0.0
+            pattern = _step(ordered(rounded), ends, patterns)
     return jnp.where(jnp.isnan(rounded), rounded, from_pattern(pattern, rounded.dtype))
 
 

@@ -29,28 +29,28 @@ def divide_exactly(x: Array, s: Array) -> Array:
     """``x / s``, correctly rounded.
 
     Args:
-        x: float32 or float64; ``s``: same dtype and shape, positive normal numbers.
+        x: float32 or float64; ``s``: same dtype and shape, positive normal numbers, or NaN.
     """
     significand, exponent = _parts(x)
     divisor, divisor_exponent = _parts(s)
     rounded = barrier(_from_one_to_two(significand, x.dtype)) / barrier(_from_one_to_two(divisor, x.dtype))
     quotient, shift = _parts(rounded)  # in (1/2, 2)
     lost = (significand << (layout(x.dtype).mantissa - shift)) - quotient * divisor  # small: wrapping does no harm
-    return _rounded(x, quotient, exponent - divisor_exponent + shift, lost)
+    return _rounded(x, s, quotient, exponent - divisor_exponent + shift, lost)
 
 
 def multiply_exactly(x: Array, s: Array) -> Array:
     """``x * s``, correctly rounded.
 
     Args:
-        x: float32 or float64; ``s``: same dtype and shape, positive normal numbers.
+        x: float32 or float64; ``s``: same dtype and shape, positive normal numbers, or NaN.
     """
     significand, exponent = _parts(x)
     factor, factor_exponent = _parts(s)
     rounded = _from_one_to_two(significand, x.dtype) * _from_one_to_two(factor, x.dtype)
     product, shift = _parts(rounded)  # in [1, 4)
     lost = significand * factor - (product << (layout(x.dtype).mantissa + shift))  # small: wrapping does no harm
-    return _rounded(x, product, exponent + factor_exponent + shift, lost)
+    return _rounded(x, s, product, exponent + factor_exponent + shift, lost)
 
 
 def narrow_exactly(x: Array, dtype: Any) -> Array:
@@ -81,8 +81,8 @@ def _from_one_to_two(significand: Array, dtype: Any) -> Array:
     return from_pattern(significand + (form.one - form.integer(1 << form.mantissa)), dtype)
 
 
-def _rounded(x: Array, significand: Array, exponent: Array, lost: Array) -> Array:
-    """``significand`` at ``exponent``, with the sign of ``x``; ``x`` itself where it is infinite or NaN.
+def _rounded(x: Array, s: Array, significand: Array, exponent: Array, lost: Array) -> Array:
+    """``significand`` at ``exponent``, with the sign of ``x``; ``x`` where it is infinite or NaN, NaN where ``s`` is.
 
     Args:
         lost: of the sign of what the exact result is more than ``significand``, where its last bit was rounded.
@@ -96,4 +96,5 @@ def _rounded(x: Array, significand: Array, exponent: Array, lost: Array) -> Arra
     half = form.integer(1) << (drop - 1)
     up = (rest > half) | ((rest == half) & ((lost > 0) | ((lost == 0) & (count & 1 == 1))))
     result = jnp.where(field > 0, normal, count + up) | (bit_pattern(x) & form.sign)
-    return jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))
+    number = jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))
+    return jnp.where(jnp.isnan(s), s, number)

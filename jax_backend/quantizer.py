@@ -6,7 +6,8 @@ format. Computed in float32 (float64 for float64 input; 16-bit input is widened 
     code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
-and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0. These are the
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0, but where the
+format has one. For formats other than integers `grid` stands for clamping and rounding. These are the
 bits of `samebits.core`, op by op and under `jax.jit` (``q`` is a static argument), alone or inside a larger program.
 
 What only values can tell (scales that are no positive normal numbers, zero points that are no codes, NaN for
@@ -65,7 +66,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
 
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` where values are at hand. Elsewhere
-            NaN becomes the code of zero.
+            NaN becomes the code of 0.0. Formats with a code for NaN use that.
     """
     x, scale, zero_point = check_operands(q, x, qparams)
     if is_concrete(x) and not q.format.has_nan:

@@ -24,7 +24,8 @@ def clip_mask(q: Quantizer, unclamped: jax.Array) -> jax.Array:
     lo = constant_ordered(q.format.lo or -0.0, unclamped.dtype)
     hi = constant_ordered(q.format.hi, unclamped.dtype)
     places = ordered(unclamped)  # XLA compares subnormals as zeros
-    return ((lo <= places) & (places <= hi)) | jnp.isnan(unclamped)
+    inside: jax.Array = ((lo <= places) & (places <= hi)) | jnp.isnan(unclamped)
+    return inside
 
 
 def learned_scale_factor(q: Quantizer, block_elements: int) -> float:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..core.descriptions import QParams, Quantizer, Rounding
-from ..core.formats import BinaryFormat, CodebookFormat, IntegerFormat, TernaryFormat
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from .bits import stored_bits
 from .blockwise import owners, per_element, quotient
 from .execution import Implementation
@@ -214,7 +214,9 @@ def _halfway(q: Quantizer) -> tuple[Array, Array]:
             between, goes = np.array([-threshold, threshold]), np.zeros(2)
         case CodebookFormat(values):
             between, goes = np.array(q.format.midpoints), np.array(values[:-1])
-        case _:
+        case IntegerFormat():
+            raise ValueError(f"`q` must not be of integers, got {q.format}")
+        case FloatFormat():
             last = len(every) // 2  # the place of the largest number, counted from zero
             double = np.arange(-2 * last - 1, 2 * last + 2)
             places = with_next(q.format)

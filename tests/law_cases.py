@@ -48,9 +48,26 @@ def dtypes_for(mode: str, name: str) -> tuple[str, ...]:
 
 
 def tried(mode: str) -> dict[str, Quantizer]:
-    """Quantizers by name: the catalog and `VARIANTS`, of which inductor gets two."""
-    few = ("toward_negative", "ties_toward_positive") if mode == "torch compiled" else tuple(VARIANTS)
-    return {**catalog, **{name: VARIANTS[name] for name in few}}
+    """Quantizers by name: the catalog and `VARIANTS`, of which inductor gets two.
+
+    And of several granularities of one format, and several formats with the same special codes, it gets one.
+    """
+    if mode != "torch compiled":
+        return {**catalog, **VARIANTS}
+    few = {name: VARIANTS[name] for name in ("toward_negative", "ties_toward_positive")}
+    return {**{name: q for name, q in catalog.items() if name not in _LEFT_OUT}, **few}
+
+
+_LEFT_OUT = (
+    "binary_per_channel",
+    "ternary_per_tensor",
+    "float8_e4m3fn_per_tensor",
+    "float8_e4m3fn_per_channel",
+    "float8_e3m4_per_tensor",
+    "float8_e4m3fnuz_per_tensor",
+    "float6_e3m2_per_tensor",
+    "float6_e2m3_per_tensor",
+)
 
 
 @cache

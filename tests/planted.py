@@ -185,7 +185,7 @@ def value_faults() -> Iterator[Fault]:
     fake, both = frozenset({"fake"}), frozenset({"codes", "fake"})
     zero = "negative zero kept"
     yield Fault(zero, "torch eager", [(f"{TORCH}.eager.fake_quantize", _negative_zero)], INT8, fake)
-    yield Fault(zero, "torch func", [(f"{TORCH}.elementwise.one_zero", lambda _: lambda codes: codes)], INT8, fake)
+    yield Fault(zero, "torch func", [(f"{TORCH}.elementwise.one_zero", lambda _: lambda q, codes: codes)], INT8, fake)
     yield Fault(zero, "jax eager", [(f"{JAX}.arrays.product", lambda _: lambda code, scale: code * scale)], INT8, fake)
 
     twice = "bfloat16 reached through float16"
@@ -196,7 +196,7 @@ def value_faults() -> Iterator[Fault]:
     yield Fault(twice, "jax eager", [narrow], INT8, fake, "bfloat16")
 
     point = "zero point not subtracted"
-    values = (f"{TORCH}.elementwise.values_of", lambda _: lambda codes, s, z: codes * s)
+    values = (f"{TORCH}.elementwise.values_of", lambda _: lambda q, codes, s, z: codes * s)
     yield Fault(point, "torch func", [values], UINT8, fake)
     centred = (f"{JAX}.kernels.centred", lambda _: lambda q, codes, scale, zero_point: codes)
     yield Fault(point, "jax eager", [centred], UINT8, frozenset({"fake", "values"}))

@@ -159,7 +159,8 @@ COMPILED = {
 
 def larger_program(leaves: dict[str, Tensor], v: Tensor, w: Tensor, given: dict[str, QParams]) -> dict[str, Tensor]:
     """The five functions, alone, and before and after other operations. Each leaf reaches one result."""
-    room, results = torch_frontend, dict[str, Tensor]()
+    room = torch_frontend
+    results: dict[str, Tensor] = {}
     for kind, x in leaves.items():
         q, parameters = KINDS[kind], given[kind]
         number = x.detach() if q.format.has_nan else torch.where(x.isnan(), torch.zeros_like(x), x).detach()
@@ -168,14 +169,13 @@ def larger_program(leaves: dict[str, Tensor], v: Tensor, w: Tensor, given: dict[
         results[f"{kind} of a product"] = room.fake_quantize(q, v * w, parameters)
         results[f"{kind}, codes"] = codes = room.quantize(q, number, parameters)
         results[f"{kind}, codes dequantized, then added to"] = room.dequantize(q, codes, parameters, x.dtype) + w
-        results[f"{kind} of a sum"] = room.fake_quantize(q, v + w) * w
         results[f"{kind}, gradient at a product"] = room.fake_quantize_vjp(q, v * w, parameters, w).x
     return results
 
 
 def arguments(dtype: str, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor, dict[str, QParams]]:
     """All numbers of a 16-bit dtype, knife edges of float32, in random order."""
-    rng, dt, shape = np.random.default_rng(seed), DTYPES[dtype], (64 if seed == 2 else 32, 2048)
+    rng, dt, shape = np.random.default_rng(seed), DTYPES[dtype], (48 if seed == 2 else 32, 2048)
     v, w = (to_torch(a.astype(dt)) for a in rng.standard_normal((2, *shape)))
     scale = np.array([0.1, 2.0**-126, 3e4][seed], np.float32)
     leaves, given = {}, {}
@@ -201,9 +201,10 @@ def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> Non
             inputs = to_numpy(leaves.get(name.removesuffix(", codes"), v))
             assert_same_bits(want, got[name], call=f"compiled {name}", inputs=inputs)
         g = to_torch(cotangent(to_numpy(v)))
-        for kind, leaf in leaves.items():
-            want, found = (torch.autograd.grad(r[kind], leaf, g, retain_graph=True)[0] for r in (expected, got))
-            assert_same_bits(want, found, call=f"compiled gradient of {kind}", inputs=to_numpy(leaf))
+        both = ([r[kind] for kind in leaves] for r in (expected, got))
+        both = (torch.autograd.grad(y, list(leaves.values()), [g] * len(y)) for y in both)
+        for kind, want, found in zip(leaves, *both, strict=True):
+            assert_same_bits(want, found, call=f"compiled gradient of {kind}", inputs=to_numpy(leaves[kind]))
     assert counter.frame_count == 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.descriptions import Gradient, Quantizer
-from ..core.formats import FloatFormat, IntegerFormat
+from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
 from .elementwise import Terms, gradient_terms
@@ -32,8 +32,7 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
     nothing, one_zero = scale.new_zeros(()), _needs_one_zero(q)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
-        _quotients_into(work, xs, s)
-        to_grid(q, work, z)
+        _codes_into(work, q, xs, s, z)
         if z is not None:
             work.sub_(z).mul_(s)
         elif not one_zero:
@@ -54,15 +53,16 @@ def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: to
     scratch, one_zero = None if dtype == scale.dtype else _scratch(x, scale.dtype), _needs_one_zero(q)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
-        _quotients_into(work, xs, s)
-        if scratch is None:
-            to_grid(q, work, z)
-            if one_zero:
-                work.add_(0.0)
+        if scratch is not None and isinstance(q.format, CodebookFormat):
+            _quotients_into(work, xs, s)  # a code is found before its number
         else:
+            _codes_into(work, q, xs, s, z)
+        if scratch is not None:
             if not q.format.has_nan:
                 checks.check_no_nan(math.isnan(work.amax().item()))
-            ys.copy_(to_codes(q, work, z))
+            ys.copy_(to_codes(q, work))
+        elif one_zero:
+            work.add_(0.0)
     return out
 
 
@@ -127,6 +127,12 @@ def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
     if order is None:
         return x.contiguous(), lambda t: None if t is None else t.reshape(-1), lambda p: p
     return x, lambda t: None if t is None else t.permute(order).reshape(-1), lambda p: p
+
+
+def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:
+    """Numbers of the format for ``x``, in the wide dtype; a zero of integers may have either sign."""
+    _quotients_into(work, x, s)
+    to_grid(q, work, z)
 
 
 def _quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:

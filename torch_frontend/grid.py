@@ -1,7 +1,8 @@
 """From a quotient to a number of the format: rounding as if there were no ends, then the rule at the ends.
 
 What lies between is what the clipping mask looks at. All numbers here are in units of the scale. Binary and ternary
-numbers come from comparisons, those of a codebook from counting the midpoints below.
+numbers come from comparisons, those of a codebook from counting the midpoints below. Numbers of a format are read as
+text, which is a constant to a compiler.
 """
 
 import torch
@@ -38,10 +39,10 @@ def limit_to_grid(q: Quantizer, rounded: Tensor) -> Tensor:
         case BinaryFormat():
             number = torch.where(rounded >= 0, 1.0, -1.0).to(rounded.dtype)
         case TernaryFormat():
-            threshold = torch.full_like(rounded, q.format.threshold)
+            threshold = torch.full_like(rounded, float(q.format.decimal))
             number = torch.where(rounded.abs() > threshold, rounded.sign(), 0.0)
         case CodebookFormat():
-            number = _listed(q.format.values, rounded)[_count_below(q.format.midpoints, rounded)]
+            number = _listed(q.format.decimals, rounded)[_count_below(q.format.midpoint_decimals, rounded)]
     return torch.where(rounded != rounded, torch.nan, number)
 
 
@@ -51,7 +52,7 @@ def encode(q: Quantizer, numbers: Tensor) -> Tensor:
         case FloatFormat():
             return encode_float(numbers, q.format)
         case CodebookFormat():
-            return _count_below(q.format.values, numbers).to(getattr(torch, q.format.storage))
+            return _count_below(q.format.decimals, numbers).to(getattr(torch, q.format.storage))
         case _:
             return numbers.to(getattr(torch, q.format.storage))
 
@@ -62,17 +63,17 @@ def decode(q: Quantizer, codes: Tensor, dtype: torch.dtype) -> Tensor:
         case FloatFormat():
             return decode_float(codes, q.format).to(dtype)
         case CodebookFormat():
-            return _listed(q.format.values, codes).to(dtype)[codes.to(torch.int32)]
+            return _listed(q.format.decimals, codes).to(dtype)[codes.to(torch.int32)]
         case _:
             return codes.to(dtype)
 
 
-def _listed(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """The values as float32 (float64 for a float64 tensor), on the device of ``like``."""
+def _listed(decimals: tuple[str, ...], like: Tensor) -> Tensor:
+    """The numbers as float32 (float64 for a float64 tensor), on the device of ``like``."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.tensor(values, dtype=dtype, device=like.device)
+    return torch.tensor([float(number) for number in decimals], dtype=dtype, device=like.device)
 
 
-def _count_below(bounds: tuple[float, ...], u: Tensor) -> Tensor:
+def _count_below(bounds: tuple[str, ...], u: Tensor) -> Tensor:
     """How many of the ascending ``bounds`` lie below each ``u``."""
     return torch.bucketize(u, _listed(bounds, u))

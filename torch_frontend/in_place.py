@@ -40,14 +40,13 @@ def to_grid(q: Quantizer, u: Tensor, z: Tensor | None) -> None:
             _choose(q, u)
 
 
-def to_codes(q: Quantizer, u: Tensor, z: Tensor | None) -> Tensor:
-    """Codes for quotients ``u``, in a dtype that holds them; ``u`` is overwritten.
+def to_codes(q: Quantizer, u: Tensor) -> Tensor:
+    """Codes for what `to_grid` leaves, for quotients in case of a codebook; in a dtype that holds them.
 
-    NaN must not be among ``u`` unless the format has it.
+    ``u`` is overwritten. NaN must not be in it unless the format has it.
     """
     if isinstance(q.format, CodebookFormat):
         return _count_below(q.format.midpoints, u)
-    to_grid(q, u, z)
     if not isinstance(q.format, FloatFormat):
         return u
     return encode(q, u if q.format.negative_zero else u.add_(0.0))  # where -0.0 is missing, its code is NaN
