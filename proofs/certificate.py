@@ -95,7 +95,9 @@ def load(path: Path) -> tuple[Certificate, "Request"]:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        how = "is truncated" if error.pos >= len(text.rstrip()) - 1 else "is no JSON"
+        body = text.strip()
+        cut = not body or (body.startswith("{") and (not body.endswith("}") or error.pos >= len(text.rstrip())))
+        how = "is truncated" if cut else "is no JSON"
         raise CertificateError(f"{path}: {how}: {error.msg} in line {error.lineno}") from None
     try:
         request = check(found)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 ATTEMPTS = 4  # of one job whose processes die
+CONNECT = 10  # seconds to wait for a scheduler
 IN_FLIGHT = 4  # jobs a cluster is given at a time, for each of its threads
 
 
@@ -30,6 +31,7 @@ def run_anywhere(
             programs, and then helps out.
         scheduler: address of a Dask scheduler, e.g. "tcp://10.0.0.1:8786", whose workers have samebits installed.
     Raises:
+        ConnectionError: no scheduler answers at the address.
         RuntimeError: a job whose processes died `ATTEMPTS` times.
         Whatever ``function`` raises.
     """
@@ -87,7 +89,12 @@ def _on_cluster(function: Callable[[Job], Result], jobs: Sequence[Job], address:
     import distributed
 
     dask: Any = distributed  # its functions are not annotated
-    with dask.Client(address, set_as_default=False) as client:
+    try:
+        connected = dask.Client(address, set_as_default=False, timeout=CONNECT)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConnectionError(f"no Dask scheduler at {address}: {reason}") from None
+    with connected as client:
         client.wait_for_workers(1, timeout=60)
         waiting = iter(range(len(jobs)))
         places: dict[Any, int] = {}
@@ -98,7 +105,8 @@ def _on_cluster(function: Callable[[Job], Result], jobs: Sequence[Job], address:
             return future
 
         threads = sum(client.nthreads().values()) or 1
-        finished = dask.as_completed([submit(job) for job in islice(waiting, IN_FLIGHT * threads)])
+        first = [submit(job) for job in islice(waiting, IN_FLIGHT * threads)]
+        finished = dask.as_completed(first, loop=client.loop)
         for future in finished:
             result = future.result()
             job = places.pop(future.key)

@@ -93,9 +93,9 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         ),
         Part(
             "extremes",
-            "all significands of the lowest binade (of 26 binades where a step lies beside zero), at the steps whose "
-            "inputs may be subnormal there; and the scales at which an input or a value begins to be subnormal or "
-            "infinite",
+            "all significands of the lowest binade (where a step lies beside zero, of 24 binades from 1 on), at the "
+            "steps whose inputs may be subnormal there; and the scales at which an input or a value begins to be "
+            "subnormal or infinite",
             (*_subnormal(q, ends), *(Tile("critical", 0, 0, zero_point=z) for z in ends)),
         ),
         Part(
@@ -168,6 +168,11 @@ def critical_scales(found: Steps) -> list[int]:
     return sorted(b for b in around if b >> 23 in FIELDS)
 
 
+def tiny_fields() -> range:
+    """Exponent fields of the scales, from 1 on, at which an input beside a quotient of 2**-150 is subnormal."""
+    return range(127, 127 + 24)
+
+
 def _rows(found: Steps) -> int:
     return rows_at_once(columns(found))
 
@@ -188,7 +193,7 @@ def _subnormal(q: Quantizer, ends: Sequence[int | None]) -> Iterator[Tile]:
     for z in ends:
         size = np.abs(steps(q, z).middles)
         tiny = (size < 2.0**-100) & (size > 0)
-        for chosen, fields in (((size < 1) & (size >= 2.0**-100), range(1, 2)), (tiny, range(127, 153))):
+        for chosen, fields in (((size < 1) & (size >= 2.0**-100), range(1, 2)), (tiny, tiny_fields())):
             for first, end in _runs(chosen):
                 count = min(BINADE, 4 * rows_at_once(2 * (end - first)))
                 for field in fields:

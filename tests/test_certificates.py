@@ -1,0 +1,277 @@
+"""What a certificate rests on (the steps of the specification, thresholds, plans), and the file itself."""
+
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
+from samebits.proofs.certificate import (
+    SECTIONS,
+    CertificateError,
+    check,
+    describe_quantizer,
+    load,
+    quantizer_of,
+    save,
+    sealed,
+)
+from samebits.proofs.certify import Request, certify, check_steps
+from samebits.proofs.evaluate import _plateaus_of
+from samebits.proofs.steps import exact_steps, place, plateau_of, same_steps, steps, thresholds
+from samebits.proofs.tiles import BINADE, critical_scales, tiny_fields
+
+Array = NDArray[Any]
+DOCS = Path(__file__).parents[1] / "docs" / "certificates"
+KEPT = sorted(path for path in DOCS.glob("*.json") if path.name != "schema.json")
+INT4 = catalog["int4_per_channel"].replace(granularity=PerTensor())
+UINT4 = catalog["uint4_affine_per_group32"].replace(granularity=PerTensor())
+FAMILIES = {
+    "int4": INT4,
+    "int4 down": INT4.replace(rounding="toward_negative"),
+    "int4 up": INT4.replace(rounding="toward_positive"),
+    "binary": INT4.replace(format=formats.BinaryFormat()),
+    "ternary": INT4.replace(format=formats.TernaryFormat()),
+    "e2m1": INT4.replace(format=formats.FLOAT4_E2M1),
+    "e4m3fn": INT4.replace(format=formats.FLOAT8_E4M3FN),
+    "e5m2": INT4.replace(format=formats.FloatFormat(5, 2, saturate=False)),
+    "fnuz": INT4.replace(format=formats.FLOAT8_E4M3FNUZ),
+    "nf4": INT4.replace(format=formats.NF4),
+}
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("gradient", ["clipped", "pass_through"])
+def test_steps_found_by_bisection_are_those_of_the_definition(rounding: Rounding, gradient: str) -> None:
+    for name in ("int8_per_tensor", "uint8_per_tensor", "int2_per_channel"):
+        check_steps(catalog[name].replace(rounding=rounding, gradient=gradient))
+    check_steps(UINT4.replace(rounding=rounding, gradient=gradient))
+
+
+def test_steps_of_16_bits() -> None:
+    q = catalog["int16_per_tensor"]
+    assert len(steps(q).last) == 2**16 + 1
+    check_steps(q)
+
+
+def test_steps_of_another_rounding_are_other_steps() -> None:
+    even, away = INT4, INT4.replace(rounding="ties_to_away")
+    assert not same_steps(steps(even), exact_steps(away))
+    assert not same_steps(steps(UINT4, 3), exact_steps(UINT4, 4))
+
+
+def test_steps_as_numbers() -> None:
+    """int2, ties to even, zero point 0: codes -2..1, the mask one step further on each side."""
+    found = steps(catalog["int2_per_channel"])
+    assert found.last.tolist() == [-2.5 - 2**-22, -1.5, -0.5 - 2**-24, 0.5, 1.5 - 2**-23]
+    assert found.codes.tolist() == [-2, -2, -1, 0, 1, 1]
+    assert found.passes.tolist() == [False, True, True, True, True, False]
+    assert found.zeros == (3, 3)
+
+
+def test_formats_with_two_zeros_have_a_step_between_them() -> None:
+    found = steps(FAMILIES["e2m1"])
+    minus, plus = found.zeros
+    assert plus == minus + 1
+    assert np.signbit(found.units[[minus, plus]]).tolist() == [True, False]
+    before, after = thresholds(found, np.array([0.3], np.float32))
+    assert np.signbit([before[0, minus], after[0, minus]]).tolist() == [True, False]
+    assert before[0, minus] == after[0, minus] == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_thresholds_are_exact(name: str) -> None:
+    """In fractions: the input before a step is at most the tie times the scale, the one after it beyond."""
+    found = steps(FAMILIES[name])
+    some = slice(None, None, max(1, len(found.last) // 12))
+    bits = np.array([BINADE, BINADE + 3, 0x3F800001, 0x3FB504F3, 0x3FFFFFFF, 0x4B000007, 0x7F7FFFFF], np.uint32)
+    for s, before, after in zip(bits.view(np.float32), *thresholds(found, bits.view(np.float32)), strict=True):
+        for last, middle, stays, x, y in zip(
+            found.last[some], found.middles[some], found.tie_stays[some], before[some], after[some], strict=True
+        ):
+            assert place(y) == place(x) + 1
+            if middle == 0:
+                assert (place(x), place(last)) == (-1, -1)
+                continue
+            tie = Fraction(float(middle)) * Fraction(float(s))
+            assert np.isneginf(x) or Fraction(float(x)) < tie or (Fraction(float(x)) == tie and stays)
+            assert np.isposinf(y) or Fraction(float(y)) > tie or (Fraction(float(y)) == tie and not stays)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("scale", [0.3, 2.0**-126, 1.9999999 * 2.0**-126, 3e38, 1e-20])
+def test_plateaus_are_what_the_specification_says(name: str, scale: float) -> None:
+    """At any scale, of inputs around the thresholds and far from them."""
+    q, s = FAMILIES[name], np.float32(scale)
+    found = steps(q)
+    before, after = thresholds(found, s.reshape(1))
+    drawn = np.random.default_rng(0).integers(0, 2**32, 4096, np.uint32).view(np.float32)
+    x = np.concatenate([before[0], after[0], drawn[~np.isnan(drawn)], np.array([-0.0, 0.0], np.float32)])
+    codes = quantize(q, x, QParams(np.asarray(s)))
+    np.testing.assert_array_equal(codes, found.codes[plateau_of(found, s, x)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plateaus_of_consecutive_bits(name: str) -> None:
+    found, s = steps(FAMILIES[name]), np.float32(0.3)
+    before = place(thresholds(found, s.reshape(1))[0][0])
+    for first, stride in ((0, 511 * 2048), (2**31 - 5, 1), (0x3D000000, 7777), (0xBD000000, 7777), (0x7F7FFF00, 1)):
+        bits = first + stride * np.arange(4096, dtype=np.int64)
+        bits = bits[bits < 2**32]
+        x = bits.astype(np.uint32).view(np.float32)
+        number = ~np.isnan(x)
+        np.testing.assert_array_equal(_plateaus_of(bits, before)[number], plateau_of(found, s, x[number]))
+
+
+def test_critical_scales_hold_the_ends() -> None:
+    scales = np.array(critical_scales(steps(INT4)), np.uint32).view(np.float32)
+    assert scales.min() == 2.0**-126
+    assert scales.max() == np.finfo(np.float32).max
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(scales * np.float32(8))
+    assert beyond.any()
+    assert not beyond.all()
+
+
+def test_steps_beside_zero_are_followed_until_their_inputs_are_normal() -> None:
+    """toward_positive has one: at scales of 2**24 and more its inputs are 2**-126 and more."""
+    q = INT4.replace(rounding="toward_positive")
+    found = steps(q)
+    beside = int(np.flatnonzero(np.abs(found.middles) < 2.0**-100)[0])
+    last = max(tiny_fields()) + 1
+    _, after = thresholds(found, np.array([last << 23, 126 << 23], np.uint32).view(np.float32))
+    assert after[0, beside] >= 2.0**-126
+    assert after[1, beside] == 2.0**-149
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate() -> dict[str, Any]:
+    scales = tuple(float(np.float32(s)) for s in (0.1, 3.0))
+    return certify(
+        Request("int4_per_channel", catalog["int4_per_channel"], ("numpy",), "exhaustive", scales, "float16")
+    )
+
+
+@pytest.fixture
+def changed(certificate: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """A file of the certificate with something done to it; sealed again when asked."""
+
+    def make(change: Callable[[Any], None], *, seal: bool = False) -> Path:
+        copy = json.loads(json.dumps(certificate))
+        change(copy)
+        if seal:
+            copy = sealed(copy)
+        path = tmp_path / "c.json"
+        path.write_text(json.dumps(copy))
+        return path
+
+    return make
+
+
+def test_a_file_is_read_back(certificate: dict[str, Any], tmp_path: Path) -> None:
+    save(certificate, tmp_path / "c.json")
+    found, request = load(tmp_path / "c.json")
+    assert found == certificate
+    assert request.q == catalog["int4_per_channel"]
+    assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_changed_section_is_named(changed: Callable[..., Path], section: str) -> None:
+    def change(c: Any) -> None:
+        c[section] = {**c[section], "more": 1} if isinstance(c[section], dict) else [*c[section], "more"]
+
+    with pytest.raises(CertificateError, match=f"c.json: section `{section}` was changed"):
+        load(changed(change))
+    with pytest.raises(CertificateError, match=f"section `{section}` is missing"):
+        load(changed(lambda c: c.pop(section)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["tiles"]["inputs"].pop(), r"section `tiles` must hold \{'inputs': 2\}, got \{'inputs': 1\}"),
+        (lambda c: c["request"].update(scales=["0x1p-1"]), r"section `tiles` must hold \{'inputs': 1\}"),
+        (lambda c: c["request"].update(engine="boundary"), "section `tiles` must hold"),
+        (lambda c: c["request"].update(scales=["half"]), "make no request"),
+        (lambda c: c["quantizer"].update(rounding="up"), "make no request: `rounding` must be one of"),
+        (lambda c: c["quantizer"]["format"].update(kind="Format"), "make no request"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(changed: Callable[..., Path], change: Any, message: str) -> None:
+    """Even with seals that fit."""
+    with pytest.raises(CertificateError, match=message):
+        load(changed(change, seal=True))
+
+
+def test_a_truncated_file_is_refused(certificate: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    save(certificate, path)
+    text = path.read_text()
+    for end in range(0, len(text) - 2, 97):
+        path.write_text(text[:end])
+        with pytest.raises(CertificateError, match="is truncated"):
+            load(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "samebits certificate 0"}', "null"])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(CertificateError, match="`schema` must be 'samebits certificate 1'"):
+        load(path)
+
+
+def test_no_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("weights: none, 1 2 3 and more text")
+    with pytest.raises(CertificateError, match="is no JSON"):
+        load(path)
+
+
+@pytest.mark.parametrize("name", catalog)
+def test_quantizers_are_written_and_read(name: str) -> None:
+    assert quantizer_of(json.loads(json.dumps(describe_quantizer(catalog[name])))) == catalog[name]
+
+
+def test_families_are_written_and_read() -> None:
+    for q in FAMILIES.values():
+        assert quantizer_of(json.loads(json.dumps(describe_quantizer(q)))) == q
+
+
+def _validator() -> Any:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((DOCS / "schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_schema_describes_the_file(certificate: dict[str, Any]) -> None:
+    validator = _validator()
+    validator.validate(certificate)
+    for key in certificate:
+        assert list(validator.iter_errors({k: v for k, v in certificate.items() if k != key}))
+    for wrong in ({"schema": "x"}, {"tiles": {"inputs": ["zz"]}}, {"more": 1}):
+        assert list(validator.iter_errors(certificate | wrong))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_certificates_hold_together(path: Path) -> None:
+    certificate, request = load(path)
+    _validator().validate(certificate)
+    check(certificate)
+    assert certificate["statement"]["result"] == "complete"
+    name = request.name.partition(",")[0]
+    q: Quantizer = catalog[name]
+    assert request.q.replace(rounding=q.rounding) == q

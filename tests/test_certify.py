@@ -1,0 +1,354 @@
+"""Certificates as a process: planted faults are found, tiles are scheduled, kept, lost and done again."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from samebits.core import PerAxis, QParams, Quantizer, Rounding, catalog
+from samebits.proofs import cli
+from samebits.proofs.certificate import CertificateError, canonical, load
+from samebits.proofs.certify import Difference, Request, certify, explain_finding, replay, requested, run, tiles_of
+from samebits.proofs.evaluate import run_tile
+from samebits.proofs.execution import MODES, Implementation, implementation
+from samebits.proofs.schedule import run_anywhere
+from samebits.proofs.steps import steps
+from samebits.proofs.tiles import BINADE, ONE, Tile, boundary_plan
+
+Array = NDArray[Any]
+INT2, INT4 = catalog["int2_per_channel"], catalog["int4_per_channel"]
+UINT4 = catalog["uint4_affine_per_group32"]
+SCALES = tuple(float(np.float32(s)) for s in (0.1, 0.25, 0.3, 1.7, 2.0**-20, 5.0, 6.0, 7.0))
+SMALL = Request("int4_per_channel", INT4, ("numpy", "torch eager"), "exhaustive", SCALES, "bfloat16")
+INF, LARGEST = np.float32(np.inf), np.nextafter(np.finfo(np.float32).max, np.float32(0))
+
+
+def few(q: Quantizer, tile: Tile, *modes: str) -> Any:
+    return run_tile(q, tile, [implementation(mode) for mode in modes])
+
+
+# --- nothing is found where nothing is wrong, in every part of the plan -----------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_passes_a_few_scales_of_every_step(mode: str) -> None:
+    result = few(INT4, Tile("scales", ONE + 4711, 256, 8191), mode)
+    assert not result.findings
+    assert set(result.seconds) == {mode}
+    assert result.digest == few(INT4, Tile("scales", ONE + 4711, 256, 8191), "numpy").digest
+
+
+@pytest.mark.parametrize("rounding", Rounding)
+def test_every_direction_passes_at_all_exponents(rounding: Rounding) -> None:
+    q = INT4.replace(rounding=rounding)
+    for tile in (Tile("scales", BINADE, 508, 4_194_301), Tile("critical", 0, 0)):
+        assert not few(q, tile, "numpy", "torch eager", "jax jit").findings
+
+
+@pytest.mark.parametrize("zero_point", [0, 1, 7, 15])
+def test_zero_points_pass(zero_point: int) -> None:
+    assert not few(UINT4, Tile("scales", ONE, 64, 131_071, zero_point), "numpy", "torch eager", "jax jit").findings
+
+
+def test_every_part_of_a_plan_passes() -> None:
+    """One tile of each part, cut short."""
+    for q in (INT4, UINT4, catalog["int8_per_tensor"]):
+        for part in boundary_plan(q):
+            tile = part.tiles[len(part.tiles) // 2]
+            count = {"scales": 512, "inputs": 1 << 14, "granularity": 4}.get(tile.kind, tile.count)
+            stride = tile.stride * (tile.count // count) if tile.kind == "inputs" else tile.stride
+            short = replace(tile, count=min(count, tile.count), stride=stride)
+            assert not few(q, short, "numpy", "torch eager").findings, part.name
+
+
+def test_the_plan_holds_every_significand_once() -> None:
+    for q in (INT2, INT4, UINT4, catalog["int8_per_tensor"], catalog["int16_per_tensor"]):
+        tiles = next(part.tiles for part in boundary_plan(q) if part.name == "significands")
+        place = ONE
+        for tile in tiles:
+            assert (tile.first, tile.stride, tile.steps) == (place, 1, None)
+            place += tile.count
+        assert place == ONE + BINADE
+        assert {tile.zero_point for tile in tiles} == ({None} if not q.affine else set(range(16)))
+
+
+# --- planted faults ---------------------------------------------------------------------------------------------------
+
+
+def faulty(mode: str, wrong: Callable[[Array, Array], Array], *, in_codes: bool = True) -> Implementation:
+    """A mode whose input is replaced by ``wrong(x, s)`` (and, if so wished, that of codes too)."""
+    good = implementation(mode)
+
+    def fake_quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
+        return good.fake_quantize(q, wrong(x, np.broadcast_to(qparams.scale, x.shape)), qparams)
+
+    def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
+        return good.quantize(q, wrong(x, np.broadcast_to(qparams.scale, x.shape)), qparams)
+
+    return replace(good, fake_quantize=fake_quantize, quantize=quantize if in_codes else good.quantize)
+
+
+def one_ulp_at(bits: int) -> Callable[[Array, Array], Array]:
+    """The next number up, at a single scale."""
+    scale = np.uint32(bits).view(np.float32)
+    return lambda x, s: np.where(s == scale, np.nextafter(np.minimum(x, LARGEST), INF), x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_ulp_at_one_significand_is_found(mode: str) -> None:
+    bits = ONE + 1_234_567
+    tile = next(
+        tile
+        for tile in tiles_of(Request("int4_per_channel", INT4))
+        if tile.kind == "scales" and tile.first <= bits < tile.first + tile.count
+    )
+    near = replace(tile, first=bits - 100, count=256)
+    assert not few(INT4, near, mode).findings
+    found = run_tile(INT4, near, [faulty(mode, one_ulp_at(bits))]).findings
+    assert [f.function for f in found] == ["quantize", "fake_quantize"]
+    for f in found:
+        assert f.mode == mode
+        assert np.float32(f.scale).view(np.uint32) == bits
+        assert f.alone == f.got != f.expected
+        # the smallest input before a step
+        assert f.x == steps(INT4).middles[7] * float(f.scale) or abs(f.x) < float(f.scale)
+    text = explain_finding(found[1])
+    assert f"float32 bits {int(np.float32(found[1].x).view(np.uint32)):#010x}" in text
+    assert "expected" in text
+    assert "got" in text
+
+
+def test_the_first_fault_ends_a_run_and_is_explained() -> None:
+    request = Request("int2_per_channel", INT2, ("numpy",))
+    with pytest.raises(Difference, match=r"fake_quantize differs from the specification at 3 inputs") as error:
+        list(run(request, implementations=[faulty("numpy", one_ulp_at(ONE + 77), in_codes=False)]))
+    assert len(error.value.findings) == 1
+
+
+def test_a_fault_in_the_mask_is_found() -> None:
+    good = implementation("numpy")
+
+    def vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Any:
+        d = good.fake_quantize_vjp(q, x, qparams, g)
+        return d._replace(x=np.where(x / qparams.scale > q.format.hi, np.zeros_like(g), d.x))  # should be hi + 1/2
+
+    found = run_tile(INT4, Tile("scales", ONE, 16), [replace(good, fake_quantize_vjp=vjp)]).findings
+    assert [f.function for f in found] == ["fake_quantize_vjp"]
+    assert (found[0].expected, found[0].got) == (1.5, 0)
+
+
+def test_results_that_do_not_ascend_are_reported_as_such() -> None:
+    """Wrong between the steps, where only a sweep looks."""
+
+    def wrong(x: Array, s: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return np.where(np.abs(x / s - 2.2) < 0.01, -x, x)
+
+    q = catalog["int8_per_tensor"]
+    implementations = [faulty("numpy", wrong)]
+    assert not run_tile(q, Tile("scales", ONE, 16), implementations).findings
+    sweep = next(part for part in boundary_plan(q) if part.name == "sweeps").tiles[0]
+    found = run_tile(q, sweep, implementations).findings
+    assert found[1].function == "fake_quantize"
+    assert not found[1].monotone
+    assert "the results do not ascend with the inputs" in explain_finding(found[1])
+
+
+def test_a_fault_that_needs_company_is_told_apart() -> None:
+    """Right for one element, wrong for many."""
+    shifted = faulty("numpy", lambda x, s: x if x.size == 1 else np.nextafter(np.minimum(x, LARGEST), INF))
+    found = run_tile(INT4, Tile("scales", ONE, 16), [shifted]).findings
+    assert found[0].alone == found[0].expected != found[0].got
+
+
+def test_a_result_of_another_dtype_is_refused() -> None:
+    good = implementation("numpy")
+    wide = replace(good, quantize=lambda q, x, p: good.quantize(q, x, p).astype(np.int32))
+    with pytest.raises(TypeError, match="numpy: quantize must give int8 of shape"):
+        run_tile(INT4, Tile("scales", ONE, 16), [wide])
+
+
+def test_a_fault_outside_the_domain_is_outside_the_statement() -> None:
+    """A bfloat16 certificate says nothing of float32 inputs, and says so."""
+    only_float32 = faulty("numpy", lambda x, s: np.nextafter(x, np.float32(np.inf)) if x.dtype == np.float32 else x)
+    certificate = certify(replace(SMALL, modes=("numpy",), scales=SCALES[:1]), implementations=[only_float32])
+    assert "for every bfloat16 input at the scales listed, and no others" in certificate["statement"]["says"]
+
+
+# --- scheduling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate() -> dict[str, Any]:
+    return certify(SMALL)
+
+
+def test_processes_give_the_same_certificate(certificate: dict[str, Any]) -> None:
+    assert canonical(certify(SMALL, workers=2)) == canonical(certificate)
+
+
+def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+    """The job is code; one of them ends its process the first time it is run."""
+    marker = tmp_path / "died"
+    deadly = f"import os, pathlib; p = pathlib.Path({str(marker)!r}); p.exists() or (p.touch(), os._exit(3))"
+    assert sorted(i for i, _ in run_anywhere(exec, ["1", deadly, "2", "3"], workers=2)) == [0, 1, 2, 3]
+    assert marker.exists()
+
+
+def test_a_job_that_always_kills_its_process_is_given_up() -> None:
+    with pytest.raises(RuntimeError, match="ended 4 processes"):
+        list(run_anywhere(exec, ["import os; os._exit(3)"], workers=1))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
+        yield running
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any, certificate: dict[str, Any]) -> None:
+    seen: list[int] = []
+
+    def kill_one(progress: Any) -> None:
+        seen.append(progress.place)
+        if len(seen) == 2:
+            next(iter(cluster.workers.values())).process.process.kill()
+
+    again = certify(SMALL, scheduler=cluster.scheduler_address, on_progress=kill_one)
+    assert sorted(seen) == list(range(len(SCALES)))
+    assert canonical(again) == canonical(certificate)
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, certificate: dict[str, Any]) -> None:
+    journal = tmp_path / "a.tiles"
+    first = run(SMALL, journal)
+    done = [next(first).place for _ in range(3)]
+    first.close()
+    with journal.open("a") as file:
+        file.write('{"tile": 3, "digest": "cut sh')
+    seen: list[Any] = []
+    again = certify(SMALL, journal=journal, on_progress=seen.append)
+    assert [p.place for p in seen if p.kept] == done
+    assert len(seen) == len(SCALES)
+    assert canonical(again) == canonical(certificate)
+
+
+def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "a.tiles"
+    next(run(SMALL, journal))
+    with pytest.raises(CertificateError, match="another request or environment"):
+        next(run(replace(SMALL, scales=SCALES[:2]), journal))
+
+
+def test_a_replay_compares_digests(certificate: dict[str, Any]) -> None:
+    digests = list(certificate["tiles"]["inputs"])
+    assert dict(replay(SMALL, digests, [1, 5])) == {1: True, 5: True}
+    digests[5] = digests[4]
+    assert dict(replay(SMALL, digests, [1, 5])) == {1: True, 5: False}
+
+
+# --- requests and the command line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"name": "int9"}, "unknown quantizer 'int9'"),
+        ({"engine": "guess"}, "`engine` must be one of boundary, exhaustive; got 'guess'"),
+        ({"modes": ("numpi",)}, "`mode` must be one of"),
+        ({"dtype": "int8", "engine": "exhaustive"}, "`dtype` must be one of"),
+        ({"scales": (0.5,)}, "are for the exhaustive engine"),
+        ({"scales": (-1.0,), "engine": "exhaustive"}, "must hold positive normal float32 numbers, got -1.0"),
+        ({"scales": (1e-42,), "engine": "exhaustive"}, "must hold positive normal float32 numbers"),
+        ({"zero_point": 3, "engine": "exhaustive"}, "`zero_point` must be None"),
+        ({"name": "uint4_affine_per_group32", "engine": "exhaustive"}, "`zero_point` must be given"),
+        (
+            {"name": "uint4_affine_per_group32", "engine": "exhaustive", "zero_point": 16},
+            r"`zero_point` must be in \[0, 15\]",
+        ),
+        ({"rounding": "up"}, "`rounding` must be one of"),
+    ],
+)
+def test_wrong_requests_are_refused(wanted: dict[str, Any], message: str) -> None:
+    with pytest.raises((KeyError, ValueError), match=message):
+        requested(**{"name": "int4_per_channel", **wanted})
+
+
+def test_another_arithmetic_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be the default"):
+        Request("other", INT4.replace(division="reciprocal")).plan()
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["samebits", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run_command
+
+
+def test_the_command_writes_and_replays(command: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.json"
+    small = ("--engine", "exhaustive", "--dtype", "float16", "--scale", "0.1", "--scale", "3", "--workers", "0")
+    code, out, _ = command("certify", SMALL.name, "--mode", "numpy", *small, "--output", str(file))
+    assert code == 0
+    assert "for every float16 input at the scales listed" in " ".join(out.split())
+    assert [p.name for p in tmp_path.iterdir()] == ["c.json"]  # the journal is gone
+    certificate, request = load(file)
+    assert request.scales == (*SCALES[:1], 3.0)
+    assert certificate["domain"][0]["tiles"] == 2
+    code, out, _ = command("certify", "--replay", str(file), "--tiles", "1", "--workers", "0")
+    assert (code, out) == (0, "1 of 1 tiles replayed agree with the certificate\n")
+    code, out, _ = command("certify", "--replay", str(file), "--workers", "0", "--json")
+    assert (code, json.loads(out)) == (0, {"replayed": [0, 1], "different": []})
+
+
+def test_the_command_refuses_in_one_line(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("certify")[0] == 2
+    code, _, err = command("certify", "int9")
+    assert code == 2
+    assert "did you mean" in err
+    code, _, err = command("certify", "--replay", str(tmp_path / "none.json"))
+    assert code == 2
+    assert "cannot be read" in err
+    monkeypatch.setattr("samebits.proofs.schedule.CONNECT", 0.5)
+    arguments = ("certify", SMALL.name, "--scheduler", "tcp://127.0.0.1:9", "--output", str(tmp_path / "c.json"))
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "no Dask scheduler at tcp://127.0.0.1:9" in err
+
+
+def test_the_command_shows_a_difference(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = implementation("numpy")
+    wrong = replace(good, quantize=lambda q, x, p: good.quantize(q, -x, p))
+    monkeypatch.setattr("samebits.proofs.execution.implementation", lambda mode: wrong)
+    file = tmp_path / "c.json"
+    small = ("--engine", "exhaustive", "--dtype", "bfloat16", "--mode", "numpy", "--workers", "0")
+    code, out, _ = command("certify", SMALL.name, *small, "--output", str(file))
+    assert code == 1
+    assert "numpy: quantize differs from the specification" in out
+    assert "bfloat16 bits 0x" in out
+    assert not file.exists()
+
+
+def test_rows_are_taken_per_axis() -> None:
+    """What stands in the docs: modes run with one scale per row."""
+    seen = []
+    good = implementation("numpy")
+
+    def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
+        seen.append(q.granularity)
+        return good.quantize(q, x, qparams)
+
+    run_tile(catalog["int8_per_tensor"], Tile("scales", ONE, 4), [replace(good, quantize=quantize)])
+    assert set(seen) == {PerAxis(0)}
