@@ -152,7 +152,7 @@ def test_torch_fake_quantize_per_channel_gradient(name: str) -> None:
 @pytest.mark.parametrize(("name", "zero"), [*CASES, ("uint8_affine_per_tensor", 200)])
 def test_torch_quantize_per_tensor(name: str, zero: int) -> None:
     for q, qparams, x in cases(name, zero, FLOAT32, "torch_quantize"):
-        kind = torch.qint8 if q.format.signed else torch.quint8
+        kind = torch.qint8 if q.format.lo else torch.quint8
         expected = quantize(q, x, qparams)
         # the scalar loop that a vectorised body leaves must fuse as well, and where there is no vectorised body at all
         for count in (x.size, *(x.size // 64 * 64 - tail for tail in (1, 5, 15, 17, 31)), 3, 1):
@@ -172,7 +172,7 @@ def test_torch_quantize_per_channel(name: str) -> None:
     q = catalog[name].replace(**dialects["torch_quantize_per_channel"])
     qparams, x = channels(q, FLOAT32)
     zeros = np.zeros(4, np.int64) if qparams.zero_point is None else qparams.zero_point.reshape(-1).astype(np.int64)
-    kind = torch.qint8 if q.format.signed else torch.quint8
+    kind = torch.qint8 if q.format.lo else torch.quint8
     parts = torch.from_numpy(qparams.scale.reshape(-1)), torch.from_numpy(zeros)
     for count in (x.shape[1], 33, 7):
         part = np.ascontiguousarray(x[:, :count])

@@ -67,7 +67,8 @@ def quantizer(fmt: IntegerFormat, **changes: Any) -> Quantizer:
 def brevitas_module(q: Quantizer) -> Any:
     rounding, clamp = ROUNDINGS[q.rounding](), CLAMPS[q.gradient]()
     identity = torch.nn.Identity()
-    return IntQuant(q.format.narrow, q.format.signed, identity, float_to_int_impl=rounding, tensor_clamp_impl=clamp)
+    narrow, signed = q.format.lo == -q.format.hi, q.format.lo < 0
+    return IntQuant(narrow, signed, identity, float_to_int_impl=rounding, tensor_clamp_impl=clamp)
 
 
 def brevitas_run(
@@ -196,7 +197,7 @@ def codes_of(q: Quantizer, theirs: Any) -> NDArray[Any]:
 @MAPPING
 def test_torchao_chooses_quantizes_and_dequantizes(name: str, mapping: Any, dtype: np.dtype[Any]) -> None:
     q = torchao_quantizer(name, mapping)
-    target, limits = (torch.int8 if q.format.signed else torch.uint8), (q.format.lo, q.format.hi)
+    target, limits = (torch.int8 if q.format.lo else torch.uint8), (q.format.lo, q.format.hi)
     for x in tensors(dtype):
         t, block = to_torch(x), q.granularity.block_size(x.shape)
         scale, zero = torchao.choose_qparams_affine(t, mapping, block, target, *limits, keepdim=True)
@@ -217,7 +218,7 @@ def test_torchao_chooses_quantizes_and_dequantizes(name: str, mapping: Any, dtyp
 @MAPPING
 def test_torchao_on_knife_edges(name: str, mapping: Any, dtype: np.dtype[Any]) -> None:
     q = torchao_quantizer(name, mapping).replace(granularity=PerTensor())
-    target, limits = (torch.int8 if q.format.signed else torch.uint8), (q.format.lo, q.format.hi)
+    target, limits = (torch.int8 if q.format.lo else torch.uint8), (q.format.lo, q.format.hi)
     for value in SCALES:
         for zero in (0, 7) if q.affine else (0,):
             scale = np.array(value).astype(dtype)

@@ -46,7 +46,7 @@ def codes_of(q: Quantizer, theirs: torch.Tensor) -> NDArray[Any]:
 def test_torchao_chooses(name: str, dtype: np.dtype[Any]) -> None:
     q = catalog[name].replace(**dialects["torchao"])
     mapping, limits = ASYMMETRIC if q.affine else SYMMETRIC, (q.format.lo, q.format.hi)
-    target = torch.int8 if q.format.signed else torch.uint8
+    target = torch.int8 if q.format.lo else torch.uint8
     for x in blocks(dtype):
         block = q.granularity.block_size(x.shape)
         scale, zero = torchao.choose_qparams_affine(to_torch(x), mapping, block, target, *limits, keepdim=True)
@@ -63,7 +63,7 @@ def test_torchao_chooses(name: str, dtype: np.dtype[Any]) -> None:
 def test_torchao_tinygemm_chooses(q: Quantizer, dtype: np.dtype[Any]) -> None:
     """The FLOAT domain: groups of one sign and constant groups keep their own range."""
     q = q.replace(**dialects["torchao_tinygemm"])
-    target, limits = torch.int8 if q.format.signed else torch.uint8, (q.format.lo, q.format.hi)
+    target, limits = torch.int8 if q.format.lo else torch.uint8, (q.format.lo, q.format.hi)
     for x in blocks(dtype):
         t, block = to_torch(x), (1, 32)
         scale, zero = torchao._choose_qparams_affine_tinygemm(t, ASYMMETRIC, block, target, *limits)
@@ -109,7 +109,7 @@ def qparams_2024(q: Quantizer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 def affine_2024(q: Quantizer, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> tuple[Any, Any]:
     """Codes and values as `quantize_affine` and `dequantize_affine` of 2024: z is subtracted in int32."""
-    target = torch.int8 if q.format.signed else torch.uint8
+    target = torch.int8 if q.format.lo else torch.uint8
     codes = torch.clamp(torch.round(x * (1.0 / scale)) + zero, q.format.lo, q.format.hi).to(target)
     value = codes.to(torch.int32) - zero.to(torch.int32)
     return codes, value.to(x.dtype) * scale
