@@ -32,7 +32,6 @@ _OBSERVER: dict[str, Any] = {"denominator": Denominator.HALF_RANGE, "floor": 2.0
 # ATen's ChooseQuantizationParams, in double: s = (max - min) / (hi - lo), 0.1 where float(s) is 0 or its reciprocal
 # infinite, at least 6.1e-5 with the range stretched to that, z from the end with the smaller error
 _ATEN: dict[str, Any] = {
-    "denominator": Denominator.LARGER,
     "scale_dtype": ComputeDtype.FLOAT64,
     "replace_below": 2.0**-128 + 2.0**-150 + 2.0**-180,  # the first double that float() takes beyond 2**-128
     "replacement": 0.1,
@@ -100,6 +99,7 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
         # symmetric s is the larger of |min| / -lo and max / hi, where the data has both signs
         "torch_fused_fake_quantize": {
             **_ATEN,
+            "denominator": Denominator.LARGER,
             "zero_point_rule": ZeroPointRule.SMALLER_SUM,
             "division": Division.RECIPROCAL,
             "nan": NanRule.LOWEST,
