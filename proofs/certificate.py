@@ -19,13 +19,14 @@ from .. import core
 from ..core.descriptions import Gradient, Quantizer
 from .environment import versions
 from .evaluate import TileResult
-from .tiles import Part
+from .tiles import Part, Tile
 
 if TYPE_CHECKING:
     from .certify import Request
 
 Certificate = dict[str, Any]
 SCHEMA = "samebits certificate 1"
+RESULTS = "results per mode"
 SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
 FUNCTIONS = {
@@ -41,16 +42,8 @@ class CertificateError(Exception):
 
 def compose(request: "Request", parts: Sequence[tuple[Part, Sequence[TileResult]]]) -> Certificate:
     """The sections of a certificate in which every tile came out as specified."""
-    domain = [
-        {
-            "part": part.name,
-            "claim": part.claim,
-            "tiles": len(part.tiles),
-            "scales": sum(_scales(part, i) for i in range(len(part.tiles))),
-            "results per mode": sum(result.results for result in results),
-        }
-        for part, results in parts
-    ]
+    counts = [sum(result.results for result in results) for _, results in parts]
+    covered = [entry | {RESULTS: n} for entry, n in zip(domain([p for p, _ in parts]), counts, strict=True)]
     return {
         "schema": SCHEMA,
         "quantizer": {"name": request.name, **describe_quantizer(request.q)},
@@ -61,8 +54,8 @@ def compose(request: "Request", parts: Sequence[tuple[Part, Sequence[TileResult]
             "dtype": request.dtype,
             "zero point": request.zero_point,
         },
-        "statement": {"result": "complete", "functions": FUNCTIONS, "says": _says(request)},
-        "domain": domain,
+        "statement": _statement(request),
+        "domain": covered,
         "assumptions": assumptions(request),
         "environment": conditions(),
         "tiles": {part.name: [result.digest for result in results] for part, results in parts},
@@ -86,7 +79,7 @@ def load(path: Path) -> tuple[Certificate, "Request"]:
 
     Raises:
         CertificateError: unreadable, truncated, of another schema, a section missing or changed, a quantizer that
-            cannot be made, or other tiles than its request has.
+            cannot be made, or other tiles, claims or assumptions than its request has.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -128,10 +121,25 @@ def check(found: Any) -> "Request":
         raise CertificateError(f"sections `quantizer` and `request` make no request: {error}") from None
     digests = found["tiles"]
     want = {part.name: len(part.tiles) for part in plan}
-    have = {name: len(own) for name, own in digests.items()} if isinstance(digests, dict) else {}
+    have = {name: len(own) for name, own in digests.items()} if isinstance(digests, dict) else digests
     if want != have:
         raise CertificateError(f"section `tiles` must hold {want}, got {have}")
+    covered = [{k: v for k, v in dict(entry).items() if k != RESULTS} for entry in found["domain"]]
+    for name, own, said in (
+        ("domain", domain(plan), covered),
+        ("assumptions", assumptions(request), found["assumptions"]),
+        ("statement", _statement(request), found["statement"]),
+    ):
+        if own != said:
+            raise CertificateError(f"section `{name}` is not that of this quantizer and request")
     return request
+
+
+def domain(plan: Sequence[Part]) -> list[dict[str, Any]]:
+    """What the parts of a plan cover."""
+    return [
+        {"part": p.name, "claim": p.claim, "tiles": len(p.tiles), "scales": sum(map(_scales, p.tiles))} for p in plan
+    ]
 
 
 def describe_quantizer(q: Quantizer) -> dict[str, Any]:
@@ -188,6 +196,10 @@ def assumptions(request: "Request") -> list[str]:
     return listed
 
 
+def _statement(request: "Request") -> dict[str, Any]:
+    return {"result": "complete", "functions": FUNCTIONS, "says": _says(request)}
+
+
 def _says(request: "Request") -> str:
     modes = ", ".join(request.modes)
     if request.engine == "boundary":
@@ -199,8 +211,7 @@ def _says(request: "Request") -> str:
     return f"Modes {modes} give the same bits for every {request.dtype} input at the scales listed, and no others."
 
 
-def _scales(part: Part, i: int) -> int:
-    tile = part.tiles[i]
+def _scales(tile: Tile) -> int:
     return 1 if tile.kind == "inputs" else tile.count
 
 

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ def run(
     workers: int = 0,
     scheduler: str | None = None,
     implementations: Sequence[Implementation] = (),
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Every tile as it is done, those of the journal first; a finished tile is in the journal before it is yielded.
 
     Args:

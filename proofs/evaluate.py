@@ -102,7 +102,7 @@ class Account:
 
 
 def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]) -> TileResult:
-    """All modes on one tile. Memory stays under 1 GiB whatever the quantizer."""
+    """All modes on one tile. Memory stays under 2 GiB, frameworks included, whatever the quantizer."""
     found = steps(q, tile.zero_point)
     account = Account(tile, found)
     own = q if tile.kind == "granularity" or _whole(q, tile) else q.replace(granularity=BY_ROWS)
