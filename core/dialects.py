@@ -56,26 +56,20 @@ _TORCHAO: dict[str, Any] = {
     "denominator": Denominator.HALF_RANGE,
 }
 
-# op by op, where XLA turns a broadcast or constant divisor into a multiplication by its reciprocal, and flushes
-_XLA: dict[str, Any] = {
-    "compute_dtype": ComputeDtype.INPUT,
-    "division": Division.RECIPROCAL,
-    "scale_division": Division.RECIPROCAL,
-    "flush_subnormals": True,
-    "nan": NanRule.ZERO,
-}
+# op by op, XLA turns a broadcast or constant divisor into a multiplication by its reciprocal, except in bfloat16
+_XLA_RECIPROCALS: dict[str, Any] = {"division": Division.RECIPROCAL, "scale_division": Division.RECIPROCAL}
 
-# R(x / s + z), then a saturating cast; s = m / (hi + 1/2) (here (hi - lo) / 2) or (max - min) / (hi - lo), 1 where that
-# is below the root of the smallest normal number; z = R(lo - min / s)
+# R(x / s + z), then a saturating cast, in the dtype of x; s = m / (hi + 1/2) (here (hi - lo) / 2) or
+# (max - min) / (hi - lo), 1 where that is below the root of the smallest normal number; z = R(lo - min / s)
 _QWIX: dict[str, Any] = {
-    **_XLA,
+    "compute_dtype": ComputeDtype.INPUT,
     "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+    "nan": NanRule.ZERO,
     "denominator": Denominator.HALF_RANGE,
     "replace_below": Threshold.SQRT_SMALLEST_NORMAL,
     "replacement": 1.0,
     "zero_point_rule": ZeroPointRule.ROUNDED_CODE,
 }
-_DIVIDE: dict[str, Any] = {"division": Division.DIVIDE, "scale_division": Division.DIVIDE}
 
 dialects: Mapping[str, Mapping[str, Any]] = Named(
     "dialect",
@@ -154,12 +148,19 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
             "floor": 0.0,
         },
         # Qwix quantize: sat(R(x * (1 / s) + z)) in the dtype of x, op by op on XLA:CPU; s = m * (1 / 127.5), 1 if tiny
-        "qwix": _QWIX,
+        "qwix": {**_QWIX, **_XLA_RECIPROCALS},
         # the same for bfloat16, where XLA:CPU divides: sat(R(x / s + z)), s = m / 127.5, 1 if tiny
-        "qwix_bfloat16": {**_QWIX, **_DIVIDE},
-        # AQT IntSymmetric (narrow formats): R(clip(x * (1 / s))) in the dtype of x; s = m * (1 / (hi + 1/2)), m = 0
-        # counts as 1. For bfloat16 XLA:CPU divides m: scale_division="divide"
-        "aqt": {**_XLA, "denominator": Denominator.EDGE, "empty_range": 1.0},
+        "qwix_bfloat16": _QWIX,
+        # AQT IntSymmetric (narrow formats): R(clip(x * (1 / s))) in the dtype of x, subnormals flushed (not those of
+        # float16); s = m * (1 / (hi + 1/2)), m = 0 counts as 1. For bfloat16 XLA:CPU divides m: scale_division="divide"
+        "aqt": {
+            **_XLA_RECIPROCALS,
+            "compute_dtype": ComputeDtype.INPUT,
+            "nan": NanRule.ZERO,
+            "flush_subnormals": True,
+            "denominator": Denominator.EDGE,
+            "empty_range": 1.0,
+        },
         # ONNX QuantizeLinear: sat(R(x / s) + z) in float32; DynamicQuantizeLinear: s = (max - min) / (hi - lo), or 1
         # where that is 0, z = lo - R(min / s)
         "onnx": {"nan": NanRule.LOWEST, "floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},

@@ -40,9 +40,18 @@ def blocks(
     both = np.zeros((rows, columns))
     both[:, :2] = np.resize(ends, (rows, 2))
     yield both.astype(dtype)
+    yield from (_near_ties(steps, dtype, rows, columns) for steps in (255, 15))
     if tiny:
         smallest = [float(info.smallest_subnormal), float(info.smallest_normal), float(info.smallest_normal) * 200]
         for value in smallest:
             signs = np.where(np.arange(columns) % 3 == 0, -1.0, 1.0)
             yield (ones * value * signs).astype(dtype)
             yield (ones * value).astype(dtype)
+
+
+def _near_ties(steps: int, dtype: np.dtype[Any], rows: int, columns: int) -> Array:
+    """Rows of a range of ``steps`` whose zero is just short of halfway between two codes near the first."""
+    low = np.nextafter((np.arange(rows) % steps + 0.5).astype(dtype), np.zeros((), dtype))
+    x = np.zeros((rows, columns), dtype)
+    x[:, 0], x[:, 1] = -low, (steps - low.astype(np.float64)).astype(dtype)
+    return x

@@ -19,6 +19,7 @@ from samebits.proofs.compare import assert_same_bits
 
 from .exact import DTYPES
 from .oracle_inputs import blocks
+from .test_oracles import inputs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -113,6 +114,9 @@ def test_torch_dynamic_chooses_and_quantizes() -> None:
             if x.size < 9:  # exact fused multiply-adds take their time; knife edges of codes are in test_oracles
                 assert_same_bits(quantize(q, x, qparams), theirs.int_repr(), inputs=x)
                 assert_same_bits(fake_quantize(q, x), theirs.dequantize(), inputs=x)
+                with_nan = np.append(x, np.float32(np.nan))
+                theirs = torch.quantize_per_tensor(to_torch(with_nan), theirs.q_scale(), theirs.q_zero_point(), kind)
+                assert_same_bits(quantize(q, with_nan, qparams), theirs.int_repr(), inputs=with_nan)
             if kind is torch.quint8:
                 agree(q, x, *torch._choose_qparams_per_tensor(to_torch(x), False), qparams)
 
@@ -178,6 +182,22 @@ def test_torch_fused_fake_quantize_symmetric() -> None:
             assert_same_bits(fake_quantize(q, x), value, inputs=x)
             seen += 1
     assert seen > 150
+
+
+def test_torch_fused_fake_quantize_on_knife_edges() -> None:
+    """With the observer off parameters come from the moving averages, whatever the data is."""
+    off, on = torch.zeros(1), torch.ones(1)
+    for name in ("int8_per_tensor", "uint8_affine_per_tensor"):
+        q = catalog[name].replace(**dialects["torch_fused_fake_quantize"])
+        for ends in ([-12.75, 12.7], [-1.3, 2.7], [-0.004, 0.9], [-85, 3]):
+            low, high = (torch.tensor([v]) for v in ends)
+            qparams = choose_qparams(q, np.array(ends, np.float32))
+            x = inputs(q, qparams.scale, 0 if qparams.zero_point is None else int(qparams.zero_point), FLOAT32)
+            scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+            state = (off, on, low, high, scale, zero, 0.01, q.format.lo, q.format.hi, 0, False, not q.affine)
+            theirs = torch.fused_moving_avg_obs_fake_quant(to_torch(x), *state)
+            agree(q, x, to_numpy(scale), to_numpy(zero), qparams)
+            assert_same_bits(fake_quantize(q, x, qparams), theirs, call=f"range {ends}", inputs=x)
 
 
 def test_torch_native_values_come_from_codes() -> None:
