@@ -166,9 +166,11 @@ def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
     return run_jobs(run_job, wanted.jobs, workers)
 
 
-def check(path: Path | None = None, *, workers: int = 0, **wanted: Sequence[str]) -> CheckResult:
+def check(
+    path: Path | None = None, *, workers: int = 0, thorough: bool = False, **wanted: Sequence[str]
+) -> CheckResult:
     """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
-    chosen = plan(path, **wanted)
+    chosen = plan(path, thorough=thorough, **wanted)
     return summary(chosen, run_plan(chosen, workers=workers))
 
 
