@@ -10,6 +10,7 @@ from ..core import catalog
 from . import execution
 from .check import REFERENCE, CheckResult, Row
 from .divergence import INPUTS, MODES, PAIRS, TARGETS, Divergence
+from .guarantees import GUARANTEE, oracle
 from .tally import Example
 
 SHOWN = 8  # differences shown in full
@@ -36,10 +37,12 @@ def show_check(result: CheckResult, seconds: float) -> None:
 
 def show_catalog() -> None:
     """One line for each quantizer of the catalog."""
-    table = _table("quantizer", "format", "granularity", "scale", "zero point", "rounding", "gradient")
+    table = _table("quantizer", "format", "granularity", "scale", "zero point", "rounding", "gradient", "oracle")
     for name, q in catalog.items():
         scale = f"{q.scale.source}, {q.scale.restriction}"
-        table.add_row(name, str(q.format), str(q.granularity), scale, *map(str, (q.zero_point, q.rounding, q.gradient)))
+        nouns = (q.format, q.granularity, scale, q.zero_point, q.rounding, q.gradient)
+        table.add_row(name, *map(str, nouns), oracle(q))
+    table.caption = f"guarantee, of every entry: {GUARANTEE}"
     _console().print(table)
 
 

@@ -10,6 +10,7 @@ from ..core import catalog
 from .check import REFERENCE, CheckResult, Row
 from .divergence import TARGETS, Divergence
 from .environment import versions
+from .guarantees import GUARANTEE, oracle
 
 NEAR = 16  # steps up to which a plot of distances is linear
 
@@ -44,8 +45,9 @@ def divergence_json(found: Sequence[Divergence], command: str) -> str:
 
 
 def catalog_json() -> str:
-    """One JSON object: every quantizer by name, field by field."""
-    return json.dumps({name: _fields(q) for name, q in catalog.items()}, indent=1)
+    """One JSON object: every quantizer by name, field by field, with its oracle and what is guaranteed."""
+    said = {name: {"oracle": oracle(q), "guarantee": GUARANTEE} for name, q in catalog.items()}
+    return json.dumps({name: _fields(q) | said[name] for name, q in catalog.items()}, indent=1)
 
 
 def check_page(result: CheckResult, command: str, seconds: float) -> str:

@@ -201,5 +201,6 @@ def test_catalog_lists_every_quantizer(run: Callable[..., tuple[int, str, str]])
     assert all(name in out for name in catalog)
     listed = json.loads(run("catalog", "--json")[1])
     assert set(listed) == set(catalog)
+    assert all(entry["oracle"] and entry["guarantee"] for entry in listed.values())
     assert listed["int4_per_group32"]["format"]["bits"] == 4
     assert listed["int4_per_group32"]["granularity"] == {"kind": "PerGroup", "size": 32, "axis": -1}

@@ -73,7 +73,7 @@ def converted(u: Array, format: FloatFormat) -> Array:
 
 
 @named
-def test_parameters_are_those_of_ml_dtypes(name: str) -> None:
+def test_oracle_ml_dtypes_parameters(name: str) -> None:
     info, fmt = ml_dtypes.finfo(dtype_of(name)), NAMED[name]
     assert (fmt.hi, fmt.lo) == (float(info.max), float(info.min))
     assert 2.0**fmt.min_exponent == float(info.smallest_normal)
@@ -95,7 +95,7 @@ def test_largest_numbers_of_the_standards() -> None:
 
 
 @named
-def test_codes_stand_for_what_ml_dtypes_says(name: str) -> None:
+def test_oracle_ml_dtypes_codes(name: str) -> None:
     fmt, want = NAMED[name], table(name)
     codes = np.arange(2**fmt.bits).astype(fmt.storage)
     assert_same_bits(want, decode_float(codes, fmt))
@@ -143,7 +143,7 @@ def test_encoding_refuses_what_is_no_number_of_the_format() -> None:
 
 @named
 @pytest.mark.parametrize("source", ["bfloat16", "float16", "float32"])
-def test_conversion_is_that_of_ml_dtypes(name: str, source: str) -> None:
+def test_oracle_ml_dtypes_conversion(name: str, source: str) -> None:
     """Exhaustive over the 16-bit dtypes; 300,000 random patterns of float32. Overflow: as ml_dtypes, and saturating."""
     fmt, dtype = NAMED[name], dtype_of(name)
     if source == "float32":
@@ -198,7 +198,7 @@ def around(format: FloatFormat, dtype: Any) -> Array:
 
 @pytest.mark.parametrize("name", GFLOAT)
 @pytest.mark.parametrize("rounding", GFLOAT_DIRECTIONS)
-def test_directions_are_those_of_gfloat(rounding: Rounding, name: str) -> None:
+def test_oracle_gfloat_directions(rounding: Rounding, name: str) -> None:
     fmt, mode = GFLOAT[name], GFLOAT_DIRECTIONS[rounding]
     info = getattr(gfloat.formats, f"format_info_{name}")
     x = np.random.default_rng(0).integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)

@@ -115,7 +115,7 @@ def test_choice_by_its_definition(format: Any, dtype: np.dtype[Any]) -> None:
 
 @DTYPE
 @pytest.mark.parametrize("name", ML)
-def test_floats_are_the_conversion_of_ml_dtypes_times_the_scale(name: str, dtype: np.dtype[Any]) -> None:
+def test_oracle_ml_dtypes_times_the_scale(name: str, dtype: np.dtype[Any]) -> None:
     q = NEW[name]
     numbers = np.unique(np.arange(2**q.format.bits, dtype=np.uint8).view(ML[name]).astype(np.float64))
     numbers = numbers[np.isfinite(numbers)]
