@@ -263,7 +263,6 @@ def _run_case(
         values = np.where(nan, np.asarray(np.nan, x.dtype), values)
         number = np.where(nan, np.zeros_like(x), x)
     account.results += 2 * x.size
-    account.hash.update(raw_bits(x).data)
     for position, implementation in enumerate(implementations):
         start = time.perf_counter()
         asked = number if implementation.refuses and not q.format.has_nan else x

@@ -26,6 +26,15 @@ from ..core.granularity import PerTensor
 from .bits import ordinal, raw_bits
 
 Array = NDArray[Any]
+BY_QUOTIENT = (
+    Rounding.TIES_TO_EVEN,
+    Rounding.TIES_TO_AWAY,
+    Rounding.TIES_TOWARD_POSITIVE,
+    Rounding.TOWARD_ZERO,
+    Rounding.TOWARD_POSITIVE,
+    Rounding.TOWARD_NEGATIVE,
+    Rounding.DPU,
+)
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
 GRID = 1 << 17  # places between the numbers that bisection begins with: a step may be undone by a later one
@@ -63,9 +72,13 @@ def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     """The steps of the specification, found by bisection at scale 1; the granularity does not count.
 
     Raises:
-        ValueError: another arithmetic than the default: its results depend on more than the quotient.
+        ValueError: another arithmetic than the default, or stochastic rounding; they depend on more than the quotient.
     """
     check_default_arithmetic(q, "a certificate")
+    if q.rounding not in BY_QUOTIENT:
+        raise ValueError(
+            f"`rounding` must be one of {', '.join(BY_QUOTIENT)}; {q.rounding} depends on more than the quotient"
+        )
     q = q.replace(granularity=PerTensor())
     end = int(place(np.float32(np.inf)))
     grid = np.unique(np.clip(np.arange(-end - 1, end + GRID, GRID), -end - 1, end))
@@ -167,6 +180,8 @@ def _last_quotient(j: int, rounding: Rounding) -> np.float32:
             half, stays = up, False
         case Rounding.TOWARD_ZERO:
             half, stays = (np.float32(j), True) if j < 0 else (up, False)
+        case Rounding.STOCHASTIC:
+            raise ValueError("`rounding` must be deterministic: 'stochastic' is no step function")
     return half if stays else np.float32(np.nextafter(half, np.float32(-np.inf)))
 
 

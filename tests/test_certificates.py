@@ -15,6 +15,7 @@ from samebits.proofs.certificate import (
     SECTIONS,
     CertificateError,
     check,
+    conditions,
     describe_quantizer,
     load,
     quantizer_of,
@@ -23,7 +24,7 @@ from samebits.proofs.certificate import (
 )
 from samebits.proofs.certify import Request, certify, check_steps
 from samebits.proofs.evaluate import _plateaus_of
-from samebits.proofs.steps import exact_steps, place, plateau_of, same_steps, steps, thresholds
+from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
 from samebits.proofs.tiles import BINADE, critical_scales, tiny_fields
 
 Array = NDArray[Any]
@@ -48,7 +49,7 @@ FAMILIES = {
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", BY_QUOTIENT)
 @pytest.mark.parametrize("gradient", ["clipped", "pass_through"])
 def test_steps_found_by_bisection_are_those_of_the_definition(rounding: Rounding, gradient: str) -> None:
     for name in ("int8_per_tensor", "uint8_per_tensor", "int2_per_channel"):
@@ -150,6 +151,19 @@ def test_steps_beside_zero_are_followed_until_their_inputs_are_normal() -> None:
     _, after = thresholds(found, np.array([last << 23, 126 << 23], np.uint32).view(np.float32))
     assert after[0, beside] >= 2.0**-126
     assert after[1, beside] == 2.0**-149
+
+
+def test_the_source_is_part_of_the_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = conditions()["source"]
+    assert conditions()["source"] == before
+    monkeypatch.setattr("samebits.proofs.certificate.ROOMS", ("core", "jax_backend"))
+    assert conditions()["source"] != before
+
+
+def test_rounding_that_draws_numbers_has_no_steps() -> None:
+    for rounding in set(Rounding) - set(BY_QUOTIENT):
+        with pytest.raises(ValueError, match="depends on more than the quotient"):
+            steps(INT4.replace(rounding=rounding))
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
