@@ -104,6 +104,22 @@ def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
         raise ValueError(f"`qparams.zero_point` must hold integers in [{lo}, {hi}], got {value!s}")
 
 
+def check_seed(shape: Sequence[int], dtype: str, value: int | None) -> None:
+    """Whether ``qparams.seed`` is an integer in [0, 2**32).
+
+    Args:
+        value: None where it is not known.
+    Raises:
+        TypeError: no integer. ValueError: not 0-d, or out of range.
+    """
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"`qparams.seed` must be an integer, got dtype {dtype}")
+    if tuple(shape) != ():
+        raise ValueError(f"`qparams.seed` must be 0-d, got shape {tuple(shape)}")
+    if value is not None and not 0 <= value < 2**32:
+        raise ValueError(f"`qparams.seed` must be in [0, 2**32), got {value}")
+
+
 def check_finite_statistic(finite: bool) -> None:
     """ValueError when the data that a scale is chosen from holds NaN or an infinity."""
     if not finite:

@@ -20,6 +20,7 @@ class Rounding(StrEnum):
     TOWARD_POSITIVE = "toward_positive"  # ceil
     TOWARD_NEGATIVE = "toward_negative"  # floor
     DPU = "dpu"  # nearest; positive halves to even, negative halves upward (Xilinx DPU, Brevitas `dpu_round`)
+    STOCHASTIC = "stochastic"  # away from zero if `|x - trunc(x)| * 2**24` exceeds the element's `rounding_noise`
 
 
 class Gradient(StrEnum):
@@ -171,11 +172,14 @@ class QParams(NamedTuple):
         zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, int32 (the frontends also take
             the scale's floating dtype, so that it can be differentiated).
         bit_width: None: the format's own width.
+        seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), 0-d; None for 0. The same seed
+            draws the same for the same place in arrays of the same shape, so every step of a training needs its own.
     """
 
     scale: Any
     zero_point: Any = None
     bit_width: Any = None
+    seed: Any = None
 
 
 class QuantizerGradients(NamedTuple):

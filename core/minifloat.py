@@ -17,11 +17,12 @@ from .rounding import round_to_integer
 Array = NDArray[Any]
 
 
-def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
+def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Array | None = None) -> Array:
     """``u`` rounded to a number of the format, as if its exponents had no upper end.
 
     Args:
         u: any shape, floating point.
+        noise: of stochastic rounding, see `round_to_integer`; here of the multiple of the quantum.
     Returns:
         Same shape and dtype. NaN and infinities are kept. Zero keeps the sign of ``u``, except in formats without a
         negative zero.
@@ -32,7 +33,7 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
     quotient = np.ldexp(wide, -quantum)
     vanished = (quotient == 0) & (wide != 0)  # a float64 so small that its quotient by a quantum above 1 underflows
     quotient = np.where(vanished, np.copysign(np.finfo(np.float64).smallest_subnormal, wide), quotient)
-    multiple = round_to_integer(quotient, rounding)
+    multiple = round_to_integer(quotient, rounding, noise)
     rounded = np.where(np.isfinite(wide), np.ldexp(multiple, quantum), wide)
     if format.specials is Specials.NEGATIVE_ZERO:
         rounded = np.where(rounded == 0, 0.0, rounded)

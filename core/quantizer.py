@@ -31,7 +31,7 @@ from .arithmetic import (
 )
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
-from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients, Rounding
 from .formats import IntegerFormat
 from .grid import decode, encode, limit_to_grid, round_to_grid
 from .operations import (
@@ -48,6 +48,7 @@ from .scale_rules import data_range, flushed, replace_small, scale_dtypes, scale
 from .scaling import restrict_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
+from .threefry import rounding_noise
 
 Array = NDArray[Any]
 
@@ -218,6 +219,11 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     checks.check_scale_values(scale, floored=q.scale.floor != 0)
     if zero is not None and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
         checks.check_zero_point_values(q, zero)
+    if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
+        seed = np.asarray(qparams.seed)
+        checks.check_seed(
+            seed.shape, seed.dtype.name, int(seed) if seed.size == 1 and seed.dtype.kind in "iu" else None
+        )
 
 
 def _middle(q: Quantizer) -> int:
@@ -247,18 +253,25 @@ def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, A
         value, zero = add(value, -low, a), np.zeros_like(zero)
     elif a.zero_point_domain is ZeroPointDomain.SHIFT:
         value, zero = add(value, zero, a), np.zeros_like(zero)
-    quotient = divide(value, scale, a)
+    quotient, noise = divide(value, scale, a), _noise(q, qparams, x.shape)
     if a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
         if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
             return quotient, quotient, zero
-        return quotient, _shift(round_to_grid(q, quotient), zero, q), None
+        return quotient, _shift(round_to_grid(q, quotient, noise), zero, q), None
     if a.division is Division.RECIPROCAL:
         shifted = multiply_add(value, reciprocal(scale, a), zero, a)
     else:
         shifted = add(quotient, zero, a)
     if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
         return quotient, shifted, None
-    return quotient, round_to_grid(q, shifted), None
+    return quotient, round_to_grid(q, shifted, noise), None
+
+
+def _noise(q: Quantizer, qparams: QParams, shape: tuple[int, ...]) -> Array | None:
+    """What stochastic rounding compares with; None for other directions."""
+    if q.rounding is not Rounding.STOCHASTIC:
+        return None
+    return rounding_noise(0 if qparams.seed is None else qparams.seed, shape)
 
 
 def _shift(rounded: Array, zero: Array, q: Quantizer) -> Array:
@@ -293,7 +306,7 @@ def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
     else:
         codes = limit_to_grid(q, unclamped)
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
-        codes = round_to_grid(q, codes)
+        codes = round_to_grid(q, codes, _noise(q, qparams, x.shape))
         codes = codes if later is None else _shift(codes, later, q)
     if not (q.arithmetic.keep_negative_zero or q.format.negative_zero):
         codes = np.where(codes == 0, np.zeros_like(codes), codes)

@@ -13,14 +13,18 @@ from .descriptions import Rounding
 Array = NDArray[Any]
 
 
-def round_to_integer(x: Array, rounding: Rounding) -> Array:
+def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -> Array:
     """``x`` rounded to an integer in the given direction; NaN, infinities and the sign of zero are kept.
 
     Args:
         x: any shape, floating point.
         rounding: the direction.
+        noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
+            ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
     Returns:
         Same shape and dtype; zero results carry the sign of ``x``.
+    Raises:
+        ValueError: stochastic rounding without ``noise``.
     """
     fraction, whole = np.modf(x)  # both exact, both with the sign of x
     size = np.abs(fraction)
@@ -42,6 +46,10 @@ def round_to_integer(x: Array, rounding: Rounding) -> Array:
             away = (size > 0) & positive
         case Rounding.TOWARD_NEGATIVE:
             away = (size > 0) & ~positive
+        case Rounding.STOCHASTIC:
+            if noise is None:
+                raise ValueError("`noise` must be given for stochastic rounding, got None")
+            away = np.asarray(size, np.float64) * 2.0**24 > noise  # exact
     return np.asarray(np.copysign(np.where(away, whole + np.copysign(np.ones_like(x), x), whole), x), x.dtype)
 
 

@@ -6,10 +6,11 @@ Values are looked at where they are at hand; while tracing they are not.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..core import checks
-from ..core.descriptions import QParams, Quantizer
+from ..core.descriptions import QParams, Quantizer, Rounding
 from ..core.granularity import Shape
 from .arrays import as_array, is_concrete
 
@@ -44,7 +45,16 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
     return scale, zero
 
 
-def check_operands(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None]:
-    """``x``, scale and zero point, if they fit each other and ``q``."""
+def check_operands(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None, Array | None]:
+    """``x``, scale, zero point and seed, if they fit each other and ``q``; the seed is None unless ``q`` draws."""
     array = check_array(q, x)
-    return (array, *check_qparams(q, array.shape, array.dtype.name, qparams))
+    return (array, *check_qparams(q, array.shape, array.dtype.name, qparams), _seed(q, qparams.seed))
+
+
+def _seed(q: Quantizer, seed: Any) -> Array | None:
+    if q.rounding is not Rounding.STOCHASTIC:
+        return None
+    given = seed if isinstance(seed, jax.Array) else np.asarray(0 if seed is None else seed)
+    known = is_concrete(given) and given.ndim == 0 and given.dtype.kind in "iu"
+    checks.check_seed(given.shape, given.dtype.name, int(given) if known else None)
+    return jnp.asarray(given.astype(np.uint32))

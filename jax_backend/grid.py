@@ -21,16 +21,19 @@ Array = jax.Array
 FEW = 32  # up to so many numbers are looked up by comparing with each, more by bisection
 
 
-def round_to_grid(q: Quantizer, u: Array) -> Array:
+def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
 
     For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
+
+    Args:
+        noise: of stochastic rounding, see `round_to_integer`.
     """
     match q.format:
         case IntegerFormat():
-            return round_to_integer(u, q.rounding)
+            return round_to_integer(u, q.rounding, noise)
         case FloatFormat():
-            return round_to_float(u, q.format, q.rounding)
+            return round_to_float(u, q.format, q.rounding, noise)
         case _:
             return u
 

@@ -14,6 +14,7 @@ flax module            variable              torch name and layout
 all of these           ``bias``              ``bias``
 `TensorQuantizer`      ``scale``             ``scale``
 `TensorQuantizer`      ``zero_point``        ``zero_point``
+`TensorQuantizer`      ``step``              ``step``, int64, here uint32
 =====================  ====================  =================================================
 
 A variable of any other module keeps its name and layout. torch itself is not needed.
@@ -53,7 +54,11 @@ def state_dict(module: nnx.Module) -> dict[str, Tensor]:
 
     Scales that are not set yet are NaN, or empty where even their shape is not known.
     """
-    return {name: _transposed(np.asarray(entry.variable[...]), entry.axes) for name, entry in _entries(module).items()}
+    found = {name: (np.asarray(entry.variable[...]), entry.axes) for name, entry in _entries(module).items()}
+    return {
+        name: _transposed(array.astype(np.int64) if array.dtype == np.uint32 else array, axes)
+        for name, (array, axes) in found.items()
+    }
 
 
 def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -124,6 +129,8 @@ def _fitting(name: str, tensor: Tensor, entry: _Entry) -> jax.Array:
     wanted = held.shape if entry.axes is None else tuple(held.shape[axis] for axis in entry.axes)
     if tensor.shape != wanted and not entry.grows:
         raise ValueError(f"`{name}` must have shape {wanted}, got {tensor.shape}")
+    if tensor.dtype == np.int64 and held.dtype == np.uint32:  # torch has hardly any unsigned integers
+        tensor = tensor.astype(np.uint32)
     if tensor.dtype != held.dtype:
         raise TypeError(f"`{name}` must have dtype {held.dtype.name}, got {tensor.dtype.name}")
     return jnp.asarray(tensor if entry.axes is None else tensor.transpose(np.argsort(entry.axes)))

@@ -18,10 +18,11 @@ from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tin
 from .blocks import expand_blocks
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
+from .threefry import rounding_noise
 
 Array = jax.Array
 Result = TypeVar("Result")
-DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)
+DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC)  # tell the least quotient from 0
 SMALL = 2.0**-60
 LARGE = 2.0**10
 
@@ -92,20 +93,29 @@ def zero_points(q: Quantizer, zero_point: Array | None, scale: Array, shape: Sha
     return expand_blocks(zero_point.astype(scale.dtype), q.granularity, shape)
 
 
+def noise_of(q: Quantizer, seed: Array | None, shape: Shape) -> Array | None:
+    """What stochastic rounding of an array of this shape compares with; None for other directions."""
+    if q.rounding is not Rounding.STOCHASTIC:
+        return None
+    return rounding_noise(0 if seed is None else seed, shape)
+
+
 def unclamped_codes(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
 ) -> tuple[Array, Array]:
     """``x / s``, and the codes as the clamp sees them; `by_scale` says whether ``subnormals`` count."""
     quotient = _quotient(q, widen(x), expand_blocks(scale, q.granularity, x.shape), subnormals)
-    rounded = round_to_grid(q, quotient)
+    rounded = round_to_grid(q, quotient, noise)
     return quotient, rounded if zero_point is None else rounded + zero_points(q, zero_point, scale, x.shape)
 
 
-def codes(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, subnormals: bool) -> Array:
+def codes(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
+) -> Array:
     """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
     if isinstance(q.format, BinaryFormat) and not subnormals:
         return limit_to_grid(q, widen(x))
-    return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1])
+    return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1])
 
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:

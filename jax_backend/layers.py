@@ -15,13 +15,13 @@ import numpy as np
 from jax import lax
 
 from ..core.contraction import accumulator_bound, largest_code
-from ..core.descriptions import Gradient, QParams, Quantizer
-from ..core.granularity import PerAxis, PerTensor
+from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
+from ..core.granularity import PerAxis, PerTensor, Shape
 from . import kernels
 from .arguments import check_operands
 from .arrays import add, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
-from .quantizer import fake_quantize_vjp
+from .gradients import gradients
 from .ste import clip_mask
 
 Array = jax.Array
@@ -61,6 +61,8 @@ class Operands(NamedTuple):
     w_scale: Array
     w_zero_point: Array | None
     bias: Array | None
+    x_noise: Array | None  # what stochastic rounding compares with; None for other directions
+    w_noise: Array | None
 
 
 class Coded(NamedTuple):
@@ -76,7 +78,10 @@ class Coded(NamedTuple):
 
 
 def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
-    """The quantizer of ``a`` that does to it what ``q`` does to ``a.transpose(axes)``; None where there is none."""
+    """The quantizer of ``a`` that does to it what ``q`` does to ``a.transpose(axes)``; None where there is none.
+
+    But for stochastic rounding, which depends on the order of elements; see `over_codes`.
+    """
     match q.granularity:
         case PerTensor():
             return q
@@ -88,17 +93,31 @@ def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
 
 def laid_out_qparams(qparams: QParams, axes: Axes) -> QParams:
     """Parameters for the quantizer that `laid_out` gives, from those of the other; also back, with inverted axes."""
-    return QParams(*(p if p is None or p.ndim == 0 else p.transpose(np.argsort(axes)) for p in qparams[:2]))
+    scale, zero = (p if p is None or p.ndim == 0 else p.transpose(np.argsort(axes)) for p in qparams[:2])
+    return QParams(scale, zero, seed=qparams.seed)
 
 
-def over_codes(layer: Layer, x: Array, x_qparams: QParams, w: Array, w_qparams: QParams, bias: Array | None) -> Array:
+def over_codes(
+    layer: Layer,
+    x: Array,
+    x_qparams: QParams,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None,
+    x_axes: Axes | None = None,
+    w_axes: Axes | None = None,
+) -> Array:
     """The layer over integer codes, where `core.contraction.contracts_codes` allows it.
 
+    Args:
+        x_axes, w_axes: stochastic rounding counts the elements of ``x.transpose(x_axes)`` and ``w.transpose(w_axes)``.
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    operands = Operands(*check_operands(layer.q_x, x, x_qparams), *check_operands(layer.q_w, w, w_qparams), bias)
-    y: Array = _over_codes(layer, operands)
+    x, x_scale, x_zero, x_seed = check_operands(layer.q_x, x, x_qparams)
+    w, w_scale, w_zero, w_seed = check_operands(layer.q_w, w, w_qparams)
+    noise = _noise(layer.q_x, x_seed, x.shape, x_axes), _noise(layer.q_w, w_seed, w.shape, w_axes)
+    y: Array = _over_codes(layer, Operands(x, x_scale, x_zero, w, w_scale, w_zero, bias, *noise))
     return y
 
 
@@ -117,11 +136,12 @@ def _over_codes(layer: Layer, operands: Operands) -> Array:
 @partial(jax.jit, static_argnums=0)
 def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, Coded, Coded]]:
     """The output; and what the gradients need, the codes among it."""
-    x, x_scale, x_zero, w, w_scale, w_zero, bias = operands
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
     geometry, linear = layer.geometry, layer.geometry.stride is None
     summed = (geometry.inputs,) if linear else (0, 1, 2)
-    coded = _coded(layer.q_x, x, x_scale, x_zero, small=linear), _coded(layer.q_w, w, w_scale, w_zero, small=linear)
-    a, b = coded[0].centred, coded[1].centred
+    of_x = _coded(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
+    of_w = _coded(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
+    a, b = of_x.centred, of_w.centred
     largest = largest_code(layer.q_x), largest_code(layer.q_w)
     bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
     acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
@@ -130,7 +150,7 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, C
     per_output = w_scale if w_scale.ndim == 0 else w_scale.reshape(-1)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
-    return narrow(y, x.dtype), (operands, *coded)
+    return narrow(y, x.dtype), (operands, of_x, of_w)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -139,14 +159,15 @@ def _backward(layer: Layer, saved: tuple[Operands, Coded, Coded], g: Array) -> t
 
     Towards x and w by the masks of the forward pass, so that nothing is divided again unless scales are learned.
     """
-    (x, x_scale, x_zero, w, w_scale, w_zero, bias), (a, x_passes), (b, w_passes) = saved
+    (x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise), (a, x_passes), (b, w_passes) = saved
     x_hat, w_hat = _dequantized(layer.q_x, a, x_scale, x.dtype), _dequantized(layer.q_w, b, w_scale, w.dtype)
     dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
-    of_x = fake_quantize_vjp(layer.q_x, x, QParams(x_scale, x_zero), dx_hat)
-    of_w = fake_quantize_vjp(layer.q_w, w, QParams(w_scale, w_zero), dw_hat)
-    zeros = kernels.zero_point_cotangent(x_zero, of_x.zero_point), kernels.zero_point_cotangent(w_zero, of_w.zero_point)
+    _, d_x_scale, d_x_zero = gradients(layer.q_x, x, x_scale, x_zero, dx_hat, lambda: x_noise)
+    _, d_w_scale, d_w_zero = gradients(layer.q_w, w, w_scale, w_zero, dw_hat, lambda: w_noise)
+    zeros = kernels.zero_point_cotangent(x_zero, d_x_zero), kernels.zero_point_cotangent(w_zero, d_w_zero)
     dx, dw = jnp.where(x_passes, dx_hat, 0), jnp.where(w_passes, dw_hat, 0)
-    return (Operands(dx, of_x.scale, zeros[0], dw, of_w.scale, zeros[1], d_bias),)
+    nothing = [None if noise is None else jnp.zeros_like(noise) for noise in (x_noise, w_noise)]
+    return (Operands(dx, d_x_scale, zeros[0], dw, d_w_scale, zeros[1], d_bias, *nothing),)
 
 
 _over_codes.defvjp(_forward, _backward)
@@ -173,15 +194,25 @@ def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:
     return _contract(geometry, a, b)
 
 
-def _coded(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, *, small: bool) -> Coded:
+def _noise(q: Quantizer, seed: Array | None, shape: Shape, axes: Axes | None) -> Array | None:
+    """What stochastic rounding of an array of this shape compares with, counted as it is after a transposition."""
+    if axes is None or q.rounding is not Rounding.STOCHASTIC:
+        return kernels.noise_of(q, seed, shape)
+    moved = kernels.noise_of(q, seed, tuple(shape[axis] for axis in axes))
+    return None if moved is None else moved.transpose(np.argsort(axes))
+
+
+def _coded(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None, *, small: bool
+) -> Coded:
     """The codes of an operand: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
     exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
     dtype = jnp.bfloat16 if exact else scale.dtype
     everywhere = q.gradient is Gradient.PASS_THROUGH
 
     def compute(subnormals: bool) -> tuple[Array, Array]:
-        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
-        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)[1]
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
+        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
         passes = jnp.ones(x.shape, bool) if everywhere else clip_mask(q, unclamped)
         return kernels.centred(q, codes, scale, zero_point).astype(dtype), passes
 

@@ -85,7 +85,9 @@ def conv2d(
     if lying and contracts_codes(q_x, q_w, per_token=False):
         images, kernel = x.transpose(PIXELS_LAST), w.transpose(OUTPUTS_LAST)
         w_qparams = laid_out_qparams(w_qparams, OUTPUTS_FIRST)
-        y = over_codes(Layer(q_x, lying, geometry), images, x_qparams, kernel, w_qparams, bias)
+        y = over_codes(
+            Layer(q_x, lying, geometry), images, x_qparams, kernel, w_qparams, bias, PIXELS_FIRST, OUTPUTS_FIRST
+        )
     else:
         images = fake_quantize(q_x, x, x_qparams).transpose(PIXELS_LAST)
         y = contract(geometry, images, fake_quantize(q_w, w, w_qparams).transpose(OUTPUTS_LAST), bias)

@@ -17,11 +17,12 @@ from .arrays import bit_pattern, constant_pattern, from_pattern, layout, magnitu
 Array = jax.Array
 
 
-def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
+def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Array | None = None) -> Array:
     """``u`` rounded to a number of the format, as if its exponents had no upper end.
 
     Args:
         u: any shape, float32 or float64.
+        noise: of stochastic rounding, see `round_to_integer`; here of the multiple of the quantum.
     Returns:
         Same shape and dtype. NaN and infinities are kept. Zero keeps the sign of ``u``, except in formats without a
         negative zero.
@@ -30,7 +31,10 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding) -> Array:
     one = form.integer(1)
     significand, drop = _quanta(size, format, u.dtype)
     rest, odd = significand & ((one << drop) - 1), (significand >> drop) & 1 == 1
-    up = _away(rounding, rest, one << (drop - 1), odd, bits >= 0)
+    if rounding is Rounding.STOCHASTIC:
+        up = _exceeds(rest, size, format, u.dtype, noise)
+    else:
+        up = _away(rounding, rest, one << (drop - 1), odd, bits >= 0)
     # A carry out of the significand makes the next exponent. With `drop` beyond the leading one nothing is kept.
     kept = jnp.where(drop <= form.mantissa, size >> drop << drop, 0)
     step = jnp.where(drop <= form.mantissa, one << drop, constant_pattern(_quantum(format), u.dtype))
@@ -118,6 +122,21 @@ def _away(rounding: Rounding, rest: Array, half: Array, odd: Array, positive: Ar
             return (rest > 0) & positive
         case Rounding.TOWARD_NEGATIVE:
             return (rest > 0) & ~positive
+        case Rounding.STOCHASTIC:
+            raise AssertionError("`_exceeds` decides")
+
+
+def _exceeds(rest: Array, size: Array, format: FloatFormat, dtype: Any, noise: Array | None) -> Array:
+    """Whether 2**24 times the fraction that ``rest`` is of a quantum exceeds the noise, an integer."""
+    if noise is None:
+        raise ValueError("`noise` must be given for stochastic rounding, got None")
+    form = layout(dtype)
+    beyond = _below(size, format, form) + (form.mantissa - format.mantissa_bits)  # the fraction is rest / 2**beyond
+    up = 24 - beyond
+    many = jnp.clip(-up, 0, form.mantissa + 2).astype(form.integer)
+    ceiling = ((rest << jnp.maximum(up, 0).astype(form.integer)) + ((form.integer(1) << many) - 1)) >> many
+    exceeds: Array = ceiling > noise.astype(form.integer)
+    return exceeds
 
 
 def _quanta(size: Array, format: FloatFormat, dtype: Any) -> tuple[Array, Array]:
@@ -126,11 +145,14 @@ def _quanta(size: Array, format: FloatFormat, dtype: Any) -> tuple[Array, Array]
     That is more for every exponent below the format's smallest; at most so many that nothing, not even half, is left.
     """
     form = layout(dtype)
-    field = jnp.maximum(size >> form.mantissa, 1)
     leading = jnp.where(size >> form.mantissa > 0, form.integer(1 << form.mantissa), 0)
-    below = jnp.maximum(_first_field(format, form) - field, 0)
-    drop = jnp.minimum(below + (form.mantissa - format.mantissa_bits), form.mantissa + 2)
+    drop = jnp.minimum(_below(size, format, form) + (form.mantissa - format.mantissa_bits), form.mantissa + 2)
     return size & form.integer((1 << form.mantissa) - 1) | leading, drop
+
+
+def _below(size: Array, format: FloatFormat, form: Any) -> Array:
+    """How many exponents a magnitude lies below the format's smallest."""
+    return jnp.maximum(_first_field(format, form) - jnp.maximum(size >> form.mantissa, 1), 0)
 
 
 def _first_field(format: FloatFormat, form: Any) -> int:

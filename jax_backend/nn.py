@@ -188,7 +188,7 @@ def _apply(
     if q_x and q_w and contracts_codes(q_x.quantizer, q_w.quantizer, per_token=x_axes is None):
         x_qparams, w_qparams = q_x.qparams(x, frozen, x_axes), q_w.qparams(kernel, frozen, w_axes)
         parts = Layer(q_x.quantizer, laid_out(q_w.quantizer, w_axes) or q_w.quantizer, geometry)
-        y = over_codes(parts, x, x_qparams, kernel, laid_out_qparams(w_qparams, w_axes), bias)
+        y = over_codes(parts, x, x_qparams, kernel, laid_out_qparams(w_qparams, w_axes), bias, x_axes, w_axes)
     else:
         x = x if q_x is None else q_x(x, frozen, x_axes)
         y = contract(geometry, x, kernel if q_w is None else q_w(kernel, frozen, w_axes), bias)

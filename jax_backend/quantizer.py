@@ -20,7 +20,6 @@ The functions compile themselves. Almost always every scale is far above the sma
 """
 
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -29,16 +28,15 @@ import numpy as np
 from jax import lax
 
 from ..core import checks
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients
+from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
-from .blocks import expand_blocks
+from .gradients import gradients
 from .grid import decode, encode
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
-from .ste import block_sum, clip_mask, learned_scale_factor
 from .zero_point import affine_zero_point
 
 Array = jax.Array
@@ -68,11 +66,11 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` where values are at hand. Elsewhere
             NaN becomes the code of 0.0. Formats with a code for NaN use that.
     """
-    x, scale, zero_point = check_operands(q, x, qparams)
+    x, scale, zero_point, seed = check_operands(q, x, qparams)
     if is_concrete(x) and not q.format.has_nan:
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
-    codes: Array = _quantize(q, x, scale, zero_point)
+    codes: Array = _quantize(q, x, scale, zero_point, seed)
     return codes
 
 
@@ -110,8 +108,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
             arithmetic that is not the default.
     """
     qparams = choose_qparams(q, x) if qparams is None else qparams
-    x, scale, zero_point = check_operands(q, x, qparams)
-    value: Array = _fake_quantize(q, x, scale, zero_point)
+    value: Array = _fake_quantize(q, *check_operands(q, x, qparams))
     return value
 
 
@@ -127,10 +124,10 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     Raises:
         TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
     """
-    x, scale, zero_point = check_operands(q, x, qparams)
+    x, scale, zero_point, seed = check_operands(q, x, qparams)
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    return QuantizerGradients(*_gradients(q, x, scale, zero_point, g))
+    return QuantizerGradients(*_gradients(q, x, scale, zero_point, seed, g))
 
 
 def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
@@ -163,9 +160,10 @@ def _has_nan(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
+def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
-        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        noise = kernels.noise_of(q, seed, x.shape)
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         if not q.format.has_nan:
             codes = jnp.where(jnp.isnan(codes), kernels.code_of_zero(q, zero_point, scale, x.shape), codes)
         return encode(q, codes)
@@ -185,9 +183,11 @@ def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | No
 
 
 @partial(jax.jit, static_argnums=0)
-def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Array]:
+def _codes_and_zero_points(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None
+) -> tuple[Array, Array]:
     def compute(subnormals: bool) -> Array:
-        return kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        return kernels.codes(q, x, scale, zero_point, kernels.noise_of(q, seed, x.shape), subnormals=subnormals)
 
     codes = kernels.by_scale(q, scale, compute, x)
     codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
@@ -196,22 +196,24 @@ def _codes_and_zero_points(q: Quantizer, x: Array, scale: Array, zero_point: Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
-def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
+def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> Array:
     def compute(subnormals: bool) -> Array:
-        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
+        noise = kernels.noise_of(q, seed, x.shape)
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
     return kernels.by_scale(q, scale, compute, x)
 
 
-def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> tuple[Array, Any]:
-    return _fake_quantize(q, x, scale, zero_point), (x, scale, zero_point)
+def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> tuple[Array, Any]:
+    return _fake_quantize(q, x, scale, zero_point, seed), (x, scale, zero_point, seed)
 
 
-def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any]:
-    x, scale, zero_point = saved
-    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g)
-    return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point)
+def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any]:
+    x, scale, zero_point, seed = saved
+    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, seed, g)
+    d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
+    return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point), d_seed
 
 
 _fake_quantize.defvjp(_forward, _backward)
@@ -219,33 +221,6 @@ _fake_quantize.defvjp(_forward, _backward)
 
 @partial(jax.jit, static_argnums=0)
 def _gradients(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, g: Array
 ) -> tuple[Array, Array, Array | None]:
-    """Gradients towards x, scale and zero point, each by itself, so that XLA drops those that nobody uses."""
-
-    def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
-        quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, subnormals=subnormals)
-        through = q.gradient is Gradient.PASS_THROUGH
-        return quotient, unclamped, jnp.ones(x.shape, bool) if through else clip_mask(q, unclamped)
-
-    def towards_x(subnormals: bool) -> Array:
-        return jnp.where(quotient_and_mask(subnormals)[2], g, jnp.zeros_like(g))
-
-    def towards_scale(subnormals: bool) -> Array:
-        quotient, _, passes = quotient_and_mask(subnormals)
-        codes = kernels.codes(q, x, scale, zero_point, subnormals=subnormals)
-        steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
-        return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
-
-    def towards_zero_point(subnormals: bool) -> Array:
-        passes = quotient_and_mask(subnormals)[2]
-        return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
-
-    dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
-    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
-
-
-def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:
-    """Terms summed over each block, times the factor of the gradient rule."""
-    factor = learned_scale_factor(q, prod(q.granularity.block_size(terms.shape)))
-    return jnp.multiply(block_sum(terms, q.granularity), np.dtype(scale.dtype).type(factor))
+    return gradients(q, x, scale, zero_point, g, lambda: kernels.noise_of(q, seed, x.shape))

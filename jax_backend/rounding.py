@@ -8,17 +8,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.descriptions import Rounding
-from .arrays import bit_pattern, layout, with_sign_of
+from .arrays import bit_pattern, layout, widen, with_sign_of
 
 
-def round_to_integer(x: jax.Array, rounding: Rounding) -> jax.Array:
+def round_to_integer(x: jax.Array, rounding: Rounding, noise: jax.Array | None = None) -> jax.Array:
     """``x`` rounded to an integer in the given direction; NaN, infinities and the sign of zero are kept.
 
     Args:
         x: any shape, floating point.
         rounding: the direction.
+        noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
+            ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
     Returns:
         Same shape and dtype; zero results carry the sign of ``x``.
+    Raises:
+        ValueError: stochastic rounding without ``noise``.
     """
     match rounding:
         case Rounding.TIES_TO_EVEN:
@@ -35,6 +39,14 @@ def round_to_integer(x: jax.Array, rounding: Rounding) -> jax.Array:
             return jnp.where(_inside_unit(x), 1, lax.ceil(x))
         case Rounding.TOWARD_NEGATIVE:
             return jnp.where(_inside_unit(-x), -1, lax.floor(x))
+        case Rounding.STOCHASTIC:
+            if noise is None:
+                raise ValueError("`noise` must be given for stochastic rounding, got None")
+            wide = widen(x)
+            whole = jnp.where(wide < 0, lax.ceil(wide), lax.floor(wide))
+            away = jnp.abs(wide - whole) * 2.0**24 > noise  # exact; false for NaN
+            away |= (noise == 0) & (_inside_unit(x) | _inside_unit(-x))  # subnormals too
+            return jnp.where(away, whole + with_sign_of(jnp.ones_like(wide), wide), whole).astype(x.dtype)
 
 
 def _half_up(x: jax.Array) -> jax.Array:

@@ -35,6 +35,11 @@ class TensorQuantizer(nnx.Module):
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. Until it
     is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is.
 
+    With stochastic rounding there is the variable ``step`` (an ``nnx.BatchStat``), the seed of what is drawn: an
+    integer that every tensor seen in training increases by one, so that each of them draws anew; in evaluation it
+    stays, and the same tensor has the same bits. Quantizers that are to draw differently at the same step need other
+    numbers to begin with: ``quantizer.step.set_value(...)``.
+
     Training or not is the attribute ``use_running_average``, which ``module.train()`` and ``module.eval()`` set, as in
     ``nnx.BatchNorm``. Works under ``nnx.jit``.
 
@@ -61,6 +66,7 @@ class TensorQuantizer(nnx.Module):
         q = quantizer_of("quantizer", quantizer)
         self.quantizer = q
         self.use_running_average = use_running_average
+        self.step = nnx.BatchStat(jnp.zeros((), np.uint32)) if q.rounding is Rounding.STOCHASTIC else None
         if q.scale.source is ScaleSource.STATISTIC:
             if qparams is not None:
                 raise TypeError("`qparams` must be None for a quantizer whose scale is a statistic of each tensor")
@@ -77,7 +83,7 @@ class TensorQuantizer(nnx.Module):
         self.zero_point = kind(zero_point) if q.affine else None
 
     def qparams(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> QParams:
-        """Parameters for ``x``; while training, the state learns from it first.
+        """Parameters for ``x``; while training, the state learns from it first, and a step is over.
 
         Args:
             use_running_average: whether the state stays as it is; None for what the attribute says.
@@ -88,10 +94,15 @@ class TensorQuantizer(nnx.Module):
             RuntimeError: no state yet, and not training (where values are at hand; else the scale is NaN).
             TypeError, ValueError: as `choose_qparams`.
         """
+        frozen = self.use_running_average if use_running_average is None else use_running_average
+        used = self._used_for(x, frozen, axes)
+        return used if self.step is None else used._replace(seed=self._seed(self.step, frozen))
+
+    def _used_for(self, x: Array, frozen: bool, axes: Axes | None) -> QParams:
+        """Scale and zero point."""
         if self.scale is None:
             return _chosen(self.quantizer, x, axes)
         before = self._state()
-        frozen = self.use_running_average if use_running_average is None else use_running_average
         if frozen:
             _check_set(self.quantizer, before[0])
             state = before
@@ -109,7 +120,7 @@ class TensorQuantizer(nnx.Module):
         q, qparams = self.quantizer, self.qparams(x, use_running_average, axes)
         if axes is None:
             return fake_quantize(q, x, qparams)
-        lying = laid_out(q, axes)
+        lying = None if q.rounding is Rounding.STOCHASTIC else laid_out(q, axes)  # which counts elements
         if lying is None:
             return fake_quantize(q, x.transpose(axes), qparams).transpose(np.argsort(axes))
         return fake_quantize(lying, x, laid_out_qparams(qparams, axes))
@@ -122,6 +133,13 @@ class TensorQuantizer(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+    def _seed(self, step: "nnx.BatchStat[Array]", frozen: bool) -> Array:
+        """The seed of this step, which while training is over then."""
+        seed: Array = step[...]
+        if not frozen:
+            step.set_value(seed + np.uint32(1))
+        return seed
 
     def _state(self) -> tuple[Array, ...]:
         """Values of the variables: scale and, when affine, zero point."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core import catalog
-from ..core.descriptions import Quantizer
+from ..core.descriptions import Quantizer, Rounding
 from ..core.formats import IntegerFormat
 from . import execution
 from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed
@@ -108,6 +108,8 @@ def requested(
         ValueError: anything else: engine, mode, rounding, dtype, scales, zero point, an arithmetic of another system.
     """
     q = catalog[name] if rounding is None else catalog[name].replace(rounding=rounding)
+    if q.rounding is Rounding.STOCHASTIC:
+        raise ValueError("`rounding` must be deterministic, got 'stochastic': a certificate is of a step function")
     for kind, value, known in (
         ("engine", (engine,), ENGINES),
         ("mode", modes, MODES),

@@ -38,9 +38,14 @@ def _nearest(q: Quantizer) -> bool:
     return q.rounding not in DIRECTED
 
 
+def _determined(q: Quantizer) -> bool:
+    """By the number alone, not by its place."""
+    return q.rounding is not Rounding.STOCHASTIC
+
+
 def _odd(q: Quantizer) -> bool:
     """Of binary numbers zero is among the positive ones, and the midpoints of a codebook belong to the number below."""
-    directions = (Rounding.TIES_TO_EVEN, Rounding.TIES_TO_AWAY, Rounding.TOWARD_ZERO)
+    directions = (Rounding.TIES_TO_EVEN, Rounding.TIES_TO_AWAY, Rounding.TOWARD_ZERO, Rounding.STOCHASTIC)
     signed = q.format.signed if isinstance(q.format, IntegerFormat) else True
     listed = isinstance(q.format, BinaryFormat | CodebookFormat)
     return not q.affine and signed and not listed and q.rounding in directions
@@ -78,7 +83,7 @@ def _no_nan_code(q: Quantizer) -> bool:
 
 def _even_neighbours(q: Quantizer) -> bool:
     """Powers of two alone, without a significand, are neither even nor odd."""
-    return not (isinstance(q.format, FloatFormat) and q.format.mantissa_bits == 0)
+    return _determined(q) and not (isinstance(q.format, FloatFormat) and q.format.mantissa_bits == 0)
 
 
 def _covers(q: Quantizer) -> bool:
@@ -92,7 +97,8 @@ def _covers(q: Quantizer) -> bool:
 
 
 def _clipped(q: Quantizer) -> bool:
-    return q.gradient is not Gradient.PASS_THROUGH
+    """Where it begins to be clipped is drawn, too, with stochastic rounding."""
+    return q.gradient is not Gradient.PASS_THROUGH and _determined(q)
 
 
 _TABLE: Mapping[str, tuple[Law, Condition]] = {
@@ -105,7 +111,7 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "values_are_rounded_products": (laws_of_codes.values_are_rounded_products, _always),
     "halves_round_in_the_named_direction": (laws_of_codes.halves_round_in_the_named_direction, _even_neighbours),
     "error_is_bounded": (laws_of_codes.error_is_bounded, _always),
-    "quantize_is_monotone": (laws_of_codes.quantize_is_monotone, _always),
+    "quantize_is_monotone": (laws_of_codes.quantize_is_monotone, _determined),
     "quantize_is_odd": (laws_of_codes.quantize_is_odd, _odd),
     "powers_of_two_cancel": (laws_of_codes.powers_of_two_cancel, _always),
     "zero_stays_zero": (laws_of_specials.zero_stays_zero, _holds_zero),
@@ -115,7 +121,7 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "quantize_has_no_code_for_nan": (laws_of_specials.quantize_has_no_code_for_nan, _no_nan_code),
     "nan_has_one_code": (laws_of_specials.nan_has_one_code, _nan_code),
     "infinities_go_to_the_ends": (laws_of_specials.infinities_go_to_the_ends, _always),
-    "order_within_a_block_is_indifferent": (laws_of_specials.order_within_a_block_is_indifferent, _always),
+    "order_within_a_block_is_indifferent": (laws_of_specials.order_within_a_block_is_indifferent, _determined),
     "blocks_do_not_touch": (laws_of_specials.blocks_do_not_touch, _many_blocks),
     "gradient_is_g_or_zero": (laws_of_gradients.gradient_is_g_or_zero, _always),
     "gradient_passes_inside_only": (laws_of_gradients.gradient_passes_inside_only, _clipped),

@@ -247,6 +247,8 @@ def _half(double: Array, rounding: Rounding) -> Array:
             return floor
         case Rounding.DPU:
             return np.asarray(floor + np.where(positive, to_even, half))
+        case Rounding.STOCHASTIC:
+            raise ValueError("`rounding` must be deterministic, got 'stochastic'")
 
 
 def _everything(

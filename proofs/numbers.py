@@ -15,7 +15,7 @@ from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, In
 from ..core.granularity import Shape
 
 Array = NDArray[Any]
-DIRECTED = (Rounding.TOWARD_ZERO, Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)
+DIRECTED = (Rounding.TOWARD_ZERO, Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC)
 
 
 def numbers(format: Format) -> Array:
@@ -127,6 +127,8 @@ def reach(q: Quantizer, n: Array) -> tuple[Array, Array]:
             return below, 0 * above
         case Rounding.TOWARD_ZERO:
             return np.asarray(below * (n <= 0)), np.asarray(above * (n >= 0))
+        case Rounding.STOCHASTIC:
+            return below, above
         case _:
             return below / 2, above / 2
 

@@ -47,6 +47,7 @@ VERBS = {
     "scaling",
     "statistics",
     "ste",
+    "threefry",
     "zero_point",
 }
 CORE_ONLY = {"operations", "scale_rules"}  # what other systems do differently: only core reproduces that

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import QParams, Quantizer
+from ..core.descriptions import QParams, Quantizer, Rounding
 from .arrays import dtype_name, is_concrete, numpy_of
 
 
@@ -35,6 +35,18 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
         checks.check_scale_values(numpy_of(scale))
         if zero is not None:
             checks.check_zero_point_values(q, numpy_of(zero))
+    if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
+        _check_seed(qparams.seed)
+
+
+def _check_seed(seed: object) -> None:
+    if isinstance(seed, Tensor):
+        known = seed.ndim == 0 and is_concrete(seed) and not seed.is_floating_point()
+        checks.check_seed(tuple(seed.shape), dtype_name(seed.dtype), int(seed) if known else None)
+    elif isinstance(seed, int):
+        checks.check_seed((), "int64", seed)
+    else:
+        raise TypeError(f"`qparams.seed` must be an int or a torch.Tensor, got {type(seed).__name__}")
 
 
 def check_tensor(name: str, value: object) -> None:

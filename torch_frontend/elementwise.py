@@ -25,10 +25,16 @@ class Terms(NamedTuple):
     zero_point: Tensor | None
 
 
-def codes_of(q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 of either sign)."""
+def codes_of(
+    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 of either sign).
+
+    Args:
+        noise: of stochastic rounding, shape of ``value``.
+    """
     quotient = value / s
-    rounded = round_to_grid(q, quotient)
+    rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
     return quotient, unclamped, limit_to_grid(q, unclamped)
 
@@ -51,10 +57,16 @@ def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tenso
 
 
 def gradient_terms(
-    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, g: Tensor, wanted: Sequence[bool]
+    q: Quantizer,
+    value: Tensor,
+    s: Tensor,
+    z: Tensor | None,
+    g: Tensor,
+    wanted: Sequence[bool],
+    noise: Tensor | None = None,
 ) -> Terms:
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
-    quotient, unclamped, codes = codes_of(q, value, s, z)
+    quotient, unclamped, codes = codes_of(q, value, s, z, noise)
     everywhere = q.gradient is Gradient.PASS_THROUGH
     passes = torch.ones_like(unclamped, dtype=torch.bool) if everywhere else clip_mask(q, unclamped)
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None

@@ -15,16 +15,19 @@ from .minifloat import decode_float, encode_float, overflow, round_to_float
 from .rounding import round_to_integer
 
 
-def round_to_grid(q: Quantizer, u: Tensor) -> Tensor:
+def round_to_grid(q: Quantizer, u: Tensor, noise: Tensor | None = None) -> Tensor:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
 
     For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
+
+    Args:
+        noise: of stochastic rounding, see `round_to_integer`.
     """
     match q.format:
         case IntegerFormat():
-            return round_to_integer(u, q.rounding)
+            return round_to_integer(u, q.rounding, noise)
         case FloatFormat():
-            return round_to_float(u, q.format, q.rounding)
+            return round_to_float(u, q.format, q.rounding, noise)
         case _:
             return u
 

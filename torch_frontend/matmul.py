@@ -139,7 +139,8 @@ def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None
 def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
     check_array(layer.q_x, x, x_qparams)
     check_array(layer.q_w, w, w_qparams)
-    tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias)
+    seeds = routes.seed_of(layer.q_x, x, x_qparams), routes.seed_of(layer.q_w, w, w_qparams)
+    tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias, *seeds)
     if is_concrete(*tensors):
         return apply_plainly(_Contraction, layer, *tensors) if records_gradient(*tensors) else _values(layer, *tensors)
     y: Tensor = _Contraction.apply(layer, *tensors)  # type: ignore[no-untyped-call]
@@ -161,8 +162,10 @@ class _Contraction(torch.autograd.Function):
         w_scale: Tensor,
         w_zero: Tensor | None,
         bias: Tensor | None,
+        x_seed: Tensor | None,
+        w_seed: Tensor | None,
     ) -> Tensor:
-        return _values(layer, x, x_scale, x_zero, w, w_scale, w_zero, bias)
+        return _values(layer, x, x_scale, x_zero, w, w_scale, w_zero, bias, x_seed, w_seed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -183,10 +186,13 @@ def _values(
     w_scale: Tensor,
     w_zero: Tensor | None,
     bias: Tensor | None,
+    x_seed: Tensor | None,
+    w_seed: Tensor | None,
 ) -> Tensor:
     """The formula of the module."""
     if not contracts_codes(layer.q_x, layer.q_w, per_token=layer.linear):
-        x_hat, w_hat = _dequantized(layer.q_x, x, x_scale, x_zero), _dequantized(layer.q_w, w, w_scale, w_zero)
+        x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed)
+        w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed)
         y = layer.contract(x_hat, w_hat)
         return narrowed(y if bias is None else y + (bias if layer.linear else bias.reshape(-1, 1, 1)), x.dtype)
     lead = x.shape[:-1]
@@ -195,10 +201,10 @@ def _values(
         if x_scale.ndim:
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
-    if layer.linear and is_concrete(x, x_scale, w, w_scale):
+    if layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
         total = exact.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
-        a, b = _centred(layer.q_x, x, x_scale, x_zero), _centred(layer.q_w, w, w_scale, w_zero)
+        a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
         total = exact.contraction(layer.q_x, a, layer.q_w, b, layer.contract)
     scale = (x_scale * layer.outputs(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
     y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
@@ -206,12 +212,12 @@ def _values(
 
 
 def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Gradients of the seven tensors, None where not wanted."""
-    x, x_scale, x_zero, w, w_scale, w_zero, bias = tensors
+    """Gradients of the seven tensors, None where not wanted, and None for the seeds."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_seed, w_seed = tensors
     for_x, for_w = any(wanted[:3]), any(wanted[3:6])
     wide = widened(g)
-    x_hat = _dequantized(layer.q_x, x, x_scale, x_zero) if for_w else x.to(wide.dtype)
-    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero) if for_x else w.to(wide.dtype)
+    x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed) if for_w else x.to(wide.dtype)
+    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
     if layer.linear:
         wide = _rows(wide)
         dx = (wide @ w_hat).reshape(x.shape) if for_x else None
@@ -223,11 +229,11 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     of_x: Sequence[Tensor | None] = (None, None, None)
     of_w: Sequence[Tensor | None] = (None, None, None)
     if dx is not None:
-        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3])[:3]
+        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]
     if dw is not None:
-        of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6])[:3]
+        of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6], w_seed)[:3]
     axes = [axis for axis in range(wide.ndim) if axis != 1]
-    return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None
+    return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -235,12 +241,12 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _centred(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _centred(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
     """``code - z`` in the wide dtype, NaN where ``x`` is NaN."""
-    codes = routes.codes(q, x, scale, zero)
+    codes = routes.codes(q, x, scale, zero, seed)
     return codes if zero is None else codes - zero.to(codes.dtype)
 
 
-def _dequantized(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+def _dequantized(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
     """`fake_quantize` in the wide dtype."""
-    return routes.forward(q, x, scale, zero).to(scale.dtype)
+    return routes.forward(q, x, scale, zero, seed).to(scale.dtype)

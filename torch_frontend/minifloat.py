@@ -14,24 +14,25 @@ from .arrays import may_hold_nan
 from .rounding import round_to_integer
 
 
-def round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding) -> Tensor:
+def round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding, noise: Tensor | None = None) -> Tensor:
     """``u`` rounded to a number of the format, as if its exponents had no upper end.
 
     Args:
         u: any shape, float32 or float64.
+        noise: of stochastic rounding, see `round_to_integer`; here of the multiple of the quantum.
     Returns:
         Same shape and dtype. NaN and infinities are kept. Zero keeps the sign of ``u``, except in formats without a
         negative zero.
     """
     if format.min_exponent > format.mantissa_bits:  # quanta above 1: the quotient could vanish
-        least = 2.0 ** (format.min_exponent - format.mantissa_bits - 2)
+        least = 2.0 ** (format.min_exponent - format.mantissa_bits - 25)  # of a quantum less than any noise but 0
         u = torch.where(u == 0, u, torch.copysign(u.abs().clamp(min=least), u))
     integer, exponent, largest = (
         (torch.int64, 0x7FF << 52, 2.0**1023) if u.dtype == torch.float64 else (torch.int32, 0xFF << 23, 2.0**127)
     )
     power = (u.view(integer) & exponent).view(u.dtype)  # 0 for subnormal numbers, infinite for NaN
     quantum = power.clamp(2.0**format.min_exponent, largest) * 2.0**-format.mantissa_bits
-    rounded = round_to_integer(u / quantum, rounding) * quantum
+    rounded = round_to_integer(u / quantum, rounding, noise) * quantum
     if format.negative_zero:
         return rounded
     bits = rounded.view(integer)  # compilers may take one zero for the other, but not among integers

@@ -66,10 +66,13 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     """
     check_array(q, x, qparams)
     x, scale, zero = _detached(x, qparams)
-    if is_concrete(x, scale, zero):
-        return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
+    seed = routes.seed_of(q, x, qparams)
+    if is_concrete(x, scale, zero, seed):
+        if seed is None:
+            return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
+        checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
     value, s, z = routes.views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z)[2]
+    codes = codes_of(q, value, s, z, routes.noise_like(value, x, seed))[2]
     if not q.format.has_nan:
         of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
         codes = torch.where(codes != codes, of_zero, codes)
@@ -110,12 +113,14 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
         qparams = choose_qparams(q, x)
     else:
         check_array(q, x, qparams)
-    scale, zero_point = qparams.scale, qparams.zero_point
-    if is_concrete(x, scale, zero_point):
+    scale, zero_point, seed = qparams.scale, qparams.zero_point, routes.seed_of(q, x, qparams)
+    if is_concrete(x, scale, zero_point, seed):
         if not records_gradient(x, scale, zero_point):
-            return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
-        return apply_plainly(_FakeQuantize, x, scale, zero_point, q)
-    value: Tensor = _FakeQuantize.apply(x, scale, zero_point, q)  # type: ignore[no-untyped-call]
+            if seed is None:
+                return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
+            return routes.forward(q, x, scale, zero_point, seed)
+        return apply_plainly(_FakeQuantize, x, scale, zero_point, seed, q)
+    value: Tensor = _FakeQuantize.apply(x, scale, zero_point, seed, q)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -134,7 +139,8 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     """
     check_array(q, x, qparams)
     checks.check_cotangent(tuple(x.shape), dtype_name(x.dtype), tuple(g.shape), dtype_name(g.dtype))
-    return routes.gradients(q, x, qparams.scale, qparams.zero_point, g, (True, True, q.affine))
+    seed = routes.seed_of(q, x, qparams)
+    return routes.gradients(q, x, qparams.scale, qparams.zero_point, g, (True, True, q.affine), seed)
 
 
 def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
@@ -145,7 +151,7 @@ def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Te
     """
     check_array(q, x, qparams)
     x, scale, zero = _detached(x, qparams)
-    codes = routes.codes(q, x, scale, zero)
+    codes = routes.codes(q, x, scale, zero, routes.seed_of(q, x, qparams))
     zeros = torch.zeros_like(scale) if zero is None else zero
     return codes, expand_blocks(zeros, q.granularity, tuple(x.shape))
 
@@ -156,19 +162,19 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, q: Quantizer) -> Tensor:
-        return routes.forward(q, x, scale, zero_point)
+    def forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None, q: Quantizer) -> Tensor:
+        return routes.forward(q, x, scale, zero_point, seed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, scale, zero_point, ctx.q = inputs
-        ctx.save_for_backward(x, scale, zero_point)
+        x, scale, zero_point, seed, ctx.q = inputs
+        ctx.save_for_backward(x, scale, zero_point, seed)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point = ctx.saved_tensors
-        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3])
-        return d.x, d.scale, d.zero_point, None
+        x, scale, zero_point, seed = ctx.saved_tensors
+        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
+        return d.x, d.scale, d.zero_point, None, None
 
 
 def _detached(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor | None]:

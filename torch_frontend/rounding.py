@@ -7,16 +7,21 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Rounding
+from .arrays import wide_dtype
 
 
-def round_to_integer(x: Tensor, rounding: Rounding) -> Tensor:
+def round_to_integer(x: Tensor, rounding: Rounding, noise: Tensor | None = None) -> Tensor:
     """``x`` rounded to an integer in the given direction; NaN, infinities and the sign of zero are kept.
 
     Args:
         x: any shape, floating point.
         rounding: the direction.
+        noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
+            ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
     Returns:
         Same shape and dtype; zero results carry the sign of ``x``.
+    Raises:
+        ValueError: stochastic rounding without ``noise``.
     """
     match rounding:
         case Rounding.TIES_TO_EVEN:
@@ -33,6 +38,12 @@ def round_to_integer(x: Tensor, rounding: Rounding) -> Tensor:
             return x.ceil()
         case Rounding.TOWARD_NEGATIVE:
             return x.floor()
+        case Rounding.STOCHASTIC:
+            if noise is None:
+                raise ValueError("`noise` must be given for stochastic rounding, got None")
+            whole = x.trunc()
+            away = (x - whole).abs().to(wide_dtype(x.dtype)) * 2.0**24 > noise  # exact; false for NaN
+            return torch.where(away, whole + x.sign(), whole)
 
 
 def _tie(x: Tensor) -> Tensor:

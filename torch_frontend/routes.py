@@ -1,33 +1,39 @@
-"""The two routes behind every function: `eager` for ordinary tensors, `elementwise` for everything else. Same bits."""
+"""The two routes behind every function: `eager` for ordinary tensors, `elementwise` for everything else. Same bits.
+
+Stochastic rounding always takes the second. Its ``seed`` is a 0-d tensor, None for all other directions.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Quantizer, QuantizerGradients
+from ..core.descriptions import QParams, Quantizer, QuantizerGradients, Rounding
 from . import eager
 from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .elementwise import codes_of, gradient_terms, one_zero, values_of
 from .grid import decode
 from .ste import block_sum, learned_scale_factor
+from .threefry import rounding_noise
 
 
-def forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None = None) -> Tensor:
     """``(code - z) * s`` in the dtype of ``x``; parameters already checked."""
     zero = wide(zero_point, scale)
-    if is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
+    if seed is None and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
-    return narrowed(values_of(q, codes_of(q, value, s, z)[2], s, z), x.dtype).reshape(x.shape)
+    codes = codes_of(q, value, s, z, noise_like(value, x, seed))[2]
+    return narrowed(values_of(q, codes, s, z), x.dtype).reshape(x.shape)
 
 
-def codes(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+def codes(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None = None) -> Tensor:
     """Numbers of the format in the wide dtype, NaN where ``x`` is NaN, -0.0 only in formats that have it."""
     zero = wide(zero_point, scale)
-    if is_concrete(x, scale, zero):
+    if seed is None and is_concrete(x, scale, zero):
         return eager.codes(q, x, scale, zero, scale.dtype)
-    return one_zero(q, codes_of(q, *views(q, x, scale, zero))[2]).reshape(x.shape)
+    value, s, z = views(q, x, scale, zero)
+    return one_zero(q, codes_of(q, value, s, z, noise_like(value, x, seed))[2]).reshape(x.shape)
 
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -40,15 +46,22 @@ def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None
 
 
 def gradients(
-    q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, g: Tensor, wanted: Sequence[bool]
+    q: Quantizer,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    g: Tensor,
+    wanted: Sequence[bool],
+    seed: Tensor | None = None,
 ) -> QuantizerGradients:
     """Those of the gradients of x, scale and zero point that are wanted, else None."""
     zero = wide(zero_point, scale)
-    if is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g):
+    if seed is None and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g):
         dx, *sums = eager.gradients(q, x, scale, zero, g, wanted)
     else:
         value, s, z = views(q, x, scale, zero)
-        dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted)
+        noise = noise_like(value, x, seed)
+        dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted, noise)
         dx = None if dx is None else dx.reshape(x.shape)
         sums = [None if t is None else block_sum(t.reshape(x.shape), q.granularity) for t in terms]
     factor = learned_scale_factor(q, x.numel() // max(1, scale.numel()))
@@ -58,6 +71,21 @@ def gradients(
 def wide(zero_point: Tensor | None, scale: Tensor) -> Tensor | None:
     """The zero point in the dtype of the scale."""
     return None if zero_point is None else zero_point.to(scale.dtype)
+
+
+def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
+    """The seed of stochastic rounding as int64 on the device of ``x``, 0 where none is given; else None."""
+    if q.rounding is not Rounding.STOCHASTIC:
+        return None
+    seed = 0 if qparams.seed is None else qparams.seed
+    if isinstance(seed, Tensor):
+        return seed.detach().to(x.device, torch.int64)
+    return torch.full((), seed, dtype=torch.int64, device=x.device)
+
+
+def noise_like(value: Tensor, x: Tensor, seed: Tensor | None) -> Tensor | None:
+    """What stochastic rounding of ``x``, of which ``value`` is a view, compares with; None for other directions."""
+    return None if seed is None else rounding_noise(seed, tuple(x.shape)).reshape(value.shape)
 
 
 def views(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -27,6 +27,11 @@ class TensorQuantizer(nn.Module):
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged.
 
+    With stochastic rounding there is the buffer ``step``, the seed of what is drawn: an integer that every tensor seen
+    in training increases by one, so that each of them draws anew; in evaluation it stays, and the same tensor has the
+    same bits. Quantizers that are to draw differently at the same step need other numbers to begin with:
+    ``quantizer.step.fill_(...)``. (A forward pass that activation checkpointing repeats is one more step.)
+
     Until it is set, the state is NaN, also in a ``state_dict``; it stays in float32 when a module is moved to 16 bits.
 
     Args:
@@ -40,6 +45,7 @@ class TensorQuantizer(nn.Module):
 
     scale: Tensor | None
     zero_point: Tensor | None
+    step: Tensor | None
 
     def __init__(self, quantizer: str | Quantizer, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
@@ -57,14 +63,21 @@ class TensorQuantizer(nn.Module):
                 self.register_parameter(name, nn.Parameter(unset) if wanted else None)
             else:
                 self.register_buffer(name, unset if wanted and source is ScaleSource.RUNNING_STATISTIC else None)
+        stochastic = self.quantizer.rounding is Rounding.STOCHASTIC
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if stochastic else None)
 
     def qparams(self, x: Tensor) -> QParams:
-        """Parameters for ``x``; while training, the state learns from it first.
+        """Parameters for ``x``; while training, the state learns from it first, and a step is over.
 
         Raises:
             RuntimeError: no state yet, and not training.
             TypeError, ValueError: as `choose_qparams`.
         """
+        used = self._used(x)
+        return used if self.step is None else used._replace(seed=self._seed(self.step))
+
+    def _used(self, x: Tensor) -> QParams:
+        """Scale and zero point."""
         q = self.quantizer
         if self.scale is None:
             return choose_qparams(q, x)
@@ -88,6 +101,14 @@ class TensorQuantizer(nn.Module):
         """Format, granularity and source of the scale."""
         q = self.quantizer
         return f"{q.format}{' affine' if q.affine else ''}, {q.granularity}, scale={q.scale.source}"
+
+    def _seed(self, step: Tensor) -> Tensor:
+        """The seed of this step, which while training is over then."""
+        seed = step.clone()  # which the backward pass needs again
+        if self.training:
+            with torch.no_grad():
+                step.copy_((step + 1) & 0xFFFFFFFF)
+        return seed
 
     def _has_state(self) -> bool:
         """Whether there is a scale, not NaN. Remembered, since compiled code cannot look."""
