@@ -6,6 +6,9 @@ import brevitas.nn
 import brevitas.quant
 import numpy as np
 import pytest
+import torch
+from brevitas.core.quant import IntQuant
+from brevitas.core.zero_point import _ScaleShiftZeroPoint
 from brevitas.inject.enum import StatsOp
 from numpy.typing import NDArray
 
@@ -76,6 +79,23 @@ def test_brevitas_shifted_weights(granularity: Any, dtype: np.dtype[Any]) -> Non
         assert_same_bits(qparams.scale, wide(theirs.scale).reshape(shape))
         assert (qparams.zero_point == to_numpy(theirs.zero_point).astype(float).reshape(shape)).all()
         assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
+
+
+@pytest.mark.parametrize("dtype", [DTYPES[n] for n in ("float32", "bfloat16", "float64")], ids=str)
+def test_brevitas_signed_zero_points(dtype: np.dtype[Any]) -> None:
+    """``round(lo - min / s)``: where lo is not 0, the difference rounds before it is rounded to an integer."""
+    q = quantizer(IntegerFormat(8), PerAxis(0), ZeroPoint.MIN_MAX)
+    identity = torch.nn.Identity()
+    module = _ScaleShiftZeroPoint(IntQuant(False, True, identity), quantize_zero_point=True)
+    seen = 0
+    for x in blocks(dtype):
+        qparams = choose_qparams(q, x)
+        smallest = to_torch(-np.minimum(x.min(1, keepdims=True), np.zeros((), dtype)))
+        theirs = module(smallest, to_torch(qparams.scale.astype(dtype)), torch.tensor(8.0))
+        assert (qparams.zero_point == to_numpy(theirs).astype(float)).all()
+        other = choose_qparams(q.replace(zero_point_rule="rounded_quotient"), x)
+        seen += int((other.zero_point != qparams.zero_point).sum())
+    assert seen
 
 
 def test_brevitas_negative_data_has_no_zero() -> None:

@@ -50,6 +50,8 @@ GRANULARITIES = {
     PerAxis(0): {"channelwise_axes": (0,)},
     PerGroup(8): {"channelwise_axes": (0,), "tiled_axes": {1: 8}},
 }
+QWIX = [(g, bits, affine) for g in GRANULARITIES for bits, affine in ((8, False), (4, True))]
+QWIX += [(PerAxis(0), bits, affine) for bits, affine in ((4, False), (3, False), (6, False), (8, True))]
 NAN, INF = np.nan, np.inf
 
 
@@ -78,8 +80,7 @@ def how(bits: int, granularity: Any, affine: bool) -> Any:
 
 
 @NARROW
-@pytest.mark.parametrize(("bits", "affine"), [(8, False), (4, False), (3, False), (6, False), (8, True), (4, True)])
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@pytest.mark.parametrize(("granularity", "bits", "affine"), QWIX, ids=str)
 def test_qwix(granularity: Any, bits: int, affine: bool, dtype: np.dtype[Any]) -> None:
     q = qwix(bits, dtype, granularity, affine)
     for x in blocks(dtype):
