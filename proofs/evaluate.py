@@ -27,7 +27,7 @@ from .tiles import CHUNK, Tile, critical_scales, rows_at_once
 
 Array = NDArray[Any]
 IN_CACHE = 1 << 16  # elements at a time in mode numpy, whose operations each read and write them anew
-SHARE = 61  # of a long list of inputs one in so many is asked for its gradient
+SHARE = 1021  # of a long list of inputs one in so many is asked for its gradient
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 BY_ROWS = PerAxis(0)
 NAN, MINUS = 0x7F800001, 1 << 31  # bits of the first NaN and of -0.0
