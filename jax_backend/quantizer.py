@@ -127,7 +127,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     x, scale, zero_point, seed = check_operands(q, x, qparams)
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    return QuantizerGradients(*_gradients(q, x, scale, zero_point, seed, g))
+    return QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed))
 
 
 def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
@@ -211,7 +211,7 @@ def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, see
 
 def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any]:
     x, scale, zero_point, seed = saved
-    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, seed, g)
+    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g, seed)
     d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
     return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point), d_seed
 
@@ -221,6 +221,6 @@ _fake_quantize.defvjp(_forward, _backward)
 
 @partial(jax.jit, static_argnums=0)
 def _gradients(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, g: Array
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, seed: Array | None
 ) -> tuple[Array, Array, Array | None]:
     return gradients(q, x, scale, zero_point, g, lambda: kernels.noise_of(q, seed, x.shape))

@@ -35,6 +35,7 @@ PARAMETERS = {
 }
 
 HALF = Fraction(1, 2)
+# what each direction makes of a number, for those that look at nothing else; see `stochastic` for the other
 DIRECTIONS: dict[Rounding, Callable[[Fraction], int]] = {
     Rounding.TIES_TO_EVEN: round,
     Rounding.TIES_TO_AWAY: lambda v: math.floor(v + HALF) if v > 0 else math.ceil(v - HALF),
@@ -44,6 +45,12 @@ DIRECTIONS: dict[Rounding, Callable[[Fraction], int]] = {
     Rounding.TOWARD_NEGATIVE: math.floor,
     Rounding.DPU: lambda v: math.ceil(v) if v < 0 and v % 1 == HALF else round(v),
 }
+
+
+def stochastic(value: Fraction, noise: int) -> int:
+    """``value`` away from zero if 2**24 times its fraction exceeds the noise, else toward zero."""
+    whole = math.trunc(value)
+    return whole + (abs(value - whole) * 2**24 > noise) * (1 if value > 0 else -1)
 
 
 def round_fraction(value: Fraction, dtype: str) -> float:

@@ -154,15 +154,15 @@ def _unrounded_mask(room: str) -> list[tuple[str, Make]]:
         return lambda q, unclamped: ~((seen["codes"] < q.format.lo) | (seen["codes"] > q.format.hi))
 
     def codes_of(original: Any) -> Any:
-        def remembered(q: Quantizer, value: Any, s: Any, z: Any) -> Any:
+        def remembered(q: Quantizer, value: Any, s: Any, z: Any, *noise: Any) -> Any:
             seen["codes"] = value / s + (0 if z is None else z)
-            return original(q, value, s, z)
+            return original(q, value, s, z, *noise)
 
         return remembered
 
     def unclamped_codes(original: Any) -> Any:
-        def remembered(q: Quantizer, x: Any, scale: Any, zero_point: Any, **how: Any) -> Any:
-            quotient, unclamped = original(q, x, scale, zero_point, **how)
+        def remembered(q: Quantizer, x: Any, scale: Any, zero_point: Any, *noise: Any, **how: Any) -> Any:
+            quotient, unclamped = original(q, x, scale, zero_point, *noise, **how)
             seen["codes"] = quotient + jax_backend.kernels.zero_points(q, zero_point, scale, x.shape)
             return quotient, unclamped
 

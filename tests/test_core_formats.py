@@ -27,7 +27,7 @@ from samebits.core.minifloat import decode_float, encode_float, overflow, round_
 from samebits.proofs.bits import neighbours, raw_bits
 from samebits.proofs.compare import assert_same_bits
 
-from .exact import specials
+from .exact import DIRECTIONS, specials
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow and NaN are what is tested
 Array = NDArray[Any]
@@ -254,7 +254,7 @@ def test_every_direction_by_searching_the_numbers(fmt: FloatFormat, dtype: Any) 
     numbers = numbers[np.isfinite(numbers)].tolist()
     x = around(fmt, dtype)
     x = x[np.abs(x.astype(np.float64)) <= fmt.hi]
-    for rounding in Rounding:
+    for rounding in DIRECTIONS:
         expected = [searched(u, numbers, numbers.index(0), fmt.mantissa_bits == 0, rounding) for u in x.tolist()]
         signs = np.copysign(np.array(expected, dtype), x)
         want = signs if fmt.negative_zero else np.where(signs == 0, np.zeros_like(x), signs)

@@ -17,7 +17,6 @@ from samebits.core import (
     PerToken,
     QParams,
     Quantizer,
-    Rounding,
     catalog,
     choose_qparams,
     fake_quantize,
@@ -68,7 +67,7 @@ def data(q: Quantizer, scale: float, zero: float, dtype: np.dtype[Any]) -> tuple
 @pytest.mark.parametrize("gradient", [Gradient.CLIPPED, Gradient.PASS_THROUGH])
 @pytest.mark.parametrize(("name", "zero"), [("int8_per_tensor", 0), ("uint8_affine_per_tensor", 7)])
 def test_gradients_are_exact(name: str, zero: int, gradient: Gradient, dtype: np.dtype[Any]) -> None:
-    for rounding in Rounding:
+    for rounding in DIRECTIONS:
         q = catalog[name].replace(gradient=gradient, rounding=rounding)
         wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
         scale = np.array(0.1, wide)

@@ -33,18 +33,18 @@ TABLE = {
 
 
 def test_the_oracle_knows_every_direction() -> None:
-    assert set(DIRECTIONS) == set(Rounding)
-    assert set(TABLE) - {"values"} == set(Rounding)
+    assert {*DIRECTIONS, Rounding.STOCHASTIC} == set(Rounding)
+    assert set(TABLE) - {"values"} == set(DIRECTIONS)
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_halves(rounding: Rounding) -> None:
     values = np.array(TABLE["values"], np.float32)
     assert round_to_integer(values, rounding).tolist() == TABLE[rounding]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_rounding_is_exact_at_and_around_every_half(rounding: Rounding, dtype: np.dtype[Any]) -> None:
     precision = ml_dtypes.finfo(dtype).nmant + 1
     near_zero = np.arange(-40, 41) / 2
@@ -56,7 +56,7 @@ def test_rounding_is_exact_at_and_around_every_half(rounding: Rounding, dtype: n
     assert_same_bits(expected, round_to_integer(x, rounding), inputs=x)
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_rounding_of_every_float16(rounding: Rounding) -> None:
     x = np.arange(2**16, dtype=np.uint16).view(np.float16)
     got = round_to_integer(x, rounding)
@@ -66,7 +66,7 @@ def test_rounding_of_every_float16(rounding: Rounding) -> None:
     assert np.array_equal(np.signbit(got), np.signbit(x))
 
 
-@pytest.mark.parametrize("rounding", Rounding)
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_rounding_keeps_shape(rounding: Rounding) -> None:
     for x in (np.array(2.5, np.float32), np.zeros((0, 3), np.float32), np.full((4, 6), 1.25)[:, ::2]):
         got = round_to_integer(x, rounding)

@@ -34,7 +34,7 @@ from samebits.proofs.knife_edges import knife_edge_array, special_values
 from samebits.torch_frontend.arrays import CHUNK, rounded_to
 from samebits.torch_frontend.rounding import round_to_integer
 
-from .exact import DTYPES
+from .exact import DIRECTIONS, DTYPES
 from .torch_beside_core import assert_same_functions, cotangent, gradient, in_torch
 
 Array = NDArray[Any]
@@ -93,7 +93,7 @@ def test_every_zero_point_moves_the_ends_of_the_mask(rounding: Rounding) -> None
 
 
 @each_dtype
-@each_rounding
+@pytest.mark.parametrize("rounding", DIRECTIONS)
 def test_round_to_integer_keeps_the_sign_of_zero(rounding: Rounding, dtype: str) -> None:
     halves = np.arange(-9, 10) / 2
     around = [np.nextafter(halves, np.inf), halves, np.nextafter(halves, -np.inf), [1e7 + 0.5, 2.0**23 + 1, -(2.0**30)]]
