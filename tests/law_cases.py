@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from samebits.core import QParams, Quantizer, catalog
 from samebits.core.granularity import qparams_shape
+from samebits.proofs import laws_of_parameters
 from samebits.proofs.blockwise import owners, per_element
 from samebits.proofs.execution import Implementation, implementation, run_all
 from samebits.proofs.knife_edges import knife_edges
+from samebits.proofs.laws import LAWS, applies
 from samebits.proofs.strategies import DTYPES, KINDS, near
 
 Array = NDArray[Any]
@@ -28,6 +30,7 @@ VARIANTS: dict[str, Quantizer] = {
     "toward_positive": catalog["uint8_affine_per_channel"].replace(rounding="toward_positive"),
     "toward_negative": _TENSOR.replace(rounding="toward_negative", gradient="learned_scale"),
     "dpu": catalog["int8_affine_per_token"].replace(rounding="dpu", gradient="pass_through"),
+    "stochastic": _GROUPS.replace(rounding="stochastic"),
     "half_range": catalog["int4_per_group32"].replace(denominator="half_range", floor=1e-3),
     "lo": catalog["int2_per_channel"].replace(denominator="lo"),
     "larger": catalog["int8_per_block"].replace(denominator="larger"),
@@ -37,37 +40,77 @@ VARIANTS: dict[str, Quantizer] = {
 }
 
 
+# What is tried where. A mode that has the bits of the specification keeps its laws, so in the modes of the frameworks
+# every law is tried where their programs differ: on the integers of every granularity, and on one entry for every kind
+# of function of an element. All others keep `equals_specification`, and the laws of chosen parameters, on float32. The
+# specification itself keeps every law on every entry.
+INTEGERS = (
+    "int8_per_tensor",
+    "int8_per_channel",
+    "int8_narrow_per_channel",
+    "int8_per_token",
+    "int8_per_block",
+    "int8_power_of_two_per_tensor",
+    "int8_affine_per_token",
+    "uint8_per_tensor",
+    "uint8_affine_per_tensor",
+    "uint8_affine_per_channel",
+    "int4_per_channel",
+    "int4_per_group32",
+    "int4_per_group128",
+    "uint4_affine_per_group32",
+    "int2_per_channel",
+    "int16_per_tensor",
+)
+KINDS_OF_ELEMENTS = (
+    "binary_per_tensor",
+    "ternary_per_channel",
+    "float8_e4m3fn_per_channel",  # saturates, has NaN and no infinity
+    "float8_e5m2_overflow_per_tensor",  # has infinities, and gives them
+    "float8_e4m3fnuz_per_tensor",  # one zero
+    "float4_e2m1_per_channel",  # neither NaN nor infinity
+    "mxfp8_e5m2",
+    "nvfp4",
+    "nf4_per_group64",
+)
+ALL_DTYPES = ("float32", "bfloat16", "float16")
+COMPILED_DTYPES = {"int8_per_tensor": ALL_DTYPES, "uint4_affine_per_group32": ("float32", "bfloat16")}
+KIND_DTYPES = {"float8_e4m3fn_per_channel": ("float32", "bfloat16")}
+
+
 def dtypes_for(mode: str, name: str) -> tuple[str, ...]:
-    """What is tried where. Inductor takes seconds for every dtype, so 16-bit ones there for some quantizers only."""
-    if mode != "torch compiled":
-        return ("float32", "bfloat16", "float16")
-    return {
-        "int8_per_tensor": ("float32", "bfloat16", "float16"),
-        "uint4_affine_per_group32": ("float32", "bfloat16"),
-    }.get(name, ("float32",))
+    """Compilers take seconds for every dtype, so 16-bit ones there for some quantizers only."""
+    if name in INTEGERS and mode == "torch compiled":
+        return COMPILED_DTYPES.get(name, ("float32",))
+    if mode == "numpy" or name in INTEGERS:
+        return ALL_DTYPES
+    if name in VARIANTS:
+        return ALL_DTYPES if mode.endswith("eager") else ("float32",)
+    return KIND_DTYPES.get(name, ("float32",))
 
 
 def tried(mode: str) -> dict[str, Quantizer]:
-    """Quantizers by name: the catalog and `VARIANTS`, of which inductor gets two.
-
-    And of several granularities of one format, and several formats with the same special codes, it gets one.
-    """
+    """Quantizers by name: the catalog and `VARIANTS`; for inductor those tried in full, and two of the variants."""
     if mode != "torch compiled":
         return {**catalog, **VARIANTS}
     few = {name: VARIANTS[name] for name in ("toward_negative", "ties_toward_positive")}
-    return {**{name: q for name, q in catalog.items() if name not in _LEFT_OUT}, **few}
+    return {**{name: catalog[name] for name in (*INTEGERS, *KINDS_OF_ELEMENTS)}, **few}
 
 
-_LEFT_OUT = (
-    "binary_per_channel",
-    "ternary_per_tensor",
-    "float8_e4m3fn_per_tensor",
-    "float8_e4m3fn_per_channel",
-    "float8_e3m4_per_tensor",
-    "float8_e4m3fnuz_per_tensor",
-    "float6_e3m2_per_tensor",
-    "float6_e2m3_per_tensor",
-)
+def in_full(mode: str, name: str) -> bool:
+    """Whether every law is tried on a quantizer in a mode."""
+    return mode == "numpy" or name in INTEGERS or name in KINDS_OF_ELEMENTS or name in VARIANTS
+
+
+def laws_for(mode: str, name: str) -> list[str]:
+    """The laws that are promised for a quantizer and tried in a mode."""
+    promised = [law for law in LAWS if applies(law, tried(mode)[name])]
+    if in_full(mode, name):
+        return promised
+    return [law for law in promised if law == "equals_specification" or LAWS[law] in PARAMETER_LAWS]
+
+
+PARAMETER_LAWS = tuple(law for law in LAWS.values() if law.__module__ == laws_of_parameters.__name__)
 
 
 @cache

@@ -1,6 +1,7 @@
-"""Every law, on every quantizer, in every mode; and wrong implementations, each of which a law must reject.
+"""Every law on every quantizer, operation by operation; and wrong implementations, each of which a law must reject.
 
-Where nothing is compiled Hypothesis draws arrays of all shapes; in every mode the cases of `law_cases` are tried.
+Hypothesis draws arrays of all shapes; in every mode the cases of `law_cases` are tried. `test_laws_compiled` has the
+compiled modes.
 """
 
 from collections.abc import Callable
@@ -17,17 +18,27 @@ from numpy.typing import NDArray
 from samebits import core
 from samebits.core import QParams, Quantizer, QuantizerGradients, catalog, dialects
 from samebits.core.blocks import expand_blocks
-from samebits.core.granularity import PerAxis, PerTensor
+from samebits.core.granularity import PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from samebits.proofs import strategies
 from samebits.proofs.execution import MODES, Implementation, implementation
 from samebits.proofs.laws import LAWS, applies
 
-from .law_cases import cases_of, dtypes_for, implementation_for, tried
+from .law_cases import (
+    PARAMETER_LAWS,
+    VARIANTS,
+    cases_of,
+    dtypes_for,
+    implementation_for,
+    in_full,
+    laws_for,
+    tried,
+)
 
 Array = NDArray[Any]
 RIGHT = implementation("numpy")
 
-TRIED = [(mode, name, law) for mode in MODES for name, q in tried(mode).items() for law in LAWS if applies(law, q)]
+UNFUSED = ("numpy", "torch eager", "jax eager")  # test_laws_compiled.py tries the others
+TRIED = [(mode, name, law) for mode in UNFUSED for name in tried(mode) for law in laws_for(mode, name)]
 
 
 @pytest.mark.parametrize(("mode", "name", "law"), TRIED)
@@ -38,8 +49,9 @@ def test_law(mode: str, name: str, law: str) -> None:
             LAWS[law](implementation_for(mode), q, x, qparams, g)
 
 
-@pytest.mark.parametrize("name", catalog)
-@pytest.mark.parametrize("mode", ["numpy", "torch eager"])
+@pytest.mark.parametrize(
+    ("mode", "name"), [(mode, name) for mode in UNFUSED[:2] for name in catalog if in_full(mode, name)]
+)
 @settings(max_examples=12)
 @given(st.data())
 def test_all_laws_on_arrays_of_all_shapes(mode: str, name: str, data: st.DataObject) -> None:
@@ -460,7 +472,19 @@ def test_a_broken_law_says_who_where_and_what() -> None:
     assert "got       -1 (int8 bits 0xff)" in message
 
 
-def test_per_tensor_quantizers_are_tried_too() -> None:
-    granularities = {type(q.granularity) for q in tried("torch compiled").values()}
-    assert {PerTensor, PerAxis} <= granularities
-    assert len(granularities) == 5
+def test_every_mode_tries_every_law_on_every_granularity_and_kind_of_format() -> None:
+    for mode in MODES:
+        full = {name: q for name, q in tried(mode).items() if in_full(mode, name)}
+        assert {type(q.granularity) for q in full.values()} >= {PerTensor, PerAxis, PerToken, PerGroup, PerBlock}
+        assert {type(q.format) for q in full.values()} == {type(q.format) for q in catalog.values()}
+        assert {law for name in full for law in laws_for(mode, name)} == set(LAWS)
+
+
+def test_what_is_not_tried_in_full_is_compared_with_the_specification() -> None:
+    assert {law.__name__ for law in PARAMETER_LAWS} == {law for law in LAWS if LAWS[law] in PARAMETER_LAWS}
+    assert len(PARAMETER_LAWS) == 5
+    for mode in MODES:
+        for name in tried(mode):
+            assert "equals_specification" in laws_for(mode, name)
+        assert mode == "torch compiled" or set(tried(mode)) == {*catalog, *VARIANTS}
+    assert all(in_full("numpy", name) for name in catalog)
