@@ -10,7 +10,7 @@ PROGRAMS := $(wildcard tests examples benchmarks)
 LINKS := build/types/samebits
 
 .DEFAULT_GOAL := help
-.PHONY: help check test lint format bench clean
+.PHONY: help check test lint format bench proofs clean
 
 help:
 	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint     formatting, lint, strict types, import contracts"
 	@echo "make format   rewrite files in the project's format"
 	@echo "make bench    timings beside other libraries"
+	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about an hour)"
 	@echo "make clean    remove the environment and everything built"
 
 check: $(VENV)/.installed
@@ -41,6 +42,9 @@ format: $(VENV)/.installed
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/fake_quantize.py
 	$(BIN)/python benchmarks/qat_step.py
+
+proofs: $(VENV)/.installed
+	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -165,7 +165,7 @@ def conditions() -> dict[str, Any]:
     """Versions, the code of the rooms, the processor's features, the flags under which compiled modes compile."""
     return {
         "versions": versions(),
-        "source": _source(),
+        "source": source_digest(),
         "processor features": _features(),
         "compiler": _compiler(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -253,7 +253,7 @@ def _made(value: Any) -> Any:
     return value
 
 
-def _source() -> str:
+def source_digest() -> str:
     """SHA-256 over the names and texts of all modules whose results are certified."""
     digest = hashlib.sha256()
     for room in ROOMS:

@@ -178,6 +178,35 @@ def certify(
 
 
 @app.command()
+def prove(
+    name: Annotated[
+        list[str] | None, typer.Argument(help="Catalog names; all by default.", metavar="[NAME]...")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The page; figures beside it as JSON.", metavar="FILE.md")] = Path(
+        "proofs.md"
+    ),
+    missing: Annotated[bool, typer.Option("--missing", help="Leave out what the page has of this very code.")] = False,
+    workers: Workers = 2,
+) -> None:
+    """Compare every quantizer in every mode on all 16-bit inputs and the knife edges of many scales; takes an hour."""
+    from . import prove as proofs
+
+    known = proofs.load(output.with_suffix(".json"))
+    try:
+        wanted = proofs.jobs(name or (), without=proofs.valid(known) if missing else ())
+    except (KeyError, ValueError) as error:
+        _refuse(error.args[0])
+    same = True
+    shown = _shown("proving", len(wanted), proofs.run(wanted, workers=workers), quiet=False)
+    for proof in proofs.complete(shown):
+        known[proof.quantizer] = proof
+        proofs.save(known, output)
+        same &= proof.same
+        print(f"{proof.quantizer}: {proof.words}", flush=True)
+    raise typer.Exit(AGREEMENT if same else DIFFERENCE)
+
+
+@app.command()
 def catalog(json: Json = False) -> None:
     """List the quantizers: format, granularity, scale, zero point, rounding, gradient."""
     from . import display

@@ -133,14 +133,18 @@ def chosen_parameters(q: Quantizer, rows: Rows) -> tuple[Array, Array | None]:
 
 def edge_rows(q: Quantizer, scale: Any, zero_point: Any, dtype: Any, source: str) -> Rows:
     """The knife edges of one float32 scale, in as many rows as they need. The special values stand at the end."""
+    return given_rows(q, knife_edges(q, scale, zero_point, dtype), scale, zero_point, f"knife edges of {source}")
+
+
+def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source: str) -> Rows:
+    """A list of values under one float32 scale, in as many rows as they need; the last is filled up with zeros."""
     width = table_shape(q.granularity)[1]
-    edges = knife_edges(q, scale, zero_point, dtype)
-    count = -(-len(edges) // width)
-    table, real = np.zeros((count, width), edges.dtype), np.zeros((count, width), np.bool_)
-    table.reshape(-1)[: len(edges)] = edges
-    real.reshape(-1)[: len(edges)] = True
+    count = -(-len(values) // width)
+    table, real = np.zeros((count, width), values.dtype), np.zeros((count, width), np.bool_)
+    table.reshape(-1)[: len(values)] = values
+    real.reshape(-1)[: len(values)] = True
     zero = None if zero_point is None else np.full(count, zero_point, np.int32)
-    return Rows(table, real, f"knife edges of {source}", np.full(count, scale, np.float32), zero)
+    return Rows(table, real, source, np.full(count, scale, np.float32), zero)
 
 
 def pack(q: Quantizer, parts: Iterable[Rows]) -> Iterator[Piece]:

@@ -121,8 +121,11 @@ class _Part:
     zero: Array | None
 
 
-def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results) -> Tally:
-    """Every result of one mode on one piece, where the piece is real. ``g``: the incoming gradient of both."""
+def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results, *, sums: bool = True) -> Tally:
+    """Every result of one mode on one piece, where the piece is real; without ``sums``, those of single elements alone.
+
+    ``g``: the incoming gradient of both.
+    """
     where, blocks = np.flatnonzero(piece.real), np.unique(piece.block[piece.real])
     x, owner = piece.x.reshape(-1)[where], piece.block.reshape(-1)[where]
     scale, zero = _parameters(expected)
@@ -140,7 +143,7 @@ def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results)
     per_element = PER_ELEMENT if got.x_alone is not None else PER_ELEMENT[:-1]
     for name in (*(PER_BLOCK[: 1 + q.affine] if piece.qparams is None else ()), *per_element):
         total += _same(part(name))
-    for name in SUMS[: 1 + q.affine]:
+    for name in SUMS[: 1 + q.affine] if sums else ():
         total += _close(part(name), sum_bound(piece, g, expected, name)[blocks])
     return total
 
