@@ -62,7 +62,7 @@ class RangeRule(StrEnum):
     """Which range an affine scale spans."""
 
     WITH_ZERO = "with_zero"  # max(max, 0) - min(min, 0)
-    LOW_WITH_ZERO = "low_with_zero"  # max - min(min, 0): below 0 for negative data, then its magnitude (Brevitas)
+    LOW_WITH_ZERO = "low_with_zero"  # max - min(min, 0), so that of negative data may not hold 0 (Brevitas)
     OF_DATA = "of_data"  # max - min (tinygemm, quanto)
 
 

@@ -125,7 +125,7 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
             "nan": NanRule.ZERO,
         },
         # Brevitas IntQuant: clamp(R(x / s + z)) in the dtype of x, floats throughout, so -0.0 survives. Weights:
-        # s = max(m, 1e-10) / hi (narrow) or max(|max - min|, 1e-10) / (hi - lo), max not widened, z = R(lo - min / s).
+        # s = max(m, 1e-10) / hi (narrow) or max(max - min, 1e-10) / (hi - lo), max not widened, z = R(lo - min / s).
         # Signed activations divide by 128: denominator="lo"
         "brevitas": {
             "compute_dtype": ComputeDtype.INPUT,

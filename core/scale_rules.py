@@ -59,7 +59,7 @@ def scale_of_range(q: Quantizer, low: Array, high: Array, final: np.dtype[Any]) 
         final: dtype of the scale in the end, to which it is rounded here already under `ZeroPointRule.SMALLER_SUM`.
     """
     a = q.arithmetic
-    size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
+    size = add(high, -low, a) if q.affine else np.maximum(-low, high)
     for wanted, applies in ((q.scale.empty_range, size == 0), (q.scale.range_floor, size < q.scale.range_floor)):
         least = np.asarray(wanted, low.dtype)
         low = np.where(applies, np.zeros_like(low) if q.affine else -least, low)
@@ -67,9 +67,9 @@ def scale_of_range(q: Quantizer, low: Array, high: Array, final: np.dtype[Any]) 
     scale = affine_scale if q.affine else symmetric_scale
     if q.scale.scale_division is Division.RECIPROCAL and low.size > 1:
         one = np.ones((), low.dtype)
-        size = np.abs(add(high, -low, a)) if q.affine else np.maximum(-low, high)
+        size = add(high, -low, a) if q.affine else np.maximum(-low, high)
         return multiply(size, scale(q, -one * (not q.affine), one), a)
-    raw = np.abs(scale(q, low, high))
+    raw = scale(q, low, high)
     return raw.astype(final).astype(raw.dtype) if q.scale.zero_point_rule is ZeroPointRule.SMALLER_SUM else raw
 
 

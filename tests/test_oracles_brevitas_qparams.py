@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.
 SHARED = [(PerAxis(0), BFLOAT16)] + [
     (g, DTYPES[name]) for g in (PerTensor(), PerAxis(0)) for name in ("float32", "float64")
 ]
+POWERS = (-30, -10, -9, -3, 0, 9)  # 1e-10 is the smallest range
 NARROW_INT8, UINT8 = IntegerFormat(8, narrow=True), IntegerFormat(8, signed=False)
 
 
@@ -61,7 +62,7 @@ def test_brevitas_weights(granularity: Any, dtype: np.dtype[Any]) -> None:
     one = isinstance(granularity, PerTensor)
     injector = brevitas.quant.Int8WeightPerTensorFloat if one else brevitas.quant.Int8WeightPerChannelFloat
     q, made = quantizer(NARROW_INT8, granularity), layer(injector, dtype)
-    for x in blocks(dtype):
+    for x in blocks(dtype, powers=POWERS):
         theirs, qparams = weight(made, x), choose_qparams(q, x)
         assert_same_bits(qparams.scale, wide(theirs.scale).reshape(qparams.scale.shape))
         assert_same_bits(fake_quantize(q, x), theirs.value, inputs=x)
@@ -73,7 +74,7 @@ def test_brevitas_shifted_weights(granularity: Any, dtype: np.dtype[Any]) -> Non
     one, quant = isinstance(granularity, PerTensor), brevitas.quant
     injector = quant.ShiftedUint8WeightPerTensorFloat if one else quant.ShiftedUint8WeightPerChannelFloat
     q, made = quantizer(UINT8, granularity, ZeroPoint.MIN_MAX), layer(injector, dtype)
-    for x in blocks(dtype):
+    for x in blocks(dtype, powers=POWERS):
         theirs, qparams = weight(made, x), choose_qparams(q, x)
         shape = qparams.scale.shape
         assert_same_bits(qparams.scale, wide(theirs.scale).reshape(shape))
@@ -88,7 +89,7 @@ def test_brevitas_signed_zero_points(dtype: np.dtype[Any]) -> None:
     identity = torch.nn.Identity()
     module = _ScaleShiftZeroPoint(IntQuant(False, True, identity), quantize_zero_point=True)
     seen = 0
-    for x in blocks(dtype):
+    for x in blocks(dtype, powers=POWERS):
         qparams = choose_qparams(q, x)
         smallest = to_torch(-np.minimum(x.min(1, keepdims=True), np.zeros((), dtype)))
         theirs = module(smallest, to_torch(qparams.scale.astype(dtype)), torch.tensor(8.0))
