@@ -42,6 +42,7 @@ format: $(VENV)/.installed
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/fake_quantize.py
 	$(BIN)/python benchmarks/qat_step.py
+	$(BIN)/python benchmarks/families.py
 
 proofs: $(VENV)/.installed
 	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md
