@@ -161,9 +161,10 @@ def run(
         implementations: what to run instead of the modes of the request; in this process only.
     Raises:
         Difference: at the first tile with one.
-        CertificateError: a journal of something else.
+        CertificateError: a journal of something else; the source changed meanwhile.
     """
     check_steps(request.q)
+    before = conditions()
     tiles = tiles_of(request)
     kept = _read_journal(journal, request) if journal else {}
     for place, result in sorted(kept.items()):
@@ -182,6 +183,8 @@ def run(
         if journal:
             _write_journal(journal, missing[i], result)
         yield Progress(missing[i], result)
+    if conditions() != before:
+        raise CertificateError("the source or the environment changed while tiles ran; remove the journal, begin anew")
 
 
 def certify(request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None, **how: Any) -> Certificate:

