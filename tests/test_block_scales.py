@@ -50,7 +50,7 @@ def magnitudes(fmt: Format, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
         at = np.concatenate([powers * c for c in (1.0, carry, float(fmt.hi), float(fmt.hi) / 2**7)]).astype(dtype)
         around = np.concatenate([at, np.nextafter(at, np.zeros_like(at)), np.nextafter(at, np.full_like(at, np.inf))])
-    subnormal = (np.arange(40) * float(ml_dtypes.finfo(dtype).smallest_subnormal)).astype(dtype)  # type: ignore[no-untyped-call]
+    subnormal = (np.arange(40) * float(ml_dtypes.finfo(dtype).smallest_subnormal)).astype(dtype)
     return np.concatenate([around[np.isfinite(around.astype(np.float32))], subnormal])
 
 
@@ -132,7 +132,7 @@ def test_a_block_that_is_not_finite_has_no_scale(rule: ScaleRule) -> None:
         x[1, 5] = bad
         for room, convert in ((choose_qparams, np.asarray), (torch_frontend.choose_qparams, to_torch)):
             with pytest.raises(ValueError, match="finite"):
-                room(q, convert(x))  # type: ignore[operator]
+                room(q, convert(x))
         scale = to_numpy(jax.jit(lambda x: jax_backend.choose_qparams(q, x).scale)(to_jax(x)))
         assert np.isnan(scale).tolist() == [[rule.two_level], [True], [rule.two_level]]
 

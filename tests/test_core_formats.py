@@ -200,6 +200,7 @@ def around(format: FloatFormat, dtype: Any) -> Array:
 @pytest.mark.parametrize("rounding", GFLOAT_DIRECTIONS)
 def test_oracle_gfloat_directions(rounding: Rounding, name: str) -> None:
     fmt, mode = GFLOAT[name], GFLOAT_DIRECTIONS[rounding]
+    assert isinstance(fmt, FloatFormat)
     info = getattr(gfloat.formats, f"format_info_{name}")
     x = np.random.default_rng(0).integers(0, 2**32, 20000, dtype=np.uint32).view(np.float32)
     x = np.concatenate([x, around(fmt, np.float32)])
@@ -316,4 +317,6 @@ def test_changing_a_format_keeps_what_depends_on_it() -> None:
     q = catalog["nf4_per_group64"].replace(values=(0.0, 1.0, 3.0))
     assert q.format == CodebookFormat((0.0, 1.0, 3.0))
     assert q.format.midpoints == (0.5, 2.0)
-    assert catalog["float8_e4m3fn_per_tensor"].replace(saturate=False).format.saturate is False
+    assert catalog["float8_e4m3fn_per_tensor"].replace(saturate=False).format == FloatFormat(
+        4, 3, specials=Specials.NAN_ONLY, saturate=False
+    )

@@ -212,9 +212,9 @@ def test_an_unset_scale_in_evaluation_says_what_to_do() -> None:
 
 def test_shared_quantizers_share_their_state() -> None:
     shared = TensorQuantizer(RUNNING)
-    module = nnx.Sequential(QuantIdentity(shared), QuantReLU(shared))
-    module(jnp.asarray(np.abs(random(9))))
-    assert module.layers[0].act_quant is module.layers[1].act_quant is shared
+    first, second = QuantIdentity(shared), QuantReLU(shared)
+    nnx.Sequential(first, second)(jnp.asarray(np.abs(random(9))))
+    assert first.act_quant is second.act_quant is shared
 
 
 def _rngs(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:

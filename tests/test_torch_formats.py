@@ -202,8 +202,8 @@ def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> Non
             assert_same_bits(want, got[name], call=f"compiled {name}", inputs=inputs)
         g = to_torch(cotangent(to_numpy(v)))
         both = ([r[kind] for kind in leaves] for r in (expected, got))
-        both = (torch.autograd.grad(y, list(leaves.values()), [g] * len(y)) for y in both)
-        for kind, want, found in zip(leaves, *both, strict=True):
+        grads = (torch.autograd.grad(y, list(leaves.values()), [g] * len(y)) for y in both)
+        for kind, want, found in zip(leaves, *grads, strict=True):
             assert_same_bits(want, found, call=f"compiled gradient of {kind}", inputs=to_numpy(leaves[kind]))
     assert counter.frame_count == 1
 
