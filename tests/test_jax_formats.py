@@ -1,7 +1,11 @@
-"""jax_backend beside core for binary, ternary, floating-point and codebook formats, bit for bit."""
+"""jax_backend beside core for binary, ternary, floating-point and codebook formats, bit for bit.
+
+What depends on the format alone is tried on one quantizer for every format, and on arrays of few shapes: JAX compiles
+every program, and without `jax.jit` every operation, for each shape that it meets.
+"""
 
 import contextlib
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,14 +64,22 @@ CUSTOM = {
     "256 numbers": CodebookFormat(tuple(float(n) / 8 for n in range(-127, 129))),
 }
 QUANTIZERS = ENTRIES | {name: Quantizer(format=format) for name, format in CUSTOM.items()}
+ROUNDINGS = [r for r in Rounding if r not in (Rounding.TIES_TO_EVEN, Rounding.STOCHASTIC)]  # the last draws numbers
+FEW = [Rounding.TIES_TO_AWAY, Rounding.TOWARD_NEGATIVE]
 DIRECTED = {
     f"{name} {rounding}": QUANTIZERS[name].replace(rounding=rounding)
-    for name in ("float8_e5m2_per_tensor", "float8_e4m3fnuz_per_tensor", "bfloat16", "subnormals only")
-    for rounding in Rounding
-    if rounding is not Rounding.TIES_TO_EVEN
+    for names, roundings in (
+        (("float8_e5m2_per_tensor", "subnormals only"), ROUNDINGS),
+        (("float8_e4m3fnuz_per_tensor", "bfloat16"), FEW),
+    )
+    for name in names
+    for rounding in roundings
 }
+IN_CATALOG = {q.format: name for name, q in ENTRIES.items()}.values()  # one for each, the last, for blocks of all kinds
+FORMATS = [*IN_CATALOG, *(name for name, form in CUSTOM.items() if form not in {q.format for q in ENTRIES.values()})]
 SCALES = (2.0**-126, 1e-30, 0.1, 1 - 2.0**-24, 1.0, 1e30)
 SHAPE = (1024, 64)  # fits every granularity, and 65,536 numbers
+LENGTH = 5248  # holds the edges of every format
 
 
 def all_patterns(dtype: Any) -> Array:
@@ -165,32 +177,33 @@ def edges(q: Quantizer, scale: float) -> Array:
     return np.concatenate([x, special_values(np.float32), [np.float32(-0.0)]])
 
 
-@cache
-def length(q: Quantizer) -> int:
-    return max(edges(q, scale).size for scale in SCALES)
+def filled(x: Array) -> Array:
+    """Repeated up to `LENGTH`."""
+    assert x.size <= LENGTH
+    return np.resize(x, LENGTH)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("name", [*ENTRIES, "bfloat16", "float16", "e8m0"])
+@pytest.mark.parametrize("name", [*IN_CATALOG, "bfloat16", "float16", "e8m0"])
 def test_all_16_bit_inputs(name: str, dtype: Any) -> None:
     q, x = QUANTIZERS[name], all_patterns(dtype)
     for scale in SCALES:
         check(q, x, scale_for(q, SHAPE, scale), jit=True)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", IN_CATALOG)
 def test_all_bfloat16_inputs_operation_by_operation(name: str) -> None:
     q, x = QUANTIZERS[name], all_patterns(ml_dtypes.bfloat16)
     for scale in (2.0**-126, 0.1):
         check(q, x, scale_for(q, SHAPE, scale), jit=False)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS | DIRECTED)
+@pytest.mark.parametrize("name", [*FORMATS, *DIRECTED])
 def test_float32_knife_edges(name: str) -> None:
     q = (QUANTIZERS | DIRECTED)[name].replace(granularity=PerTensor())
     for scale in SCALES:
-        check(q, np.resize(edges(q, scale), length(q)), np.float32(scale).reshape(()), jit=True)
-    check(q, edges(q, 2.0**-126), np.float32(2.0**-126).reshape(()), jit=False)
+        check(q, filled(edges(q, scale)), np.float32(scale).reshape(()), jit=True)
+    check(q, filled(edges(q, 2.0**-126)), np.float32(2.0**-126).reshape(()), jit=False)
 
 
 @pytest.mark.parametrize("name", ["binary_per_tensor", "float8_e5m2_per_tensor", "nf4_per_group64", *CUSTOM])
@@ -203,35 +216,44 @@ def test_random_float32_and_random_scales(name: str) -> None:
     check(q, np.concatenate([near, anything], axis=1), scale, jit=True)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_dequantize_of_every_code(name: str) -> None:
     q = QUANTIZERS[name].replace(granularity=PerTensor())
-    codes = all_codes(q)
-    run = jax.jit(lambda c, s, dtype: jax_backend.dequantize(q, c, QParams(s), dtype), static_argnums=2)
-    for dtype in map(np.dtype, (np.float32, ml_dtypes.bfloat16, np.float16)):
-        for scale in map(np.float32, SCALES):
+    codes, dtypes = all_codes(q), [np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16)]
+    run = jax.jit(lambda c, s: [jax_backend.dequantize(q, c, QParams(s), dtype) for dtype in dtypes])
+    for scale in map(np.float32, SCALES):
+        for dtype, got in zip(dtypes, run(to_jax(codes), scale), strict=True):
             want = core.dequantize(q, codes, QParams(scale.reshape(())), dtype)
-            assert_same_bits(want, to_numpy(run(to_jax(codes), scale, dtype)), inputs=codes)
+            assert_same_bits(want, to_numpy(got), inputs=codes)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS | DIRECTED)
+@pytest.mark.parametrize("name", [*FORMATS, *DIRECTED])
 def test_grid_and_minifloat_one_by_one(name: str) -> None:
     q = (QUANTIZERS | DIRECTED)[name]
     numbers = np.concatenate([edges(q, 1.0), all_patterns(ml_dtypes.bfloat16).reshape(-1).astype(np.float32)])
     rounded = core_grid.round_to_grid(q, numbers)
     limited = core_grid.limit_to_grid(q, rounded)
-    room = jax.jit(lambda u: (grid.round_to_grid(q, u), grid.limit_to_grid(q, u), clip_mask(q, u)))
-    assert_same_bits(rounded, to_numpy(room(to_jax(numbers))[0]), inputs=numbers)
-    assert_same_bits(limited, to_numpy(room(to_jax(rounded))[1]), inputs=rounded)
+    number = limited if q.format.has_nan else np.where(np.isnan(limited), limited[:1], limited)
     mask = ~((rounded < q.format.lo) | (rounded > q.format.hi))
-    assert_same_bits(mask, to_numpy(room(to_jax(rounded))[2]), inputs=rounded)
-    number = limited if q.format.has_nan else limited[~np.isnan(limited)]
-    encoded = to_numpy(jax.jit(partial(grid.encode, q))(to_jax(number)))
-    assert_same_bits(core_grid.encode(q, number), encoded, inputs=number)
-    if isinstance(q.format, FloatFormat):
+
+    @jax.jit
+    def room(x: Any, rounded: Any, number: Any) -> tuple[Any, ...]:
+        parts = grid.round_to_grid(q, x), grid.limit_to_grid(q, rounded), clip_mask(q, rounded)
+        return *parts, grid.encode(q, number)
+
+    got = map(to_numpy, room(*map(to_jax, (numbers, rounded, number))))
+    for want, x in ((rounded, numbers), (limited, rounded), (mask, rounded), (core_grid.encode(q, number), number)):
+        assert_same_bits(want, next(got), inputs=x)
+    if isinstance(q.format, FloatFormat) and name in FORMATS:
         codes = all_codes(q)
         decoded = to_numpy(jax.jit(lambda c: minifloat.decode_float(c, q.format))(to_jax(codes)))
         assert_same_bits(core_minifloat.decode_float(codes, q.format).astype(np.float32), decoded, inputs=codes)
+
+
+def test_every_format_and_every_rounding_is_tried() -> None:
+    assert {QUANTIZERS[name].format for name in FORMATS} == {q.format for q in QUANTIZERS.values()}
+    assert {QUANTIZERS[name].format for name in IN_CATALOG} == {q.format for q in ENTRIES.values()}
+    assert {q.rounding for q in DIRECTED.values()} == set(Rounding) - {Rounding.TIES_TO_EVEN, Rounding.STOCHASTIC}
 
 
 def test_division_and_multiplication_of_ieee() -> None:
@@ -255,7 +277,7 @@ def test_division_and_multiplication_of_ieee() -> None:
         assert_same_bits(every.astype(dtype), got, inputs=every)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", [*ENTRIES, "float16", "e8m0", "ternary 0", "positive", "256 numbers"])
 def test_chosen_parameters(name: str) -> None:
     q = QUANTIZERS[name]
     rng = np.random.default_rng(2)
@@ -268,30 +290,40 @@ def test_chosen_parameters(name: str) -> None:
         assert_same_bits(core.fake_quantize(q, x), to_numpy(hat), inputs=x)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_inside_a_larger_program_and_mapped(name: str) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", IN_CATALOG)
+def test_inside_a_larger_program_and_mapped(name: str, dtype: Any) -> None:
     q = ENTRIES[name]
-    rng = np.random.default_rng(4)
-    x, w, b = rng.standard_normal((3, 3, *SHAPE[:1], 64)).astype(np.float32)
+    x, w, b = np.random.default_rng(4).standard_normal((3, 3, *SHAPE)).astype(np.float32)
     x[:, ::3] *= np.float32(1e-6)
-    for dtype in (np.float32, ml_dtypes.bfloat16):
-        x, w, b = (a.astype(dtype) for a in (x, w, b))
-        scale = np.stack([scale_for(q, SHAPE, s) for s in (0.1, 0.7, 3e-30)])
-        hats = [core.fake_quantize(q, *pair) for pair in zip(x, map(QParams, scale), strict=True)]
-        one = jax.jit(lambda x, s, w, b: jax_backend.fake_quantize(q, x, QParams(s)) + b)
-        assert_same_bits((hats[0] + b[0]), to_numpy(one(*map(to_jax, (x[0], scale[0], w[0], b[0])))), inputs=x[0])
-        times = jax.jit(lambda x, s, w, b: jax_backend.fake_quantize(q, x, QParams(s)) * w)
-        assert_same_bits((hats[0] * w[0]), to_numpy(times(*map(to_jax, (x[0], scale[0], w[0], b[0])))), inputs=x[0])
-        mapped = jax.jit(jax.vmap(lambda x, s: jax_backend.fake_quantize(q, x, QParams(s))))
-        assert_same_bits(np.stack(hats), to_numpy(mapped(to_jax(x), to_jax(scale))), inputs=x)
-    scalar, empty = q.replace(granularity=PerTensor()), np.zeros((0, 64), np.float32)
-    for value in (np.float32(0.3), np.float32(-1e-41), empty):
-        given = QParams(np.float32(0.1).reshape(()))
-        got = jax_backend.fake_quantize(scalar, to_jax(np.asarray(value)), QParams(to_jax(given.scale)))
-        assert_same_bits(core.fake_quantize(scalar, np.asarray(value), given), to_numpy(got))
+    x, w, b = (a.astype(dtype) for a in (x, w, b))
+    scale = np.stack([scale_for(q, SHAPE, s) for s in (0.1, 0.7, 3e-30)])
+    hats = [core.fake_quantize(q, *pair) for pair in zip(x, map(QParams, scale), strict=True)]
+
+    @jax.jit
+    def program(x: Any, s: Any, w: Any, b: Any) -> tuple[Any, ...]:
+        def fake(x: Any, s: Any) -> Any:
+            return jax_backend.fake_quantize(q, x, QParams(s))
+
+        return fake(x[0], s[0]) + b[0], fake(x[1], s[1]) * w[1], jax.vmap(fake)(x, s)
+
+    plus, times, mapped = map(to_numpy, program(*map(to_jax, (x, scale, w, b))))
+    assert_same_bits(hats[0] + b[0], plus, inputs=x[0])
+    assert_same_bits(hats[1] * w[1], times, inputs=x[1])
+    assert_same_bits(np.stack(hats), mapped, inputs=x)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize(
+    "name", ["binary_per_tensor", "ternary_per_tensor", "float8_e5m2_per_tensor", "nf4_per_group64"]
+)
+def test_scalars_and_empty_arrays(name: str) -> None:
+    q, given = QUANTIZERS[name].replace(granularity=PerTensor()), QParams(np.float32(0.1).reshape(()))
+    for value in (np.float32(0.3), np.float32(-1e-41), np.zeros((0, 64), np.float32)):
+        got = jax_backend.fake_quantize(q, to_jax(np.asarray(value)), QParams(to_jax(given.scale)))
+        assert_same_bits(core.fake_quantize(q, np.asarray(value), given), to_numpy(got))
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_nan_has_its_code_or_none(name: str) -> None:
     q = QUANTIZERS[name].replace(granularity=PerTensor())
     x, given = np.array([np.nan, -np.nan, 1.0], np.float32), QParams(np.float32(1).reshape(()))
@@ -312,7 +344,7 @@ def test_nan_has_its_code_or_none(name: str) -> None:
 )
 def test_float64(name: str) -> None:
     q = QUANTIZERS[name].replace(granularity=PerTensor())
-    x = np.concatenate([edges(q, 0.1).astype(np.float64) * (1 + 2.0**-30), special_values(np.float64)])
+    x = filled(np.concatenate([edges(q, 0.1).astype(np.float64) * (1 + 2.0**-30), special_values(np.float64)]))
     for scale in (0.1, 2.0**-1022, 1e300):
         with jax_types(wide=True):
             check(q, x, np.float64(scale).reshape(()), jit=True)
