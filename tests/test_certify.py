@@ -1,6 +1,8 @@
 """Certificates as a process: planted faults are found, tiles are scheduled, kept, lost and done again."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +209,17 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
 def test_a_job_that_always_kills_its_process_is_given_up() -> None:
     with pytest.raises(RuntimeError, match="ended 4 processes"):
         list(run_anywhere(exec, ["import os; os._exit(3)"], workers=1))
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    """They hold its standard output: it ends for the reader when the last of them does."""
+    program = "from samebits.proofs.schedule import run_anywhere\nif __name__ == '__main__':\n    "
+    program += "list(run_anywhere(exec, [\"print('begun', flush=True); import time; time.sleep(600)\"], workers=1))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as main:
+        assert main.stdout is not None
+        assert main.stdout.readline() == "begun\n"
+        main.kill()
+        assert main.communicate(timeout=60)[0] == ""
 
 
 @pytest.fixture
