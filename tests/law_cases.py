@@ -86,7 +86,7 @@ def dtypes_for(mode: str, name: str) -> tuple[str, ...]:
         return ALL_DTYPES
     if name in VARIANTS:
         return ALL_DTYPES if mode.endswith("eager") else ("float32",)
-    return KIND_DTYPES.get(name, ("float32",))
+    return ("float32",) if mode == "torch compiled" else KIND_DTYPES.get(name, ("float32",))
 
 
 def tried(mode: str) -> dict[str, Quantizer]:
@@ -177,3 +177,16 @@ def _kinds(random: np.random.Generator, q: Quantizer, dtype: Any) -> Case:
     g[::5, ::3] = 0
     g[::7, ::4] *= -1
     return x, qparams, g
+
+
+def laws_tried(*modes: str) -> list[tuple[str, str, str]]:
+    """All triples (mode, name of the quantizer, law) to try."""
+    return [(mode, name, law) for mode in modes for name in tried(mode) for law in laws_for(mode, name)]
+
+
+def check_law(mode: str, name: str, law: str) -> None:
+    """A law on the cases of every dtype; AssertionError when it is broken."""
+    q = tried(mode)[name]
+    for dtype in dtypes_for(mode, name):
+        for x, qparams, g in cases_of(q, dtype):
+            LAWS[law](implementation_for(mode), q, x, qparams, g)

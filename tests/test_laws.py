@@ -1,7 +1,7 @@
 """Every law on every quantizer, operation by operation; and wrong implementations, each of which a law must reject.
 
-Hypothesis draws arrays of all shapes; in every mode the cases of `law_cases` are tried. `test_laws_compiled` has the
-compiled modes.
+Hypothesis draws arrays of all shapes; in every mode the cases of `law_cases` are tried. `test_laws_compiled` and
+`test_laws_jitted` have the other modes.
 """
 
 from collections.abc import Callable
@@ -23,34 +23,31 @@ from samebits.proofs import strategies
 from samebits.proofs.execution import MODES, Implementation, implementation
 from samebits.proofs.laws import LAWS, applies
 
+from . import test_laws_compiled, test_laws_jitted
 from .law_cases import (
     PARAMETER_LAWS,
     VARIANTS,
     cases_of,
-    dtypes_for,
-    implementation_for,
+    check_law,
     in_full,
     laws_for,
+    laws_tried,
     tried,
 )
 
 Array = NDArray[Any]
 RIGHT = implementation("numpy")
 
-UNFUSED = ("numpy", "torch eager", "jax eager")  # test_laws_compiled.py tries the others
-TRIED = [(mode, name, law) for mode in UNFUSED for name in tried(mode) for law in laws_for(mode, name)]
+EAGER = ("numpy", "torch eager", "jax eager")
 
 
-@pytest.mark.parametrize(("mode", "name", "law"), TRIED)
+@pytest.mark.parametrize(("mode", "name", "law"), laws_tried(*EAGER))
 def test_law(mode: str, name: str, law: str) -> None:
-    q = tried(mode)[name]
-    for dtype in dtypes_for(mode, name):
-        for x, qparams, g in cases_of(q, dtype):
-            LAWS[law](implementation_for(mode), q, x, qparams, g)
+    check_law(mode, name, law)
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [(mode, name) for mode in UNFUSED[:2] for name in catalog if in_full(mode, name)]
+    ("mode", "name"), [(mode, name) for mode in EAGER[:2] for name in catalog if in_full(mode, name)]
 )
 @settings(max_examples=12)
 @given(st.data())
@@ -478,6 +475,11 @@ def test_every_mode_tries_every_law_on_every_granularity_and_kind_of_format() ->
         assert {type(q.granularity) for q in full.values()} >= {PerTensor, PerAxis, PerToken, PerGroup, PerBlock}
         assert {type(q.format) for q in full.values()} == {type(q.format) for q in catalog.values()}
         assert {law for name in full for law in laws_for(mode, name)} == set(LAWS)
+
+
+def test_every_mode_is_tried() -> None:
+    others = {mode for file in (test_laws_compiled, test_laws_jitted) for mode in file.MODES_TRIED}
+    assert {*EAGER, *others} == set(MODES)
 
 
 def test_what_is_not_tried_in_full_is_compared_with_the_specification() -> None:
