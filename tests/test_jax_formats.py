@@ -79,7 +79,7 @@ IN_CATALOG = {q.format: name for name, q in ENTRIES.items()}.values()  # one for
 FORMATS = [*IN_CATALOG, *(name for name, form in CUSTOM.items() if form not in {q.format for q in ENTRIES.values()})]
 SCALES = (2.0**-126, 1e-30, 0.1, 1 - 2.0**-24, 1.0, 1e30)
 SHAPE = (1024, 64)  # fits every granularity, and 65,536 numbers
-LENGTH = 5248  # holds the edges of every format
+LENGTH = 5280  # holds the edges of every format
 
 
 def all_patterns(dtype: Any) -> Array:
