@@ -37,7 +37,7 @@ BY_QUOTIENT = (
 )
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
-GRID = 1 << 17  # places between the numbers that bisection begins with: a step may be undone by a later one
+GRID = 1 << 20  # places between the numbers that bisection begins with: a step may be undone by a later one
 
 
 class Steps(NamedTuple):

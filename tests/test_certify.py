@@ -72,6 +72,14 @@ def test_every_part_of_a_plan_passes() -> None:
             assert not few(q, short, "numpy", "torch eager").findings, part.name
 
 
+@pytest.mark.parametrize("name", [name for name, q in catalog.items() if q.format.bits <= 8])
+def test_every_entry_of_the_catalog_passes_at_a_few_scales(name: str) -> None:
+    """Whatever its format: the engine knows steps, not formats."""
+    zero_point = 3 if catalog[name].affine else None
+    for tile in (Tile("scales", BINADE, 32, 66_000_001, zero_point), Tile("granularity", ONE, 2, 77, zero_point)):
+        assert not few(catalog[name], tile, "numpy", "torch eager").findings
+
+
 def test_the_plan_holds_every_significand_once() -> None:
     for q in (INT2, INT4, UINT4, catalog["int8_per_tensor"], catalog["int16_per_tensor"]):
         tiles = next(part.tiles for part in boundary_plan(q) if part.name == "significands")
