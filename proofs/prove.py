@@ -46,12 +46,13 @@ LIBRARIES = ("samebits", "numpy", "ml_dtypes", "torch", "jax", "jaxlib", "Python
 
 @dataclass(frozen=True)
 class Job:
-    """One entry and dtype in the modes asked for, under so many scales; ``source``: digest of the code to be run."""
+    """One entry and dtype in the modes asked for, under so many scales; ``source``: the code's digest."""
 
     quantizer: str
     dtype: str
     modes: tuple[str, ...]
     scales: int
+    seed: int
     source: str
 
 
@@ -103,14 +104,19 @@ class Proof:
 
 
 def jobs(
-    names: Sequence[str] = (), *, modes: Sequence[str] = (), scales: int | None = None, without: Collection[str] = ()
+    names: Sequence[str] = (),
+    *,
+    modes: Sequence[str] = (),
+    scales: int | None = None,
+    seed: int = 0,
+    without: Collection[str] = (),
 ) -> tuple[Job, ...]:
     """The jobs of a proof; none depends on another. Neighbours share what eager JAX compiles.
 
     Args:
         names: of catalog entries; none for all. ``modes``: none for all but the specification.
         scales: how many for each dtype, at least 8; None for `SCALES` and `EDGE_SCALES`.
-        without: entries to leave out.
+        seed: of the random scales and zero points. ``without``: entries to leave out.
     Raises:
         KeyError: an unknown name, with the nearest known ones.
         ValueError: an entry whose granularity has no pieces, or too few scales.
@@ -126,7 +132,7 @@ def jobs(
     counts = {name: scales or (EDGE_SCALES if name == "float32" else SCALES) for name in DTYPES}
     source = source_digest()
     like = sorted((name for name in chosen if name not in without), key=lambda name: str(catalog[name].granularity))
-    return tuple(Job(name, dtype, asked, count, source) for name in like for dtype, count in counts.items())
+    return tuple(Job(name, dtype, asked, count, seed, source) for name in like for dtype, count in counts.items())
 
 
 def run(wanted: Sequence[Job], *, workers: int = 0) -> Iterator[Proof]:
@@ -140,7 +146,7 @@ def run_job(job: Job) -> Proof:
     q = catalog[job.quantizer]
     missing = {mode: execution.unavailable(mode) for mode in job.modes}
     totals, inputs = dict.fromkeys((mode for mode in job.modes if not missing[mode]), Tally()), 0
-    for piece in pack(q, rows(q, job.dtype, job.scales)):
+    for piece in pack(q, rows(q, job.dtype, job.scales, job.seed)):
         inputs += int(piece.real.sum())
         g = _cotangent(piece)
         expected = execution.run_all(REFERENCE, q, piece.x, g, piece.qparams)
@@ -151,10 +157,10 @@ def run_job(job: Job) -> Proof:
     return Proof(job.quantizer, inputs, modes, job.source, _libraries())
 
 
-def rows(q: Quantizer, dtype: str, count: int) -> Iterator[Rows]:
+def rows(q: Quantizer, dtype: str, count: int, seed: int = 0) -> Iterator[Rows]:
     """Everything that is compared for an entry as one dtype: one part for each scale."""
-    kind, numbers = DTYPES[dtype], scales_of(q, count, dtype)
-    rng = np.random.default_rng(crc32(f"{q} {dtype}".encode()))
+    kind, numbers = DTYPES[dtype], scales_of(q, dtype, count, seed)
+    rng = np.random.default_rng(crc32(f"{q} {dtype} {seed}".encode()))
     lo, hi = int(q.format.lo), int(q.format.hi)
     for i, scale in enumerate(numbers):
         ends = (lo, hi, (lo + hi) // 2)
@@ -165,13 +171,13 @@ def rows(q: Quantizer, dtype: str, count: int) -> Iterator[Rows]:
             yield edge_rows(q, scale, zero, kind, f"scale {i}")
 
 
-def scales_of(q: Quantizer, count: int, dtype: str) -> list[np.float32]:
+def scales_of(q: Quantizer, dtype: str, count: int, seed: int = 0) -> list[np.float32]:
     """So many scales, all different: the ends of the domain, powers of two, then random significands.
 
     Half of the exponents lie where numbers of the dtype are neither all clamped nor all 0 (-24 to 15), the others
     anywhere. Entries whose scales are powers of two get only those.
     """
-    rng = np.random.default_rng(crc32(f"{q.format} {dtype}".encode()))
+    rng = np.random.default_rng(crc32(f"{q.format} {dtype} {seed}".encode()))
     only_powers = q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT
     least, one = np.float32(2.0**-126), np.float32(1)
     chosen = [least, np.float32(2.0**127), one, 2 * least, np.float32(0.5)]
@@ -179,9 +185,8 @@ def scales_of(q: Quantizer, count: int, dtype: str) -> list[np.float32]:
         chosen += [np.nextafter(least, one), np.finfo(np.float32).max, np.nextafter(one, np.float32(0))]
     found = dict.fromkeys(chosen)
     while len(found) < count:
-        near = len(found) % 2 and len(found) < 70  # there are 40 powers of two nearby
-        exponent = int(rng.integers(-24, 16) if near else rng.integers(-126, 128))
-        power = only_powers or len(found) % 8 < 2
+        exponent = int(rng.integers(-24, 16) if rng.integers(2) else rng.integers(-126, 128))
+        power = only_powers or rng.integers(8) < 2
         significand = np.float32(1) if power else np.float32(1 + rng.integers(1, 2**23) / 2**23)
         found[np.ldexp(significand, exponent)] = None
         if only_powers and len(found) == 254:

@@ -18,7 +18,7 @@ from .examine import quantizer
 from .planted import JAX, ROUTES, TORCH, Fault, Make, to
 from .planted_sums import _interval
 
-Formula = Callable[[Any, Quantizer, Any], Any]  # of (m, q, u): numbers of the format for quotients u
+Formula = Callable[[Any, Any, Any], Any]  # of (m, q, u): numbers of the format for quotients u
 Builder = Callable[[str, Any, Any], dict[str, Any]]  # of (room, m, original): faulty functions by name
 
 BINARY, TERNARY = quantizer("binary_per_tensor"), quantizer("ternary_per_tensor")
@@ -44,7 +44,7 @@ def verb(m: Any, name: str) -> Any:
     return getattr(import_module(f"samebits.{_room(m)}.{file}"), function)
 
 
-def right(m: Any, q: Quantizer, u: Any) -> Any:
+def right(m: Any, q: Any, u: Any) -> Any:
     """What is right, by the verbs of the room."""
     return verb(m, "grid.limit_to_grid")(q, verb(m, "grid.round_to_grid")(q, u))
 
@@ -56,7 +56,7 @@ def numbers_by(formula: Formula, route: str) -> tuple[str, Make]:
     """A plant that makes the numbers of a format by a formula."""
 
     def torch_eager(original: Any) -> Any:
-        def to_grid(q: Quantizer, u: Any, z: Any) -> None:
+        def to_grid(q: Any, u: Any, z: Any) -> None:
             u.copy_(formula(torch, q, u.clone()))
 
         return to_grid
@@ -87,12 +87,12 @@ def _described(**changes: Any) -> Formula:
     return lambda m, q, u: right(m, q.replace(**changes), u)
 
 
-def _before(step: Callable[[Any, Quantizer, Any], Any]) -> Formula:
+def _before(step: Formula) -> Formula:
     """The right formula after something that should not be done."""
     return lambda m, q, u: right(m, q, step(m, q, u))
 
 
-def _where(wrong: Callable[[Any, Quantizer, Any], Any], number: Callable[[Any, Quantizer, Any], Any]) -> Formula:
+def _where(wrong: Formula, number: Formula) -> Formula:
     """``number`` where ``wrong``, else what is right."""
     return lambda m, q, u: m.where(wrong(m, q, u), number(m, q, u), right(m, q, u))
 
@@ -105,11 +105,11 @@ def _number(value: float) -> Formula:
     return lambda m, q, u: m.full_like(u, value)
 
 
-def _ends(m: Any, q: Quantizer, u: Any) -> Any:
+def _ends(m: Any, q: Any, u: Any) -> Any:
     return m.where(u > 0, float(q.format.hi), float(q.format.lo))
 
 
-def _listed(q: Quantizer, below: Callable[[Any, float], Any], u: Any, m: Any, ends: Any, first: int = 0) -> Any:
+def _listed(q: Any, below: Callable[[Any, float], Any], u: Any, m: Any, ends: Any, first: int = 0) -> Any:
     """A codebook's number by counting the ends that are below."""
     values = q.format.values
     number = m.full_like(u, values[first])
@@ -118,18 +118,18 @@ def _listed(q: Quantizer, below: Callable[[Any, float], Any], u: Any, m: Any, en
     return m.where(m.isnan(u), u, number)
 
 
-def _bfloat16(m: Any, q: Quantizer, u: Any) -> Any:
+def _bfloat16(m: Any, q: Any, u: Any) -> Any:
     return to(m, u, "bfloat16", "float32")
 
 
-def _float16(m: Any, q: Quantizer, u: Any) -> Any:
+def _float16(m: Any, q: Any, u: Any) -> Any:
     return to(m, u, "float16", "float32")
 
 
 def _bits(**by: int) -> Formula:
     """Another width of exponent or significand, or another bias, with the ends of the right format."""
 
-    def formula(m: Any, q: Quantizer, u: Any) -> Any:
+    def formula(m: Any, q: Any, u: Any) -> Any:
         f = q.format
         changes = {name: getattr(f, "offset" if name == "bias" else name) + more for name, more in by.items()}
         rounded = verb(m, "minifloat.round_to_float")(u, replace(f, **changes), q.rounding)
@@ -138,22 +138,22 @@ def _bits(**by: int) -> Formula:
     return formula
 
 
-def _without_subnormals(m: Any, q: Quantizer, u: Any) -> Any:
+def _without_subnormals(m: Any, q: Any, u: Any) -> Any:
     number = right(m, q, u)
     return m.where(m.abs(number) < 2.0**q.format.min_exponent, m.zeros_like(u), number)
 
 
-def _one_zero(m: Any, q: Quantizer, u: Any) -> Any:
+def _one_zero(m: Any, q: Any, u: Any) -> Any:
     number = right(m, q, u)
     return m.where(number == 0, m.zeros_like(u), number)
 
 
-def _signed_zero(m: Any, q: Quantizer, u: Any) -> Any:
+def _signed_zero(m: Any, q: Any, u: Any) -> Any:
     number = right(m, q, u)
     return m.where((number == 0) & (u < 0), m.full_like(u, -0.0), number)
 
 
-def _nearest(m: Any, q: Quantizer, u: Any) -> Any:
+def _nearest(m: Any, q: Any, u: Any) -> Any:
     """By distance, computed in float32, the later of two: other decisions than those of float32 midpoints."""
     number, distance = m.full_like(u, q.format.values[0]), m.abs(u - q.format.values[0])
     for value in q.format.values[1:]:
@@ -326,7 +326,7 @@ def _shared(room: str, m: Any, original: Any) -> dict[str, Any]:
     def ruled(restriction: str) -> Any:
         return lambda q, magnitude: original(q.replace(restriction=restriction), magnitude)
 
-    def by_log2(q: Quantizer, magnitude: Any) -> Any:
+    def by_log2(q: Any, magnitude: Any) -> Any:
         return m.exp2(m.floor(m.log2(m.clip(magnitude, 2.0**-100, None))) - 2)
 
     return {
