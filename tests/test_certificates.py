@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
 from samebits.proofs.certificate import (
+    RESULTS,
     SECTIONS,
     CertificateError,
     check,
@@ -292,3 +293,11 @@ def test_kept_certificates_hold_together(path: Path) -> None:
     name = request.name.partition(",")[0]
     q: Quantizer = catalog[name]
     assert request.q.replace(rounding=q.rounding) == q
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_the_docs_list_kept_certificates(path: Path) -> None:
+    certificate, request = load(path)
+    tiles, results = (sum(part[key] for part in certificate["domain"]) for key in ("tiles", RESULTS))
+    row = f"| {request.engine} | {len(request.modes)} | {tiles:,} | {results:,} | complete |"
+    assert f"| [{path.stem}](certificates/{path.name}) {row}\n" in (DOCS.parent / "certificates.md").read_text()
