@@ -36,6 +36,7 @@ from samebits.proofs.compare import assert_same_bits
 from samebits.proofs.knife_edges import knife_edge_array, special_values
 
 from .exact import DIRECTIONS, DTYPES, fake_quantized
+from .law_cases import INTEGERS
 
 Array = NDArray[Any]
 NARROW = ("float32", "bfloat16", "float16")
@@ -47,8 +48,14 @@ ENTRIES = [
     for name, q in catalog.items()
     if isinstance(q.format, IntegerFormat) and q.scale.restriction in ("float", "power_of_two")
 ]
-each_entry = pytest.mark.parametrize("name", ENTRIES)
 each_rounding = pytest.mark.parametrize("rounding", Rounding)
+
+
+def entries_and_dtypes(*dtypes: str) -> pytest.MarkDecorator:
+    """Every entry on float32, and the plainest of every granularity on the other dtypes, which are widened first."""
+    pairs = [(name, dtype) for dtype in dtypes for name in ENTRIES if name in INTEGERS or dtype == "float32"]
+    return pytest.mark.parametrize(("name", "dtype"), pairs)
+
 
 SYMMETRIC = catalog["int8_per_tensor"]
 AFFINE = catalog["uint8_affine_per_channel"]
@@ -170,8 +177,7 @@ def _filled_blocks(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, QPa
 # --- values, element by element --------------------------------------------------------------------------------------
 
 
-@each_dtype
-@each_entry
+@entries_and_dtypes(*NARROW)
 def test_knife_edges_of_the_catalog(name: str, dtype: str) -> None:
     for x, qparams in edges(catalog[name], dtype):
         assert_same_functions(catalog[name], x, qparams, modes_for(name, dtype))
@@ -230,8 +236,7 @@ def test_round_to_integer_keeps_the_sign_of_zero(rounding: Rounding, dtype: str)
         assert_same_bits(want, jax.jit(round_to_integer, static_argnums=1)(to_jax(x), rounding), inputs=x)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@each_entry
+@entries_and_dtypes("float32", "float16")
 def test_parameters_of_awkward_data(name: str, dtype: str) -> None:
     q, rng, kind = catalog[name], np.random.default_rng(0), DTYPES[dtype]
     largest = float(np.finfo(np.float16).max if dtype == "float16" else np.finfo(np.float32).max / 2)
