@@ -186,7 +186,9 @@ def value_faults() -> Iterator[Fault]:
     zero = "negative zero kept"
     yield Fault(zero, "torch eager", [(f"{TORCH}.eager.fake_quantize", _negative_zero)], INT8, fake)
     yield Fault(zero, "torch func", [(f"{TORCH}.elementwise.one_zero", lambda _: lambda q, codes: codes)], INT8, fake)
-    yield Fault(zero, "jax eager", [(f"{JAX}.arrays.product", lambda _: lambda code, scale: code * scale)], INT8, fake)
+    yield Fault(
+        zero, "jax eager", [(f"{JAX}.arrays.product", lambda _: lambda code, scale, **how: code * scale)], INT8, fake
+    )
 
     twice = "bfloat16 reached through float16"
     yield Fault(twice, "torch eager", [(f"{TORCH}.eager.fake_quantize", _through_float16)], INT8, fake, "bfloat16")
@@ -216,7 +218,7 @@ COMPILED: Sequence[Fault] = [
     Fault(
         "product left to be fused with a sum",
         "jax jit",
-        [(f"{JAX}.arrays.product", lambda _: lambda code, scale: code * scale)],
+        [(f"{JAX}.arrays.product", lambda _: lambda code, scale, **how: code * scale)],
         INT8.replace(momentum=0.5),  # momentum changes no bits, but makes programs of their own
         frozenset({"sum"}),
     ),
