@@ -239,7 +239,7 @@ def page_of(proofs: Mapping[str, Proof]) -> str:
         groups.setdefault(state, []).append(proof)
     lines = [*_HEAD.format(done=len(proofs), of=len(catalog), scales=SCALES, edges=EDGE_SCALES).splitlines(), ""]
     for (source, *libraries), members in groups.items():
-        lines += [f"{len(members)} entries with the source {source[:16]} and {', '.join(libraries)}:", ""]
+        lines += [f"{len(members)} with the source {source[:16]} and {', '.join(libraries)}:", ""]
         lines += [f"| entry | inputs | {' | '.join(MODES)} |", "|---|--:|" + "--:|" * len(MODES)]
         lines += [_line(proof) for proof in members]
         lines += [""]
