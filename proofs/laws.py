@@ -89,9 +89,15 @@ def _even_neighbours(q: Quantizer) -> bool:
 def _covers(q: Quantizer) -> bool:
     """Floor and even exponents and quantized scales clamp on purpose.
 
-    The other denominators are about integers: they may leave numbers out at one end of a codebook.
+    Of formats that end below 2 the largest data would need the power of two after the last. Denominators other than the
+    end and the larger end are about integers: they may leave numbers out at one end of a codebook,
+    and the edge lies beyond the end on purpose.
     """
     if q.scale.restriction in (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED):
+        return False
+    if q.scale.restriction is not Restriction.FLOAT and q.format.hi < 2:
+        return False
+    if q.scale.denominator is Denominator.EDGE and not isinstance(q.format, IntegerFormat):
         return False
     return not isinstance(q.format, CodebookFormat) or q.scale.denominator in (Denominator.HI, Denominator.LARGER)
 

@@ -117,16 +117,24 @@ def variants(draw: st.DrawFn) -> Quantizer:
     form = draw(formats())
     integer, listed = isinstance(form, IntegerFormat), isinstance(form, BinaryFormat | TernaryFormat | CodebookFormat)
     two_sided = [d for d in Denominator if form.lo or d is not Denominator.LO]
-    denominators = two_sided if integer or form.lo <= -1 else [Denominator.HI]
+    denominators = st.sampled_from(two_sided if integer or form.lo <= -1 else [Denominator.HI])
     floors = st.one_of(st.none(), st.sampled_from([2.0**-126, 1e-6, 1.5]))
-    rule = st.builds(
-        ScaleRule, restriction=st.sampled_from(Restriction), denominator=st.sampled_from(denominators), floor=floors
+    zero_point, denominator = draw(st.sampled_from(ZeroPoint)) if integer else ZeroPoint.NONE, draw(denominators)
+    plain = zero_point is not ZeroPoint.NONE or denominator is Denominator.LARGER
+    restriction = draw(st.sampled_from((Restriction.FLOAT, Restriction.POWER_OF_TWO) if plain else tuple(Restriction)))
+    quantized = restriction is Restriction.QUANTIZED
+    rule = ScaleRule(
+        restriction=restriction,
+        denominator=denominator,
+        scale_format=FloatFormat(4, 3, specials=Specials.NAN_ONLY) if quantized else None,
+        two_level=quantized and draw(st.booleans()),
+        floor=draw(floors),
     )
     return Quantizer(
         format=form,
         granularity=draw(granularities()),
-        scale=draw(rule),
-        zero_point=draw(st.sampled_from(ZeroPoint)) if integer else ZeroPoint.NONE,
+        scale=rule,
+        zero_point=zero_point,
         rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(Rounding)),
         gradient=draw(st.sampled_from(Gradient)),
     )
