@@ -13,8 +13,8 @@ from ..core.formats import significand_bits
 from .numbers import numbers
 
 Array = NDArray[Any]
-EXPONENTS = np.arange(-1000, 1000)
-POWERS = np.exp2(EXPONENTS.astype(np.float64))
+EXPONENTS = np.arange(-1074, 1025)  # of all numbers of float64, and what the largest are rounded up to
+POWERS = np.append(np.exp2(EXPONENTS[:-1].astype(np.float64)), np.inf)
 
 
 def raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
