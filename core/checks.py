@@ -14,17 +14,6 @@ from .descriptions import Quantizer, ScaleRule
 from .granularity import qparams_shape
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-ONLY_IN_CORE = (
-    "scale_dtype",
-    "scale_division",
-    "range",
-    "range_floor",
-    "empty_range",
-    "replace_below",
-    "replacement",
-    "zero_point_rule",
-    "zero_point_scale",
-)
 
 
 def check_quantizer(q: object) -> None:
@@ -151,14 +140,12 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
 
     The same for those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor at all.
     """
-    default = ScaleRule()
-    for name in ONLY_IN_CORE:
-        if getattr(q.scale, name) != getattr(default, name):
-            raise ValueError(
-                f"`q.scale.{name}` must be the default, {getattr(default, name)!s}, in samebits.{room}, got "
-                f"{getattr(q.scale, name)!s}; samebits.core computes every other"
-            )
-    if q.scale.floor == 0:
+    for name in q.scale.only_in_core:
+        raise ValueError(
+            f"`q.scale.{name}` must be the default, {getattr(ScaleRule(), name)!s}, in samebits.{room}, got "
+            f"{getattr(q.scale, name)!s}; samebits.core computes every other"
+        )
+    if q.scale.has_no_floor:
         raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
     if q.arithmetic != Arithmetic():
         raise ValueError(

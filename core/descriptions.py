@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from .arithmetic import Arithmetic, ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
 from .choice import choice
@@ -74,6 +74,20 @@ class Denominator(StrEnum):
     EDGE = "edge"  # absmax / (hi + 1/2): the largest code reaches half a step beyond its value (AQT)
 
 
+# Fields of a `ScaleRule` that only `samebits.core` computes
+ONLY_IN_CORE = (
+    "scale_dtype",
+    "scale_division",
+    "range",
+    "range_floor",
+    "empty_range",
+    "replace_below",
+    "replacement",
+    "zero_point_rule",
+    "zero_point_scale",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScaleRule:
     """How a scale is chosen from the smallest and largest element of a block (both widened to include 0).
@@ -109,6 +123,11 @@ class ScaleRule:
         zero_point_rule: how the zero point is rounded.
         zero_point_scale: by which scale it is computed.
 
+    Attributes:
+        only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
+        has_no_floor: whether ``floor`` is 0. (Both are known from the start because compilers that trace the frontends
+            would take the numbers themselves for variables of the program.)
+
     Raises:
         ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
             outside [0, 1), ``floor`` neither 0.0 nor in [2**-126, 2**127], or another negative number.
@@ -130,6 +149,8 @@ class ScaleRule:
     replacement: float | None = None
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
+    only_in_core: ClassVar[tuple[str, ...]] = ()
+    has_no_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
@@ -145,6 +166,10 @@ class ScaleRule:
             raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
         if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
             raise ValueError(f"`floor` must be None, 0.0 or in [2**-126, 2**127], got {self.floor!r}")
+        usual = {f.name: f.default for f in fields(self)}
+        others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
+        object.__setattr__(self, "only_in_core", others)
+        object.__setattr__(self, "has_no_floor", self.floor == 0)
 
     def _check_rules_of_others(self) -> None:
         for name, kind in (

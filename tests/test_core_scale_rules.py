@@ -12,13 +12,13 @@ from samebits.core import (
     Quantizer,
     ScaleRule,
     catalog,
-    checks,
     choose_qparams,
     dequantize,
     fake_quantize,
     fake_quantize_vjp,
     quantize,
 )
+from samebits.core.descriptions import ONLY_IN_CORE
 from samebits.proofs.compare import assert_same_bits
 from samebits.proofs.knife_edges import knife_edges, special_values
 
@@ -58,9 +58,9 @@ def test_other_ways_to_choose_are_left_to_core(field: str, value: Any, name: str
 
 
 def test_every_way_to_choose_that_is_left_to_core_is_refused() -> None:
-    assert tuple(field for field, _ in OTHERS) == checks.ONLY_IN_CORE
+    assert tuple(field for field, _ in OTHERS) == ONLY_IN_CORE
     ours = {"source", "restriction", "denominator", "scale_format", "two_level", "momentum", "floor"}
-    assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(checks.ONLY_IN_CORE)
+    assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(ONLY_IN_CORE)
 
 
 def test_range_rules() -> None:
