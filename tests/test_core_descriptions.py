@@ -34,6 +34,7 @@ from samebits.core import (
     quantize,
 )
 from samebits.core.contraction import accumulator_bound, contracts_codes, largest_code
+from samebits.core.descriptions import SHARED_EXPONENT
 from samebits.core.formats import NF4, Format
 
 ENTRIES = [
@@ -102,7 +103,8 @@ def test_storage_is_the_first_dtype_that_holds_the_range() -> None:
         (
             lambda: ScaleRule(restriction="pot"),
             ValueError,
-            "`restriction` must be one of 'float', 'power_of_two'; got 'pot'",
+            "`restriction` must be one of 'float', 'power_of_two', 'power_of_two_floor', 'power_of_two_ceil', "
+            "'power_of_two_even', 'quantized'; got 'pot'",
         ),
         (
             lambda: Quantizer(format="int8"),
@@ -206,11 +208,20 @@ def beginning(format: Format) -> str:
 def test_catalog_holds_what_it_must_and_says_what_it_holds() -> None:
     assert set(ENTRIES) <= set(catalog)
     for name, q in catalog.items():
+        assert q.arithmetic == Arithmetic()
+        if name.startswith(("mx", "nv")):
+            blocks = 16 if q.scale.restriction is Restriction.QUANTIZED else 32
+            assert q.granularity == PerGroup(blocks)
+            assert (q.scale.restriction in (*SHARED_EXPONENT, Restriction.POWER_OF_TWO)) == name.startswith("mx")
+            continue
         assert name.startswith(beginning(q.format))
         assert ("_affine" in name) == q.affine
         assert ("_narrow" in name) == (isinstance(q.format, IntegerFormat) and q.format.narrow)
         assert ("_power_of_two" in name) == (q.scale.restriction is Restriction.POWER_OF_TWO)
-        assert (q.rounding, q.gradient, q.arithmetic) == (Rounding.TIES_TO_EVEN, Gradient.CLIPPED, Arithmetic())
+        assert ("_learned" in name) == (q.gradient is Gradient.LEARNED_SCALE)
+        assert ("_dpu" in name) == (q.rounding is Rounding.DPU)
+        assert ("_toward_zero" in name) == (q.rounding is Rounding.TOWARD_ZERO)
+        assert ("_overflow" in name) == (isinstance(q.format, FloatFormat) and not q.format.saturate)
         if isinstance(q.format, FloatFormat) and q.format.specials is not Specials.IEEE and q.format.has_nan:
             assert ("fnuz_" in name) == (q.format.specials is Specials.NEGATIVE_ZERO)
             assert ("fn_" in name) == (q.format.specials is Specials.NAN_ONLY)

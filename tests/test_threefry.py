@@ -140,11 +140,14 @@ def check_rule(dtype: str) -> None:
     x, noise = numbers_and_noise(DTYPES[dtype])
     want, how = exactly(x, noise), Rounding.STOCHASTIC
     assert_same_bits(want, round_to_integer(x, how, noise), call="core", inputs=x)
-    got = torch_frontend.grid.round_to_integer(to_torch(x), how, to_torch(noise))
+    got = torch_frontend.rounding.round_to_integer(to_torch(x), how, to_torch(noise))
     assert_same_bits(want, got, call="torch_frontend", inputs=x)
     with jax.enable_x64(dtype == "float64"):
         given = to_jax(x), to_jax(noise)
-        for run in (jax_backend.grid.round_to_integer, jax.jit(jax_backend.grid.round_to_integer, static_argnums=1)):
+        for run in (
+            jax_backend.rounding.round_to_integer,
+            jax.jit(jax_backend.rounding.round_to_integer, static_argnums=1),
+        ):
             assert_same_bits(want, run(given[0], how, given[1]), call="jax_backend", inputs=x)
 
 
