@@ -137,7 +137,7 @@ COMPILED = ("int8", "affine uint4 per group", "float8_e4m3fn", "int8, bfloat16")
 
 def _program(leaves: dict[str, Any], parameters: dict[str, Any], seed: Any, b: Any) -> Any:
     """Several cases in one program; one of them also inside a larger expression, and its codes."""
-    given = {name: QParams(*parameters[name][:2], seed=seed) for name in COMPILED}
+    given = {name: QParams(parameters[name][0], parameters[name][1], seed=seed) for name in COMPILED}
     found = [torch_frontend.fake_quantize(CASES[name][0], leaves[name], given[name]) for name in COMPILED]
     codes = torch_frontend.quantize(INT8, leaves["int8"].detach(), given["int8"])
     return found, codes, found[0].detach() * b + b
