@@ -82,10 +82,12 @@ def dtypes_for(mode: str, name: str) -> tuple[str, ...]:
     """Compilers take seconds for every dtype, so 16-bit ones there for some quantizers only."""
     if name in INTEGERS and mode == "torch compiled":
         return COMPILED_DTYPES.get(name, ("float32",))
-    if mode == "numpy" or name in INTEGERS:
+    if name in INTEGERS or (mode == "numpy" and name in KINDS_OF_ELEMENTS):
         return ALL_DTYPES
+    if mode == "numpy" or (name in VARIANTS and mode.endswith("eager")):
+        return ("float32", "bfloat16")
     if name in VARIANTS:
-        return ALL_DTYPES if mode.endswith("eager") else ("float32",)
+        return ("float32",)
     return ("float32",) if mode == "torch compiled" else KIND_DTYPES.get(name, ("float32",))
 
 

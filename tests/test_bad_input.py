@@ -308,7 +308,7 @@ def test_other_arithmetics_are_left_to_core(name: str, function: str) -> None:
         (
             lambda: INT8.replace(restriction="po2"),
             ValueError,
-            "`restriction` must be one of 'float', 'power_of_two'; got 'po2'",
+            "`restriction` must be one of 'float', 'power_of_two', 'power_of_two_floor'",
         ),
         (lambda: INT8.replace(widht=4), TypeError, "no field widht in a quantizer; fields are arithmetic, bits"),
     ],

@@ -23,6 +23,7 @@ from samebits.core import (
     fake_quantize,
     quantize,
 )
+from samebits.core.formats import FLOAT8_E4M3FN
 from samebits.core.scaling import affine_scale, restrict_scale, symmetric_scale
 from samebits.core.statistics import absmax, min_max
 from samebits.core.zero_point import affine_zero_point
@@ -97,8 +98,8 @@ def test_zero_point_is_the_rounded_code_of_zero(dtype: str) -> None:
 
 def test_zero_point_ties_to_even() -> None:
     # low / scale = -127.5 and -126.5: range [-127.5, 127.5] of uint8 has scale 1 and code 128 at zero
-    assert choose_qparams(UINT8, np.array([-127.5, 127.5], np.float32)) == (1, 128, None)
-    assert choose_qparams(UINT8, np.array([-126.5, 128.5], np.float32)) == (1, 126, None)
+    assert choose_qparams(UINT8, np.array([-127.5, 127.5], np.float32)) == QParams(1, 128)
+    assert choose_qparams(UINT8, np.array([-126.5, 128.5], np.float32)) == QParams(1, 126)
     assert affine_zero_point(UINT8, np.array(np.nan, np.float32), np.array(1, np.float32)) == 0
 
 
@@ -168,10 +169,11 @@ def test_powers_of_two_for_every_exponent(dtype: str) -> None:
 
 def test_restriction_keeps_the_floor_and_refuses_what_is_no_scale() -> None:
     for restriction in Restriction:
-        q = INT8.replace(restriction=restriction, floor=0.3)
-        assert restrict_scale(q, np.array([0.0, 0.29], np.float32)).tolist() == (
-            [0.5, 0.5] if restriction == "power_of_two" else [np.float32(0.3)] * 2
-        )
+        levels = FLOAT8_E4M3FN if restriction is Restriction.QUANTIZED else None
+        q = INT8.replace(restriction=restriction, scale_format=levels, floor=0.3)
+        power = restriction not in (Restriction.FLOAT, Restriction.QUANTIZED)
+        raised = restrict_scale(q, np.array([0.0, 0.29], np.float32))
+        assert raised.tolist() == [0.5 if power else np.float32(0.3)] * 2
         special = restrict_scale(q, np.array([np.nan, np.inf, -np.inf], np.float32))
         assert np.isnan(special).all()
 
@@ -189,8 +191,8 @@ def test_scales_are_positive_normal_numbers_whatever_the_data(name: str) -> None
 
 
 def test_all_zero_and_all_equal() -> None:
-    assert choose_qparams(INT8, np.zeros(3, np.float32)) == (np.float32(TINY), None, None)
-    assert choose_qparams(UINT8, np.zeros(3, np.float32)) == (np.float32(TINY), 0, None)
+    assert choose_qparams(INT8, np.zeros(3, np.float32)) == QParams(np.float32(TINY))
+    assert choose_qparams(UINT8, np.zeros(3, np.float32)) == QParams(np.float32(TINY), 0)
     assert choose_qparams(catalog["int8_per_tensor"], np.zeros(3)).scale == 2.0**-1022
     x = np.full(5, -3.5, np.float32)
     assert fake_quantize(INT8, x).tolist() == [float(np.float32(-127) * (np.float32(3.5) / np.float32(127)))] * 5

@@ -213,6 +213,7 @@ def mask_by_values(d: QuantizerGradients, q: Quantizer, x: Array, p: QParams, g:
 
 
 INT8, INT4, AFFINE = catalog["int8_per_channel"], catalog["int4_per_channel"], catalog["uint8_affine_per_channel"]
+FLOAT8 = catalog["float8_e4m3fn_per_channel"]
 WRONG: dict[str, tuple[Implementation, Quantizer, tuple[str, ...]]] = {
     "multiplies by the reciprocal": (
         with_codes(lambda q, x, s, z: clipped(q, np.rint(x * (np.float32(1) / s)) + z)),
@@ -285,6 +286,16 @@ WRONG: dict[str, tuple[Implementation, Quantizer, tuple[str, ...]]] = {
         ("quantize_has_no_code_for_nan",),
     ),
     "loses NaN": (with_values(lambda x, y: np.where(np.isnan(x), np.zeros_like(y), y)), INT8, ("nan_propagates",)),
+    "loses the sign of zero": (
+        with_values(lambda x, y: np.where(y == 0, np.abs(y), y)),
+        FLOAT8,
+        ("values_keep_the_sign",),
+    ),
+    "gives NaN the code of a number": (
+        replace(RIGHT, quantize=lambda q, x, p: core.quantize(q, np.nan_to_num(x, nan=1.0), p)),
+        FLOAT8,
+        ("nan_has_one_code",),
+    ),
     "makes NaN of infinities": (
         with_values(lambda x, y: np.where(np.isinf(x), np.full_like(y, np.nan), y)),
         INT8,

@@ -21,7 +21,7 @@ from .planted import FORMULAS, Make, codes_by, plant
 from .planted_formats import FORMULAS as FORMATS
 from .planted_formats import numbers_by
 
-STEP = 28  # shares; each entry has its turn once
+STEP = len(catalog)  # shares; each entry has its turn once
 SHARE = int(os.environ.get("SAMEBITS_SHARE", int(time.time()) // 86400))
 ENTRIES = tuple(catalog)[SHARE % STEP :: STEP]
 COMPILED = tuple(prove.DTYPES)[SHARE // STEP % 3]  # compiling with torch takes longest: one dtype at a time
