@@ -9,4 +9,7 @@ from numpy.typing import NDArray
 def clamp(x: NDArray[Any], lo: Any, hi: Any) -> NDArray[Any]:
     """``x`` limited to ``[lo, hi]``, bounds included; NaN stays NaN. Shape and dtype as ``x``."""
     low, high = np.asarray(lo, x.dtype), np.asarray(hi, x.dtype)
-    return np.where(x < low, low, np.where(x > high, high, x))
+    limited = np.array(x)
+    np.copyto(limited, low, where=x < low)
+    np.copyto(limited, high, where=x > high)
+    return limited

@@ -309,7 +309,7 @@ def _codes(q: Quantizer, x: Array, qparams: QParams) -> Array:
         codes = round_to_grid(q, codes, _noise(q, qparams, x.shape))
         codes = codes if later is None else _shift(codes, later, q)
     if not (q.arithmetic.keep_negative_zero or q.format.negative_zero):
-        codes = np.where(codes == 0, np.zeros_like(codes), codes)
+        codes = codes + np.zeros((), codes.dtype)  # -0 + 0 is +0, anything else itself
     match q.arithmetic.nan:
         case NanRule.PROPAGATE:
             return codes

@@ -26,7 +26,9 @@ def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -
     Raises:
         ValueError: stochastic rounding without ``noise``.
     """
-    fraction, whole = np.modf(x)  # both exact, both with the sign of x
+    whole = np.trunc(x)  # exact, and with the sign of x
+    with np.errstate(invalid="ignore"):
+        fraction = x - whole  # exact; NaN for an infinity, which no direction moves
     size = np.abs(fraction)
     positive = fraction > 0
     half = size == 0.5
@@ -50,8 +52,9 @@ def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -
             if noise is None:
                 raise ValueError("`noise` must be given for stochastic rounding, got None")
             away = np.asarray(size, np.float64) * 2.0**24 > noise  # exact
-    return np.asarray(np.copysign(np.where(away, whole + np.copysign(np.ones_like(x), x), whole), x), x.dtype)
+    step = np.copysign(np.asarray(away, x.dtype), x)  # one away from zero, or none
+    return np.asarray(np.copysign(whole + step, x), x.dtype)
 
 
 def _odd(whole: Array) -> Array:
-    return np.asarray(np.fmod(whole, 2) != 0)
+    return np.asarray(whole != 2 * np.trunc(whole / 2))

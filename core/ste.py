@@ -41,25 +41,28 @@ def block_sum(terms: Array, granularity: Granularity) -> Array:
     NaN where the block holds NaN or infinities of both signs, else the infinity that it holds.
     """
     blocks = split_blocks(terms, granularity)
-    flat = blocks.reshape(math.prod(blocks.shape[:-1]), blocks.shape[-1])
-    sums = np.array([_exact_sum(row) for row in flat], np.float64)
+    flat = blocks.reshape(math.prod(blocks.shape[:-1]), blocks.shape[-1]).astype(np.float64)
+    finite: Array = np.isfinite(flat).all(axis=-1)
+    rows, odd = zip(flat.tolist(), finite.tolist(), strict=True), terms.dtype != np.float64
+    sums = np.array([_exact_sum(row, odd) if number else _special_sum(row) for row, number in rows], np.float64)
     return round_to_dtype(sums, terms.dtype).reshape(blocks.shape[:-1])
 
 
-def _exact_sum(row: Array) -> float:
-    """Correctly rounded sum, +0.0 where it is 0.
+def _special_sum(values: list[float]) -> float:
+    """NaN, or the infinity that is there: infinities of both signs make NaN, as NaN does."""
+    return sum(value for value in values if not math.isfinite(value))
 
-    For dtypes narrower than float64 it is rounded to odd in float64, so that the next rounding is the only one.
+
+def _exact_sum(values: list[float], odd: bool) -> float:
+    """Correctly rounded sum of finite numbers, +0.0 where it is 0.
+
+    With ``odd`` it is rounded to odd, so that a later rounding to a narrower dtype is the only one.
     """
-    values = row.astype(np.float64).tolist()
-    special = {value for value in values if not math.isfinite(value)}
-    if special:
-        return float(sum(special))  # infinities of both signs make NaN, as NaN does
     try:
         total = math.fsum(values) + 0.0
     except OverflowError:  # of a partial sum: only float64 terms can
         return _float(sum(map(Fraction, values)))
-    if row.dtype == np.float64:
+    if not odd:
         return total
     rest = math.fsum([*values, -total])
     if rest and np.float64(total).view(np.uint64) % np.uint64(2) == 0:
