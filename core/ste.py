@@ -42,7 +42,7 @@ def block_sum(terms: Array, granularity: Granularity) -> Array:
     """
     blocks = split_blocks(terms, granularity)
     flat = blocks.reshape(math.prod(blocks.shape[:-1]), blocks.shape[-1]).astype(np.float64)
-    finite: Array = np.isfinite(flat).all(axis=-1)
+    finite = np.asarray(np.isfinite(flat).all(axis=-1))
     rows, odd = zip(flat.tolist(), finite.tolist(), strict=True), terms.dtype != np.float64
     sums = np.array([_exact_sum(row, odd) if number else _special_sum(row) for row, number in rows], np.float64)
     return round_to_dtype(sums, terms.dtype).reshape(blocks.shape[:-1])
