@@ -14,6 +14,7 @@ from .descriptions import Quantizer, ScaleRule
 from .granularity import qparams_shape
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+DEFAULT = Arithmetic()
 
 
 def check_quantizer(q: object) -> None:
@@ -147,7 +148,7 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
         )
     if q.scale.has_no_floor:
         raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
-    if q.arithmetic != Arithmetic():
+    if q.arithmetic != DEFAULT:
         raise ValueError(
             f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "
             "samebits.core reproduces every other arithmetic"

@@ -32,6 +32,7 @@ from samebits.proofs.arrays import to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits, same_bits
 from samebits.proofs.knife_edges import knife_edge_array, special_values
 from samebits.torch_frontend.arrays import CHUNK, rounded_to
+from samebits.torch_frontend.eager import MASK_CHUNK
 from samebits.torch_frontend.rounding import round_to_integer
 
 from .exact import DIRECTIONS, DTYPES
@@ -237,7 +238,7 @@ def test_layouts(granularity: Any) -> None:
 @pytest.mark.parametrize(
     ("granularity", "shape"),
     [
-        (PerTensor(), (2 * CHUNK + 77,)),
+        (PerTensor(), (MASK_CHUNK + 20,)),
         (PerTensor(), (3, CHUNK - 1)),
         (PerAxis(0), (2, CHUNK + 5)),
         (PerAxis(1), (3, 5, CHUNK // 4)),

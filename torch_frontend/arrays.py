@@ -100,22 +100,23 @@ def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], 
     return array, parameter
 
 
-def pieces(reference: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Views of at most `CHUNK` elements that together cover ``reference``, each with what broadcasts against it.
+def pieces(reference: Tensor, *others: Tensor | None, size: int = CHUNK) -> Iterator[tuple[Any, ...]]:
+    """Views of at most ``size`` elements that together cover ``reference``, each with what broadcasts against it.
 
     ``others`` have the axes of ``reference``, each as long or of length 1, or no axes, or are None.
     """
     total = reference.numel()
     if total == 0:
         return
-    if total <= CHUNK:
+    if total <= size:
         yield (reference, *others)
         return
-    step = max(1, CHUNK * reference.shape[0] // total)
+    step = max(1, size * reference.shape[0] // total)
     for start in range(0, reference.shape[0], step):
         part = [_rows(t, start, step) for t in (reference, *others)]
         if step == 1 and reference.ndim > 1:
-            yield from pieces(*(t.squeeze(0) if t is not None and t.ndim else t for t in part))  # type: ignore[arg-type]
+            inner, *rest = (t.squeeze(0) if t is not None and t.ndim else t for t in part)
+            yield from pieces(inner, *rest, size=size)  # type: ignore[arg-type]
         else:
             yield tuple(part)
 

@@ -21,6 +21,8 @@ from .elementwise import Terms, gradient_terms
 from .in_place import from_codes, to_codes, to_grid
 from .thresholds import passing_interval
 
+MASK = torch.ops.aten.hardtanh_backward.grad_input
+MASK_CHUNK = 4 * CHUNK  # two passes over it, which the last-level cache serves; fewer calls then count for more
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
 
 
@@ -91,9 +93,14 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
         return Terms(g.clone(), None, None)
     if not any(wanted[1:]) and x.dtype != torch.float64:
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
-        below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
-        for xs, gs, out, low, high in pieces(view(x), view(g), view(dx), below, above):
-            _mask_into(out, xs, gs, low, high)
+        if scale.numel() == 1:
+            low, high = (end.item() for end in ends)
+            for xs, gs, out in pieces(view(x), view(g), view(dx), size=MASK_CHUNK):
+                _mask_into(out, xs, gs, low, high)
+        else:
+            below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
+            for xs, gs, out, lows, highs in pieces(view(x), view(g), view(dx), below, above):
+                out.copy_(gs).masked_fill_((xs <= lows) | (xs >= highs), 0.0)
         return Terms(dx, None, None)
     parameters = (spread(scale), spread(zero), spread(d_scale), spread(d_zero))
     for xs, gs, out, s, z, scale_sum, zero_sum in pieces(view(x), view(g), view(dx), *parameters):
@@ -107,14 +114,11 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     return Terms(dx, d_scale, d_zero)
 
 
-def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: Tensor, high: Tensor) -> None:
+def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: float, high: float) -> None:
     """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
-    if low.numel() == 1:
-        torch.ops.aten.hardtanh_backward(g, x, low.item(), high.item(), grad_input=out)
-        if math.isnan(x.amax().item()):  # its vectorized loop stops NaN, its scalar loop passes it
-            out.copy_(torch.where(x.isnan(), g, out))
-    else:
-        out.copy_(g).masked_fill_((x <= low) | (x >= high), 0.0)
+    MASK(g, x, low, high, grad_input=out)
+    if math.isnan(x.sum().item()):  # perhaps there is NaN: its vectorized loop stops that, its scalar loop passes it
+        out.copy_(torch.where(x.isnan(), g, out))
 
 
 def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:

@@ -19,6 +19,7 @@ from .grid import round_to_grid
 
 Array = NDArray[Any]
 SIDES = np.array([-1.0, 1.0], np.float32)
+OUTWARD = SIDES * np.float32(np.inf)
 
 
 def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Array, Array]:
@@ -40,22 +41,23 @@ def passing_interval(q: Quantizer, scale: Array, zero: Array | None) -> tuple[Ar
 
 def _ends(q: Quantizer, zero: int, scale: Array) -> Array:
     """Below and above, in a last axis: the first float32 past the tie that ends the interval, or at it."""
-    middles, ties_stay = _last_quotients(q, q.format.lo - zero, q.format.hi - zero)
+    middles, least = _last_quotients(q, q.format.lo - zero, q.format.hi - zero)
     exact = scale[..., None].astype(np.float64) * middles
     with np.errstate(over="ignore"):  # beyond the largest float32 lie the infinities
         nearest = exact.astype(np.float32)
-        after = np.nextafter(nearest, SIDES * np.float32(np.inf))
-    beyond = (nearest - exact) * SIDES  # only its sign matters
-    return np.where((beyond > 0) | ((beyond == 0) & ~ties_stay), nearest, after)
+        after = np.nextafter(nearest, OUTWARD)
+    return np.where((nearest - exact) * SIDES > least, nearest, after)
 
 
 @lru_cache(maxsize=4096)
 def _last_quotients(q: Quantizer, lo: float, hi: float) -> tuple[Array, Array]:
-    """Midpoints between the last float32 quotient that rounds into ``[lo, hi]`` and the next; whether the tie stays."""
+    """Midpoints between the last float32 quotient that rounds into ``[lo, hi]`` and the next; and what is less than any
+    distance beyond them: 0 where the tie itself stays inside, a negative number where it does not.
+    """
     step = 1.0
     if isinstance(q.format, FloatFormat):
         step = 2.0 ** (max(q.format.max_exponent, q.format.min_exponent) - q.format.mantissa_bits)
-    middles, stay = [], []
+    middles, least = [], []
     for limit, side in ((lo, -1), (hi, 1)):
         beyond = np.float32(side * np.inf)
         with np.errstate(over="ignore"):
@@ -67,5 +69,5 @@ def _last_quotients(q: Quantizer, lo: float, hi: float) -> tuple[Array, Array]:
         if not np.isfinite(following):  # from there on quotients are infinite
             following = float(last) + side * float(np.spacing(np.abs(last)))
         middles.append((float(last) + following) / 2)
-        stay.append(last.view(np.uint32) % 2 == 0)
-    return np.array(middles), np.array(stay)
+        least.append(0.0 if last.view(np.uint32) % 2 == 0 else -1e-300)
+    return np.array(middles), np.array(least)
