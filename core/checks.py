@@ -153,3 +153,15 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
             f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "
             "samebits.core reproduces every other arithmetic"
         )
+
+
+def check_interval(lo: float, hi: float) -> None:
+    """ValueError unless ``lo <= hi``; neither is NaN."""
+    if not lo <= hi:
+        raise ValueError(f"`lo` must be at most `hi`, got {lo!r} and {hi!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """ValueError unless ``value > 0``."""
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value!r}")

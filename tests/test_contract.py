@@ -47,6 +47,7 @@ VERBS = {
     "scaling",
     "statistics",
     "ste",
+    "straight_through",
     "threefry",
     "zero_point",
 }

@@ -1,0 +1,92 @@
+"""Gradients against others: named straight-through rules, learned rounding, quantizers of Brevitas, torch and AQT."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from brevitas.core.function_wrapper.ops_ste import ScalarSignedClampMinSte
+from brevitas.function import ops, ops_ste
+from numpy.typing import NDArray
+
+from samebits.core import straight_through
+from samebits.proofs.arrays import to_numpy, to_torch
+from samebits.proofs.compare import assert_same_bits, differences
+
+from .test_straight_through import data
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN is meant
+
+Array = NDArray[Any]
+
+# ours, theirs, and inputs for which theirs gives another zero
+NAMED: dict[str, tuple[Callable[[Array], Array], Callable[[Any], Any]]] = {
+    "round_ste": (straight_through.round_ste, ops_ste.round_ste),
+    "ceil_ste": (lambda x: straight_through.round_ste(x, "toward_positive"), ops_ste.ceil_ste),
+    "floor_ste": (lambda x: straight_through.round_ste(x, "toward_negative"), ops_ste.floor_ste),
+    "round_to_zero_ste": (lambda x: straight_through.round_ste(x, "toward_zero"), ops_ste.round_to_zero_ste),
+    "dpu_round_ste": (lambda x: straight_through.round_ste(x, "dpu"), ops_ste.dpu_round_ste),
+    "binary_sign_ste": (straight_through.binary_sign_ste, ops_ste.binary_sign_ste),
+    "ternary_sign_ste": (straight_through.ternary_sign_ste, ops_ste.ternary_sign_ste),
+    "scalar_clamp_ste": (
+        lambda x: straight_through.scalar_clamp_ste(x, -1.3, 0.7),
+        lambda x: ops_ste.scalar_clamp_ste(x, -1.3, 0.7),
+    ),
+    "scalar_clamp_min_ste": (
+        lambda x: straight_through.scalar_clamp_min_ste(x, 0.7),
+        lambda x: ops_ste.scalar_clamp_min_ste(x, 0.7),
+    ),
+    "signed_clamp_min_ste": (
+        lambda x: straight_through.signed_clamp_min_ste(x, 1e-10),
+        ScalarSignedClampMinSte(1e-10),
+    ),
+}
+# Brevitas computes `sign(x) * floor(|x|)` and `-1 * x`: -0 becomes +0
+OTHER_ZEROS = {"round_to_zero_ste": [-0.0]}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_rules_of_brevitas_oracle(name: str) -> None:
+    ours, theirs = NAMED[name]
+    x, _, _, g = data("float32")
+    leaf = to_torch(x).requires_grad_()
+    value = theirs(leaf)
+    got, known = to_numpy(value), np.isin(x, OTHER_ZEROS.get(name, [])) & np.signbit(x)
+    assert_same_bits(ours(x)[~known], got[~known], call=name, inputs=x[~known])
+    assert all(not differences(a, b).same for a, b in zip(ours(x)[known], got[known], strict=True))
+    if name == "signed_clamp_min_ste":
+        g = np.abs(np.nan_to_num(g))  # they multiply by signs twice, which makes 0 * -1 of zeros
+    value.backward(to_torch(g))
+    assert_same_bits(straight_through.pass_through_vjp(g), leaf.grad, call=name, inputs=x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_clamps_of_brevitas_oracle(dtype: str) -> None:
+    x, lo, hi, g = data(dtype)
+    leaves = [to_torch(v).requires_grad_() for v in (x, lo, hi)]
+    value = ops.tensor_clamp(*leaves)
+    value.backward(to_torch(g))
+    assert_same_bits(straight_through.tensor_clamp(x, lo, hi), value)
+    for want, leaf in zip(straight_through.tensor_clamp_vjp(x, lo, hi, g), leaves, strict=True):
+        assert_same_bits(want, leaf.grad, inputs=x)
+    leaf = to_torch(x).requires_grad_()
+    value = ops_ste.tensor_clamp_ste(leaf, to_torch(lo), to_torch(hi))
+    value.backward(to_torch(g))
+    assert_same_bits(straight_through.tensor_clamp_ste(x, lo, hi), value)
+    assert_same_bits(g, leaf.grad)
+
+
+def test_magnitude_of_brevitas_oracle() -> None:
+    x, _, _, g = data("float32")
+    leaf = to_torch(x).requires_grad_()
+    value = ops_ste.abs_binary_sign_grad(leaf)
+    value.backward(to_torch(g))
+    assert_same_bits(straight_through.abs_binary_sign_grad(x), value)
+    assert_same_bits(straight_through.abs_binary_sign_grad_vjp(x, g), leaf.grad, inputs=x)
+
+
+def test_where_lo_is_above_hi_torch_lets_hi_win_oracle() -> None:
+    x, lo, hi = (np.array([v], np.float32) for v in (0, 1, -1))
+    assert straight_through.tensor_clamp(x, lo, hi) == 1
+    assert torch.clamp(to_torch(x), to_torch(lo), to_torch(hi)).item() == -1
