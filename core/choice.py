@@ -1,4 +1,4 @@
-"""One check for every argument that names one of a few things."""
+"""Checks of arguments that are one of a few things, or counts."""
 
 from enum import StrEnum
 from typing import TypeVar
@@ -12,3 +12,11 @@ def choice(name: str, value: object, kind: type[Kind]) -> Kind:
         return kind(value)  # type: ignore[arg-type]  # any value may be asked for; what is no member is refused
     except ValueError:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, map(str, kind)))}; got {value!r}") from None
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """TypeError unless ``value`` is an int, ValueError if it is below ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}")

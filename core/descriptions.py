@@ -4,8 +4,17 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
-from .arithmetic import Arithmetic, ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
-from .choice import choice
+from .arithmetic import (
+    Arithmetic,
+    ComputeDtype,
+    Division,
+    RangeRule,
+    Threshold,
+    ZeroPointDomain,
+    ZeroPointRule,
+    ZeroPointScale,
+)
+from .choice import check_count, choice
 from .formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, TernaryFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 
@@ -43,11 +52,16 @@ class ZeroPoint(StrEnum):
 
 
 class ScaleSource(StrEnum):
-    """Where a layer takes the scale from. The functions are stateless: `choose_qparams` always is the statistic."""
+    """Where a layer takes the scale from.
+
+    The functions are stateless: `choose_qparams` is the statistic of the tensor, or the value where the rule has one.
+    """
 
     STATISTIC = "statistic"  # of the tensor at hand, at every call
-    RUNNING_STATISTIC = "running_statistic"  # exponential average while training, frozen in evaluation
-    LEARNED = "learned"  # a parameter, initialised from the statistic of the first tensor seen
+    CONSTANT = "constant"  # `scale_value`, and `zero_point_value` when affine, whatever the tensor
+    RUNNING_STATISTIC = "running_statistic"  # average while training, frozen in evaluation
+    LEARNED = "learned"  # a parameter; starts at `scale_value`, or at the statistic of the first tensor seen
+    STATISTIC_THEN_LEARNED = "statistic_then_learned"  # `steps` tensors of running statistic, from then on a parameter
 
 
 class Restriction(StrEnum):
@@ -103,7 +117,14 @@ class ScaleRule:
         scale_format: of QUANTIZED scales, which lie between its smallest normal and its largest number; else None.
         two_level: whether QUANTIZED scales are multiples of ``t = absmax of the array / (d * scale_format.hi)``, the
             division rounded and raised to the floor: ``s = fl(t * scale_format(clamp(fl(fl(absmax / d) / t))))``.
-        momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``.
+        momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``;
+            None for the mean of all.
+        batch_in_training: whether a running statistic is used in evaluation only, and in training that of the batch
+            at hand, as in batch normalization.
+        steps: how many tensors of training a statistic that is learned later is averaged over.
+        scale_value: of CONSTANT scales, and where LEARNED ones start; rounded to the scale's dtype, then raised to the
+            floor and restricted. None for the statistic.
+        zero_point_value: the zero point beside it.
         floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022), and for an
             arithmetic in the input dtype at least that of the input dtype (2**-14 for float16). 0.0 for none: scales
             may then be subnormal or 0, as no scale may otherwise, and 0 / 0 is NaN.
@@ -129,8 +150,10 @@ class ScaleRule:
             would take the numbers themselves for variables of the program.)
 
     Raises:
+        TypeError: ``steps`` is no int, ``batch_in_training`` no bool.
         ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
-            outside [0, 1), ``floor`` neither 0.0 nor in [2**-126, 2**127], or another negative number.
+            outside [0, 1), ``steps`` below 1, ``floor`` neither 0.0 nor in [2**-126, 2**127], another negative number;
+            a ``scale_value`` that is no positive normal float32, that is missing or not wanted.
     """
 
     source: ScaleSource = ScaleSource.STATISTIC
@@ -138,7 +161,11 @@ class ScaleRule:
     denominator: Denominator = Denominator.HI
     scale_format: FloatFormat | None = None
     two_level: bool = False
-    momentum: float = 0.9
+    momentum: float | None = 0.9
+    batch_in_training: bool = False
+    steps: int = 300
+    scale_value: float | None = None
+    zero_point_value: float = 0
     floor: float | None = None
     scale_dtype: ComputeDtype | None = None
     scale_division: Division = Division.DIVIDE
@@ -162,14 +189,30 @@ class ScaleRule:
             )
         if self.two_level and self.restriction is not Restriction.QUANTIZED:
             raise ValueError(f"`two_level` must be False unless scales are 'quantized', got {self.two_level!r}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
+        self._check_source()
         if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
             raise ValueError(f"`floor` must be None, 0.0 or in [2**-126, 2**127], got {self.floor!r}")
         usual = {f.name: f.default for f in fields(self)}
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "has_no_floor", self.floor == 0)
+
+    def _check_source(self) -> None:
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r} (None is the mean)")
+        if not isinstance(self.batch_in_training, bool):
+            raise TypeError(f"`batch_in_training` must be a bool, got {self.batch_in_training!r}")
+        check_count("steps", self.steps, 1)
+        if self.scale_value is None:
+            if self.source is ScaleSource.CONSTANT or self.zero_point_value != 0:
+                raise ValueError("`scale_value` must be a number for 'constant' scales or with a `zero_point_value`")
+            return
+        if self.source not in (ScaleSource.CONSTANT, ScaleSource.LEARNED):
+            raise ValueError(f"`scale_value` must be None for '{self.source}' scales, got {self.scale_value!r}")
+        if self.restriction is Restriction.QUANTIZED:
+            raise ValueError(f"`scale_value` must be None for 'quantized' scales, got {self.scale_value!r}")
+        if not 2.0**-126 <= self.scale_value <= 2.0**128 * (1 - 2.0**-24):
+            raise ValueError(f"`scale_value` must be a positive normal float32, got {self.scale_value!r}")
 
     def _check_rules_of_others(self) -> None:
         for name, kind in (
@@ -228,10 +271,12 @@ class Quantizer:
         rounding: direction.
         gradient: surrogate derivative.
         arithmetic: how the formula becomes machine operations.
+        delay: how many tensors of training a layer passes unquantized before it begins; the functions know no time.
 
     Raises:
         TypeError: a field of the wrong kind.
-        ValueError: a name that is no member, or a symmetric quantizer whose format has no positive code.
+        ValueError: a name that is no member, a symmetric quantizer whose format has no positive code, a negative
+            ``delay``, or a ``zero_point_value`` that is none.
     """
 
     format: Format
@@ -241,6 +286,7 @@ class Quantizer:
     rounding: Rounding = Rounding.TIES_TO_EVEN
     gradient: Gradient = Gradient.CLIPPED
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    delay: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -268,6 +314,16 @@ class Quantizer:
             )
         if self.scale.denominator is Denominator.LO and self.format.lo == 0:
             raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
+        check_count("delay", self.delay, 0)
+        self._check_zero_point_value()
+
+    def _check_zero_point_value(self) -> None:
+        value, lo, hi = self.scale.zero_point_value, self.format.lo, self.format.hi
+        if not self.affine and value != 0:
+            raise ValueError(f"`zero_point_value` must be 0 where the quantizer is symmetric, got {value!r}")
+        integers = self.affine and self.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+        if integers and self.scale.scale_value is not None and not (lo <= value <= hi and value == int(value)):
+            raise ValueError(f"`zero_point_value` must be an integer in [{lo}, {hi}], got {value!r}")
 
     @property
     def affine(self) -> bool:

@@ -33,6 +33,7 @@ from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients, Rounding
 from .formats import IntegerFormat
+from .granularity import qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
 from .operations import (
     add,
@@ -57,13 +58,15 @@ Array = NDArray[Any]
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
     """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
 
-    All-zero and empty blocks get the floor of the rule as scale.
+    All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
 
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
-        ValueError: a shape the granularity does not divide, or NaN or an infinity in ``x``.
+        ValueError: a shape the granularity does not divide, or NaN or an infinity in ``x`` where it matters.
     """
     x = _checked(q, x)
+    if q.scale.scale_value is not None:
+        return _given_qparams(q, x)
     of_range, used = scale_dtypes(q, x.dtype)
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
@@ -188,6 +191,16 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     x = _checked(q, x, qparams)
     codes = _codes(q, x, qparams)
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
+
+
+def _given_qparams(q: Quantizer, x: Array) -> QParams:
+    """`ScaleRule.scale_value` and `ScaleRule.zero_point_value` for every block."""
+    final, shape = np.dtype(checks.scale_dtype(x.dtype.name)), qparams_shape(q.granularity, x.shape)
+    scale = restrict_scale(q, np.full(shape, q.scale.scale_value, final))
+    scale = round_to_dtype(scale, scale_dtypes(q, x.dtype)[1]).astype(final)
+    integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+    zero = np.full(shape, q.scale.zero_point_value, np.int32 if integers else final)
+    return QParams(scale, zero if q.affine else None)
 
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ from ..core.contraction import contracts_codes
 from ..core.descriptions import Quantizer
 from .arrays import bit_pattern
 from .layers import Axes, Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
-from .tensor_quantizer import TensorQuantizer, quantizer_of
+from .tensor_quantizer import TensorQuantizer, either, quantizer_of
 
 Array = jax.Array
 Quant = str | Quantizer | TensorQuantizer | None
@@ -186,9 +186,19 @@ def _apply(
     bias = None if layer.bias is None else layer.bias[...]
     q_x, q_w, q_y = layer.input_quant, layer.weight_quant, layer.output_quant
     if q_x and q_w and contracts_codes(q_x.quantizer, q_w.quantizer, per_token=x_axes is None):
+        waits = q_x.waits(), q_w.waits()
         x_qparams, w_qparams = q_x.qparams(x, frozen, x_axes), q_w.qparams(kernel, frozen, w_axes)
         parts = Layer(q_x.quantizer, laid_out(q_w.quantizer, w_axes) or q_w.quantizer, geometry)
-        y = over_codes(parts, x, x_qparams, kernel, laid_out_qparams(w_qparams, w_axes), bias, x_axes, w_axes)
+
+        def codes() -> Array:
+            return over_codes(parts, x, x_qparams, kernel, laid_out_qparams(w_qparams, w_axes), bias, x_axes, w_axes)
+
+        def values() -> Array:
+            operands = q_x.quantized(x, x_qparams, waits[0], x_axes), q_w.quantized(kernel, w_qparams, waits[1], w_axes)
+            return contract(geometry, *operands, bias)
+
+        waiting = [w for w in waits if w is not None]
+        y = either(jnp.any(jnp.stack(waiting)), values, codes) if waiting else codes()
     else:
         x = x if q_x is None else q_x(x, frozen, x_axes)
         y = contract(geometry, x, kernel if q_w is None else q_w(kernel, frozen, w_axes), bias)

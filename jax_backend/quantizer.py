@@ -30,6 +30,7 @@ from jax import lax
 from ..core import checks
 from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
+from ..core.granularity import qparams_shape
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
@@ -45,14 +46,19 @@ Array = jax.Array
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
     """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
 
-    All-zero and empty blocks get the floor of the rule as scale. Constant in the gradient.
+    All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
+    Constant in the gradient.
 
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
-        ValueError: a shape the granularity does not divide, NaN or an infinity in ``x`` (where values are at hand; else
-            NaN is the scale), an arithmetic that is not the default.
+        ValueError: a shape the granularity does not divide, NaN or an infinity in ``x`` where it matters (where values
+            are at hand; else NaN is the scale), an arithmetic that is not the default.
     """
     x = check_array(q, x)
+    if q.scale.scale_value is not None:
+        shape, dtype = qparams_shape(q.granularity, x.shape), checks.scale_dtype(x.dtype.name)
+        zero = jnp.full(shape, int(q.scale.zero_point_value), np.int32) if q.affine else None
+        return QParams(restrict_scale(q, jnp.full(shape, q.scale.scale_value, dtype)), zero)
     scale, zero_point, finite = _choose(q, x)
     if is_concrete(finite):
         checks.check_finite_statistic(bool(finite))

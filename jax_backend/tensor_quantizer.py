@@ -1,6 +1,7 @@
 """A quantizer with the state of its scale: what the layers hold for each tensor that they quantize."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jax import lax
 
 from ..core import checks
 from ..core.catalog import catalog
+from ..core.choice import check_count
 from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from .arguments import check_description, check_qparams
@@ -18,27 +20,38 @@ from .clamp import clamp
 from .layers import Axes, laid_out, laid_out_qparams
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
+from .running import running_average
 from .scaling import restrict_scale
 
 Array = jax.Array
+State = tuple[Array, ...]  # scale, and zero point when affine
+_NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
 
 class TensorQuantizer(nnx.Module):
     """Quantizes one tensor of a network, with a scale from where ``q.scale.source`` says.
 
     - ``statistic``: of the tensor at hand, at every call; no state.
-    - ``running_statistic``: the variable ``scale`` (an ``nnx.BatchStat``), the average
-      ``momentum * old + (1 - momentum) * new`` of the scales of the tensors seen while training; the first is copied.
-    - ``learned``: the parameter ``scale`` (an ``nnx.Param``), first the statistic of the first tensor seen in training.
+    - ``constant``: the number in the rule; no state.
+    - ``running_statistic``: the variable ``scale`` (an ``nnx.BatchStat``), the `running_average` of the scales of the
+      tensors seen while training; the first is copied. With ``batch_in_training`` it is used in evaluation only.
+    - ``learned``: the parameter ``scale`` (an ``nnx.Param``), first the number in the rule, or else the statistic of
+      the first tensor seen in training.
+    - ``statistic_then_learned``: the parameter ``scale``, for the first ``steps`` tensors of training the running
+      statistic, to which no gradient goes (it is 0); from then on learned.
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. Until it
     is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is.
 
+    With a ``delay`` the first tensors of training pass unquantized, and so does every tensor in evaluation until that
+    is over. The state learns from them all the same. What depends on how many tensors training has seen, counts them in
+    the variable ``seen`` (an ``nnx.BatchStat``), and stops when nothing depends on it any more.
+
     With stochastic rounding there is the variable ``step`` (an ``nnx.BatchStat``), the seed of what is drawn: an
     integer that every tensor seen in training increases by one, so that each of them draws anew; in evaluation it
-    stays, and the same tensor has the same bits. Quantizers that are to draw differently at the same step need other
-    numbers to begin with: ``quantizer.step.set_value(...)``.
+    stays, and the same tensor has the same bits. It begins at ``seed * 0x9E3779B9`` modulo 2**32, which keeps
+    quantizers of different seeds apart for millions of steps.
 
     Training or not is the attribute ``use_running_average``, which ``module.train()`` and ``module.eval()`` set, as in
     ``nnx.BatchNorm``. Works under ``nnx.jit``.
@@ -48,8 +61,10 @@ class TensorQuantizer(nnx.Module):
         shape: of the tensors to come, as far as the shape of the state depends on it; None if not known yet.
         qparams: where the state starts; None for the first tensor seen.
         use_running_average: whether the state stays as it is.
+        seed: of stochastic rounding, at least 0; None for the number of such quantizers made before in this process, so
+            that no two draw the same, and the same program draws the same again.
     Raises:
-        TypeError: neither a name nor a Quantizer, or ``qparams`` for a quantizer without state.
+        TypeError: neither a name nor a Quantizer, ``qparams`` for a quantizer without state, or a seed that is no int.
         KeyError: a name that is not in the catalog.
         ValueError: a state whose shape would change with the number of rows (tokens, groups, blocks of activations), an
             arithmetic that is not the default, ``qparams`` as `fake_quantize`.
@@ -62,24 +77,31 @@ class TensorQuantizer(nnx.Module):
         *,
         qparams: QParams | None = None,
         use_running_average: bool = False,
+        seed: int | None = None,
     ) -> None:
         q = quantizer_of("quantizer", quantizer)
         self.quantizer = q
         self.use_running_average = use_running_average
-        self.step = nnx.BatchStat(jnp.zeros((), np.uint32)) if q.rounding is Rounding.STOCHASTIC else None
-        if q.scale.source is ScaleSource.STATISTIC:
+        stochastic = q.rounding is Rounding.STOCHASTIC
+        self.step = nnx.BatchStat(jnp.asarray(first_step(seed), np.uint32)) if stochastic else None
+        counts = q.delay > 0 or q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED or _is_mean(q)
+        self.seen = nnx.BatchStat(jnp.zeros((), np.uint32)) if counts else None
+        if q.scale.source in (ScaleSource.STATISTIC, ScaleSource.CONSTANT):
             if qparams is not None:
-                raise TypeError("`qparams` must be None for a quantizer whose scale is a statistic of each tensor")
+                raise TypeError(f"`qparams` must be None for a quantizer without state ({q.scale.source} scales)")
             self.scale = self.zero_point = None
             return
         if shape is None and not isinstance(q.granularity, (PerTensor, PerAxis)):
             raise ValueError(
                 f"a {q.scale.source} scale of activations must be per tensor or per axis, got {q.granularity}"
             )
-        kind = nnx.Param if q.scale.source is ScaleSource.LEARNED else nnx.BatchStat
+        kind = nnx.BatchStat if q.scale.source is ScaleSource.RUNNING_STATISTIC else nnx.Param
         start = _unset(q, shape) if qparams is None else _given(q, shape, qparams)
-        self.scale = kind(start)
         zero_point = start if qparams is None or not q.affine else qparams.zero_point.astype(np.float32)
+        if qparams is None and q.scale.scale_value is not None and start.size:
+            start = restrict_scale(q, jnp.full_like(start, q.scale.scale_value))
+            zero_point = jnp.full_like(start, q.scale.zero_point_value)
+        self.scale = kind(start)
         self.zero_point = kind(zero_point) if q.affine else None
 
     def qparams(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> QParams:
@@ -96,34 +118,58 @@ class TensorQuantizer(nnx.Module):
         """
         frozen = self.use_running_average if use_running_average is None else use_running_average
         used = self._used_for(x, frozen, axes)
+        if self.seen is not None and not frozen:
+            self.seen.set_value(_counted(self.quantizer, self.seen[...]))
         return used if self.step is None else used._replace(seed=self._seed(self.step, frozen))
 
-    def _used_for(self, x: Array, frozen: bool, axes: Axes | None) -> QParams:
-        """Scale and zero point."""
-        if self.scale is None:
-            return _chosen(self.quantizer, x, axes)
-        before = self._state()
-        if frozen:
-            _check_set(self.quantizer, before[0])
-            state = before
-        else:
-            state = _learned(self.quantizer, tuple(map(lax.stop_gradient, before)), x, axes)
-            for variable, value in zip((self.scale, self.zero_point), state, strict=False):
-                variable.set_value(value)  # type: ignore[union-attr]  # None only where there is no value either
-        if before[0].shape != state[0].shape:
-            before = state
-        dtype = checks.scale_dtype(x.dtype.name)
-        return _used(self.quantizer, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state])
+    def waits(self) -> Array | None:
+        """Whether the tensor to come passes unquantized, because of a ``delay``: 0-d, or None where none can."""
+        if self.quantizer.delay == 0 or self.seen is None:
+            return None
+        waits: Array = self.seen[...] < self.quantizer.delay
+        return None if is_concrete(waits) and not bool(waits) else waits
 
-    def __call__(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> Array:
-        """`fake_quantize` of ``x``, which keeps its layout; arguments as `qparams`."""
-        q, qparams = self.quantizer, self.qparams(x, use_running_average, axes)
+    def quantized(self, x: Array, qparams: QParams, waits: Array | None, axes: Axes | None = None) -> Array:
+        """`fake_quantize` of ``x``, or ``x`` where it ``waits``; it keeps its layout, ``axes`` as in `qparams`."""
+        if waits is not None:
+            return either(waits, lambda: x, lambda: self.quantized(x, qparams, None, axes))
+        q = self.quantizer
         if axes is None:
             return fake_quantize(q, x, qparams)
         lying = None if q.rounding is Rounding.STOCHASTIC else laid_out(q, axes)  # which counts elements
         if lying is None:
             return fake_quantize(q, x.transpose(axes), qparams).transpose(np.argsort(axes))
         return fake_quantize(lying, x, laid_out_qparams(qparams, axes))
+
+    def _used_for(self, x: Array, frozen: bool, axes: Axes | None) -> QParams:
+        """Scale and zero point."""
+        q, seen = self.quantizer, None if self.seen is None else self.seen[...]
+        if self.scale is None:
+            return _chosen(q, x, axes)
+        before, batch = self._state(), None
+        if frozen and (before[0].size or q.scale.scale_value is None):
+            _check_set(q, before[0])
+            state = before
+        else:
+            state, batch = _learned(q, tuple(map(lax.stop_gradient, before)), x, axes, seen)
+            for variable, value in zip((self.scale, self.zero_point), state, strict=False):
+                variable.set_value(value)  # type: ignore[union-attr]  # None only where there is no value either
+        if before[0].shape != state[0].shape:
+            before = state
+        if q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED and seen is not None:
+            collects = seen < q.scale.steps
+            before = tuple(jnp.where(collects, lax.stop_gradient(v), v) for v in before)
+            if batch is not None:
+                state = tuple(jnp.where(collects, b, v) for b, v in zip(batch, state, strict=True))
+        elif batch is not None:
+            state = batch
+        dtype = checks.scale_dtype(x.dtype.name)
+        return _used(q, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state])
+
+    def __call__(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> Array:
+        """`fake_quantize` of ``x``, or ``x`` during the ``delay``; it keeps its layout. Arguments as `qparams`."""
+        waits = self.waits()
+        return self.quantized(x, self.qparams(x, use_running_average, axes), waits, axes)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What ``nnx.view`` calls.
@@ -141,7 +187,7 @@ class TensorQuantizer(nnx.Module):
             step.set_value(seed + np.uint32(1))
         return seed
 
-    def _state(self) -> tuple[Array, ...]:
+    def _state(self) -> State:
         """Values of the variables: scale and, when affine, zero point."""
         return tuple(variable[...] for variable in (self.scale, self.zero_point) if variable is not None)
 
@@ -158,6 +204,16 @@ def quantizer_of(name: str, value: str | Quantizer) -> Quantizer:
         raise TypeError(f"`{name}` must be a catalog name or a Quantizer, got {value!r}")
     check_description(value)
     return value
+
+
+def first_step(seed: int | None) -> int:
+    """Where the steps of a quantizer with this seed begin; None for the next of this process.
+
+    Multiples of 2**32 over the golden ratio lie far from each other: those of the first 1000 seeds over 2**21 apart.
+    """
+    seed = next(_NUMBERS) if seed is None else seed
+    check_count("seed", seed, 0)
+    return seed * 0x9E3779B9 & 0xFFFFFFFF
 
 
 def _unset(q: Quantizer, shape: Shape | None) -> Array:
@@ -191,30 +247,57 @@ def _chosen(q: Quantizer, x: Array, axes: Axes | None) -> QParams:
     return laid_out_qparams(choose_qparams(lying, x), tuple(np.argsort(axes)))
 
 
-def _learned(q: Quantizer, old: tuple[Array, ...], x: Array, axes: Axes | None) -> tuple[Array, ...]:
-    """The state after ``x``: set from the first tensor, averaged with later ones where it is a running statistic."""
+def _is_mean(q: Quantizer) -> bool:
+    """Whether the state is a mean, which needs to know of how many."""
+    running = q.scale.source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
+    return running and q.scale.momentum is None
 
-    def chosen() -> tuple[Array, ...]:
+
+def _counted(q: Quantizer, seen: Array) -> Array:
+    """One tensor more, unless nothing depends on it any more."""
+    steps = q.scale.steps if q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED else 0
+    more = seen + np.uint32(1)
+    return more if _is_mean(q) else jnp.minimum(more, np.uint32(max(steps, q.delay)))
+
+
+def either(condition: Array, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+    """``yes()`` or ``no()``, only one of them computed; the gradient is that of the one."""
+    if is_concrete(condition):
+        return yes() if condition else no()
+    chosen: Array = lax.cond(condition, yes, no)
+    return chosen
+
+
+def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array | None) -> tuple[State, State | None]:
+    """The state after ``x``, set from the first tensor, averaged with later ones where it is a running statistic.
+
+    Also that of ``x`` alone, where it is used instead; None if not.
+    """
+
+    def chosen() -> State:
         """Scale and zero point of ``x``."""
         qparams = _chosen(q, lax.stop_gradient(x), axes)
         return tuple(p.astype(np.float32) for p in qparams[:2] if p is not None)
 
-    if not old[0].size:
-        return chosen()
-    unset = jnp.isnan(old[0])
+    def averaged() -> tuple[State, State]:
+        """The average with ``x``, and ``x`` alone."""
+        new = chosen()
+        start = tuple(map(jnp.full_like, new, [np.nan] * len(new))) if not old[0].size else old
+        return tuple(running_average(q, o, n, seen) for o, n in zip(start, new, strict=True)), new
+
     if q.scale.source is ScaleSource.LEARNED:
-        state: tuple[Array, ...] = lax.cond(unset.any(), chosen, lambda: old)
-        return state
-    new = chosen()
-    bad = jnp.isnan(new[0])
-    kept = (jnp.where(unset, n, _average(o, n, q.scale.momentum)) for o, n in zip(old, new, strict=True))
-    return tuple(jnp.where(bad, o, k) for o, k in zip(old, kept, strict=True))
-
-
-def _average(old: Array, new: Array, momentum: float) -> Array:
-    """``momentum * old + (1 - momentum) * new``, every operation rounded; selects prevent fused multiply-adds."""
-    first, second = old * np.float32(momentum), new * np.float32(1 - momentum)
-    return jnp.where(jnp.isnan(first), old, first) + jnp.where(jnp.isnan(second), new, second)
+        if not old[0].size:
+            return chosen(), None
+        state: State = lax.cond(jnp.isnan(old[0]).any(), chosen, lambda: old)
+        return state, None
+    over = None if seen is None or q.scale.source is ScaleSource.RUNNING_STATISTIC else seen >= q.scale.steps
+    if over is None or not old[0].size:
+        state, batch = averaged()
+    elif is_concrete(over):
+        state, batch = (old, old) if over else averaged()
+    else:
+        state, batch = lax.cond(over, lambda: (old, old), averaged)
+    return state, batch if q.scale.batch_in_training else None
 
 
 def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array]) -> QParams:

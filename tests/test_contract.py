@@ -44,6 +44,7 @@ VERBS = {
     "minifloat",
     "quantizer",
     "rounding",
+    "running",
     "scaling",
     "statistics",
     "ste",

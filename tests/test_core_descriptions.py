@@ -135,7 +135,7 @@ def test_storage_is_the_first_dtype_that_holds_the_range() -> None:
         (
             lambda: catalog["int8_per_tensor"].replace(bit=4),
             TypeError,
-            "no field bit in a quantizer; fields are arithmetic, bits,",
+            "no field bit in a quantizer; fields are arithmetic, batch_in_training, bits,",
         ),
         (
             lambda: catalog["int8_per_tenser"],

@@ -3,6 +3,7 @@
 `test_threefry.py` holds the random numbers and the rule; here the oracle is `samebits.core`.
 """
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -227,6 +228,8 @@ def test_layers_of_both_frameworks_have_the_same_bits_at_every_step() -> None:
     for theirs, module in ((linear, mine), (conv, ours)):
         interop.load_state_dict(module, {name: v.numpy() for name, v in theirs.state_dict().items()})
     rows, images = (random.standard_normal(s).astype(np.float32) for s in ((4, 7, 6), (2, 3, 6, 6)))
+    first = {name: int(v) for name, v in conv.state_dict().items() if name.endswith("step")}
+    assert len(set(first.values())) == 3  # each draws for itself
     for step in range(3):
         if step == 2:
             for module in (linear, conv, mine, ours):
@@ -234,12 +237,10 @@ def test_layers_of_both_frameworks_have_the_same_bits_at_every_step() -> None:
         assert_same_bits(linear(to_torch(rows)).detach(), mine(rows))
         got = np.asarray(ours(images.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
         assert_same_bits(conv(to_torch(images)).detach(), got)
-        for module in (linear, conv):
-            steps = [q.step for q in (module.input_quant, module.weight_quant) if q is not None]
-            assert [int(s) for s in steps if s is not None] == [min(step + 1, 2)] * 2
+        now = {name: int(v) for name, v in conv.state_dict().items() if name.endswith("step")}
+        assert now == {name: (v + min(step + 1, 2)) % 2**32 for name, v in first.items()}
     for theirs, module in ((linear, mine), (conv, ours)):
         saved = {name: v.numpy() for name, v in theirs.state_dict().items()}
-        assert saved["weight_quant.step"] == 2
         for name, value in interop.state_dict(module).items():
             assert_same_bits(saved[name], value)
 
@@ -266,15 +267,22 @@ def test_functional_layers_are_those_of_core() -> None:
 def test_a_layer_draws_anew_at_every_step_of_training_only() -> None:
     x, _, _ = data("int8")
     x = np.where(np.isfinite(x), x, 0).astype(np.float32)
-    for quantizer, given in ((TensorQuantizer(INT8), to_torch(x)), (JaxTensorQuantizer(INT8), jnp.asarray(x))):
-        runs = [quantizer(given) for _ in range(3)]
-        quantizer.eval()
-        runs += [quantizer(given) for _ in range(2)]
-        for step, got in zip((0, 1, 2, 3, 3), runs, strict=True):
-            want = core.fake_quantize(INT8, x, core.choose_qparams(INT8, x)._replace(seed=step))
-            assert_same_bits(want, got)
+    for kind, given in ((TensorQuantizer, to_torch(x)), (JaxTensorQuantizer, jnp.asarray(x))):
+        for seed, start in ((0, 0), (3, 3 * 0x9E3779B9 % 2**32)):
+            quantizer = kind(INT8, seed=seed)
+            runs = [quantizer(given) for _ in range(3)]
+            quantizer.eval()
+            runs += [quantizer(given) for _ in range(2)]
+            for step, got in zip((0, 1, 2, 3, 3), runs, strict=True):
+                want = core.fake_quantize(INT8, x, core.choose_qparams(INT8, x)._replace(seed=start + step))
+                assert_same_bits(want, got)
+        with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+            kind(INT8, seed=-1)
     assert TensorQuantizer("int8_per_tensor").step is None
     assert JaxTensorQuantizer("int8_per_tensor").step is None
+    numbered = [int(kind(INT8).step[...]) for kind in (TensorQuantizer, JaxTensorQuantizer) for _ in range(3)]
+    assert all((b - a) % 2**32 == 0x9E3779B9 for a, b in itertools.pairwise(numbered[:3]))
+    assert all((b - a) % 2**32 == 0x9E3779B9 for a, b in itertools.pairwise(numbered[3:]))
     wraps = TensorQuantizer(INT8)
     wraps.step.fill_(2**32 - 1)  # type: ignore[union-attr]
     wraps(to_torch(x))

@@ -7,14 +7,16 @@ contract floats. Activations between layers are floating-point tensors. Argument
 under names like ``input_quant.scale`` in a ``state_dict``.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.descriptions import Quantizer
+from ..core.descriptions import QParams, Quantizer
 from . import matmul
+from .arrays import is_concrete
 from .tensor_quantizer import TensorQuantizer, quantizer_of
 
 Quant = str | Quantizer | TensorQuantizer | None
@@ -81,14 +83,14 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
-        if self.weight_quant is None or self.input_quant is None:
-            x, weight = _or_same(self.input_quant, x), _or_same(self.weight_quant, self.weight)
-            y = F.linear(x, weight, self.bias)
-        else:
-            q_x, q_w = self.input_quant, self.weight_quant
-            w_qparams = q_w.qparams(self.weight)
-            y = matmul.linear(q_x.quantizer, x, q_x.qparams(x), q_w.quantizer, self.weight, w_qparams, self.bias)
-        return _or_same(self.output_quant, y)
+
+        def over_values(x: Tensor, weight: Tensor) -> Tensor:
+            return F.linear(x, weight, self.bias)
+
+        def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
+            return matmul.linear(q_x, x, p, q_w, w, r, self.bias)
+
+        return _or_same(self.output_quant, _contract(self, x, over_values, over_codes))
 
 
 class QuantConv2d(nn.Conv2d):
@@ -124,15 +126,14 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, height, width)`` to ``(batch, out, height', width')``, dtype of ``x``."""
-        if self.weight_quant is None or self.input_quant is None:
-            x, weight = _or_same(self.input_quant, x), _or_same(self.weight_quant, self.weight)
-            y = F.conv2d(x, weight, self.bias, self.stride, self.padding)
-        else:
-            q_x, q_w = self.input_quant, self.weight_quant
-            x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(self.weight)
-            operands = (q_x.quantizer, x, x_qparams, q_w.quantizer, self.weight, w_qparams)
-            y = matmul.conv2d(*operands, self.bias, self.steps, self.margins)
-        return _or_same(self.output_quant, y)
+
+        def over_values(x: Tensor, weight: Tensor) -> Tensor:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+        def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
+            return matmul.conv2d(q_x, x, p, q_w, w, r, self.bias, self.steps, self.margins)
+
+        return _or_same(self.output_quant, _contract(self, x, over_values, over_codes))
 
 
 def _held(name: str, value: Quant, weight: Tensor | None = None) -> TensorQuantizer | None:
@@ -141,6 +142,24 @@ def _held(name: str, value: Quant, weight: Tensor | None = None) -> TensorQuanti
         return value
     q = quantizer_of(name, value)
     return TensorQuantizer(q) if weight is None else TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
+
+
+def _contract(
+    layer: QuantLinear | QuantConv2d, x: Tensor, over_values: Callable[..., Tensor], over_codes: Callable[..., Tensor]
+) -> Tensor:
+    """The layer over what its quantizers make of its operands; over values where one of these is not quantized."""
+    q_x, q_w, weight = layer.input_quant, layer.weight_quant, layer.weight
+    if q_x is None or q_w is None:
+        return over_values(_or_same(q_x, x), _or_same(q_w, weight))
+    x_waits, w_waits = q_x.waits(), q_w.waits()
+    x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
+    if x_waits is None and w_waits is None:
+        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
+    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
+    waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
+    if waits is None or is_concrete(waits):
+        return y
+    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
 
 
 def _or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:

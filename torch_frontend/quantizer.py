@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
+from ..core.granularity import qparams_shape
 from . import eager, routes
 from .arguments import check_array, check_parameters
-from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, widened
+from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks
 from .elementwise import codes_of
 from .grid import encode, limit_to_grid
@@ -37,14 +38,19 @@ from .zero_point import affine_zero_point
 def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
 
-    All-zero and empty blocks get the floor of the rule as scale. The result is a constant to autograd.
+    All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
+    The result is a constant to autograd.
 
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point tensor.
         ValueError: a shape the granularity does not divide, another arithmetic than the default; in eager mode, NaN or
-            an infinity in ``x``.
+            an infinity in ``x`` where it matters.
     """
     check_array(q, x)
+    if q.scale.scale_value is not None:
+        given = torch.empty(qparams_shape(q.granularity, tuple(x.shape)), dtype=wide_dtype(x.dtype), device=x.device)
+        scale = restrict_scale(q, torch.full_like(given, q.scale.scale_value))
+        return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=torch.int32) if q.affine else None)
     x = x.detach()
     if q.affine or q.scale.denominator is Denominator.LARGER:
         low, high = min_max(x, q.granularity)

@@ -1,44 +1,61 @@
 """A quantizer with the state of its scale: what the layers hold for each tensor that they quantize."""
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.catalog import catalog
+from ..core.choice import check_count
 from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
+from . import routes
+from .arguments import check_array
 from .arrays import apply_plainly, is_concrete, records_gradient, wide_dtype
 from .clamp import clamp
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
+from .running import running_average
 from .scaling import restrict_scale
+
+_NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
 
 class TensorQuantizer(nn.Module):
     """Quantizes one tensor of a network, with a scale from where ``q.scale.source`` says.
 
     - ``statistic``: of the tensor at hand, at every call; no state.
-    - ``running_statistic``: the buffer ``scale``, the average ``momentum * old + (1 - momentum) * new`` of the scales
-      of the tensors seen while training; the first one is copied.
-    - ``learned``: the parameter ``scale``, first the statistic of the first tensor seen while training.
+    - ``constant``: the number in the rule; no state.
+    - ``running_statistic``: the buffer ``scale``, the `running_average` of the scales of the tensors seen while
+      training; the first one is copied. With ``batch_in_training`` it is used in evaluation only.
+    - ``learned``: the parameter ``scale``, first the number in the rule, or else the statistic of the first tensor seen
+      while training.
+    - ``statistic_then_learned``: the parameter ``scale``, for the first ``steps`` tensors of training the running
+      statistic, to which no gradient goes (it is 0); from then on learned.
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged.
 
+    With a ``delay`` the first tensors of training pass unquantized, and so does every tensor in evaluation until that
+    is over. The state learns from them all the same. What depends on how many tensors training has seen, counts them in
+    the buffer ``seen``, and stops when nothing depends on it any more.
+
     With stochastic rounding there is the buffer ``step``, the seed of what is drawn: an integer that every tensor seen
     in training increases by one, so that each of them draws anew; in evaluation it stays, and the same tensor has the
-    same bits. Quantizers that are to draw differently at the same step need other numbers to begin with:
-    ``quantizer.step.fill_(...)``. (A forward pass that activation checkpointing repeats is one more step.)
+    same bits. It begins at ``seed * 0x9E3779B9`` modulo 2**32, which keeps quantizers of different seeds apart for
+    millions of steps. (A forward pass that activation checkpointing repeats is one more step.)
 
     Until it is set, the state is NaN, also in a ``state_dict``; it stays in float32 when a module is moved to 16 bits.
 
     Args:
         quantizer: a catalog name or a `Quantizer`.
         shape: of the tensors to come, as far as the shape of the state depends on it; None if not known yet.
+        seed: of stochastic rounding, at least 0; None for the number of such quantizers made before in this process, so
+            that no two draw the same, and the same program draws the same again.
     Raises:
-        TypeError: neither a name nor a Quantizer.
+        TypeError: neither a name nor a Quantizer, or a seed that is no int.
         KeyError: a name that is not in the catalog.
         ValueError: a state whose shape would change with the number of rows (tokens, groups, blocks of activations).
     """
@@ -46,25 +63,37 @@ class TensorQuantizer(nn.Module):
     scale: Tensor | None
     zero_point: Tensor | None
     step: Tensor | None
+    seen: Tensor | None
 
-    def __init__(self, quantizer: str | Quantizer, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self, quantizer: str | Quantizer, shape: tuple[int, ...] | None = None, seed: int | None = None
+    ) -> None:
         super().__init__()
-        self.quantizer = quantizer_of("quantizer", quantizer)
+        self.quantizer = q = quantizer_of("quantizer", quantizer)
         self._is_set = False
-        source, granularity = self.quantizer.scale.source, self.quantizer.granularity
-        if source is not ScaleSource.STATISTIC and shape is None and not isinstance(granularity, (PerTensor, PerAxis)):
+        source, granularity = q.scale.source, q.granularity
+        held = source not in (ScaleSource.STATISTIC, ScaleSource.CONSTANT)
+        if held and shape is None and not isinstance(granularity, (PerTensor, PerAxis)):
             raise ValueError(f"a {source} scale of activations must be per tensor or per axis, got {granularity}")
         known = (
             () if isinstance(granularity, PerTensor) else None if shape is None else qparams_shape(granularity, shape)
         )
-        for name, wanted in (("scale", True), ("zero_point", self.quantizer.affine)):
+        for name, wanted in (("scale", held), ("zero_point", held and q.affine)):
             unset = torch.full((0,) if known is None else known, torch.nan)
-            if source is ScaleSource.LEARNED:
+            if source in (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED):
                 self.register_parameter(name, nn.Parameter(unset) if wanted else None)
             else:
-                self.register_buffer(name, unset if wanted and source is ScaleSource.RUNNING_STATISTIC else None)
-        stochastic = self.quantizer.rounding is Rounding.STOCHASTIC
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64) if stochastic else None)
+                self.register_buffer(name, unset if wanted else None)
+        stochastic = q.rounding is Rounding.STOCHASTIC
+        self.register_buffer("step", torch.tensor(first_step(seed)) if stochastic else None)
+        self._mean = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED) and (
+            q.scale.momentum is None
+        )
+        self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
+        self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
+        self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
+        if q.scale.scale_value is not None and held and known is not None:
+            self._start(choose_qparams(q, torch.empty(known if shape is None else shape)))
 
     def qparams(self, x: Tensor) -> QParams:
         """Parameters for ``x``; while training, the state learns from it first, and a step is over.
@@ -74,28 +103,84 @@ class TensorQuantizer(nn.Module):
             TypeError, ValueError: as `choose_qparams`.
         """
         used = self._used(x)
+        if self.training and self.seen is not None and not self._settled:
+            last = max(self._steps, self.quantizer.delay)
+            with torch.no_grad():
+                self.seen.copy_(self.seen + 1 if self._mean else (self.seen + 1).clamp(max=last))
         return used if self.step is None else used._replace(seed=self._seed(self.step))
+
+    def waits(self) -> Tensor | None:
+        """Whether the tensor to come passes unquantized, because of a ``delay``: 0-d, or None once that is over."""
+        if self.quantizer.delay == 0 or self._has_settled() or self.seen is None:
+            return None
+        waits = self.seen < self.quantizer.delay
+        return None if is_concrete(waits) and not waits else waits
+
+    def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
+        """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
+        if waits is None:
+            return fake_quantize(self.quantizer, x, qparams)
+        if is_concrete(x, waits):
+            return x
+        check_array(self.quantizer, x, qparams)
+        value: Tensor = _UnlessWaiting.apply(x, *qparams, waits, self.quantizer)  # type: ignore[no-untyped-call]
+        return value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`fake_quantize` of ``x``, or ``x`` during the ``delay``."""
+        waits = self.waits()
+        return self.quantized(x, self.qparams(x), waits)
+
+    def train(self, mode: bool = True) -> "TensorQuantizer":
+        """As ``torch.nn.Module``; compiled code sees then whether delay and statistics are over, and drops them."""
+        super().train(mode)
+        self._has_settled()
+        return self
 
     def _used(self, x: Tensor) -> QParams:
         """Scale and zero point."""
         q = self.quantizer
         if self.scale is None:
             return choose_qparams(q, x)
+        collects, runs, chosen = self._collects(), q.scale.source is ScaleSource.RUNNING_STATISTIC, None
         if not self._has_state():
-            self._start(x)
-        elif self.training and q.scale.source is ScaleSource.RUNNING_STATISTIC:
-            self._average(choose_qparams(q, x))
-        scale = self.scale.to(wide_dtype(x.dtype))
+            if not self.training and q.scale.scale_value is None:
+                raise RuntimeError(
+                    f"the {q.scale.source} scale of this quantizer is not set: run a batch in training mode "
+                    "(module.train()) or load a state_dict that holds it, before module.eval()"
+                )
+            chosen = choose_qparams(q, x)
+            self._start(chosen)
+        elif self.training and (runs or collects is not None):
+            chosen = choose_qparams(q, x)
+            self._average(chosen, collects)
+        scale, zero_point = self.scale, self.zero_point
+        if chosen is not None and runs and q.scale.batch_in_training:
+            scale, zero_point = chosen.scale, chosen.zero_point
+        elif collects is not None:
+            of_batch = chosen if chosen is not None and q.scale.batch_in_training else QParams(None)
+            scale = _unlearned(scale, of_batch.scale, collects)
+            zero_point = None if zero_point is None else _unlearned(zero_point, of_batch.zero_point, collects)
+        scale = scale.to(wide_dtype(x.dtype))
         used = _replaced(scale, restrict_scale(q, scale.detach()))
-        if self.zero_point is None:
+        if zero_point is None:
             return QParams(used)
-        zero = self.zero_point.to(scale.dtype)
+        zero = zero_point.to(scale.dtype)
         code = clamp(round_to_integer(zero.detach(), Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
         return QParams(used, _replaced(zero, code))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`fake_quantize` of ``x``."""
-        return fake_quantize(self.quantizer, x, self.qparams(x))
+    def _collects(self) -> Tensor | None:
+        """Whether the state, learned later, still is a statistic at the tensor to come: 0-d, or None if not."""
+        if self._steps == 0 or self._has_settled() or self.seen is None:
+            return None
+        collects = self.seen < self._steps
+        return None if is_concrete(collects) and not collects else collects
+
+    def _has_settled(self) -> bool:
+        """Whether nothing depends on `seen` any more. Remembered, since compiled code cannot look."""
+        if not (self._settled or self._mean or self.seen is None) and is_concrete(self.seen):
+            self._settled = bool(self.seen >= max(self._steps, self.quantizer.delay))
+        return self._settled
 
     def extra_repr(self) -> str:
         """Format, granularity and source of the scale."""
@@ -117,26 +202,20 @@ class TensorQuantizer(nn.Module):
             self._is_set = not bool(scale.isnan().any())
         return self._is_set
 
-    def _start(self, x: Tensor) -> None:
-        if not self.training:
-            raise RuntimeError(
-                f"the {self.quantizer.scale.source} scale of this quantizer is not set: run a batch in training mode "
-                "(module.train()) or load a state_dict that holds it, before module.eval()"
-            )
-        chosen = choose_qparams(self.quantizer, x)
-        with torch.no_grad():
-            for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
-                if state is not None:
-                    _give_shape(state, first.shape)
-                    state.copy_(first)
+    @torch.no_grad()
+    def _start(self, chosen: QParams) -> None:
+        for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
+            if state is not None:
+                _give_shape(state, first.shape)
+                state.copy_(first)
         self._is_set = True
 
     @torch.no_grad()
-    def _average(self, new: QParams) -> None:
-        momentum = self.quantizer.scale.momentum
+    def _average(self, new: QParams, collects: Tensor | None) -> None:
         for state, value in ((self.scale, new.scale), (self.zero_point, new.zero_point)):
             if state is not None:
-                state.copy_(state * momentum + value * (1 - momentum))
+                average = running_average(self.quantizer, state, value.to(state.dtype), self.seen)
+                state.copy_(average if collects is None else torch.where(collects, average, state))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorQuantizer":
         def precise(t: Tensor) -> Tensor:
@@ -152,8 +231,9 @@ class TensorQuantizer(nn.Module):
             if state is not None and stored is not None and not state.numel():
                 _give_shape(state, stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._is_set = False
+        self._is_set, self._settled = False, self.seen is None
         self._has_state()
+        self._has_settled()
 
 
 def quantizer_of(name: str, value: str | Quantizer) -> Quantizer:
@@ -163,6 +243,16 @@ def quantizer_of(name: str, value: str | Quantizer) -> Quantizer:
     if not isinstance(value, str):
         raise TypeError(f"`{name}` must be a catalog name or a Quantizer, got {value!r}")
     return catalog[value]
+
+
+def first_step(seed: int | None) -> int:
+    """Where the steps of a quantizer with this seed begin; None for the next of this process.
+
+    Multiples of 2**32 over the golden ratio lie far from each other: those of the first 1000 seeds over 2**21 apart.
+    """
+    seed = next(_NUMBERS) if seed is None else seed
+    check_count("seed", seed, 0)
+    return seed * 0x9E3779B9 & 0xFFFFFFFF
 
 
 def _give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
@@ -191,6 +281,41 @@ class _Replaced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return g, None
+
+
+class _UnlessWaiting(torch.autograd.Function):
+    """`fake_quantize`, but the identity where ``waits``: one function, so that no gradient is added to another."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bit_width: Tensor | None,
+        seed: Tensor | None,
+        waits: Tensor,
+        q: Quantizer,
+    ) -> Tensor:
+        return torch.where(waits, x, routes.forward(q, x, scale, zero_point, seed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.q = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point, _, seed, waits = ctx.saved_tensors
+        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
+        others = (None if t is None else torch.where(waits, 0.0, t) for t in (d.scale, d.zero_point))
+        return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None, None
+
+
+def _unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tensor:
+    """The state, or what the batch gives instead, with a gradient of 0, where the state ``collects``."""
+    return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)
 
 
 def _replaced(state: Tensor, used: Tensor) -> Tensor:
