@@ -21,6 +21,7 @@ from .descriptions import Restriction as Restriction
 from .descriptions import Rounding as Rounding
 from .descriptions import ScaleRule as ScaleRule
 from .descriptions import ScaleSource as ScaleSource
+from .descriptions import Statistic as Statistic
 from .descriptions import ZeroPoint as ZeroPoint
 from .dialects import dialects as dialects
 from .formats import BinaryFormat as BinaryFormat

@@ -64,6 +64,23 @@ class ScaleSource(StrEnum):
     STATISTIC_THEN_LEARNED = "statistic_then_learned"  # `steps` tensors of running statistic, from then on a parameter
 
 
+class Statistic(StrEnum):
+    """Which number of a block its scale comes from. ``m`` takes the place of absmax, ``n`` is the size of the block.
+
+    Sums are added in one fixed order (`sums.ordered_sum`), every operation rounded, on elements divided by the power of
+    two below absmax, of which those below 2**-60 (float64: 2**-508) count as 0. See docs/scales.md.
+    """
+
+    EXTREMES = "extremes"  # m = absmax; affine: the smallest and the largest element
+    PERCENTILE = "percentile"  # the `percentile` of magnitudes; affine: `low_percentile` and `percentile` of elements
+    ABSMEAN = "absmean"  # m = sum(|x|) / n
+    MEAN_SIGMA = "mean_sigma"  # m = mean + sigma * std of |x|; affine: mean -+ sigma * std of x; std divides by n - 1
+    L1 = "l1"  # m = sum(|x|)
+    L2 = "l2"  # m = sqrt(sum(x**2))
+    RMS = "rms"  # m = sqrt(sum(x**2) / n)
+    MSE = "mse"  # absmax * k / search_steps with the least sum((x_hat - x)**2), k = 1, 2, ...; affine: both ends
+
+
 class Restriction(StrEnum):
     """Which scales are allowed."""
 
@@ -73,8 +90,11 @@ class Restriction(StrEnum):
     POWER_OF_TWO_CEIL = "power_of_two_ceil"  # 2**(ceil(log2 absmax) - floor(log2 d))
     POWER_OF_TWO_EVEN = "power_of_two_even"  # as FLOOR, absmax first rounded, halves up, to the format's significand
     QUANTIZED = "quantized"  # a number of `scale_format`, times one float32 of the whole array if `two_level` (NVFP4)
+    INTEGER = "integer"  # the next integer, at least 1, nothing is clamped; affine scales as well
+    INTEGER_NEAREST = "integer_nearest"  # the nearest integer, halves to even, at least 1; affine scales as well
 
 
+INTEGER_SCALE = (Restriction.INTEGER, Restriction.INTEGER_NEAREST)
 SHARED_EXPONENT = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_CEIL, Restriction.POWER_OF_TWO_EVEN)
 
 
@@ -102,9 +122,23 @@ ONLY_IN_CORE = (
 )
 
 
+# Directions that look at nothing but the number
+DETERMINISTIC = (
+    Rounding.TIES_TO_EVEN,
+    Rounding.TIES_TO_AWAY,
+    Rounding.TIES_TOWARD_POSITIVE,
+    Rounding.TOWARD_ZERO,
+    Rounding.TOWARD_POSITIVE,
+    Rounding.TOWARD_NEGATIVE,
+    Rounding.DPU,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScaleRule:
     """How a scale is chosen from the smallest and largest element of a block (both widened to include 0).
+
+    Or from another `Statistic` in the place of these.
 
     Symmetric: ``s = absmax / denominator``. Affine: ``s = (max - min) / (hi - lo)``. Computed in float32 (float64 for
     float64 input), then raised to ``floor``, then restricted (upwards, so never below the floor again). A block that
@@ -128,6 +162,12 @@ class ScaleRule:
         floor: smallest scale; None for the smallest normal number of the scale's dtype (2**-126, 2**-1022), and for an
             arithmetic in the input dtype at least that of the input dtype (2**-14 for float16). 0.0 for none: scales
             may then be subnormal or 0, as no scale may otherwise, and 0 / 0 is NaN.
+        statistic: which number of a block the scale comes from.
+        percentile: in percent, in (0, 100]: the ``floor(0.01 * p * n + 0.5)``-th number from below, at least the first.
+        low_percentile: in percent, in [0, 100): the ``ceil(0.01 * p * n)``-th number from below, at least the first.
+        sigma: how many standard deviations MEAN_SIGMA goes beyond the mean; in [0, 2**20].
+        search_steps: how many candidates MSE tries; in 1..1000.
+        zero_point_rounding: direction in which ``low / s`` is rounded, ``z = lo - round(low / s)``.
 
     What follows is how others choose; only `samebits.core` computes it. ``m`` is the magnitude or the range.
 
@@ -146,14 +186,16 @@ class ScaleRule:
 
     Attributes:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        has_no_floor: whether ``floor`` is 0. (Both are known from the start because compilers that trace the frontends
+        decimals: ``percentile``, ``low_percentile`` and ``sigma`` as text.
+        has_no_floor: whether ``floor`` is 0. (All are known from the start because compilers that trace the frontends
             would take the numbers themselves for variables of the program.)
 
     Raises:
         TypeError: ``steps`` is no int, ``batch_in_training`` no bool.
         ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
             outside [0, 1), ``steps`` below 1, ``floor`` neither 0.0 nor in [2**-126, 2**127], another negative number;
-            a ``scale_value`` that is no positive normal float32, that is missing or not wanted.
+            a ``scale_value`` that is no positive normal float32, that is missing or not wanted; a parameter of a
+            statistic outside the range above.
     """
 
     source: ScaleSource = ScaleSource.STATISTIC
@@ -167,6 +209,12 @@ class ScaleRule:
     scale_value: float | None = None
     zero_point_value: float = 0
     floor: float | None = None
+    statistic: Statistic = Statistic.EXTREMES
+    percentile: float = 99.999
+    low_percentile: float = 0.001
+    sigma: float = 3.0
+    search_steps: int = 20
+    zero_point_rounding: Rounding = Rounding.TIES_TO_EVEN
     scale_dtype: ComputeDtype | None = None
     scale_division: Division = Division.DIVIDE
     range: RangeRule = RangeRule.WITH_ZERO
@@ -177,12 +225,14 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
+    decimals: ClassVar[tuple[str, str, str]] = ("99.999", "0.001", "3.0")
     has_no_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
             object.__setattr__(self, name, choice(name, getattr(self, name), kind))
         self._check_rules_of_others()
+        self._check_statistic()
         if (self.restriction is Restriction.QUANTIZED) != isinstance(self.scale_format, FloatFormat):
             raise ValueError(
                 f"`scale_format` must be a FloatFormat for 'quantized' scales, else None, got {self.scale_format!r}"
@@ -196,6 +246,24 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "has_no_floor", self.floor == 0)
+        object.__setattr__(self, "decimals", (repr(self.percentile), repr(self.low_percentile), repr(self.sigma)))
+
+    def _check_statistic(self) -> None:
+        object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))
+        rounding = choice("zero_point_rounding", self.zero_point_rounding, Rounding)
+        object.__setattr__(self, "zero_point_rounding", rounding)
+        if rounding not in DETERMINISTIC:
+            raise ValueError(f"`zero_point_rounding` must be {', '.join(DETERMINISTIC)}, got '{rounding}'")
+        for name in ("percentile", "low_percentile", "sigma"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"`percentile` must be in (0, 100], got {self.percentile!r}")
+        if not 0 <= self.low_percentile < 100:
+            raise ValueError(f"`low_percentile` must be in [0, 100), got {self.low_percentile!r}")
+        if not 0 <= self.sigma <= 2**20:
+            raise ValueError(f"`sigma` must be in [0, 2**20], got {self.sigma!r}")
+        if not isinstance(self.search_steps, int) or not 1 <= self.search_steps <= 1000:
+            raise ValueError(f"`search_steps` must be an int in 1..1000, got {self.search_steps!r}")
 
     def _check_source(self) -> None:
         if self.momentum is not None and not 0 <= self.momentum < 1:
@@ -306,12 +374,13 @@ class Quantizer:
             raise ValueError(f"`rounding` must be 'ties_to_even' for {self.format}, got '{self.rounding}'")
         if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:
             raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
-        plain = self.scale.restriction in (Restriction.FLOAT, Restriction.POWER_OF_TWO)
-        if not plain and (self.affine or self.scale.denominator is Denominator.LARGER):
+        plain = (Restriction.FLOAT, Restriction.POWER_OF_TWO, *INTEGER_SCALE)
+        if self.scale.restriction not in plain and (self.affine or self.scale.denominator is Denominator.LARGER):
             raise ValueError(
-                "`restriction` must be 'float' or 'power_of_two' where the scale is affine or the larger of two, "
+                f"`restriction` must be {', '.join(plain)} where the scale is affine or the larger of two, "
                 f"got '{self.scale.restriction}'"
             )
+        self._check_statistic()
         if self.scale.denominator is Denominator.LO and self.format.lo == 0:
             raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
         check_count("delay", self.delay, 0)
@@ -324,6 +393,19 @@ class Quantizer:
         integers = self.affine and self.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         if integers and self.scale.scale_value is not None and not (lo <= value <= hi and value == int(value)):
             raise ValueError(f"`zero_point_value` must be an integer in [{lo}, {hi}], got {value!r}")
+
+    def _check_statistic(self) -> None:
+        statistic = self.scale.statistic
+        two_ends = (Statistic.EXTREMES, Statistic.PERCENTILE, Statistic.MEAN_SIGMA, Statistic.MSE)
+        if self.affine and statistic not in two_ends:
+            raise ValueError(f"`statistic` of an affine scale must be {', '.join(two_ends)}, got '{statistic}'")
+        if self.scale.denominator is Denominator.LARGER and statistic is not Statistic.EXTREMES:
+            raise ValueError(f"`statistic` must be 'extremes' for the denominator 'larger', got '{statistic}'")
+        if statistic is Statistic.MSE and (self.scale.two_level or not 2.0**-40 <= self.format.hi <= 2.0**40):
+            raise ValueError(
+                "`statistic` 'mse' needs a format whose largest number is in [2**-40, 2**40] and scales of one level, "
+                f"got {self.format}, two_level={self.scale.two_level}"
+            )
 
     @property
     def affine(self) -> bool:

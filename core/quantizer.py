@@ -22,16 +22,23 @@ from . import checks
 from .arithmetic import (
     Arithmetic,
     ClampOrder,
-    ComputeDtype,
     Division,
     NanRule,
     ZeroPointDomain,
     ZeroPointOrder,
-    ZeroPointRule,
 )
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
-from .descriptions import Denominator, Gradient, QParams, Quantizer, QuantizerGradients, Rounding
+from .descriptions import (
+    DETERMINISTIC,
+    Denominator,
+    Gradient,
+    QParams,
+    Quantizer,
+    QuantizerGradients,
+    Rounding,
+    Statistic,
+)
 from .formats import IntegerFormat
 from .granularity import qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
@@ -42,10 +49,10 @@ from .operations import (
     multiply_add,
     reciprocal,
     round_to_dtype,
-    smallest_normal,
     working_dtype,
 )
-from .scale_rules import data_range, flushed, replace_small, scale_dtypes, scale_of_range, zero_point_of_range
+from .ranges import average_range, percentile_range, searched_range
+from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
 from .scaling import restrict_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, clip_mask, learned_scale_factor
@@ -56,7 +63,7 @@ Array = NDArray[Any]
 
 @np.errstate(all="ignore")  # special values are meant
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
-    """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
+    """Scale (and zero point) of each block from its smallest and largest element, or another `Statistic`.
 
     All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
 
@@ -67,28 +74,12 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     x = _checked(q, x)
     if q.scale.scale_value is not None:
         return _given_qparams(q, x)
-    of_range, used = scale_dtypes(q, x.dtype)
+    of_range, _ = scale_dtypes(q, x.dtype)
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
-    final = np.dtype(checks.scale_dtype(x.dtype.name))
-    raw = scale_of_range(q, low, high, final).astype(used)
-    scale = replace_small(q, raw, of_range)
-    if q.scale.floor != 0:
-        least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
-        scale = np.maximum(scale, least.astype(used))
-    unrounded = q.scale.scale_dtype is ComputeDtype.FLOAT64 and q.scale.zero_point_rule is not ZeroPointRule.SMALLER_SUM
-    scale = round_to_dtype(restrict_scale(q, scale.astype(np.float64 if unrounded else final)), used)
-    if not q.affine:
-        return QParams(scale.astype(final))
-    low, high, raw = (v.astype(used) for v in (low, high, raw))
-    match q.arithmetic.zero_point_domain:
-        case ZeroPointDomain.INTEGER:
-            zero = zero_point_of_range(q, low, high, raw, scale)
-        case ZeroPointDomain.FLOAT:
-            zero = multiply_add(scale, np.asarray(_middle(q), used), low, q.arithmetic).astype(final)
-        case ZeroPointDomain.SHIFT:
-            zero = (-low).astype(final)
-    return QParams(scale.astype(final), zero)
+    if q.scale.statistic is Statistic.MSE:
+        low, high = _searched(q, x, low, high)
+    return parameters_of_range(q, x.dtype, low, high)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -170,7 +161,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
             offset, per_zero = zero, -scale
         case ZeroPointDomain.FLOAT:
             quotient = divide(add(x.astype(work), -zero, q.arithmetic), scale, q.arithmetic)
-            offset, per_zero = np.asarray(_middle(q), work), np.ones_like(scale)
+            offset, per_zero = np.asarray(middle_code(q), work), np.ones_like(scale)
         case ZeroPointDomain.SHIFT:
             offset, per_zero = np.zeros_like(scale), -np.ones_like(scale)
     distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
@@ -205,12 +196,32 @@ def _given_qparams(q: Quantizer, x: Array) -> QParams:
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
+    if q.scale.statistic not in (Statistic.EXTREMES, Statistic.MSE):
+        if q.scale.statistic is Statistic.PERCENTILE:
+            low, high = percentile_range(q, x)
+        else:
+            wide = np.dtype(checks.scale_dtype(x.dtype.name))
+            low, high = (round_to_dtype(v, x.dtype) for v in average_range(q, x.astype(wide)))
+        return widened_range(q, low, high) if q.affine else (low, high)
     if q.affine:
         return data_range(q, x)
     if q.scale.denominator is Denominator.LARGER:
         return min_max(x, q.granularity)
     high = absmax(x, q.granularity)
     return -high, high
+
+
+def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+    if q.rounding not in DETERMINISTIC:
+        q = q.replace(rounding=Rounding.TIES_TO_EVEN)
+    wide = np.dtype(checks.scale_dtype(x.dtype.name))
+
+    def fake(low: Array, high: Array) -> Array:
+        qparams = parameters_of_range(q, x.dtype, low, high)
+        return _values(q, _codes(q, x, qparams), qparams, wide)
+
+    return searched_range(q, x.astype(wide), low, high, fake)
 
 
 def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
@@ -239,11 +250,6 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
         )
 
 
-def _middle(q: Quantizer) -> int:
-    """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
-    return int(q.format.hi + q.format.lo + 1) // 2
-
-
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
     """Scale and zero point (0 when symmetric) of every element, in the working dtype."""
     scale = round_to_dtype(np.asarray(qparams.scale), work)
@@ -262,7 +268,7 @@ def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, A
     value = round_to_dtype(x, work)
     scale, zero = _expanded(q, qparams, x.shape, work)
     if a.zero_point_domain is ZeroPointDomain.FLOAT:
-        low = multiply_add(scale, np.asarray(-_middle(q), work), zero, a)
+        low = multiply_add(scale, np.asarray(-middle_code(q), work), zero, a)
         value, zero = add(value, -low, a), np.zeros_like(zero)
     elif a.zero_point_domain is ZeroPointDomain.SHIFT:
         value, zero = add(value, zero, a), np.zeros_like(zero)
@@ -345,7 +351,7 @@ def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) 
             centred = add(codes, -zero, q.arithmetic) if q.affine else codes
             value = multiply(centred, scale, q.arithmetic)
         case ZeroPointDomain.FLOAT:
-            centred = add(codes, np.asarray(-_middle(q), codes.dtype), q.arithmetic)
+            centred = add(codes, np.asarray(-middle_code(q), codes.dtype), q.arithmetic)
             value = multiply_add(centred, scale, zero, q.arithmetic)
         case ZeroPointDomain.SHIFT:
             value = multiply_add(codes, scale, -zero, q.arithmetic)

@@ -9,13 +9,23 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from .arithmetic import ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
+from . import checks
+from .arithmetic import ComputeDtype, Division, RangeRule, Threshold, ZeroPointDomain, ZeroPointRule, ZeroPointScale
 from .blocks import split_blocks
 from .clamp import clamp
-from .descriptions import Quantizer, Rounding
-from .operations import add, flush, multiply, round_to_dtype, true_divide, working_dtype
+from .descriptions import QParams, Quantizer
+from .operations import (
+    add,
+    flush,
+    multiply,
+    multiply_add,
+    round_to_dtype,
+    smallest_normal,
+    true_divide,
+    working_dtype,
+)
 from .rounding import round_to_integer
-from .scaling import affine_scale, symmetric_scale
+from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .zero_point import affine_zero_point
 
 Array = NDArray[Any]
@@ -41,7 +51,11 @@ def data_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     blocks = split_blocks(x, q.granularity)
     if blocks.shape[-1] == 0:
         return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
-    low, high = np.min(blocks, axis=-1), np.max(blocks, axis=-1)
+    return widened_range(q, np.min(blocks, axis=-1), np.max(blocks, axis=-1))
+
+
+def widened_range(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array]:
+    """A range, widened to 0 as `RangeRule` says."""
     zero = np.zeros_like(low)
     match q.scale.range:
         case RangeRule.WITH_ZERO:
@@ -94,8 +108,8 @@ def replace_small(q: Quantizer, scale: Array, dtype: np.dtype[Any]) -> Array:
 def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> Array:
     """Zero point of a range, int32, as `ZeroPointRule` and `ZeroPointScale` say.
 
-    The last two take ``lo - min / s`` where the lower end has less rounding error, else ``hi - max / s``, and round to
-    nearest even; they judge the error by what is added. Source: fbgemm ``ChooseQuantizationParams``, and the function
+    The last two take ``lo - min / s`` where the lower end has less rounding error, else ``hi - max / s``; they judge it
+    by what is added. Source: fbgemm ``ChooseQuantizationParams``, and the function
     of that name in ATen/native/quantized/cpu/QuantUtils.h.
 
     Args:
@@ -117,7 +131,7 @@ def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale
             sign = 1 if q.scale.zero_point_rule is ZeroPointRule.SMALLER_SUM else -1
             from_low = np.abs(lo) + sign * np.abs(below) < np.abs(hi) + sign * np.abs(above)
             code = np.where(from_low, add(lo, -below, a), add(hi, -above, a))
-    code = round_to_integer(clamp(code.astype(np.float64), q.format.lo, q.format.hi), Rounding.TIES_TO_EVEN)
+    code = round_to_integer(clamp(code.astype(np.float64), q.format.lo, q.format.hi), q.scale.zero_point_rounding)
     return np.where(np.isnan(code), np.clip(0, q.format.lo, q.format.hi), code).astype(np.int32)
 
 
@@ -138,3 +152,32 @@ def _stretched(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) 
 def flushed(q: Quantizer, x: Array, dtype: np.dtype[Any]) -> Array:
     """``x`` in the dtype its range is computed in."""
     return flush(round_to_dtype(x, dtype), q.arithmetic)
+
+
+def parameters_of_range(q: Quantizer, dtype: np.dtype[Any], low: Array, high: Array) -> QParams:
+    """Scale and zero point of a range, for an array of this dtype."""
+    of_range, used = scale_dtypes(q, dtype)
+    final = np.dtype(checks.scale_dtype(dtype.name))
+    raw = scale_of_range(q, low, high, final).astype(used)
+    scale = replace_small(q, raw, of_range)
+    if q.scale.floor != 0:
+        least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
+        scale = np.maximum(scale, least.astype(used))
+    unrounded = q.scale.scale_dtype is ComputeDtype.FLOAT64 and q.scale.zero_point_rule is not ZeroPointRule.SMALLER_SUM
+    scale = round_to_dtype(restrict_scale(q, scale.astype(np.float64 if unrounded else final)), used)
+    if not q.affine:
+        return QParams(scale.astype(final))
+    low, high, raw = (v.astype(used) for v in (low, high, raw))
+    match q.arithmetic.zero_point_domain:
+        case ZeroPointDomain.INTEGER:
+            zero = zero_point_of_range(q, low, high, raw, scale)
+        case ZeroPointDomain.FLOAT:
+            zero = multiply_add(scale, np.asarray(middle_code(q), used), low, q.arithmetic).astype(final)
+        case ZeroPointDomain.SHIFT:
+            zero = (-low).astype(final)
+    return QParams(scale.astype(final), zero)
+
+
+def middle_code(q: Quantizer) -> int:
+    """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
+    return int(q.format.hi + q.format.lo + 1) // 2

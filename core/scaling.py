@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic
-from .descriptions import SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from .descriptions import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
 from .formats import significand_bits
 from .minifloat import round_to_float
 from .operations import add, flush, multiply, round_to_dtype, true_divide
+from .rounding import round_to_integer
 
 Array = NDArray[Any]
 
@@ -93,6 +94,10 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
         significand, exponent = np.frexp(floored)  # floored = significand * 2**exponent, significand in [1/2, 1)
         exponent = np.minimum(exponent - (significand == 0.5), np.finfo(scale.dtype).maxexp - 1)
         floored = np.ldexp(np.ones_like(floored), exponent)
+    if q.scale.restriction in INTEGER_SCALE:
+        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
+        direction = Rounding.TIES_TO_EVEN if nearest else Rounding.TOWARD_POSITIVE
+        floored = np.maximum(round_to_integer(floored, direction), np.ones_like(floored))
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
 
 

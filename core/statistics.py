@@ -20,3 +20,12 @@ def min_max(x: Array, granularity: Granularity) -> tuple[Array, Array]:
     """Smallest and largest element of each block, both widened to include 0; NaN if the block holds NaN."""
     blocks = split_blocks(x, granularity)
     return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
+
+
+def nth_smallest(values: Array, n: int) -> Array:
+    """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
+
+    Args:
+        values: no NaN; ``n``: from 1 to the length of the last axis.
+    """
+    return np.asarray(np.sort(values, axis=-1)[..., n - 1])

@@ -28,7 +28,15 @@ import numpy as np
 from jax import lax
 
 from ..core import checks
-from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
+from ..core.descriptions import (
+    DETERMINISTIC,
+    Denominator,
+    QParams,
+    Quantizer,
+    QuantizerGradients,
+    Rounding,
+    Statistic,
+)
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
 from . import kernels
@@ -36,6 +44,7 @@ from .arguments import check_array, check_description, check_operands, check_qpa
 from .arrays import as_array, is_concrete, widen
 from .gradients import gradients
 from .grid import decode, encode
+from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .zero_point import affine_zero_point
@@ -44,7 +53,7 @@ Array = jax.Array
 
 
 def choose_qparams(q: Quantizer, x: Array) -> QParams:
-    """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
+    """Scale (and zero point) of each block from its smallest and largest element, or another `Statistic`.
 
     All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
     Constant in the gradient.
@@ -150,14 +159,42 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
     work = widen(lax.stop_gradient(x))
-    if q.affine or q.scale.denominator is Denominator.LARGER:
-        low, high = min_max(work, q.granularity)
-    else:
-        high = absmax(work, q.granularity)
-        low = -high
+    low, high = _range(q, work)
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
+    if q.scale.statistic is Statistic.MSE:
+        low, high = _searched(q, work, low, high)
+    return (*_parameters(q, low, high), finite)
+
+
+def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
+    """The range that the scale of each block comes from."""
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+        if q.affine or q.scale.denominator is Denominator.LARGER:
+            return min_max(x, q.granularity)
+        high = absmax(x, q.granularity)
+        return -high, high
+    low, high = (percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range)(q, x)
+    if not q.affine:
+        return low, high
+    zero = jnp.zeros_like(low)  # subnormals are told from it by their sign bits
+    return jnp.where(jnp.signbit(low) | jnp.isnan(low), low, zero), jnp.where(jnp.signbit(high), zero, high)
+
+
+def _parameters(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array | None]:
+    """Scale and zero point of ranges."""
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
-    return scale, affine_zero_point(q, low, scale) if q.affine else None, finite
+    return scale, affine_zero_point(q, low, scale) if q.affine else None
+
+
+def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+    if q.rounding not in DETERMINISTIC:
+        q = q.replace(rounding=Rounding.TIES_TO_EVEN)
+
+    def fake(low: Array, high: Array) -> Array:
+        return _fake_quantize(q, x, *_parameters(q, low, high), None)  # type: ignore[no-any-return]
+
+    return searched_range(q, x, low, high, fake)
 
 
 @jax.jit

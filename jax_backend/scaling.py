@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from ..core.descriptions import Denominator, Quantizer, Restriction
+from ..core.descriptions import INTEGER_SCALE, Denominator, Quantizer, Restriction
 from ..core.formats import significand_bits
 from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout, scaled
 
@@ -100,7 +101,11 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
     """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
     form = layout(scale.dtype)
     floored = jnp.maximum(scale, _floor(q, form))
-    if q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
+    if q.scale.restriction in INTEGER_SCALE:
+        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
+        whole = lax.round(floored, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(floored)
+        floored = jnp.maximum(whole, 1)
+    elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
         up = (bit_pattern(floored) + form.integer((1 << form.mantissa) - 1)) & form.exponent
         largest = form.exponent - form.integer(1 << form.mantissa)
         floored = from_pattern(jnp.minimum(up, largest), scale.dtype)

@@ -12,7 +12,7 @@ from jax import lax
 from ..core import checks
 from ..core.catalog import catalog
 from ..core.choice import check_count
-from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource
+from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource, Statistic
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from .arguments import check_description, check_qparams
 from .arrays import is_concrete
@@ -241,8 +241,8 @@ def _chosen(q: Quantizer, x: Array, axes: Axes | None) -> QParams:
     """`choose_qparams` for ``x.transpose(axes)``, from ``x`` as it lies where possible."""
     if axes is None:
         return choose_qparams(q, x)
-    lying = laid_out(q, axes)
-    if lying is None:
+    lying = laid_out(q, axes) if q.scale.statistic in (Statistic.EXTREMES, Statistic.PERCENTILE) else None
+    if lying is None:  # or where the order of the elements is that of a sum
         return choose_qparams(q, x.transpose(axes))
     return laid_out_qparams(choose_qparams(lying, x), tuple(np.argsort(axes)))
 

@@ -5,16 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.descriptions import Quantizer, Rounding
-from .arrays import divide
+from .arrays import divide, tiny_quotient
 from .clamp import clamp
 from .rounding import round_to_integer
 
+DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE)  # tell the least quotient from 0
+
 
 def affine_zero_point(q: Quantizer, low: jax.Array, scale: jax.Array) -> jax.Array:
-    """The code of 0.0: ``clamp(lo - ties_to_even(low / scale), lo, hi)``, int32, per block.
+    """The code of 0.0: ``clamp(lo - round(low / scale), lo, hi)``, int32, per block.
 
-    The quotient rounds to nearest even whatever the quantizer's own direction is. A NaN scale gives the code nearest 0.
+    The quotient rounds as `ScaleRule.zero_point_rounding` says. A NaN scale gives the code nearest 0.
     """
     lo, hi = q.format.lo, q.format.hi
-    code = clamp(lo - round_to_integer(divide(low, scale), Rounding.TIES_TO_EVEN), lo, hi)
+    quotient = divide(low, scale)
+    if q.scale.zero_point_rounding in DIRECTED:
+        quotient = tiny_quotient(low, scale, quotient)
+    code = clamp(lo - round_to_integer(quotient, q.scale.zero_point_rounding), lo, hi)
     return jnp.where(jnp.isnan(code), np.clip(0, lo, hi).astype(code.dtype), code).astype(jnp.int32)

@@ -19,7 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..core.arithmetic import Arithmetic
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding
+from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding, Statistic
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from . import laws_of_codes, laws_of_gradients, laws_of_parameters, laws_of_specials
@@ -87,13 +87,16 @@ def _even_neighbours(q: Quantizer) -> bool:
 
 
 def _covers(q: Quantizer) -> bool:
-    """Floor and even exponents and quantized scales clamp on purpose.
+    """Floor and even exponents and quantized scales clamp on purpose, and so do statistics other than the extremes.
+
+    (L1 and L2, which are no less than absmax but for rounding, are told by `chosen_scale_is_the_statistic`.)
 
     Of formats that end below 2 the largest data would need the power of two after the last. Denominators other than the
     end and the larger end are about integers: they may leave numbers out at one end of a codebook,
     and the edge lies beyond the end on purpose.
     """
-    if q.scale.restriction in (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED):
+    clamping = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED)
+    if q.scale.restriction in (*clamping, Restriction.INTEGER_NEAREST) or q.scale.statistic is not Statistic.EXTREMES:
         return False
     if q.scale.restriction is not Restriction.FLOAT and q.format.hi < 2:
         return False

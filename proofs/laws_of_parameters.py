@@ -6,14 +6,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Denominator, QParams, Quantizer, Restriction
+from ..core.descriptions import (
+    DETERMINISTIC,
+    INTEGER_SCALE,
+    Denominator,
+    QParams,
+    Quantizer,
+    Restriction,
+    Rounding,
+    Statistic,
+)
 from ..core.formats import IntegerFormat
 from ..core.granularity import qparams_shape
 from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
-from .numbers import DIRECTED
-from .scale_rules import raised, raw_scale
+from .numbers import DIRECTED, number_of
+from .scale_rules import ends, raised, raw_scale, zero_point
 
 Array = NDArray[Any]
 
@@ -27,7 +36,9 @@ def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qpa
     limits = np.finfo(work)
     floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, work)
     good = (chosen.scale >= floor) & (chosen.scale <= limits.max)
-    if q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
+    if q.scale.restriction in INTEGER_SCALE:
+        good &= (chosen.scale >= 1) & (chosen.scale == np.trunc(chosen.scale))
+    elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
         good &= np.frexp(chosen.scale)[0] == 0.5
     require(good, claim(f, q, "scale allowed"), scale=chosen.scale)
     if q.affine:
@@ -36,21 +47,47 @@ def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qpa
 
 
 def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """Scale and zero point are what `ScaleRule` says of the smallest and largest element, each step rounded once.
+    """Scale and zero point are what `ScaleRule` says of the `Statistic` of each block, each step rounded once.
 
-    Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2).
+    Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2). Of
+    a search: they are those of one of the candidates, and no candidate has a smaller squared error (computed in
+    float64, which may tell errors apart that the search, whose sum is rounded, does not).
     """
     finite, work = only_finite(x), np.asarray(qparams.scale).dtype
-    rows = finite.reshape(-1)[owners(q.granularity, x.shape)]
-    low, high = (np.asarray(e, work) for e in (rows.min(-1, initial=0), rows.max(-1, initial=0)))
+    rows = finite.reshape(-1)[owners(q.granularity, x.shape)].astype(work)
+    shape, chosen = qparams_shape(q.granularity, x.shape), f.choose_qparams(q, finite)
+    if q.scale.statistic is not Statistic.MSE:
+        same(f, q, "choose_qparams", _of_range(q, *ends(q, rows), shape), chosen)
+        return
+    low, high = ends(q, rows)
+    error, found = np.full(shape, np.inf), np.zeros(shape, np.bool_)
+    for k in range(1, q.scale.search_steps + 1):
+        factor = np.asarray(k / q.scale.search_steps, work)
+        candidate = _of_range(q, low * factor, high * factor, shape)
+        error = np.fmin(error, _squared_error(f, q, finite, candidate))
+        agrees = [a == b for a, b in zip(chosen[:2], candidate[:2], strict=True) if a is not None]
+        found |= np.all(agrees, axis=0)
+    require(found, claim(f, q, "one of the candidates"), scale=chosen.scale)
+    own = _squared_error(f, q, finite, chosen)
+    require(own <= error * (1 + 2.0**-16), claim(f, q, "the least error"), error=own, least=error)
+
+
+def _of_range(q: Quantizer, low: Array, high: Array, shape: tuple[int, ...]) -> QParams:
+    """Parameters of the ranges of all blocks."""
     scale = raised(q, raw_scale(q, low, high))
-    zero = None
-    if q.affine:
-        ratio = (low.astype(np.float64) / scale.astype(np.float64)).astype(work)
-        zero = np.clip(q.format.lo - np.rint(ratio), q.format.lo, q.format.hi).astype(np.int32)
-    shape = qparams_shape(q.granularity, x.shape)
-    expected = QParams(scale.reshape(shape), None if zero is None else zero.reshape(shape))
-    same(f, q, "choose_qparams", expected, f.choose_qparams(q, finite))
+    return QParams(scale.reshape(shape), zero_point(q, low, scale).reshape(shape) if q.affine else None)
+
+
+def _squared_error(f: Implementation, q: Quantizer, x: Array, qparams: QParams) -> Array:
+    """Mean squared error of each block in units of its absmax, of values rounded once; infinite where they overflow."""
+    plain = q if q.rounding in DETERMINISTIC else q.replace(rounding=Rounding.TIES_TO_EVEN)
+    codes = number_of(q.format, f.quantize(plain, x, qparams)).astype(np.float64)
+    scale, zero = per_element(q, qparams, x.shape)
+    with np.errstate(over="ignore"):
+        values = ((codes - zero) * scale).astype(np.asarray(qparams.scale).dtype)
+    difference = (values.astype(np.float64) - x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)]
+    unit = np.maximum(np.abs(x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)].max(-1), 2.0**-149)
+    return np.asarray(np.mean((difference / unit[:, None]) ** 2, -1).reshape(np.shape(qparams.scale)))
 
 
 def chosen_range_covers_the_data(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:

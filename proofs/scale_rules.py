@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Denominator, Quantizer, Restriction
+from ..core.descriptions import Denominator, Quantizer, Restriction, Rounding, Statistic
 from ..core.formats import significand_bits
 from .numbers import numbers
 
@@ -29,12 +29,108 @@ def raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
     match q.scale.restriction:
         case Restriction.QUANTIZED:
             return _quantized(q, magnitude)
-        case Restriction.FLOAT | Restriction.POWER_OF_TWO:
+        case Restriction.FLOAT | Restriction.POWER_OF_TWO | Restriction.INTEGER | Restriction.INTEGER_NEAREST:
             if q.scale.denominator is Denominator.LARGER:
                 return np.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
             return _over(magnitude, divisor(q))
         case _:
             return _shared_exponent(q, magnitude)
+
+
+def ends(q: Quantizer, rows: Array) -> tuple[Array, Array]:
+    """The range of the statistic, of every row; rows of finite numbers. Of MSE the one that its search starts from."""
+    smallest, largest = rows.min(-1, initial=0), rows.max(-1, initial=0)
+    if not rows.shape[-1] or q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+        return smallest, largest
+    found = _percentiles(q, rows) if q.scale.statistic is Statistic.PERCENTILE else _averages(q, rows)
+    return (np.minimum(found[0], 0), np.maximum(found[1], 0)) if q.affine else found
+
+
+def zero_point(q: Quantizer, low: Array, scale: Array) -> Array:
+    """The zero points of such ranges."""
+    ratio = np.asarray((low.astype(np.float64) / scale.astype(np.float64)).astype(scale.dtype), np.float64)
+    floor = np.floor(ratio)
+    rest, to_even = ratio - floor, floor + floor % 2  # of a half
+    below, above = floor, np.ceil(ratio)
+    half = {
+        Rounding.TIES_TO_EVEN: to_even,
+        Rounding.TIES_TO_AWAY: np.where(ratio < 0, below, above),
+        Rounding.TIES_TOWARD_POSITIVE: above,
+        Rounding.DPU: np.where(ratio < 0, above, to_even),
+    }
+    match q.scale.zero_point_rounding:
+        case Rounding.TOWARD_NEGATIVE:
+            whole = below
+        case Rounding.TOWARD_POSITIVE:
+            whole = above
+        case Rounding.TOWARD_ZERO:
+            whole = np.where(ratio < 0, above, below)
+        case direction:
+            whole = np.where(rest < 0.5, below, np.where(rest > 0.5, above, half[direction]))
+    return np.asarray(np.clip(q.format.lo - whole, q.format.lo, q.format.hi), np.int32)
+
+
+def _percentiles(q: Quantizer, rows: Array) -> tuple[Array, Array]:
+    """By partition, at the places that stand in the table of `ScaleRule`."""
+    n = rows.shape[-1]
+    high = int(np.clip(int(0.01 * q.scale.percentile * n + 0.5), 1, n)) - 1
+    if not q.affine:
+        m = np.partition(np.abs(rows), high, axis=-1)[:, high]
+        return -m, m
+    low = int(np.clip(int(np.ceil(0.01 * q.scale.low_percentile * n)), 1, n)) - 1
+    return np.partition(rows, low, axis=-1)[:, low], np.partition(rows, high, axis=-1)[:, high]
+
+
+def _averages(q: Quantizer, rows: Array) -> tuple[Array, Array]:
+    """Means and norms in units of a power of two, every operation in float64 and then rounded to the dtype."""
+    work, n = rows.dtype, rows.shape[-1]
+    limits = np.finfo(work)
+    wide = rows.astype(np.float64)
+    exponent = np.clip(np.floor(_log2(np.abs(wide).max(-1))), limits.minexp, -limits.minexp)
+    v = _counted(np.ldexp(wide, -exponent.astype(int)[:, None]), work)
+    v = v if q.affine else np.abs(v)
+
+    def of(value: Array) -> Array:
+        found = np.ldexp(value.astype(np.float64), exponent.astype(int))
+        return np.asarray(np.clip(found, limits.min, limits.max).astype(work))
+
+    match q.scale.statistic:
+        case Statistic.ABSMEAN:
+            m = of(_over(_total(v), n))
+        case Statistic.L1:
+            m = of(_total(v))
+        case Statistic.L2:
+            m = of(np.sqrt(_total(v * v)))
+        case Statistic.RMS:
+            m = of(np.sqrt(_over(_total(v * v), n)))
+        case _:
+            mean = _over(_total(v), n)
+            apart = _counted((v - mean[:, None]).astype(np.float64), work)
+            spread = np.sqrt(_over(_total(apart * apart), max(n - 1, 1))) * np.asarray(q.scale.sigma, work)
+            return (of(mean - spread) if q.affine else -of(mean + spread)), of(mean + spread)
+    return -m, m
+
+
+def _log2(largest: Array) -> Array:
+    """The exponent of the power of two at or below each number, from a table; that of the smallest one for 0."""
+    return np.asarray(EXPONENTS[np.maximum(np.searchsorted(POWERS, largest, side="right") - 1, 0)], np.float64)
+
+
+def _counted(v: Array, work: Any) -> Array:
+    """In the dtype, without what is too small."""
+    least = 2.0**-508 if work == np.float64 else 2.0**-60
+    return np.asarray(np.where(np.abs(v) >= least, v, 0).astype(work))
+
+
+def _total(v: Array) -> Array:
+    """Sum of each row: as a cube of two along each of its axes, summed along one after the other."""
+    axes = max(v.shape[-1] - 1, 0).bit_length()
+    cube = np.zeros((len(v), 2**axes), v.dtype)
+    cube[:, : v.shape[-1]] = v
+    cube = cube.reshape(len(v), *[2] * axes)
+    for _ in range(axes):
+        cube = np.add(cube[:, 0], cube[:, 1], dtype=v.dtype)
+    return cube
 
 
 def divisor(q: Quantizer) -> float:
@@ -56,10 +152,16 @@ def raised(q: Quantizer, scale: Array) -> Array:
     limits = np.finfo(scale.dtype)
     floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, scale.dtype)
     above = np.maximum(scale, floor)
-    if q.scale.restriction in (Restriction.FLOAT, Restriction.QUANTIZED):
-        return np.asarray(above, scale.dtype)
-    powers = np.ldexp(np.ones(1, scale.dtype), np.arange(limits.minexp, limits.maxexp))
-    return np.asarray(powers[np.minimum(np.searchsorted(powers, above), len(powers) - 1)], scale.dtype)
+    match q.scale.restriction:
+        case Restriction.FLOAT | Restriction.QUANTIZED:
+            return np.asarray(above, scale.dtype)
+        case Restriction.INTEGER:
+            return np.asarray(np.maximum(-np.floor(-above), 1), scale.dtype)
+        case Restriction.INTEGER_NEAREST:
+            return np.asarray(np.maximum(np.rint(above), 1), scale.dtype)
+        case _:
+            powers = np.ldexp(np.ones(1, scale.dtype), np.arange(limits.minexp, limits.maxexp))
+            return np.asarray(powers[np.minimum(np.searchsorted(powers, above), len(powers) - 1)], scale.dtype)
 
 
 def _over(a: Array, b: Any) -> Array:

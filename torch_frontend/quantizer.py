@@ -22,21 +22,30 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import Denominator, QParams, Quantizer, QuantizerGradients
+from ..core.descriptions import (
+    DETERMINISTIC,
+    Denominator,
+    QParams,
+    Quantizer,
+    QuantizerGradients,
+    Rounding,
+    Statistic,
+)
 from ..core.granularity import qparams_shape
 from . import eager, routes
 from .arguments import check_array, check_parameters
 from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
-from .blocks import expand_blocks
-from .elementwise import codes_of
+from .blocks import expand_blocks, split_blocks
+from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
+from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
 from .zero_point import affine_zero_point
 
 
 def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
-    """Scale (and zero point) of each block from its smallest and largest element; see `ScaleRule`.
+    """Scale (and zero point) of each block from its smallest and largest element, or another `Statistic`.
 
     All-zero and empty blocks get the floor of the rule as scale. A rule with a `scale_value` gives that for any ``x``.
     The result is a constant to autograd.
@@ -52,16 +61,12 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
         scale = restrict_scale(q, torch.full_like(given, q.scale.scale_value))
         return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=torch.int32) if q.affine else None)
     x = x.detach()
-    if q.affine or q.scale.denominator is Denominator.LARGER:
-        low, high = min_max(x, q.granularity)
-    else:
-        high = absmax(x, q.granularity)
-        low = -high
-    low, high = widened(low), widened(high)
+    low, high = _range(q, x)
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
-    scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
-    return QParams(scale, affine_zero_point(q, low, scale) if q.affine else None)
+    if q.scale.statistic is Statistic.MSE:
+        low, high = _searched(q, widened(x), low, high)
+    return _parameters(q, low, high)
 
 
 def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
@@ -181,6 +186,39 @@ class _FakeQuantize(torch.autograd.Function):
         x, scale, zero_point, seed = ctx.saved_tensors
         d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
         return d.x, d.scale, d.zero_point, None, None
+
+
+def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The range that the scale of each block comes from, in the wide dtype."""
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+        if q.affine or q.scale.denominator is Denominator.LARGER:
+            low, high = min_max(x, q.granularity)
+        else:
+            high = absmax(x, q.granularity)
+            low = -high
+        return widened(low), widened(high)
+    low, high = (percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range)(q, widened(x))
+    return (low.clamp(max=0), high.clamp(min=0)) if q.affine else (low, high)
+
+
+def _parameters(q: Quantizer, low: Tensor, high: Tensor) -> QParams:
+    """Scale and zero point of ranges."""
+    scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
+    return QParams(scale, affine_zero_point(q, low, scale) if q.affine else None)
+
+
+def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+    if q.rounding not in DETERMINISTIC:
+        q = q.replace(rounding=Rounding.TIES_TO_EVEN)
+    blocks = split_blocks(x, q.granularity)
+
+    def fake(low: Tensor, high: Tensor) -> Tensor:
+        scale, zero, *_ = _parameters(q, low, high)
+        s, z = scale[..., None], None if zero is None else zero.to(scale.dtype)[..., None]
+        return values_of(q, codes_of(q, blocks, s, z)[2], s, z)
+
+    return searched_range(q, x, low, high, fake)
 
 
 def _detached(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.descriptions import SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from ..core.descriptions import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
 from ..core.formats import significand_bits
 from .minifloat import round_to_float
 
@@ -85,6 +85,9 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     restricted = scale.clamp(min=_floor(q, scale.dtype))
     if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
         restricted = _power_of_two_above(restricted)
+    elif q.scale.restriction in INTEGER_SCALE:
+        restricted = restricted.ceil() if q.scale.restriction is Restriction.INTEGER else restricted.round()
+        restricted = restricted.clamp(min=1)
     return torch.where(scale < torch.inf, restricted, torch.nan)
 
 

@@ -20,6 +20,15 @@ def min_max(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     return _reduced(x, granularity, torch.amin).clamp(max=0), _reduced(x, granularity, torch.amax).clamp(min=0)
 
 
+def nth_smallest(values: Tensor, n: int) -> Tensor:
+    """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
+
+    Args:
+        values: no NaN; ``n``: from 1 to the length of the last axis.
+    """
+    return values.kthvalue(n).values
+
+
 def _reduced(x: Tensor, granularity: Granularity, reduce: Callable[..., Tensor]) -> Tensor:
     """``reduce`` over each block, 0 for empty ones; shape `qparams_shape`."""
     shape = qparams_shape(granularity, tuple(x.shape))
