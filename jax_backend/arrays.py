@@ -176,6 +176,22 @@ def tiny_quotient(x: jax.Array, s: jax.Array, quotient: jax.Array) -> jax.Array:
     return jnp.where(lost, with_sign_of(jnp.asarray(form.smallest), x), quotient)
 
 
+def vanishing(s: jax.Array) -> jax.Array:
+    """`magnitude` of the largest ``x`` whose correctly rounded quotient ``x / s`` is zero; of any ``x`` for NaN.
+
+    That is the largest number of at most ``s * 2**-150`` (half the smallest subnormal, a tie that goes to zero). As a
+    pattern it counts smallest subnormals: ``s / 2`` without its fraction; from 2**24 upwards the numbers are normal
+    and it is that of ``s`` with 150 less in its exponent.
+
+    Args:
+        s: float32 or float64, positive normal numbers.
+    """
+    form = layout(s.dtype)
+    lower = bit_pattern(s) - (form.integer(form.mantissa + 1 - form.min_exponent) << form.mantissa)
+    bound = jnp.where(s < _power(form.mantissa + 1, s.dtype), (s * _power(-1, s.dtype)).astype(form.integer), lower)
+    return jnp.where(jnp.isnan(s), ~form.sign, bound)
+
+
 def add(a: jax.Array, b: jax.Array) -> jax.Array:
     """``a + b``, correctly rounded, also where operands or the sum are subnormal.
 
@@ -203,6 +219,15 @@ def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> 
     the code comes from an integer.)
     """
     return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
+
+
+def hidden_zero(s: jax.Array) -> jax.Array:
+    """+0.0 for every positive (or NaN) ``s``, which compilers cannot know.
+
+    For the other arm of a select whose one arm is an array: with a constant zero there LLVM loads the array under a
+    mask, which takes twice as long on some processors.
+    """
+    return from_pattern(jnp.equal(bit_pattern(s), 0).astype(layout(s.dtype).integer), s.dtype)
 
 
 def _power(exponent: int, dtype: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.descriptions import Gradient, Quantizer
 from . import kernels
-from .arrays import widen
+from .arrays import hidden_zero, widen
 from .blocks import expand_blocks
 from .ste import block_sum, clip_mask, learned_scale_factor
 
@@ -36,7 +36,8 @@ def gradients(
         return quotient, unclamped, jnp.ones(x.shape, bool) if through else clip_mask(q, unclamped)
 
     def towards_x(subnormals: bool) -> Array:
-        return jnp.where(quotient_and_mask(subnormals)[2], g, jnp.zeros_like(g))
+        passes = quotient_and_mask(subnormals)[2]
+        return jnp.where(passes, g, expand_blocks(hidden_zero(scale).astype(g.dtype), q.granularity, x.shape))
 
     def towards_scale(subnormals: bool) -> Array:
         quotient, _, passes = quotient_and_mask(subnormals)

@@ -4,6 +4,7 @@ Scales and zero points come as one per block; ``zero_point`` is None when symmet
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +15,7 @@ from jax import lax
 from ..core.descriptions import Quantizer, Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
-from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, widen
+from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, vanishing, widen
 from .blocks import expand_blocks
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
@@ -32,14 +33,12 @@ def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result], x: A
 
     With scales of at least 2**-63 a subnormal ``x``, or a subnormal quotient, means a quotient below 2**-63, and a
     subnormal value a code below 2**-63. Where a format decides nothing and has no number between that and zero, it may
-    read them as zero. Binary formats tell negative numbers from zero, but scales below 2 leave no quotient that is
-    zero, so that the sign bit decides. Directed rounding tells the least quotient from zero, and others have numbers so
-    small: they heed, unless ``x`` is given and shows that there is nothing to heed.
+    read them as zero. So may the mask of binary formats; their `codes` need no quotient. Directed rounding tells the
+    least quotient from zero, and others have numbers so small: they heed, unless ``x`` is given and shows that there is
+    nothing to heed.
     """
     least = 2.0 ** (layout(scale.dtype).min_exponent // 2)
-    if isinstance(q.format, BinaryFormat):
-        ordinary = jnp.all((scale >= least) & (scale < 2))
-    elif not (_decides_at_zero(q) or _decides_below(q)):
+    if isinstance(q.format, BinaryFormat) or not (_decides_at_zero(q) or _decides_below(q)):
         ordinary = jnp.all(scale >= least)
     elif x is not None and isinstance(q.format, FloatFormat) and q.format.hi >= LARGE:
         ordinary = _far_from_subnormals(widen(x), expand_blocks(scale, q.granularity, x.shape))
@@ -112,9 +111,15 @@ def unclamped_codes(
 def codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
 ) -> Array:
-    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
-    if isinstance(q.format, BinaryFormat) and not subnormals:
-        return limit_to_grid(q, widen(x))
+    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign.
+
+    Binary codes are the sign of the quotient, and that of ``x`` where the quotient is not zero.
+    """
+    if isinstance(q.format, BinaryFormat):
+        ends, zeros = vanishing(scale), scale - scale  # NaN where the scale is
+        expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
+        wide = widen(x)
+        return limit_to_grid(q, jnp.where(magnitude(wide) <= expand(ends), expand(zeros), wide))
     return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1])
 
 

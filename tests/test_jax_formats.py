@@ -216,6 +216,23 @@ def test_random_float32_and_random_scales(name: str) -> None:
     check(q, np.concatenate([near, anything], axis=1), scale, jit=True)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_binary_where_quotients_become_zero(wide: bool) -> None:
+    """Negative numbers whose quotient is half the smallest subnormal, a tie that goes to zero and so to +1, or next."""
+    dtype, integer = (np.float64, np.int64) if wide else (np.float32, np.int32)
+    low, top, step = np.finfo(dtype).minexp, np.finfo(dtype).maxexp, np.finfo(dtype).nmant + 1
+    powers = np.exp2(np.array([low, 0, 1, 2, step - 1, step, step + 1, top - 1], dtype))
+    scale = np.concatenate([neighbours(powers, 1), np.exp2(np.linspace(low + 1, top - 1, 30)).astype(dtype)])
+    scale = scale[np.isfinite(scale) & (scale >= powers[0])].reshape(-1, 1)
+    with np.errstate(all="ignore"):
+        tie = np.where(scale < 2.0**step, scale / 2, scale.view(integer) - ((step - low) << (step - 1))).astype(integer)
+    pattern = np.maximum(tie + np.arange(-3, 4), 0).astype(integer)
+    x = np.concatenate([pattern.view(dtype), -pattern.view(dtype), np.resize(special_values(dtype), (len(tie), 16))], 1)
+    q = catalog["binary_per_tensor"].replace(granularity=core.PerAxis(0))
+    with jax_types(wide=wide):
+        check(q, x, scale, jit=True)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_dequantize_of_every_code(name: str) -> None:
     q = QUANTIZERS[name].replace(granularity=PerTensor())
