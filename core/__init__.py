@@ -14,9 +14,11 @@ from .arithmetic import ZeroPointScale as ZeroPointScale
 from .catalog import catalog as catalog
 from .descriptions import Denominator as Denominator
 from .descriptions import Gradient as Gradient
+from .descriptions import LearnedRounding as LearnedRounding
 from .descriptions import QParams as QParams
 from .descriptions import Quantizer as Quantizer
 from .descriptions import QuantizerGradients as QuantizerGradients
+from .descriptions import Relaxation as Relaxation
 from .descriptions import Restriction as Restriction
 from .descriptions import Rounding as Rounding
 from .descriptions import ScaleRule as ScaleRule

@@ -110,6 +110,14 @@ def check_seed(shape: Sequence[int], dtype: str, value: int | None) -> None:
         raise ValueError(f"`qparams.seed` must be in [0, 2**32), got {value}")
 
 
+def check_rounding(shape: Sequence[int], scale_dtype_name: str, v_shape: Sequence[int], v_dtype: str) -> None:
+    """Whether ``qparams.rounding`` fits an array of this shape. ValueError for the shape, TypeError for the dtype."""
+    if tuple(v_shape) != tuple(shape):
+        raise ValueError(f"`qparams.rounding` must have the shape of x, {tuple(shape)}, got {tuple(v_shape)}")
+    if v_dtype != scale_dtype_name:
+        raise TypeError(f"`qparams.rounding` must have the dtype of the scale, {scale_dtype_name}, got {v_dtype}")
+
+
 def check_finite_statistic(finite: bool) -> None:
     """ValueError when the data that a scale is chosen from holds NaN or an infinity."""
     if not finite:

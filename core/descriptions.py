@@ -30,6 +30,41 @@ class Rounding(StrEnum):
     TOWARD_NEGATIVE = "toward_negative"  # floor
     DPU = "dpu"  # nearest; positive halves to even, negative halves upward (Xilinx DPU, Brevitas `dpu_round`)
     STOCHASTIC = "stochastic"  # away from zero if `|x - trunc(x)| * 2**24` exceeds the element's `rounding_noise`
+    LEARNED = "learned"  # floor, plus 0 or 1 (or, softly, between) by the element's parameter: see `LearnedRounding`
+
+
+class Relaxation(StrEnum):
+    """How much of a step learned rounding adds to the floor, as a function of a parameter: h(v), in [0, 1]."""
+
+    HARD_SIGMOID = "hard_sigmoid"  # clamp(1.2 * sigmoid(v) - 0.1, 0, 1) (AdaRound, arXiv 2004.10568)
+    SIGMOID = "sigmoid"  # sigmoid(v / temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedRounding:
+    """Rounding by a parameter ``v`` for each element, `QParams.rounding`; see `samebits.core.learned_rounding`.
+
+    Args:
+        relaxation: h.
+        temperature: of SIGMOID, in [2**-10, 2**10]; rounded to float32.
+        soft: whether `fake_quantize` adds ``h(v)`` to the floor, as in training. If not, it adds 1 where the element
+            goes up (``h(v) > 1/2``, or ``v > 0`` of SIGMOID), else 0. `quantize` always does that.
+
+    Raises:
+        ValueError: a name that is no member, a temperature out of range.
+        TypeError: ``soft`` is no bool.
+    """
+
+    relaxation: Relaxation = Relaxation.HARD_SIGMOID
+    temperature: float = 1.0
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "relaxation", choice("relaxation", self.relaxation, Relaxation))
+        if not 2.0**-10 <= self.temperature <= 2.0**10:
+            raise ValueError(f"`temperature` must be in [2**-10, 2**10], got {self.temperature!r}")
+        if not isinstance(self.soft, bool):
+            raise TypeError(f"`soft` must be a bool, got {self.soft!r}")
 
 
 class Gradient(StrEnum):
@@ -310,21 +345,28 @@ class QParams(NamedTuple):
         bit_width: None: the format's own width.
         seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), 0-d; None for 0. The same seed
             draws the same for the same place in arrays of the same shape, so every step of a training needs its own.
+        rounding: of learned rounding, which alone looks at it: v, shape of the array, dtype of the scale; None for
+            zeros, which round toward negative.
     """
 
     scale: Any
     zero_point: Any = None
     bit_width: Any = None
     seed: Any = None
+    rounding: Any = None
 
 
 class QuantizerGradients(NamedTuple):
-    """Gradients of `fake_quantize` towards its inputs: as `x`, the scale and the zero point (None when symmetric)."""
+    """Gradients of `fake_quantize` towards its inputs: as `x`, the scale and the zero point (None when symmetric).
+
+    And as ``qparams.rounding``, where that is given and rounding is learned, else None.
+    """
 
     x: Any
     scale: Any
     zero_point: Any = None
     bit_width: Any = None
+    rounding: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +382,7 @@ class Quantizer:
         gradient: surrogate derivative.
         arithmetic: how the formula becomes machine operations.
         delay: how many tensors of training a layer passes unquantized before it begins; the functions know no time.
+        learned_rounding: what `Rounding.LEARNED` does with its parameter.
 
     Raises:
         TypeError: a field of the wrong kind.
@@ -355,6 +398,7 @@ class Quantizer:
     gradient: Gradient = Gradient.CLIPPED
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     delay: int = 0
+    learned_rounding: LearnedRounding = field(default_factory=LearnedRounding)
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -362,6 +406,7 @@ class Quantizer:
             ("granularity", (PerTensor, PerAxis, PerToken, PerGroup, PerBlock)),
             ("scale", ScaleRule),
             ("arithmetic", Arithmetic),
+            ("learned_rounding", LearnedRounding),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"`{name}` must be of type {_names(kind)}, got {getattr(self, name)!r}")
@@ -372,6 +417,8 @@ class Quantizer:
         nearest_only = isinstance(self.format, BinaryFormat | TernaryFormat | CodebookFormat)
         if nearest_only and self.rounding is not Rounding.TIES_TO_EVEN:
             raise ValueError(f"`rounding` must be 'ties_to_even' for {self.format}, got '{self.rounding}'")
+        if self.rounding is Rounding.LEARNED and not isinstance(self.format, IntegerFormat):
+            raise ValueError(f"`rounding` must not be 'learned' for {self.format}: only that of integers is")
         if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:
             raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
         plain = (Restriction.FLOAT, Restriction.POWER_OF_TWO, *INTEGER_SCALE)
@@ -412,17 +459,27 @@ class Quantizer:
         """Whether there is a zero point."""
         return self.zero_point is not ZeroPoint.NONE
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether `fake_quantize` gives what lies between two codes: learned rounding while it is soft."""
+        return self.rounding is Rounding.LEARNED and self.learned_rounding.soft
+
+    @property
+    def decided(self) -> "Quantizer":
+        """This quantizer with rounding to whole codes."""
+        return self.replace(soft=False) if self.relaxed else self
+
     def replace(self, **changes: Any) -> "Quantizer":
-        """This quantizer with fields changed: its own, or those of its format, scale rule and arithmetic.
+        """This quantizer with fields changed: its own, or those of its format, scale rule, arithmetic and so on.
 
         ``q.replace(bits=4, rounding="toward_zero", division="reciprocal", source="learned")`` changes one field each of
-        the format, the quantizer, the arithmetic and the scale rule; no two of them share a field name.
+        the format, the quantizer, the arithmetic and the scale rule; no two of the parts share a field name.
 
         Raises:
             TypeError: a name that is no field; the message lists those that are.
         """
         own = {f.name for f in fields(self)}
-        for part in ("format", "scale", "arithmetic"):
+        for part in ("format", "scale", "arithmetic", "learned_rounding"):
             inner = changes.get(part, getattr(self, part))
             names = {f.name for f in fields(inner) if f.init} - own
             inside = {name: changes.pop(name) for name in list(changes) if name in names}
@@ -430,7 +487,7 @@ class Quantizer:
                 changes[part] = replace(inner, **inside)
         unknown = set(changes) - own
         if unknown:
-            parts = (self, self.format, self.scale, self.arithmetic)
+            parts = (self, self.format, self.scale, self.arithmetic, self.learned_rounding)
             allowed = sorted({f.name for part in parts for f in fields(part) if f.init})
             raise TypeError(f"no field {', '.join(sorted(unknown))} in a quantizer; fields are {', '.join(allowed)}")
         return replace(self, **changes)

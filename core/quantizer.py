@@ -42,6 +42,7 @@ from .descriptions import (
 from .formats import IntegerFormat
 from .granularity import qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
+from .learned_rounding import rounding_offset, rounding_slope
 from .operations import (
     add,
     divide,
@@ -90,7 +91,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` (under `NanRule.PROPAGATE`), since no
             integer stands for it.
     """
-    x = _checked(q, x, qparams)
+    x, q = _checked(q, x, qparams), q.decided
     if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
     return encode(q, _codes(q, x, qparams))
@@ -139,6 +140,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
     their sum over each block exact and rounded once. The same shapes as the parameters, dtype of the scale.
+    ``rounding``: ``fl(fl(g * s) * h'(v))`` where the code was not clamped and ``h'(v)`` is not 0, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -165,11 +167,15 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
         case ZeroPointDomain.SHIFT:
             offset, per_zero = np.zeros_like(scale), -np.ones_like(scale)
     distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
-    d_scale = _reduced(q, multiply(wide, distance, q.arithmetic), qparams)
-    if not q.affine:
-        return QuantizerGradients(dx, d_scale)
-    per_element = np.where(passes, zeros, multiply(wide, per_zero, q.arithmetic))
-    return QuantizerGradients(dx, d_scale, _reduced(q, per_element, qparams))
+    d_scale, d_zero = _reduced(q, multiply(wide, distance, q.arithmetic), qparams), None
+    if q.affine:
+        d_zero = _reduced(q, np.where(passes, zeros, multiply(wide, per_zero, q.arithmetic)), qparams)
+    if q.rounding is not Rounding.LEARNED or qparams.rounding is None:
+        return QuantizerGradients(dx, d_scale, d_zero)
+    slope = rounding_slope(q.learned_rounding, np.asarray(qparams.rounding)).astype(work)
+    d_rounding = multiply(multiply(wide, scale, q.arithmetic), slope, q.arithmetic)
+    d_rounding = np.where(passes & (slope != 0), d_rounding, zeros).astype(qparams.scale.dtype)
+    return QuantizerGradients(dx, d_scale, d_zero, rounding=d_rounding)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -180,7 +186,7 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
         TypeError, ValueError: as `fake_quantize`.
     """
     x = _checked(q, x, qparams)
-    codes = _codes(q, x, qparams)
+    codes = _codes(q.decided, x, qparams)
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
 
 
@@ -248,6 +254,9 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
         checks.check_seed(
             seed.shape, seed.dtype.name, int(seed) if seed.size == 1 and seed.dtype.kind in "iu" else None
         )
+    if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
+        v = np.asarray(qparams.rounding)
+        checks.check_rounding(shape, scale.dtype.name, v.shape, v.dtype.name)
 
 
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
@@ -287,7 +296,12 @@ def _unclamped_codes(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, A
 
 
 def _noise(q: Quantizer, qparams: QParams, shape: tuple[int, ...]) -> Array | None:
-    """What stochastic rounding compares with; None for other directions."""
+    """What stochastic rounding compares with, or learned rounding adds; None for other directions."""
+    if q.rounding is Rounding.LEARNED:
+        if qparams.rounding is None and not q.relaxed:
+            return None
+        v = np.zeros(shape, qparams.scale.dtype) if qparams.rounding is None else np.asarray(qparams.rounding)
+        return rounding_offset(q.learned_rounding, v)
     if q.rounding is not Rounding.STOCHASTIC:
         return None
     return rounding_noise(0 if qparams.seed is None else qparams.seed, shape)

@@ -21,8 +21,9 @@ def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -
         rounding: the direction.
         noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
             ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
+            Of learned rounding, as `rounding_offset` gives it: ``floor(x) + noise``, one addition; None for the floor.
     Returns:
-        Same shape and dtype; zero results carry the sign of ``x``.
+        Same shape and dtype; zero results carry the sign of ``x`` (a floor to which noise was added: +0).
     Raises:
         ValueError: stochastic rounding without ``noise``.
     """
@@ -52,6 +53,10 @@ def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -
             if noise is None:
                 raise ValueError("`noise` must be given for stochastic rounding, got None")
             away = np.asarray(size, np.float64) * 2.0**24 > noise  # exact
+        case Rounding.LEARNED:
+            if noise is not None:
+                return np.asarray(np.floor(x) + noise, x.dtype)
+            away = (size > 0) & ~positive
     step = np.copysign(np.asarray(away, x.dtype), x)  # one away from zero, or none
     return np.asarray(np.copysign(whole + step, x), x.dtype)
 

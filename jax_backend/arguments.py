@@ -46,9 +46,19 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
 
 
 def check_operands(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None, Array | None]:
-    """``x``, scale, zero point and seed, if they fit each other and ``q``; the seed is None unless ``q`` draws."""
+    """``x``, scale, zero point and seed, if they fit each other and ``q``; the seed is None unless ``q`` draws.
+
+    Where rounding is learned, its parameter (or None) stands in the place of the seed.
+    """
     array = check_array(q, x)
-    return (array, *check_qparams(q, array.shape, array.dtype.name, qparams), _seed(q, qparams.seed))
+    scale, zero = check_qparams(q, array.shape, array.dtype.name, qparams)
+    if q.rounding is not Rounding.LEARNED:
+        return array, scale, zero, _seed(q, qparams.seed)
+    if qparams.rounding is None:
+        return array, scale, zero, None
+    v = as_array("qparams.rounding", qparams.rounding)
+    checks.check_rounding(array.shape, scale.dtype.name, v.shape, v.dtype.name)
+    return array, scale, zero, v
 
 
 def _seed(q: Quantizer, seed: Any) -> Array | None:

@@ -11,6 +11,8 @@ from ..core.descriptions import Gradient, Quantizer
 from . import kernels
 from .arrays import hidden_zero, widen
 from .blocks import expand_blocks
+from .ieee import multiply_exactly
+from .learned_rounding import rounding_slope
 from .ste import block_sum, clip_mask, learned_scale_factor
 
 Array = jax.Array
@@ -51,6 +53,16 @@ def gradients(
 
     dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
     return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
+
+
+def rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
+    """``g * s * h'(v)`` where the code was not clamped and the slope is not 0, else +0.0; see `core.quantizer`."""
+    noise, slope = kernels.noise_of(q, v, x.shape), rounding_slope(q.learned_rounding, v)
+    passes = slope != 0
+    if q.gradient is not Gradient.PASS_THROUGH:
+        passes &= clip_mask(q, kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=True)[1])
+    of_codes = multiply_exactly(widen(g), expand_blocks(scale, q.granularity, x.shape))
+    return jnp.where(passes, multiply_exactly(of_codes, jnp.where(passes, slope, 1)), 0)
 
 
 def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:

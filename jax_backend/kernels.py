@@ -19,11 +19,13 @@ from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tin
 from .blocks import expand_blocks
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
+from .learned_rounding import rounding_offset
 from .threefry import rounding_noise
 
 Array = jax.Array
 Result = TypeVar("Result")
-DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC)  # tell the least quotient from 0
+# those that tell the least quotient from 0
+DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC, Rounding.LEARNED)
 SMALL = 2.0**-60
 LARGE = 2.0**10
 
@@ -93,7 +95,15 @@ def zero_points(q: Quantizer, zero_point: Array | None, scale: Array, shape: Sha
 
 
 def noise_of(q: Quantizer, seed: Array | None, shape: Shape) -> Array | None:
-    """What stochastic rounding of an array of this shape compares with; None for other directions."""
+    """What stochastic rounding of an array of this shape compares with, or learned rounding adds; else None.
+
+    Args:
+        seed: of learned rounding, the parameter of each element; None for zeros.
+    """
+    if q.rounding is Rounding.LEARNED:
+        if seed is None:
+            return rounding_offset(q.learned_rounding, jnp.zeros(shape, np.float32)) if q.relaxed else None
+        return rounding_offset(q.learned_rounding, seed)
     if q.rounding is not Rounding.STOCHASTIC:
         return None
     return rounding_noise(0 if seed is None else seed, shape)
@@ -133,8 +143,8 @@ def values(
 ) -> Array:
     """``(code - z) * s``, rounded once to ``dtype``; `by_scale` says whether ``subnormals`` count."""
     expanded = expand_blocks(scale, q.granularity, codes.shape)
-    if subnormals and isinstance(q.format, FloatFormat | CodebookFormat):  # other codes are at least 1
-        return narrow_exactly(multiply_exactly(codes, expanded), dtype)
+    if subnormals and (isinstance(q.format, FloatFormat | CodebookFormat) or q.relaxed):  # other codes are at least 1
+        return narrow_exactly(multiply_exactly(centred(q, codes, scale, zero_point), expanded), dtype)
     value = product(centred(q, codes, scale, zero_point), expanded, signed_zero=q.format.negative_zero)
     return narrow(value, dtype)
 

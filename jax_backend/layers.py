@@ -94,7 +94,8 @@ def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
 def laid_out_qparams(qparams: QParams, axes: Axes) -> QParams:
     """Parameters for the quantizer that `laid_out` gives, from those of the other; also back, with inverted axes."""
     scale, zero = (p if p is None or p.ndim == 0 else p.transpose(np.argsort(axes)) for p in qparams[:2])
-    return QParams(scale, zero, seed=qparams.seed)
+    v = None if qparams.rounding is None else qparams.rounding.transpose(np.argsort(axes))
+    return QParams(scale, zero, seed=qparams.seed, rounding=v)
 
 
 def over_codes(

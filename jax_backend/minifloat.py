@@ -122,8 +122,8 @@ def _away(rounding: Rounding, rest: Array, half: Array, odd: Array, positive: Ar
             return (rest > 0) & positive
         case Rounding.TOWARD_NEGATIVE:
             return (rest > 0) & ~positive
-        case Rounding.STOCHASTIC:
-            raise AssertionError("`_exceeds` decides")
+        case Rounding.STOCHASTIC | Rounding.LEARNED:
+            raise AssertionError("`_exceeds` decides, and only integers have learned rounding")
 
 
 def _exceeds(rest: Array, size: Array, format: FloatFormat, dtype: Any, noise: Array | None) -> Array:

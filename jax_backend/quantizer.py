@@ -42,7 +42,7 @@ from ..core.granularity import qparams_shape
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
-from .gradients import gradients
+from .gradients import gradients, rounding_gradient
 from .grid import decode, encode
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
@@ -82,6 +82,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
             NaN becomes the code of 0.0. Formats with a code for NaN use that.
     """
     x, scale, zero_point, seed = check_operands(q, x, qparams)
+    q = q.decided
     if is_concrete(x) and not q.format.has_nan:
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
@@ -132,7 +133,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
 
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), summed as `ste.block_sum`
-    states. The same shapes as the parameters, dtype of the scale.
+    states. The same shapes as the parameters, dtype of the scale. ``rounding``, if given: ``g * s * h'(v)`` where the
+    code was not clamped, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -142,7 +144,10 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     x, scale, zero_point, seed = check_operands(q, x, qparams)
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    return QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed))
+    d = QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed))
+    if q.rounding is not Rounding.LEARNED or seed is None:
+        return d
+    return d._replace(rounding=_rounding_gradient(q, x, scale, zero_point, g, seed))
 
 
 def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
@@ -151,7 +156,7 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    result: tuple[Array, Array] = _codes_and_zero_points(q, *check_operands(q, x, qparams))
+    result: tuple[Array, Array] = _codes_and_zero_points(q.decided, *check_operands(q, x, qparams))
     return result
 
 
@@ -255,7 +260,10 @@ def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, see
 def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any]:
     x, scale, zero_point, seed = saved
     dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g, seed)
-    d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
+    if q.rounding is Rounding.LEARNED:
+        d_seed = None if seed is None else _rounding_gradient(q, x, scale, zero_point, g, seed)
+    else:
+        d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
     return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point), d_seed
 
 
@@ -267,3 +275,8 @@ def _gradients(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, seed: Array | None
 ) -> tuple[Array, Array, Array | None]:
     return gradients(q, x, scale, zero_point, g, lambda: kernels.noise_of(q, seed, x.shape))
+
+
+@partial(jax.jit, static_argnums=0)
+def _rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
+    return rounding_gradient(q, x, scale, zero_point, g, v)

@@ -19,8 +19,9 @@ def round_to_integer(x: jax.Array, rounding: Rounding, noise: jax.Array | None =
         rounding: the direction.
         noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
             ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
+            Of learned rounding, as `rounding_offset` gives it: ``floor(x) + noise``, one addition; None for the floor.
     Returns:
-        Same shape and dtype; zero results carry the sign of ``x``.
+        Same shape and dtype; zero results carry the sign of ``x`` (a floor to which noise was added: +0).
     Raises:
         ValueError: stochastic rounding without ``noise``.
     """
@@ -39,6 +40,9 @@ def round_to_integer(x: jax.Array, rounding: Rounding, noise: jax.Array | None =
             return jnp.where(_inside_unit(x), 1, lax.ceil(x))
         case Rounding.TOWARD_NEGATIVE:
             return jnp.where(_inside_unit(-x), -1, lax.floor(x))
+        case Rounding.LEARNED:
+            below = jnp.where(_inside_unit(-x), -1, lax.floor(x))
+            return below if noise is None else below + noise
         case Rounding.STOCHASTIC:
             if noise is None:
                 raise ValueError("`noise` must be given for stochastic rounding, got None")

@@ -108,8 +108,8 @@ def requested(
         ValueError: anything else: engine, mode, rounding, dtype, scales, zero point, an arithmetic of another system.
     """
     q = catalog[name] if rounding is None else catalog[name].replace(rounding=rounding)
-    if q.rounding is Rounding.STOCHASTIC:
-        raise ValueError("`rounding` must be deterministic, got 'stochastic': a certificate is of a step function")
+    if q.rounding in (Rounding.STOCHASTIC, Rounding.LEARNED):
+        raise ValueError(f"`rounding` must be deterministic, got '{q.rounding}': a certificate is of a step function")
     for kind, value, known in (
         ("engine", (engine,), ENGINES),
         ("mode", modes, MODES),

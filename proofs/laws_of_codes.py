@@ -243,7 +243,7 @@ def _half(double: Array, rounding: Rounding) -> Array:
             return np.asarray(floor + half)
         case Rounding.TOWARD_ZERO:
             return np.asarray(floor + half * ~positive)
-        case Rounding.TOWARD_NEGATIVE:
+        case Rounding.TOWARD_NEGATIVE | Rounding.LEARNED:  # without a parameter
             return floor
         case Rounding.DPU:
             return np.asarray(floor + np.where(positive, to_even, half))

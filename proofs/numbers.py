@@ -15,7 +15,13 @@ from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, In
 from ..core.granularity import Shape
 
 Array = NDArray[Any]
-DIRECTED = (Rounding.TOWARD_ZERO, Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC)
+DIRECTED = (
+    Rounding.TOWARD_ZERO,
+    Rounding.TOWARD_POSITIVE,
+    Rounding.TOWARD_NEGATIVE,
+    Rounding.STOCHASTIC,
+    Rounding.LEARNED,
+)
 
 
 def numbers(format: Format) -> Array:
@@ -121,7 +127,7 @@ def reach(q: Quantizer, n: Array) -> tuple[Array, Array]:
             cuts, at = _cuts(q.format), np.searchsorted(numbers(q.format), n)
             return n - cuts[at], cuts[at + 1] - n
     match q.rounding:
-        case Rounding.TOWARD_NEGATIVE:
+        case Rounding.TOWARD_NEGATIVE | Rounding.LEARNED:  # without a parameter
             return 0 * below, above
         case Rounding.TOWARD_POSITIVE:
             return below, 0 * above

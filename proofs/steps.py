@@ -176,7 +176,7 @@ def _last_quotient(j: int, rounding: Rounding) -> np.float32:
             stays = j >= 0 and j % 2 == 0
         case Rounding.TOWARD_POSITIVE:
             half, stays = np.float32(j), True
-        case Rounding.TOWARD_NEGATIVE:
+        case Rounding.TOWARD_NEGATIVE | Rounding.LEARNED:
             half, stays = up, False
         case Rounding.TOWARD_ZERO:
             half, stays = (np.float32(j), True) if j < 0 else (up, False)

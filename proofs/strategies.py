@@ -123,6 +123,7 @@ def variants(draw: st.DrawFn) -> Quantizer:
     plain = zero_point is not ZeroPoint.NONE or denominator is Denominator.LARGER
     restriction = draw(st.sampled_from((Restriction.FLOAT, Restriction.POWER_OF_TWO) if plain else tuple(Restriction)))
     quantized = restriction is Restriction.QUANTIZED
+    directions = [r for r in Rounding if isinstance(form, IntegerFormat) or r is not Rounding.LEARNED]
     rule = ScaleRule(
         restriction=restriction,
         denominator=denominator,
@@ -135,7 +136,7 @@ def variants(draw: st.DrawFn) -> Quantizer:
         granularity=draw(granularities()),
         scale=rule,
         zero_point=zero_point,
-        rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(Rounding)),
+        rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(directions)),
         gradient=draw(st.sampled_from(Gradient)),
     )
 

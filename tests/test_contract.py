@@ -40,6 +40,7 @@ VERBS = {
     "blocks",
     "clamp",
     "grid",
+    "learned_rounding",
     "matmul",
     "minifloat",
     "quantizer",

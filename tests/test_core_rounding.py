@@ -33,7 +33,7 @@ TABLE = {
 
 
 def test_the_oracle_knows_every_direction() -> None:
-    assert {*DIRECTIONS, Rounding.STOCHASTIC} == set(Rounding)
+    assert {*DIRECTIONS, Rounding.STOCHASTIC, Rounding.LEARNED} == set(Rounding)
     assert set(TABLE) - {"values"} == set(DIRECTIONS)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSigmoid
 from brevitas.core.function_wrapper.ops_ste import ScalarSignedClampMinSte
 from brevitas.function import ops, ops_ste
 from numpy.typing import NDArray
 
-from samebits.core import straight_through
+from samebits.core import LearnedRounding, Relaxation, learned_rounding, straight_through
 from samebits.proofs.arrays import to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits, differences
 
@@ -90,3 +91,31 @@ def test_where_lo_is_above_hi_torch_lets_hi_win_oracle() -> None:
     x, lo, hi = (np.array([v], np.float32) for v in (0, 1, -1))
     assert straight_through.tensor_clamp(x, lo, hi) == 1
     assert torch.clamp(to_torch(x), to_torch(lo), to_torch(hi)).item() == -1
+
+
+# --- learned rounding -------------------------------------------------------------------------------------------------
+
+LEARNED = {
+    "hard_sigmoid": (LearnedRounding(), LearnedRoundHardSigmoid()),
+    "sigmoid": (LearnedRounding(relaxation=Relaxation.SIGMOID, temperature=0.5), LearnedRoundSigmoid(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_rounding_of_brevitas_oracle(name: str) -> None:
+    """Hard: the same bits. Soft: their sigmoid is within 2**-23 of the exact one, ours within 2**-22, relative."""
+    rule, theirs = LEARNED[name]
+    v = np.concatenate([np.linspace(-9, 9, 5001), [0, -0.0, 1e-6, -1e-6]]).astype(np.float32)
+    x = np.linspace(-5, 5, v.size, dtype=np.float32)
+    theirs.eval()
+    up = theirs.round_forward(to_torch(x), theirs(to_torch(v)))
+    assert_same_bits(learned_rounding.rounding_offset(rule, v) + np.floor(x) + np.float32(0), up + 0.0, inputs=v)
+    theirs.train()
+    leaf = to_torch(v).requires_grad_()
+    share = theirs(leaf)
+    share.sum().backward()
+    ours = learned_rounding.rounding_share(rule, v)
+    assert np.abs(ours - to_numpy(share)).max() <= 2.0**-22 * (1.3 if name == "hard_sigmoid" else 1)
+    slope, theirs_slope = learned_rounding.rounding_slope(rule, v), to_numpy(leaf.grad)
+    beside_the_corner = np.abs(np.abs(v) - np.log(11)) < 1e-5  # where either may be beyond it
+    assert (np.abs(slope - theirs_slope) <= 2.0**-20)[~beside_the_corner | (name == "sigmoid")].all()

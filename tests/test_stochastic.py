@@ -322,9 +322,9 @@ def test_wrong_seeds_are_refused_everywhere_in_the_same_words(seed: Any, error: 
 def _by_memory(original: Any) -> Any:
     """Noise counted in the order in which elements lie in memory."""
 
-    def noise_like(value: Any, x: Any, seed: Any) -> Any:
+    def noise_like(q: Any, value: Any, x: Any, seed: Any) -> Any:
         if seed is None or x.is_contiguous():
-            return original(value, x, seed)
+            return original(q, value, x, seed)
         return torch_frontend.threefry.rounding_noise(seed, tuple(x.t().shape)).t().reshape(value.shape)
 
     return noise_like

@@ -37,6 +37,10 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
             checks.check_zero_point_values(q, numpy_of(zero))
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
         _check_seed(qparams.seed)
+    if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
+        v = qparams.rounding
+        check_tensor("qparams.rounding", v)
+        checks.check_rounding(shape, dtype_name(scale.dtype), tuple(v.shape), dtype_name(v.dtype))
 
 
 def _check_seed(seed: object) -> None:

@@ -45,7 +45,7 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
     Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``. Numbers of the other formats
     come from `grid` with the zeros that they have.
     """
-    if not isinstance(q.format, IntegerFormat):
+    if not isinstance(q.format, IntegerFormat) or q.relaxed:  # what is no integer has had something added: no -0
         return codes
     large = 1.5 * 2.0**52 if codes.dtype == torch.float64 else 1.5 * 2.0**23
     return (codes + large) - large

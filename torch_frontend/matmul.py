@@ -212,9 +212,13 @@ def _values(
 
 
 def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Gradients of the seven tensors, None where not wanted, and None for the seeds."""
+    """Gradients of the seven tensors, None where not wanted, and of the seeds, which have none.
+
+    In the place of a seed, the parameter of learned rounding has one while that is soft.
+    """
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_seed, w_seed = tensors
-    for_x, for_w = any(wanted[:3]), any(wanted[3:6])
+    learns_x, learns_w = (w and q.relaxed for w, q in zip(wanted[7:], (layer.q_x, layer.q_w), strict=True))
+    for_x, for_w = any(wanted[:3]) or learns_x, any(wanted[3:6]) or learns_w
     wide = widened(g)
     x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed) if for_w else x.to(wide.dtype)
     w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
@@ -228,12 +232,17 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
         )
     of_x: Sequence[Tensor | None] = (None, None, None)
     of_w: Sequence[Tensor | None] = (None, None, None)
+    d_x_seed = d_w_seed = None
     if dx is not None:
         of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]
     if dw is not None:
         of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6], w_seed)[:3]
+    if learns_x and dx is not None:
+        d_x_seed = routes.rounding_gradient(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), x_seed)
+    if learns_w and dw is not None:
+        d_w_seed = routes.rounding_gradient(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), w_seed)
     axes = [axis for axis in range(wide.ndim) if axis != 1]
-    return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, None, None
+    return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, d_x_seed, d_w_seed
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
         TypeError, ValueError: as `fake_quantize`; in eager mode ValueError for NaN in ``x``: no integer stands for it.
     """
     check_array(q, x, qparams)
+    q = q.decided
     x, scale, zero = _detached(x, qparams)
     seed = routes.seed_of(q, x, qparams)
     if is_concrete(x, scale, zero, seed):
@@ -83,7 +84,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
             return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
         checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
     value, s, z = routes.views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z, routes.noise_like(value, x, seed))[2]
+    codes = codes_of(q, value, s, z, routes.noise_like(q, value, x, seed))[2]
     if not q.format.has_nan:
         of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
         codes = torch.where(codes != codes, of_zero, codes)
@@ -126,7 +127,7 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
         check_array(q, x, qparams)
     scale, zero_point, seed = qparams.scale, qparams.zero_point, routes.seed_of(q, x, qparams)
     if is_concrete(x, scale, zero_point, seed):
-        if not records_gradient(x, scale, zero_point):
+        if not records_gradient(x, scale, zero_point, seed):
             if seed is None:
                 return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
             return routes.forward(q, x, scale, zero_point, seed)
@@ -141,7 +142,7 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
     summed over each block in float64 (error at most ``n * 2**-53 * sum(|terms|)``), rounded once. Shape and dtype of
-    the scale.
+    the scale. ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -151,7 +152,10 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     check_array(q, x, qparams)
     checks.check_cotangent(tuple(x.shape), dtype_name(x.dtype), tuple(g.shape), dtype_name(g.dtype))
     seed = routes.seed_of(q, x, qparams)
-    return routes.gradients(q, x, qparams.scale, qparams.zero_point, g, (True, True, q.affine), seed)
+    d = routes.gradients(q, x, qparams.scale, qparams.zero_point, g, (True, True, q.affine), seed)
+    if q.rounding is not Rounding.LEARNED or qparams.rounding is None:
+        return d
+    return d._replace(rounding=routes.rounding_gradient(q, x, qparams.scale, qparams.zero_point, g, qparams.rounding))
 
 
 def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
@@ -161,6 +165,7 @@ def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Te
         TypeError, ValueError: as `fake_quantize`.
     """
     check_array(q, x, qparams)
+    q = q.decided
     x, scale, zero = _detached(x, qparams)
     codes = routes.codes(q, x, scale, zero, routes.seed_of(q, x, qparams))
     zeros = torch.zeros_like(scale) if zero is None else zero
@@ -185,7 +190,10 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point, seed = ctx.saved_tensors
         d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
-        return d.x, d.scale, d.zero_point, None, None
+        d_seed = None
+        if ctx.needs_input_grad[3]:  # that of learned rounding
+            d_seed = routes.rounding_gradient(ctx.q, x, scale, zero_point, g, seed)
+        return d.x, d.scale, d.zero_point, d_seed, None
 
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:

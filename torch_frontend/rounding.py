@@ -18,8 +18,9 @@ def round_to_integer(x: Tensor, rounding: Rounding, noise: Tensor | None = None)
         rounding: the direction.
         noise: of stochastic rounding, as `rounding_noise` gives it, shape of ``x``. Away from zero if
             ``|x - trunc(x)| * 2**24 > noise``: with a probability of the fraction, rounded up to a multiple of 2**-24.
+            Of learned rounding, as `rounding_offset` gives it: ``floor(x) + noise``, one addition; None for the floor.
     Returns:
-        Same shape and dtype; zero results carry the sign of ``x``.
+        Same shape and dtype; zero results carry the sign of ``x`` (a floor to which noise was added: +0).
     Raises:
         ValueError: stochastic rounding without ``noise``.
     """
@@ -38,6 +39,8 @@ def round_to_integer(x: Tensor, rounding: Rounding, noise: Tensor | None = None)
             return x.ceil()
         case Rounding.TOWARD_NEGATIVE:
             return x.floor()
+        case Rounding.LEARNED:
+            return x.floor() if noise is None else x.floor() + noise
         case Rounding.STOCHASTIC:
             if noise is None:
                 raise ValueError("`noise` must be given for stochastic rounding, got None")

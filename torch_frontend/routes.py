@@ -1,6 +1,7 @@
 """The two routes behind every function: `eager` for ordinary tensors, `elementwise` for everything else. Same bits.
 
-Stochastic rounding always takes the second. Its ``seed`` is a 0-d tensor, None for all other directions.
+Rounding that looks at more than the number always takes the second. What it looks at is called ``seed``: that of
+stochastic rounding is a 0-d tensor, of learned rounding the parameter of each element; None for all other directions.
 """
 
 from collections.abc import Sequence
@@ -8,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.descriptions import QParams, Quantizer, QuantizerGradients, Rounding
+from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients, Rounding
 from . import eager
 from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .elementwise import codes_of, gradient_terms, one_zero, values_of
 from .grid import decode
-from .ste import block_sum, learned_scale_factor
+from .learned_rounding import rounding_offset, rounding_slope
+from .ste import block_sum, clip_mask, learned_scale_factor
 from .threefry import rounding_noise
 
 
@@ -23,7 +25,7 @@ def forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, s
     if seed is None and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z, noise_like(value, x, seed))[2]
+    codes = codes_of(q, value, s, z, noise_like(q, value, x, seed))[2]
     return narrowed(values_of(q, codes, s, z), x.dtype).reshape(x.shape)
 
 
@@ -33,7 +35,7 @@ def codes(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, see
     if seed is None and is_concrete(x, scale, zero):
         return eager.codes(q, x, scale, zero, scale.dtype)
     value, s, z = views(q, x, scale, zero)
-    return one_zero(q, codes_of(q, value, s, z, noise_like(value, x, seed))[2]).reshape(x.shape)
+    return one_zero(q, codes_of(q, value, s, z, noise_like(q, value, x, seed))[2]).reshape(x.shape)
 
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -60,7 +62,7 @@ def gradients(
         dx, *sums = eager.gradients(q, x, scale, zero, g, wanted)
     else:
         value, s, z = views(q, x, scale, zero)
-        noise = noise_like(value, x, seed)
+        noise = noise_like(q, value, x, seed)
         dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted, noise)
         dx = None if dx is None else dx.reshape(x.shape)
         sums = [None if t is None else block_sum(t.reshape(x.shape), q.granularity) for t in terms]
@@ -73,8 +75,28 @@ def wide(zero_point: Tensor | None, scale: Tensor) -> Tensor | None:
     return None if zero_point is None else zero_point.to(scale.dtype)
 
 
+def rounding_gradient(
+    q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, g: Tensor, v: Tensor
+) -> Tensor:
+    """``g * s * h'(v)`` where the code was not clamped and the slope is not 0, else +0.0; see `core.quantizer`."""
+    value, s, z = views(q, x, scale, wide(zero_point, scale))
+    unclamped = codes_of(q, value, s, z, noise_like(q, value, x, v))[1]
+    slope = rounding_slope(q.learned_rounding, v).reshape(value.shape)
+    passes = slope != 0
+    if q.gradient is not Gradient.PASS_THROUGH:
+        passes = passes & clip_mask(q, unclamped)
+    product = widened(g).reshape(value.shape) * s * slope
+    return torch.where(passes, product, torch.zeros_like(product)).reshape(x.shape)
+
+
 def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
-    """The seed of stochastic rounding as int64 on the device of ``x``, 0 where none is given; else None."""
+    """The seed of stochastic rounding as int64 on the device of ``x``, 0 where none is given.
+
+    Of learned rounding the parameter, zeros where none is given and it is soft, else None.
+    """
+    if q.rounding is Rounding.LEARNED:
+        v: Tensor | None = qparams.rounding
+        return torch.zeros(x.shape, dtype=qparams.scale.dtype, device=x.device) if v is None and q.relaxed else v
     if q.rounding is not Rounding.STOCHASTIC:
         return None
     seed = 0 if qparams.seed is None else qparams.seed
@@ -83,9 +105,16 @@ def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
     return torch.full((), seed, dtype=torch.int64, device=x.device)
 
 
-def noise_like(value: Tensor, x: Tensor, seed: Tensor | None) -> Tensor | None:
-    """What stochastic rounding of ``x``, of which ``value`` is a view, compares with; None for other directions."""
-    return None if seed is None else rounding_noise(seed, tuple(x.shape)).reshape(value.shape)
+def noise_like(q: Quantizer, value: Tensor, x: Tensor, seed: Tensor | None) -> Tensor | None:
+    """What stochastic rounding of ``x``, of which ``value`` is a view, compares with, or learned rounding adds.
+
+    None for other directions.
+    """
+    if seed is None:
+        return None
+    if q.rounding is Rounding.LEARNED:
+        return rounding_offset(q.learned_rounding, seed).reshape(value.shape)
+    return rounding_noise(seed, tuple(x.shape)).reshape(value.shape)
 
 
 def views(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
