@@ -6,10 +6,9 @@ Mode "numpy", the specification, is what the others are compared with, bit for b
 dequantized values, fake quantization, and the gradient of x. The gradients of scale and zero point are sums, and the
 order of a sum is the mode's own; they are held to `tally.sum_bound`.
 
-Compiling takes most of the time. Entries that differ only in which elements share a scale, and how it is chosen, treat
-each element by the same function. So a check of the whole catalog that is not ``thorough`` takes every entry in every
-mode as float32, and as bfloat16 and float16 the first entry of each such function, compiled by torch for the first of
-each kind of format.
+Compiling takes most of the time. So torch compiles a few quantizers in one program, and a check of the whole catalog
+that is not ``thorough`` takes every entry in every mode as float32, and the first of each kind (class of format, with a
+zero point or without) as bfloat16 and float16 too. (`prove` takes every entry on every input of those.)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,11 +22,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import PerTensor, Quantizer, ScaleRule, catalog
+from ..core import Quantizer, catalog
 from ..core.catalog import Named
 from . import execution
 from .checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
 from .compare import differences
+from .execution import Case
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
 from .tally import Tally, tally
 from .workers import run_jobs
@@ -39,6 +39,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 )
 BATCH_SIZES = (1, 256)  # of the digit classifier
+TOGETHER = 4  # quantizers in one program that torch compiles
 SEEN = 2**16  # scales remembered, so that their knife edges are looked at once
 
 
@@ -76,10 +77,10 @@ class DigitsRow:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Everything `check` found."""
+    """Everything `check` found; ``dtypes`` says how many quantizers were taken as each of them."""
 
     checkpoint: str
-    dtypes: tuple[str, ...]
+    dtypes: Mapping[str, int]
     modes: tuple[str, ...]
     tensors: tuple[TensorReport, ...]
     rows: tuple[Row, ...]
@@ -92,11 +93,11 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class QuantizerJob:
-    """One quantizer and dtype on a whole checkpoint, in every mode asked for."""
+class QuantizersJob:
+    """A few quantizers as one dtype on a whole checkpoint, in every mode asked for."""
 
     path: Path
-    quantizer: str
+    quantizers: tuple[str, ...]
     dtype: str
     modes: tuple[str, ...]
 
@@ -109,7 +110,7 @@ class DigitsJob:
     batch_size: int
 
 
-Job = QuantizerJob | DigitsJob
+Job = QuantizersJob | DigitsJob
 JobResult = tuple[Row, ...] | tuple[DigitsRow, ...]
 
 
@@ -154,9 +155,12 @@ def plan(
     if all(tensor.skipped for tensor in tensors):
         raise CheckpointError(f"{source}: holds no floating-point tensor to check ({len(tensors)} tensors)")
     like = sorted(names, key=lambda name: str(catalog[name].granularity))  # neighbours share what eager JAX compiles
-    thorough = thorough or bool(quantizers or dtypes)
-    chosen = {(n, d): others if thorough else _usual(n, d, others) for n in like for d in chosen_dtypes}
-    jobs: list[Job] = [QuantizerJob(source, n, d, asked) for (n, d), asked in chosen.items() if asked]
+    every = thorough or bool(quantizers or dtypes)
+    jobs: list[Job] = []
+    for dtype in chosen_dtypes if others else ():
+        picked = [name for name in like if every or dtype == "float32" or _first(name)]
+        groups = (tuple(picked[start : start + TOGETHER]) for start in range(0, len(picked), TOGETHER))
+        jobs += [QuantizersJob(source, group, dtype, others) for group in groups]
     network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if path is None else []
     return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs))
 
@@ -186,24 +190,22 @@ def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
     ordered = tuple(rows[key] for key in ((q, m) for q in wanted.quantizers for m in wanted.modes) if key in rows)
     network = (row for row in found if isinstance(row, DigitsRow))
     digits = sorted(network, key=lambda row: (wanted.modes.index(row.mode), row.batch_size))
-    return CheckResult(str(wanted.path), wanted.dtypes, wanted.modes, tensors, ordered, tuple(digits))
+    taken = dict.fromkeys(wanted.dtypes, 0)
+    for job in wanted.jobs:
+        if isinstance(job, QuantizersJob):
+            taken[job.dtype] += len(job.quantizers)
+    return CheckResult(str(wanted.path), taken, wanted.modes, tensors, ordered, tuple(digits))
 
 
 def run_job(job: Job) -> JobResult:
     """One job, in this process."""
-    return _digits(job) if isinstance(job, DigitsJob) else _quantizer(job)
+    return _digits(job) if isinstance(job, DigitsJob) else _quantizers(job)
 
 
-def _usual(name: str, dtype: str, modes: tuple[str, ...]) -> tuple[str, ...]:
-    """The modes in which a check that is not thorough takes an entry of the catalog as a dtype."""
-    if dtype == "float32":
-        return modes
-    functions = {entry: q.replace(granularity=PerTensor(), scale=ScaleRule()) for entry, q in catalog.items()}
-    if name != next(entry for entry, function in functions.items() if function == functions[name]):
-        return ()
+def _first(name: str) -> bool:
+    """Whether an entry is the first of its kind in the catalog."""
     kinds = {entry: (type(q.format), q.affine) for entry, q in catalog.items()}
-    first = name == next(entry for entry, kind in kinds.items() if kind == kinds[name])
-    return tuple(mode for mode in modes if first or mode != "torch compiled")
+    return name == next(entry for entry, kind in kinds.items() if kind == kinds[name])
 
 
 def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -212,20 +214,40 @@ def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, 
     return tuple(dict.fromkeys(names[name] for name in asked)) or tuple(names)
 
 
-def _quantizer(job: QuantizerJob) -> tuple[Row, ...]:
-    """One quantizer and dtype, in every mode: first on tensors, then on the knife edges of the scales they have."""
-    q, dtype = catalog[job.quantizer], DTYPES[job.dtype]
-    reason = not_applicable(q.granularity)
-    missing = {mode: reason or execution.unavailable(mode) for mode in job.modes}
-    modes = [mode for mode in job.modes if not missing[mode]]
-    totals = dict.fromkeys(modes, Tally())
-    for piece in _pieces(job.path, q, dtype) if modes else ():
-        g = _cotangent(piece.x.shape, dtype.name)
-        expected = execution.run_all(REFERENCE, q, piece.x, g, piece.qparams)
+def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
+    """Each quantizer in every mode: first on tensors, then on the knife edges of the scales they have."""
+    dtype = DTYPES[job.dtype]
+    reasons = {name: not_applicable(catalog[name].granularity) for name in job.quantizers}
+    missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in reasons for mode in job.modes}
+    modes = [mode for mode in job.modes if not execution.unavailable(mode)]
+    totals = {key: Tally() for key in missing}
+    streams = {name: _pieces(job.path, catalog[name], dtype) for name in reasons if modes and not reasons[name]}
+    for pieces, ended in _in_step(streams):
+        cases = {
+            name: Case(catalog[name], piece.x, _cotangent(piece.x.shape, dtype.name), piece.qparams)
+            for name, piece in pieces.items()
+        }
+        expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
         for mode in modes:
-            got = execution.run_all(mode, q, piece.x, g, piece.qparams)
-            totals[mode] += tally(q, piece, g, expected, got)
-    return tuple(Row(job.quantizer, mode, totals.get(mode, Tally()), missing[mode]) for mode in job.modes)
+            asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
+            found = dict(zip(asked, execution.run_together(mode, [cases[name] for name in asked]), strict=True))
+            for name in expected:
+                totals[name, mode] += tally(cases[name].q, pieces[name], cases[name].g, expected[name], found[name])
+    return tuple(Row(name, mode, totals[name, mode], why) for (name, mode), why in missing.items())
+
+
+def _in_step(streams: Mapping[str, Iterator[Piece]]) -> Iterator[tuple[dict[str, Piece], set[str]]]:
+    """The next piece of each stream while one has more, the last again of those that have ended; and which have."""
+    last = {name: piece for name, stream in streams.items() if (piece := next(stream, None)) is not None}
+    ended = set[str]()
+    while len(ended) < len(last):
+        yield dict(last), set(ended)
+        for name in last.keys() - ended:
+            piece = next(streams[name], None)
+            if piece is None:
+                ended.add(name)
+            else:
+                last[name] = piece
 
 
 def _pieces(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Piece]:

@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 from ..core import QParams, catalog, choose_qparams, conv2d, linear
 from ..core.granularity import qparams_shape
 from .checkpoint import stored_tensors
-from .execution import MODES
+from .execution import MODES, implementation
 
 Array = NDArray[Any]
 
@@ -167,12 +167,18 @@ def _network(mode: str, checkpoint: Checkpoint) -> Callable[[Array], Array]:
         raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
     if mode == "numpy":
         return _numpy_network(checkpoint)
-    learned = "conv1.weight_quant.scale" in checkpoint.tensors
+    tensors = dict(checkpoint.tensors)
+    if mode in ("torch eager", "jax eager"):  # once here, instead of with every batch
+        choose = implementation(mode).choose_qparams
+        scales = {layer: f"{layer}.weight_quant.scale" for layer in LAYERS}
+        q_w = catalog[checkpoint.weight_quant]
+        tensors = {name: choose(q_w, tensors[f"{layer}.weight"]).scale for layer, name in scales.items()} | tensors
+    learned = "conv1.weight_quant.scale" in tensors
     q_w = catalog[checkpoint.weight_quant].replace(source="learned" if learned else "statistic")
     q_x = catalog[checkpoint.input_quant].replace(source="learned")
     room = importlib.import_module(f".digits_{mode.split()[0]}", __package__)  # imports its framework
     network = room.classifier(q_w, q_x)
-    room.load_tensors(network, checkpoint.tensors)
+    room.load_tensors(network, tensors)
     run: Callable[[Array], Array] = room.inference(network, compiled=mode in ("torch compiled", "jax jit"))
     return run
 

@@ -126,7 +126,8 @@ def _verdict(result: CheckResult, seconds: float) -> Text:
     text = Text(f"{differing:,} of {compared:,} results differ", "green" if result.same else "bold red")
     text.append(f"; {outside:,} of {sums:,} gradients of scales and zero points lie beyond the bound of a sum")
     tensors = sum(not tensor.skipped for tensor in result.tensors)
-    return text.append(f" ({tensors} tensors as {', '.join(result.dtypes)}; {seconds:.0f} s)")
+    taken = ", ".join(f"{count} as {dtype}" for dtype, count in result.dtypes.items())
+    return text.append(f" ({tensors} tensors; quantizers: {taken}; {seconds:.0f} s)")
 
 
 def _divergence_table(rows: Sequence[Divergence]) -> Table:

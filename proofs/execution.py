@@ -18,7 +18,7 @@ for the call.
 quantized, which is what compiled code must answer by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +49,15 @@ class Results(NamedTuple):
     fake: Any
     gradients: Any
     x_alone: Any = None
+
+
+class Case(NamedTuple):
+    """Arguments of `run_all`."""
+
+    q: Quantizer
+    x: Any
+    g: Any
+    qparams: QParams | None = None
 
 
 @dataclass(frozen=True)
@@ -129,9 +138,18 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         gradients = core.fake_quantize_vjp(q, x, chosen, g)
         return Results(chosen, codes, values, core.fake_quantize(q, x, qparams), gradients, gradients.x)
     if mode == "torch compiled":
-        return _torch_compiled(q, x, g, qparams)
+        return _torch_compiled([Case(q, x, g, qparams)])[0]
     scale, zero = (None, None) if qparams is None else qparams[:2]
     return _results(_call(mode, "all_five", q, x.dtype, x, number, g, scale, zero))
+
+
+def run_together(mode: str, cases: Sequence[Case]) -> list[Results]:
+    """`run_all` of each case; ``torch compiled`` takes all of them, which must be of one dtype, in one program.
+
+    Compiling it costs little more than compiling one of them. Raises as `run_all`.
+    """
+    _check_mode(mode)
+    return _torch_compiled(cases) if mode == "torch compiled" else [run_all(mode, *case) for case in cases]
 
 
 def unavailable(mode: str) -> str | None:
@@ -169,30 +187,45 @@ def _call(mode: str, function: str, q: Quantizer, dtype: Any, *arrays: Array | N
         return _map(to_numpy, program(*(None if a is None else convert(np.asarray(a)) for a in arrays)))
 
 
-def _torch_compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -> Results:
+def _torch_compiled(cases: Sequence[Case]) -> list[Results]:
     """One program for both uses, since compiling costs far more than running: parameters are chosen in a first run."""
+    program = programs.torch_compiled_together(tuple(case.q for case in cases), np.asarray(cases[0].x).dtype.name)
+    flat = [_flat(case) for case in cases]
+    if any(case.qparams is None for case in cases):
+        chosen = [parts[1] for parts in _run_torch(program, flat)]
+        flat = [
+            (x, *(given if case.qparams is None else (scale, zero)), g)
+            for case, (x, scale, zero, g), given in zip(cases, flat, chosen, strict=True)
+        ]
+    return [_shaped(case, parts) for case, parts in zip(cases, _run_torch(program, flat), strict=True)]
+
+
+def _flat(case: Case) -> tuple[Array, Array, Array | None, Array]:
+    """``(x, scale, zero point, g)`` in the shape that is compiled; placeholders for parameters yet to be chosen."""
+    q, x = case.q, np.asarray(case.x)
     shape = compiled_shape(q.granularity, x.shape)
-    flat, flat_g = x.reshape(shape), g.reshape(shape)
     blocks = qparams_shape(q.granularity, shape)
-    if qparams is None:
-        given = _run_compiled(q, flat, flat_g, *_placeholder(q, x.dtype, blocks))[1]
+    if case.qparams is None:
+        scale, zero = _placeholder(q, x.dtype, blocks)
     else:
-        given = tuple(None if p is None else np.asarray(p).reshape(blocks) for p in qparams[:2])
-    fake, chosen, codes, values, gradients = _run_compiled(q, flat, flat_g, *given)
-    outer = qparams_shape(q.granularity, x.shape)
-    used = QParams(*(p.reshape(outer) if p is not None else None for p in chosen)) if qparams is None else qparams
-    dx, *others = gradients
-    return Results(
-        used,
-        codes.reshape(x.shape),
-        values.reshape(x.shape),
-        fake.reshape(x.shape),
-        QuantizerGradients(dx.reshape(x.shape), *(d.reshape(outer) if d is not None else None for d in others)),
-    )
+        given = case.qparams
+        scale = np.asarray(given.scale).reshape(blocks)
+        zero = None if given.zero_point is None else np.asarray(given.zero_point).reshape(blocks)
+    return x.reshape(shape), scale, zero, np.asarray(case.g).reshape(shape)
 
 
-def _run_compiled(q: Quantizer, x: Array, g: Array, scale: Array, zero: Array | None) -> Any:
-    return _call("torch compiled", "forward_and_gradients", q, x.dtype, x, scale, zero, g)
+def _shaped(case: Case, parts: Any) -> Results:
+    """What the program gave, in the shapes of the case."""
+    fake, chosen, codes, values, (dx, *others) = parts
+    shape = np.shape(case.x)
+    outer = qparams_shape(case.q.granularity, shape)
+    used = case.qparams or QParams(*(p.reshape(outer) if p is not None else None for p in chosen))
+    gradients = QuantizerGradients(dx.reshape(shape), *(d.reshape(outer) if d is not None else None for d in others))
+    return Results(used, codes.reshape(shape), values.reshape(shape), fake.reshape(shape), gradients)
+
+
+def _run_torch(program: programs.Program, arguments: Any) -> Any:
+    return _map(to_numpy, program(*(tuple(None if a is None else to_torch(a) for a in own) for own in arguments)))
 
 
 @cache

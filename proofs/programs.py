@@ -34,15 +34,48 @@ def torch_program(function: str, q: Quantizer, dtype: str, *, compiled: bool) ->
 
     if compiled and function == "gradients":
         return partial(_torch_gradients, torch_program("fake_quantize", q, dtype, compiled=True))
-    if compiled and function == "forward_and_gradients":
-        return partial(_torch_forward_and_gradients, torch_program("forward", q, dtype, compiled=True))
     plain: Program = _torch_functions(q, getattr(torch, dtype))[function]
     if not compiled:
         return plain
-    whole = torch.compile(_own_code(plain, f"{function}_{dtype}_{abs(hash(q))}"), fullgraph=True)
+    return _compiled(plain, f"{function}_{dtype}_{abs(hash(q))}")
+
+
+@cache
+def torch_compiled_together(quantizers: tuple[Quantizer, ...], dtype: str) -> Program:
+    """Everything of several quantizers in one compiled program, whose gradients come by autograd through it.
+
+    It takes ``(x, scale, zero, g)`` and gives ``(fake, qparams, codes, values, gradients)`` for each of them. (Not with
+    ``torch.func.vjp`` inside it: there torch 2.13 differentiates the operations of an ``autograd.Function`` instead of
+    calling its backward, without a word, and the straight-through gradient comes out as 0.)
+    """
+    import torch
+
+    functions = [_torch_functions(q, getattr(torch, dtype))["forward"] for q in quantizers]
+
+    def forward(*arguments: Any) -> Any:
+        return tuple(function(*own) for function, own in zip(functions, arguments, strict=True))
+
+    whole = _compiled(forward, f"together_{dtype}_{abs(hash(quantizers))}")
+
+    def program(*arguments: Any) -> Any:
+        leaves = [_leaves(x, scale, zero) for x, scale, zero, _ in arguments]
+        own = [(x, scale, zero, *leaf) for (x, scale, zero, _), leaf in zip(arguments, leaves, strict=True)]
+        results = whole(*own)
+        fakes, others = [result[0] for result in results], [result[1:] for result in results]
+        gradients = _derivatives(fakes, leaves, [g for _, _, _, g in arguments])
+        return tuple((f.detach(), *other, d) for f, other, d in zip(fakes, others, gradients, strict=True))
+
+    return program
+
+
+def _compiled(plain: Program, name: str) -> Program:
+    """One graph under a name of its own; it is compiled anew for ranks, sizes 0 and 1, small and large arrays."""
+    import torch
+
+    whole = torch.compile(_own_code(plain, name), fullgraph=True)
 
     def program(*arrays: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=64):  # ranks, sizes 0 and 1, small and large arrays
+        with torch._dynamo.config.patch(recompile_limit=64):
             return whole(*arrays)
 
     return program
@@ -94,18 +127,7 @@ def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
 def _torch_gradients(fake_quantize: Program, x: Any, scale: Any, zero: Any, g: Any) -> Any:
     """By autograd."""
     leaves = _leaves(x, scale, zero)
-    return _derivatives(fake_quantize(*leaves), leaves, g)
-
-
-def _torch_forward_and_gradients(forward: Program, x: Any, scale: Any, zero: Any, g: Any) -> Any:
-    """Everything but the gradients in one program, and they by autograd through that program.
-
-    (Not by ``torch.func.vjp`` inside it: there torch 2.13 differentiates the operations of an ``autograd.Function``
-    instead of calling its backward, without a word, and the straight-through gradient comes out as 0.)
-    """
-    leaves = _leaves(x, scale, zero)
-    fake, *others = forward(x, scale, zero, *leaves)
-    return (fake.detach(), *others, _derivatives(fake, leaves, g))
+    return _derivatives([fake_quantize(*leaves)], [leaves], [g])[0]
 
 
 def _leaves(x: Any, scale: Any, zero: Any) -> tuple[Any, Any, Any]:
@@ -114,12 +136,12 @@ def _leaves(x: Any, scale: Any, zero: Any) -> tuple[Any, Any, Any]:
     return x.detach().requires_grad_(), scale.detach().requires_grad_(), wide
 
 
-def _derivatives(y: Any, leaves: tuple[Any, Any, Any], g: Any) -> tuple[Any, Any, Any]:
+def _derivatives(y: Any, leaves: Any, g: Any) -> list[tuple[Any, ...]]:
+    """Of each ``y`` to its leaves, all in one backward pass; None where a leaf is."""
     import torch
 
-    found = iter(torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], g))
-    dx, d_scale, d_zero = (None if leaf is None else next(found) for leaf in leaves)
-    return dx, d_scale, d_zero
+    found = iter(torch.autograd.grad(y, [leaf for own in leaves for leaf in own if leaf is not None], g))
+    return [tuple(None if leaf is None else next(found) for leaf in own) for own in leaves]
 
 
 @cache

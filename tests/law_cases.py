@@ -10,15 +10,16 @@ from samebits.core import QParams, Quantizer, catalog
 from samebits.core.granularity import qparams_shape
 from samebits.proofs import laws_of_parameters
 from samebits.proofs.blockwise import owners, per_element
-from samebits.proofs.execution import Implementation, implementation, run_all
+from samebits.proofs.execution import Case, Implementation, Results, implementation, run_all, run_together
 from samebits.proofs.knife_edges import knife_edges
 from samebits.proofs.laws import LAWS, applies
 from samebits.proofs.strategies import DTYPES, KINDS, near
 
 Array = NDArray[Any]
-Case = tuple[Array, QParams, Array]
+LawCase = tuple[Array, QParams, Array]
 
 SHAPE = (32, 128)  # every group and block of the catalog divides it; more than 4096 elements would compile differently
+TOGETHER = 4  # quantizers in one program that torch compiles
 SCALES = (0.1, 2.0**-126, 1 - 2.0**-24, 3.3e-3, 1.0, 2.0**-20 + 2.0**-43, 5e4, 2.0**-10, 7e-39 + 2.0**-126, 1e30, 0.3)
 
 _BASE, _TENSOR = catalog["int8_per_channel"], catalog["uint8_affine_per_tensor"]
@@ -122,22 +123,43 @@ def implementation_for(mode: str) -> Implementation:
     if mode != "torch compiled":
         return alone
 
-    def nothing(x: Array) -> Array:
-        return np.zeros_like(x)
+    def run(q: Quantizer, x: Array, g: Array | None = None, qparams: QParams | None = None) -> Results:
+        return _compiled(q, x, np.zeros_like(x) if g is None else g, qparams)
 
     return Implementation(
         mode,
-        lambda q, x: run_all(mode, q, x, nothing(x)).qparams,
-        lambda q, x, qparams: run_all(mode, q, x, nothing(x), qparams).codes,
+        lambda q, x: run(q, x).qparams,
+        lambda q, x, qparams: run(q, x, None, qparams).codes,
         alone.dequantize,
-        lambda q, x, qparams=None: run_all(mode, q, x, nothing(x), qparams).fake,
-        lambda q, x, qparams, g: run_all(mode, q, x, g, qparams).gradients,
+        lambda q, x, qparams=None: run(q, x, None, qparams).fake,
+        lambda q, x, qparams, g: run(q, x, g, qparams).gradients,
         refuses=False,
     )
 
 
+def _compiled(q: Quantizer, x: Array, g: Array, qparams: QParams | None) -> Results:
+    """`run_all`, in one program with some neighbours of ``q`` that are tried with its dtype: they compile once."""
+    alike = [
+        other for name, other in tried("torch compiled").items() if x.dtype.name in dtypes_for("torch compiled", name)
+    ]
+    if x.shape != SHAPE or q not in alike:
+        return run_all("torch compiled", q, x, g, qparams)
+    start = alike.index(q) // TOGETHER * TOGETHER
+    group = alike[start : start + TOGETHER]
+    cases = [
+        Case(q, x, g, qparams) if other is q else Case(other, *_placeholder(other, x.dtype.name)) for other in group
+    ]
+    return run_together("torch compiled", cases)[group.index(q)]
+
+
 @cache
-def cases_of(q: Quantizer, dtype: str, seed: int = 0) -> tuple[Case, Case]:
+def _placeholder(q: Quantizer, dtype: str) -> tuple[Array, Array, QParams]:
+    x, qparams, g = cases_of(q, dtype)[0]
+    return x, g, qparams
+
+
+@cache
+def cases_of(q: Quantizer, dtype: str, seed: int = 0) -> tuple[LawCase, LawCase]:
     """Two arrays with parameters and gradient: knife edges of the scales of their blocks, and all kinds of numbers."""
     random = np.random.default_rng([seed, *map(ord, f"{q}{dtype}")])
     return _knife_edges(random, q, DTYPES[dtype]), _kinds(random, q, DTYPES[dtype])
@@ -156,7 +178,7 @@ def _parameters(random: np.random.Generator, q: Quantizer, first: int) -> QParam
     return QParams(scale, zero)
 
 
-def _knife_edges(random: np.random.Generator, q: Quantizer, dtype: Any) -> Case:
+def _knife_edges(random: np.random.Generator, q: Quantizer, dtype: Any) -> LawCase:
     """In every block as many edges of its scale as it holds, drawn from all of them."""
     qparams = _parameters(random, q, 0)
     x = np.zeros(SHAPE, dtype)
@@ -167,7 +189,7 @@ def _knife_edges(random: np.random.Generator, q: Quantizer, dtype: Any) -> Case:
     return x, qparams, random.standard_normal(SHAPE).astype(dtype)
 
 
-def _kinds(random: np.random.Generator, q: Quantizer, dtype: Any) -> Case:
+def _kinds(random: np.random.Generator, q: Quantizer, dtype: Any) -> LawCase:
     """Every kind of the strategies, element by element; a gradient that holds zeros of both signs."""
     qparams = _parameters(random, q, 3)
     scale, zero = per_element(q, qparams, SHAPE)

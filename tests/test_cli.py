@@ -115,7 +115,7 @@ def check_schema(found: dict[str, Any]) -> None:
         "same": bool,
         "checkpoint": str,
         "modes": list,
-        "dtypes": list,
+        "dtypes": dict,
         "seconds": float,
         "versions": dict,
         "tensors": list,
