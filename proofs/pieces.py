@@ -16,7 +16,7 @@ granularity               a block of the matrix                  elements of a r
 ========================  =====================================  =====================  ============
 
 Pieces are ``(128, 256)`` where groups and blocks divide that, so that even the operations of eager JAX, each of which
-is compiled for its shapes, are the same for all quantizers.
+is compiled for its shapes, are the same for all quantizers; of another height where that is asked for.
 """
 
 from collections.abc import Iterable, Iterator
@@ -83,16 +83,16 @@ def not_applicable(granularity: Granularity) -> str | None:
     return f"no piece of a matrix is defined for the granularity {granularity}"
 
 
-def piece_shape(granularity: Granularity) -> tuple[int, int]:
-    """Shape of a piece: `HEIGHT` and `BREADTH`, or the multiples of group or block next below, at least one."""
-    height, breadth = granularity.shape if isinstance(granularity, PerBlock) else (1, 1)
-    breadth = granularity.size if isinstance(granularity, PerGroup) else breadth
-    return height * max(HEIGHT // height, 1), breadth * max(BREADTH // breadth, 1)
+def piece_shape(granularity: Granularity, height: int = HEIGHT) -> tuple[int, int]:
+    """Shape of a piece: ``height`` and `BREADTH`, or the multiples of group or block next below, at least one."""
+    rows, columns = granularity.shape if isinstance(granularity, PerBlock) else (1, 1)
+    columns = granularity.size if isinstance(granularity, PerGroup) else columns
+    return rows * max(height // rows, 1), columns * max(BREADTH // columns, 1)
 
 
-def table_shape(granularity: Granularity) -> tuple[int, int]:
-    """The same elements as rows of one block each: how many, and how long."""
-    elements = int(np.prod(piece_shape(granularity)))
+def table_shape(granularity: Granularity, height: int = HEIGHT) -> tuple[int, int]:
+    """The same elements as rows of one block each: how many, how long (``height`` changes that per tensor only)."""
+    elements = int(np.prod(piece_shape(granularity, height)))
     match granularity:
         case PerTensor():
             return 1, elements
@@ -136,9 +136,9 @@ def edge_rows(q: Quantizer, scale: Any, zero_point: Any, dtype: Any, source: str
     return given_rows(q, knife_edges(q, scale, zero_point, dtype), scale, zero_point, f"knife edges of {source}")
 
 
-def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source: str) -> Rows:
+def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source: str, height: int = HEIGHT) -> Rows:
     """A list of values under one float32 scale, in as many rows as they need; the last is filled up with zeros."""
-    width = table_shape(q.granularity)[1]
+    width = table_shape(q.granularity, height)[1]
     count = -(-len(values) // width)
     table, real = np.zeros((count, width), values.dtype), np.zeros((count, width), np.bool_)
     table.reshape(-1)[: len(values)] = values
@@ -147,18 +147,19 @@ def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source:
     return Rows(table, real, source, np.full(count, scale, np.float32), zero)
 
 
-def pack(q: Quantizer, parts: Iterable[Rows]) -> Iterator[Piece]:
+def pack(q: Quantizer, parts: Iterable[Rows], height: int = HEIGHT) -> Iterator[Piece]:
     """Pieces of one size from rows of many sources, all with parameters or all without; the last one is filled up."""
-    rows, waiting, held = table_shape(q.granularity)[0], list[Rows](), 0
+    shape = piece_shape(q.granularity, height)
+    rows, waiting, held = table_shape(q.granularity, height)[0], list[Rows](), 0
     for part in parts:
         waiting.append(part)
         held += len(part.values)
         while held >= rows:
             taken, waiting = _split(waiting, rows)
             held -= rows
-            yield _piece(q, taken, rows)
+            yield _piece(q, taken, rows, shape)
     if held:
-        yield _piece(q, waiting, rows)
+        yield _piece(q, waiting, rows, shape)
 
 
 def _tables(granularity: Granularity, matrix: Array, dtype: np.dtype[Any], width: int) -> Iterator[tuple[Array, Array]]:
@@ -234,9 +235,9 @@ def _choose(q: Quantizer, table: Array) -> tuple[Array, Array | None]:
     return chosen.scale.reshape(-1), chosen.zero_point.reshape(-1) if q.affine else None
 
 
-def _arrange(granularity: Granularity, table: Array) -> Array:
+def _arrange(granularity: Granularity, table: Array, shape: tuple[int, int]) -> Array:
     """Rows of a table as a piece whose blocks they are, in the order of the flattened parameters."""
-    rows, columns = piece_shape(granularity)
+    rows, columns = shape
     if isinstance(granularity, PerBlock):
         height, breadth = granularity.shape
         tiles = table.reshape(rows // height, columns // breadth, height, breadth)
@@ -262,24 +263,23 @@ def _sliced(part: Rows, start: int, stop: int | None) -> Rows:
     return Rows(part.values[at], part.real[at], part.source, scale, zero)
 
 
-def _piece(q: Quantizer, parts: list[Rows], rows: int) -> Piece:
-    """Rows as a piece; missing ones are zeros with the last scale, and do not count."""
+def _piece(q: Quantizer, parts: list[Rows], rows: int, shape: tuple[int, int]) -> Piece:
+    """Rows as a piece of a shape; missing ones are zeros with the last scale, and do not count."""
     missing = rows - sum(len(part.values) for part in parts)
     fill = ((0, missing), (0, 0))
     table = np.pad(np.concatenate([part.values for part in parts]), fill)
     real = np.pad(np.concatenate([part.real for part in parts]), fill)
     block = np.broadcast_to(np.arange(rows)[:, None], table.shape)
     names = tuple(part.source for part in parts for _ in part.values) + ("filling",) * missing
-    granularity = q.granularity
 
     def parameter(values: list[Array | None]) -> Array | None:
         known = [value for value in values if value is not None]
         if not known:
             return None
         flat = np.pad(np.concatenate(known), (0, missing), "edge")
-        return flat.reshape(qparams_shape(granularity, piece_shape(granularity)))
+        return flat.reshape(qparams_shape(q.granularity, shape))
 
     scale = parameter([part.scale for part in parts])
     qparams = None if scale is None else QParams(scale, parameter([part.zero_point for part in parts]))
-    x, marks, owner = (_arrange(granularity, np.ascontiguousarray(a)) for a in (table, real, block))
+    x, marks, owner = (_arrange(q.granularity, np.ascontiguousarray(a), shape) for a in (table, real, block))
     return Piece(x, marks, owner, names, qparams)

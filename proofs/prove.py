@@ -21,13 +21,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core import Quantizer, catalog
+from ..core import PerTensor, Quantizer, catalog
 from ..core.catalog import Named
 from ..core.descriptions import SHARED_EXPONENT, Restriction
 from . import execution
 from .certificate import source_digest
 from .environment import versions
-from .pieces import Piece, Rows, edge_rows, given_rows, not_applicable, pack
+from .pieces import BREADTH, HEIGHT, Piece, Rows, edge_rows, given_rows, not_applicable, pack
 from .tally import Tally, tally
 from .workers import run_jobs
 
@@ -146,7 +146,7 @@ def run_job(job: Job) -> Proof:
     q = catalog[job.quantizer]
     missing = {mode: execution.unavailable(mode) for mode in job.modes}
     totals, inputs = dict.fromkeys((mode for mode in job.modes if not missing[mode]), Tally()), 0
-    for piece in pack(q, rows(q, job.dtype, job.scales, job.seed)):
+    for piece in pack(q, rows(q, job.dtype, job.scales, job.seed), height_of(q, job.dtype)):
         inputs += int(piece.real.sum())
         g = _cotangent(piece)
         expected = execution.run_all(REFERENCE, q, piece.x, g, piece.qparams)
@@ -155,6 +155,13 @@ def run_job(job: Job) -> Proof:
             totals[mode] += tally(q, piece, g, expected, got, sums=False)
     modes = {mode: _found(totals[mode]) if mode in totals else Found(missing=missing[mode]) for mode in job.modes}
     return Proof(job.quantizer, inputs, modes, job.source, _libraries())
+
+
+def height_of(q: Quantizer, dtype: str) -> int:
+    """Of the pieces: all values of 16 bits fill one that has one scale; others are large, which costs fewer calls."""
+    if isinstance(q.granularity, PerTensor):
+        return HEIGHT if dtype == "float32" else 2**16 // BREADTH
+    return 8 * HEIGHT
 
 
 def rows(q: Quantizer, dtype: str, count: int, seed: int = 0) -> Iterator[Rows]:
@@ -166,7 +173,8 @@ def rows(q: Quantizer, dtype: str, count: int, seed: int = 0) -> Iterator[Rows]:
         ends = (lo, hi, (lo + hi) // 2)
         zero = (ends[i % 4] if i % 4 < 3 else int(rng.integers(lo, hi + 1))) if q.affine else None
         if kind.itemsize == 2:
-            yield given_rows(q, np.arange(2**16, dtype=np.uint16).view(kind), scale, zero, f"all {dtype}")
+            every = np.arange(2**16, dtype=np.uint16).view(kind)
+            yield given_rows(q, every, scale, zero, f"all {dtype}", height_of(q, dtype))
         else:
             yield edge_rows(q, scale, zero, kind, f"scale {i}")
 

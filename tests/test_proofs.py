@@ -42,7 +42,7 @@ def test_a_share_of_the_catalog_is_the_same_everywhere(name: str, dtype: str) ->
 def test_every_16_bit_value_meets_every_scale(name: str) -> None:
     q, count = catalog[name], 8
     met: dict[tuple[float, ...], list[np.ndarray]] = {}
-    for piece in pack(q, prove.rows(q, "bfloat16", count)):
+    for piece in pack(q, prove.rows(q, "bfloat16", count), prove.height_of(q, "bfloat16")):
         given = piece.qparams
         assert isinstance(given, QParams)
         scale = np.asarray(given.scale).reshape(-1)
@@ -60,7 +60,10 @@ def test_edges_of_every_scale_are_met() -> None:
     q = catalog["float8_e4m3fn_per_channel"]
     scales = prove.scales_of(q, "float32", 8)
     expected = sum(len(knife_edges(q, s, None, np.dtype(np.float32))) for s in scales)
-    assert sum(int(piece.real.sum()) for piece in pack(q, prove.rows(q, "float32", 8))) == expected
+    assert (
+        sum(int(piece.real.sum()) for piece in pack(q, prove.rows(q, "float32", 8), prove.height_of(q, "float32")))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("name", catalog)
