@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from .. import core
 from ..core.descriptions import Gradient, Quantizer
 from .environment import versions
 from .evaluate import TileResult
+from .source import NAMES, source_digest
 from .tiles import Part, Tile
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Certificate = dict[str, Any]
 SCHEMA = "samebits certificate 1"
 RESULTS = "results per mode"
 SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
-ROOMS = ("core", "torch_frontend", "jax_backend")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
 FUNCTIONS = {
     "quantize": "the code of every input",
@@ -165,7 +164,7 @@ def conditions() -> dict[str, Any]:
     """Versions, the code of the rooms, the processor's features, the flags under which compiled modes compile."""
     return {
         "versions": versions(),
-        "source": source_digest(),
+        "source": source_digest(without=NAMES),
         "processor features": _features(),
         "compiler": _compiler(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -251,16 +250,6 @@ def _made(value: Any) -> Any:
         inside = {name: tuple(v) if isinstance(v, list) else _made(v) for name, v in value.items() if name != "kind"}
         return getattr(core, value["kind"])(**inside)
     return value
-
-
-def source_digest() -> str:
-    """SHA-256 over the names and texts of all modules whose results are certified."""
-    digest = hashlib.sha256()
-    for room in ROOMS:
-        spec = find_spec(f"samebits.{room}")
-        for path in sorted(Path(spec.origin).parent.glob("*.py")) if spec and spec.origin else ():
-            digest.update(f"{room}/{path.name}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _features() -> list[str]:

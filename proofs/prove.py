@@ -25,9 +25,9 @@ from ..core import PerTensor, Quantizer, catalog
 from ..core.catalog import Named
 from ..core.descriptions import SHARED_EXPONENT, Restriction
 from . import execution
-from .certificate import source_digest
 from .environment import versions
 from .pieces import BREADTH, HEIGHT, Piece, Rows, edge_rows, given_rows, not_applicable, pack
+from .source import source_digest
 from .tally import Tally, tally
 from .workers import run_jobs
 

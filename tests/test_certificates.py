@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from samebits import core
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
 from samebits.proofs.certificate import (
     RESULTS,
@@ -25,6 +26,7 @@ from samebits.proofs.certificate import (
 )
 from samebits.proofs.certify import Request, certify, check_steps
 from samebits.proofs.evaluate import _plateaus_of
+from samebits.proofs.source import NAMES, source_digest, tree_digest
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
 from samebits.proofs.tiles import BINADE, critical_scales, tiny_fields
 
@@ -157,8 +159,35 @@ def test_steps_beside_zero_are_followed_until_their_inputs_are_normal() -> None:
 def test_the_source_is_part_of_the_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
     before = conditions()["source"]
     assert conditions()["source"] == before
-    monkeypatch.setattr("samebits.proofs.certificate.ROOMS", ("core", "jax_backend"))
+    monkeypatch.setattr("samebits.proofs.source.ROOMS", ("core", "jax_backend"))
     assert conditions()["source"] != before
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ('"""Other."""\n# more\ndef f(x):\n    """Words."""\n\n    return (x +\n            1.0)  # one more\n', True),
+        ("def f(x):\n    return x + 1\n", False),
+        ("def f(x):\n    return 1.0 + x\n", False),
+        ("def f(y):\n    return y + 1.0\n", False),
+        ("def f(x: float):\n    return x + 1.0\n", False),
+        ("def f(x):\n    return x + 1.0\n\nf = abs\n", False),
+        ("def f(x=None):\n    return x + 1.0\n", False),
+    ],
+)
+def test_the_digest_of_a_source_is_one_of_what_runs(text: str, same: bool) -> None:
+    assert (tree_digest(text) == tree_digest('def f(x):\n    "Text."\n    return x + 1.0\n')) is same
+
+
+def test_every_module_of_the_rooms_is_in_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = sorted(Path(core.__file__).parent.glob("*.py"))
+    seen: list[str] = []
+    monkeypatch.setattr("samebits.proofs.source.tree_digest", lambda text: seen.append(text) or "")
+    monkeypatch.setattr("samebits.proofs.source.ROOMS", ("core",))
+    source_digest()
+    assert seen == [path.read_text() for path in modules]
+    source_digest(without=NAMES)
+    assert len(seen) == 2 * len(modules) - len(NAMES)
 
 
 def test_rounding_that_draws_numbers_has_no_steps() -> None:

@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, certificate: dict[str, Any])
 def test_a_source_that_changes_meanwhile_ends_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     steps_of_it = run(replace(SMALL, modes=("numpy",), scales=SCALES[:2]))
     next(steps_of_it)
-    monkeypatch.setattr("samebits.proofs.certificate.ROOMS", ("core",))
+    monkeypatch.setattr("samebits.proofs.source.ROOMS", ("core",))
     with pytest.raises(CertificateError, match="the source or the environment changed"):
         list(steps_of_it)
 
