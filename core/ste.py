@@ -42,10 +42,27 @@ def block_sum(terms: Array, granularity: Granularity) -> Array:
     """
     blocks = split_blocks(terms, granularity)
     flat = blocks.reshape(math.prod(blocks.shape[:-1]), blocks.shape[-1]).astype(np.float64)
-    finite = np.asarray(np.isfinite(flat).all(axis=-1))
-    rows, odd = zip(flat.tolist(), finite.tolist(), strict=True), terms.dtype != np.float64
-    sums = np.array([_exact_sum(row, odd) if number else _special_sum(row) for row, number in rows], np.float64)
+    with np.errstate(all="ignore"):
+        sums = flat.sum(axis=-1) + 0.0  # of no elements, and of negative zeros, +0
+        rounded = ~_adds_exactly(flat) if terms.dtype != np.float64 else np.ones(sums.shape, bool)
+    for i in np.flatnonzero(rounded):
+        values = flat[i].tolist()
+        finite = all(map(math.isfinite, values))
+        sums[i] = _exact_sum(values, terms.dtype != np.float64) if finite else _special_sum(values)
     return round_to_dtype(sums, terms.dtype).reshape(blocks.shape[:-1])
+
+
+def _adds_exactly(rows: Array) -> Array:
+    """Whether float64 adds the numbers of each row, which are float32 numbers, without rounding in any order.
+
+    With ``2**e`` at most the least magnitude, all are multiples of ``2**(e - 23)``, and so are all partial sums: they
+    are float64 numbers while they stay below ``2**(e - 23 + 53)``. False for infinities and NaN.
+    """
+    sizes = np.abs(rows)
+    least = np.min(np.where(sizes > 0, sizes, np.inf), axis=-1, initial=np.inf)
+    _, exponent = np.frexp(least)  # least = f * 2**exponent, f in [1/2, 1)
+    total = sizes.sum(axis=-1)
+    return np.asarray((total == 0) | (total < np.ldexp(1.0, exponent - 1 - 23 + 52)))  # one bit less: total is rounded
 
 
 def _special_sum(values: list[float]) -> float:

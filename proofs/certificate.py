@@ -20,16 +20,18 @@ from ..core.descriptions import Gradient, Quantizer
 from .environment import versions
 from .evaluate import TileResult
 from .source import NAMES, source_digest
-from .tiles import Part, Tile
+from .steps import steps
+from .tiles import Part, Tile, subnormal_binades, zero_points
 
 if TYPE_CHECKING:
     from .certify import Request
 
 Certificate = dict[str, Any]
-SCHEMA = "samebits certificate 1"
+SCHEMA = "samebits certificate 2"
 RESULTS = "results per mode"
 SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
+ITSELF, ELEMENTWISE = "the quantizer itself", "its elementwise function, one scale per row"
 FUNCTIONS = {
     "quantize": "the code of every input",
     "fake_quantize": "the value of every input, bit for bit",
@@ -100,6 +102,17 @@ def load(path: Path) -> tuple[Certificate, "Request"]:
     return found, request
 
 
+def is_current(path: Path, request: "Request") -> bool:
+    """Whether a file holds the certificate of this request, made by this very code on a machine like this one."""
+    if not path.exists():
+        return False
+    try:
+        found, answered = load(path)
+    except CertificateError:
+        return False
+    return answered == request and found["environment"] == conditions()
+
+
 def check(found: Any) -> "Request":
     """The request of a certificate that holds together; CertificateError otherwise."""
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
@@ -139,7 +152,14 @@ def check(found: Any) -> "Request":
 def domain(plan: Sequence[Part]) -> list[dict[str, Any]]:
     """What the parts of a plan cover."""
     return [
-        {"part": p.name, "claim": p.claim, "tiles": len(p.tiles), "scales": sum(map(_scales, p.tiles))} for p in plan
+        {
+            "part": p.name,
+            "claim": p.claim,
+            "ran": ITSELF if p.itself else ELEMENTWISE,
+            "tiles": len(p.tiles),
+            "scales": sum(map(_scales, p.tiles)),
+        }
+        for p in plan
     ]
 
 
@@ -180,16 +200,22 @@ def assumptions(request: "Request") -> list[str]:
             "Between the inputs evaluated at a scale, codes and values never decrease, and the mask is 0, then 1, then "
             "0. Complete for single scales in certificates of the exhaustive engine, in part in the sweeps.",
             "Multiplying x and s by a power of two changes nothing while x, s and the value stay normal and finite. "
-            "Enumerated at 1,024 significands of every exponent.",
-            "Which other elements stand in an array, and its shape, do not change an element's result: modes ran on "
-            "one scale per row, and on the granularity of the quantizer only where part `granularity` says so.",
+            "Enumerated at 1,032 significands of every exponent.",
+            "Which other elements stand in an array, its shape, and the granularity and scale rule of the quantizer do "
+            "not change an element's result at a given scale: parts that ran the elementwise function are evidence for "
+            "every quantizer of this format, rounding and kind of mask; only part `granularity` ran this one.",
         ]
     else:
         listed.append("The position of an element in an array does not change its result.")
     if q.affine and boundary:
         listed.append(
-            "The zero point enters by an exact addition of integers: each was evaluated at thousands of significands, "
-            "but not each at every one."
+            "The zero point enters by an exact addition of integers: every one was evaluated at thousands of scales of "
+            "all binades, and every significand with one of them; not every one at every significand."
+        )
+    if boundary and (binades := subnormal_binades(steps(q, zero_points(q)[0]))) > 1:
+        listed.append(
+            f"Steps of this format have subnormal inputs in the {binades} lowest binades of the scale: they were "
+            "evaluated at all significands of the lowest, and at 1,032 of each of the others."
         )
     if q.gradient is not Gradient.PASS_THROUGH and not boundary:
         listed.append(
@@ -214,7 +240,7 @@ def _says(request: "Request") -> str:
 
 
 def _scales(tile: Tile) -> int:
-    return 1 if tile.kind == "inputs" else tile.count
+    return 1 if tile.kind in ("inputs", "whole") else tile.count
 
 
 def _request(found: Certificate) -> "Request":

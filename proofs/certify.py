@@ -22,7 +22,7 @@ from .evaluate import DTYPES, Finding, TileResult, run_tile
 from .execution import MODES, Implementation
 from .schedule import run_anywhere
 from .steps import exact_steps, same_steps, steps
-from .tiles import Part, Tile, boundary_plan, exhaustive_plan, zero_points
+from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive")
 
@@ -56,7 +56,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """One tile for any process."""
+    """One tile for any process; ``q`` as it runs: quantizers of one elementwise function have jobs in common."""
 
     q: Quantizer
     modes: tuple[str, ...]
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Progress:
-    """A tile that is done: its place in the plan, and whether it was found in the journal."""
+    """A tile that is done: its place in the plan, and whether it was done before (in the journal, or ``known``)."""
 
     place: int
     result: TileResult
@@ -135,6 +135,11 @@ def tiles_of(request: Request) -> list[Tile]:
     return [tile for part in request.plan() for tile in part.tiles]
 
 
+def jobs_of(request: Request) -> list[Job]:
+    """A job for each tile."""
+    return [Job(as_run(request.q, tile), request.modes, tile) for tile in tiles_of(request)]
+
+
 def check_steps(q: Quantizer) -> None:
     """The steps found by bisection of the specification are those of the definition, at every zero point.
 
@@ -152,12 +157,14 @@ def run(
     *,
     workers: int = 0,
     scheduler: str | None = None,
+    known: dict[Job, TileResult] | None = None,
     implementations: Sequence[Implementation] = (),
 ) -> Generator[Progress, None, None]:
-    """Every tile as it is done, those of the journal first; a finished tile is in the journal before it is yielded.
+    """Every tile as it is done, those done before first; a finished tile is in the journal before it is yielded.
 
     Args:
         journal: a file that is begun or gone on with; None to keep nothing.
+        known: results of this process, of this and other requests; those that come are added.
         implementations: what to run instead of the modes of the request; in this process only.
     Raises:
         Difference: at the first tile with one.
@@ -165,24 +172,30 @@ def run(
     """
     check_steps(request.q)
     before = conditions()
-    tiles = tiles_of(request)
+    jobs, known = jobs_of(request), {} if known is None else known
     kept = _read_journal(journal, request) if journal else {}
-    for place, result in sorted(kept.items()):
-        yield Progress(place, result, kept=True)
-    missing = [place for place in range(len(tiles)) if place not in kept]
+    for place, job in enumerate(jobs):
+        if place in kept:
+            known[job] = kept[place]
+        elif job in known and journal:
+            _write_journal(journal, place, known[job])
+        if job in known:
+            yield Progress(place, known[job], kept=True)
+    missing = [(place, job) for place, job in enumerate(jobs) if job not in known]
     if implementations:
         results: Iterator[tuple[int, TileResult]] = (
-            (i, run_tile(request.q, tiles[place], implementations)) for i, place in enumerate(missing)
+            (i, run_tile(job.q, job.tile, implementations)) for i, (_, job) in enumerate(missing)
         )
     else:
-        jobs = [Job(request.q, request.modes, tiles[place]) for place in missing]
-        results = run_anywhere(run_job, jobs, workers=workers, scheduler=scheduler)
+        results = run_anywhere(run_job, [job for _, job in missing], workers=workers, scheduler=scheduler)
     for i, result in results:
+        place, job = missing[i]
         if result.findings:
             raise Difference(result.findings)
         if journal:
-            _write_journal(journal, missing[i], result)
-        yield Progress(missing[i], result)
+            _write_journal(journal, place, result)
+        known[job] = result
+        yield Progress(place, result)
     if conditions() != before:
         raise CertificateError("the source or the environment changed while tiles ran; remove the journal, begin anew")
 
@@ -218,9 +231,8 @@ def replay(
     Raises:
         Difference: a mode is no longer what the specification says.
     """
-    tiles = tiles_of(request)
-    jobs = [Job(request.q, request.modes, tiles[place]) for place in places]
-    for i, result in run_anywhere(run_job, jobs, workers=workers, scheduler=scheduler):
+    jobs = jobs_of(request)
+    for i, result in run_anywhere(run_job, [jobs[place] for place in places], workers=workers, scheduler=scheduler):
         if result.findings:
             raise Difference(result.findings)
         yield places[i], result.digest == digests[places[i]]

@@ -131,14 +131,19 @@ def diverge(
 
 @app.command()
 def certify(
-    name: Annotated[str | None, typer.Argument(help="Catalog name.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Argument(help="Catalog names; like ones share their work.", metavar="[NAME]...")
+    ] = None,
     engine: Annotated[str, typer.Option(help="boundary or exhaustive.")] = "boundary",
     mode: Modes = None,
     rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="For exhaustive: float32, bfloat16 or float16.")] = "float32",
     zero_point: Annotated[int | None, typer.Option(help="For exhaustive, where there is one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The file; NAME.json by default.", metavar="FILE.json")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file, or a directory; NAME.json by default.")] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Leave out files that are there, of this very code.")
+    ] = False,
     replay: Annotated[Path | None, typer.Option(help="Run a certificate again.", metavar="FILE.json")] = None,
     tiles: Annotated[int | None, typer.Option(min=1, help="Of a replay: so many, drawn at random.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="A Dask cluster.", metavar="tcp://HOST:PORT")] = None,
@@ -147,34 +152,41 @@ def certify(
 ) -> None:
     """Establish that the modes agree for every input and scale, and write a certificate; or run one again."""
     from . import display_certificates as display
-    from .certificate import CertificateError, load, save
-    from .certify import Difference, requested
+    from .certificate import CertificateError, is_current, load, save
+    from .certify import Difference, Job, requested
     from .certify import run as run_tiles
+    from .evaluate import TileResult
 
     try:
-        if (name is None) == (replay is None):
-            _refuse("give either a catalog name or --replay FILE")
+        if bool(name) == bool(replay):
+            _refuse("give either catalog names or --replay FILE")
+        if output and not output.is_dir() and len(name or ()) > 1:
+            _refuse(f"{output}: must be a directory for several certificates")
         if replay:
             certificate, request = load(replay)
-        else:
-            request = requested(str(name), engine, mode or (), rounding, scale or (), dtype, zero_point)
+        wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
     except (CertificateError, KeyError, ValueError) as error:
         _refuse(error.args[0])
+    known: dict[Job, TileResult] = {}
     try:
         if replay:
             agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
             raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
-        target = output or Path(f"{name}.json")
-        steps = run_tiles(request, target.with_suffix(".tiles"), workers=workers, scheduler=scheduler)
-        found = display.show_run(request, steps, quiet=json)
+        for one, catalog_name in zip(wanted, name or (), strict=True):
+            file = Path(f"{catalog_name}.json")
+            target = file if output is None else output / file if output.is_dir() else output
+            if missing and is_current(target, one):
+                continue
+            steps = run_tiles(one, target.with_suffix(".tiles"), workers=workers, scheduler=scheduler, known=known)
+            found = display.show_run(one, steps, quiet=json)
+            save(found.certificate, target)
+            target.with_suffix(".tiles").unlink()
+            display.show_certificate(found, target, quiet=json)
     except Difference as difference:
         display.show_difference(difference, quiet=json)
         raise typer.Exit(DIFFERENCE) from None
     except (CertificateError, ConnectionError) as error:
         _refuse(error.args[0])
-    save(found.certificate, target)
-    target.with_suffix(".tiles").unlink()
-    display.show_certificate(found, target, quiet=json)
 
 
 @app.command()

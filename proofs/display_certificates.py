@@ -24,27 +24,29 @@ TITLES = {"part": "part", "tiles": "tiles", "scales": "scales", "results per mod
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the certificate, how long it took, and the rate of every mode."""
+    """A finished run: the certificate, its duration, the rate of every mode, and how many tiles were done before."""
 
     certificate: Certificate
     seconds: float
     rates: dict[str, float]
+    earlier: int = 0
 
 
 def show_run(request: Request, steps: Iterable[Step], *, quiet: bool) -> Run:
     """Run all tiles behind a bar. An interruption says how to go on."""
-    start, results = time.monotonic(), dict[int, TileResult]()
+    start, results, earlier = time.monotonic(), dict[int, TileResult](), 0
     total = len(tiles_of(request))
     try:
         for step in _bar(f"certifying {request.name}", total, steps, quiet):
             results[step.place] = step.result
+            earlier += step.kept
     except KeyboardInterrupt:
         print_error(f"interrupted; {len(results)} of {total} tiles are kept, the same command goes on with them")
         raise
     seconds = time.monotonic() - start
     spent = {mode: sum(r.seconds[mode] for r in results.values()) for mode in request.modes}
     count = sum(result.results for result in results.values())
-    return Run(certificate_of(request, results), seconds, {mode: count / spent[mode] for mode in request.modes})
+    return Run(certificate_of(request, results), seconds, {m: count / spent[m] for m in request.modes}, earlier)
 
 
 def show_certificate(run: Run, target: Path, *, quiet: bool) -> None:
@@ -62,7 +64,8 @@ def show_certificate(run: Run, target: Path, *, quiet: bool) -> None:
     for assumption in run.certificate["assumptions"]:
         console.print(f"  - {assumption}", style="dim")
     rates = ", ".join(f"{mode} {rate / 1e6:,.0f}" for mode, rate in run.rates.items())
-    console.print(f"complete in {run.seconds:.0f} s; million results per second and process: {rates}")
+    before = f", {run.earlier:,} tiles being done before" if run.earlier else ""
+    console.print(f"complete in {run.seconds:.0f} s{before}; million results per second and process: {rates}")
     console.print(f"written to {target}")
 
 

@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 
 from ..core.blocks import expand_blocks
 from ..core.descriptions import QParams, Quantizer
-from ..core.granularity import PerAxis, PerTensor
+from ..core.granularity import PerTensor
 from .bits import is_float, raw_bits
 from .execution import Implementation
 from .gradient_of_x import gradients_of_x
 from .knife_edges import knife_edge_array
 from .steps import LARGEST, Steps, place, plateau_of, steps, thresholds
-from .tiles import CHUNK, Tile, critical_scales, rows_at_once
+from .tiles import BY_ROWS, CHUNK, Tile, as_run, critical_scales, elementwise, rows_at_once
 
 Array = NDArray[Any]
 IN_CACHE = 1 << 16  # elements at a time in mode numpy, whose operations each read and write them anew
 SHARE = 1021  # of a long list of inputs one in so many is asked for its gradient
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-BY_ROWS = PerAxis(0)
 NAN, MINUS = 0x7F800001, 1 << 31  # bits of the first NaN and of -0.0
 
 
@@ -105,10 +104,9 @@ def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]
     """All modes on one tile. Memory stays under 2 GiB, frameworks included, whatever the quantizer."""
     found = steps(q, tile.zero_point)
     account = Account(tile, found)
-    own = q if tile.kind == "granularity" or _whole(q, tile) else q.replace(granularity=BY_ROWS)
-    cases = {"scales": _scale_cases, "critical": _scale_cases, "inputs": _input_cases, "dtype": _dtype_cases}
+    own = as_run(q, tile)
     masks: list[MaskCase] = []
-    for case in cases.get(tile.kind, _own_cases)(own, found, tile):
+    for case in CASES[tile.kind](own, found, tile):
         nan = _nan(case)
         _run_case(own, case, nan, implementations, account)
         masks.append(_mask_case(found, case, nan))
@@ -128,12 +126,7 @@ def _shrunk(q: Quantizer, tile: Tile, implementations: Sequence[Implementation],
         return finding
     qparams = _rows_of(np.array([finding.scale], np.float32), tile.zero_point)
     function = chosen.quantize if finding.function == "quantize" else chosen.fake_quantize
-    return replace(finding, alone=function(q.replace(granularity=BY_ROWS), x, qparams)[0, 0])
-
-
-def _whole(q: Quantizer, tile: Tile) -> bool:
-    """Whether the tile has one scale, so that a quantizer per tensor can take it as it is."""
-    return tile.kind == "inputs" and isinstance(q.granularity, PerTensor)
+    return replace(finding, alone=function(elementwise(q), x, qparams)[0, 0])
 
 
 def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
@@ -179,14 +172,14 @@ def _input_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
         bits = tile.first + tile.stride * np.arange(start, start + count, dtype=np.int64)
         x = bits.astype(np.uint32).view(np.float32)
         plateaus = _plateaus_of(bits, before)
-        beside = np.unique(np.concatenate([np.arange(0, count, SHARE), *_near_changes(found, plateaus)]))
+        beside = _filled(np.concatenate([np.arange(0, count, SHARE), *_near_changes(found, plateaus)]), count)
         if isinstance(q.granularity, PerTensor):
             zero = None if tile.zero_point is None else np.asarray(tile.zero_point, np.int32)
             yield Case(x, QParams(np.asarray(scale), zero), plateaus, np.asarray(scale), beside)
         else:
             s = np.full(max(1, count // IN_CACHE), scale)
             shape = (len(s), count // len(s))
-            columns = np.unique(beside % shape[1])
+            columns = _filled(beside % shape[1], shape[1])
             yield Case(x.reshape(shape), _rows_of(s, tile.zero_point), plateaus.reshape(shape), s[:, None], columns)
 
 
@@ -202,6 +195,13 @@ def _plateaus_of(bits: Array, before: Array) -> Array:
     cuts = np.clip(np.searchsorted(bits, MINUS - 1 - before), minus, last)[::-1]
     plateaus[minus:last] = np.repeat(np.arange(count, -1, -1), np.diff(cuts, prepend=minus, append=last))
     return plateaus
+
+
+def _filled(indices: Array, most: int) -> Array:
+    """Indices, each once, and the first again until there are a power of two (or ``most``): few shapes are compiled."""
+    once = np.unique(indices)
+    count = min(most, 1 << max(0, len(once) - 1).bit_length())
+    return np.concatenate([once, np.full(count - len(once), once[0])])
 
 
 def _near_changes(found: Steps, plateaus: Array) -> Iterator[Array]:
@@ -223,6 +223,16 @@ def _own_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
         for scale in s:
             plateaus[each == scale] = plateau_of(found, scale, x[each == scale])
         yield Case(x, qparams, plateaus, each)
+
+
+CASES: Mapping[str, Callable[[Quantizer, Steps, Tile], Iterator[Case]]] = {
+    "scales": _scale_cases,
+    "critical": _scale_cases,
+    "inputs": _input_cases,
+    "whole": _input_cases,
+    "dtype": _dtype_cases,
+    "granularity": _own_cases,
+}
 
 
 def _scales_of(found: Steps, tile: Tile) -> Array:

@@ -4,6 +4,7 @@ The list of tiles of a certificate follows from the quantizer and the engine alo
 `exhaustive_plan`), so that a file can be checked against it and a part of it run again.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Quantizer
+from ..core.descriptions import Gradient, Quantizer, ScaleRule, ZeroPoint
+from ..core.granularity import PerAxis, PerTensor
 from .steps import LARGEST, Steps, steps
 
 ONE = 0x3F800000  # the bits of 1.0
@@ -21,11 +23,15 @@ POINTS = 1 << 23  # inputs evaluated in a tile, about
 CHUNK = 1 << 21  # inputs evaluated at a time, at most
 SECOND = 27  # exponent field of a second row of significands, 2**-100: small scales may take another path
 SECOND_STRIDE, SECOND_COUNT = 31, 1 << 18
-NORMAL_STRIDE, NORMAL_COUNT = 8191, 254 << 10  # a progression through all normal numbers, 1,024 in each binade
+NORMAL_STRIDE, NORMAL_COUNT = 8127, 1 << 18  # a progression through all normal numbers, 1,032 in each binade
 SWEEP_STRIDE, SWEEP_COUNT = 511, 1 << 22  # a progression through the magnitudes of float32
 SWEEP_SCALES = (0.1, 2.0**-110, 3.0e-5, 700.0)
+ZERO_STRIDE, ZERO_COUNT = 1_040_383, 2048  # the same for each zero point, 8 in each binade
 OWN, OWN_TILES = 64, 2  # scales in the quantizer's own granularity, and tiles of so many
+BY_ROWS = PerAxis(0)
+ITSELF = frozenset({"granularity", "whole"})  # kinds of tiles that run the quantizer itself
 MOST_CRITICAL = 512  # magnitudes of thresholds and values whose overflow is looked at
+CRITICAL = "the scales at which an input or a value begins to be subnormal or infinite"
 SPECIALS = 6  # columns beside the steps: the infinities, the largest numbers, both zeros
 
 
@@ -37,7 +43,7 @@ class Tile:
         kind: "scales": every step at each scale, on both sides; "critical": the same at scales near which an input or
             a value begins to overflow or to be subnormal; "inputs": consecutive inputs at one scale; "dtype": all
             inputs of a 16-bit dtype at each scale; "granularity": the knife edges of each scale, in the quantizer's own
-            granularity instead of one scale per row.
+            granularity instead of one scale per row; "whole": as "inputs", in a quantizer per tensor as it is.
         first, count, stride: bits of the first scale (or input), how many, and the distance of their bits.
         zero_point: None when symmetric.
         steps: first and one past the last step; None for all of them and the special inputs.
@@ -68,6 +74,33 @@ class Part:
     claim: str
     tiles: tuple[Tile, ...]
 
+    @property
+    def itself(self) -> bool:
+        """Whether the tiles run the quantizer itself, not its elementwise function."""
+        return self.tiles[0].kind in ITSELF
+
+
+def elementwise(q: Quantizer) -> Quantizer:
+    """What a quantizer does to one element when its scale and zero point are given, as a quantizer: a scale per row.
+
+    The same for all that agree in format, rounding, arithmetic, whether there is a zero point and whether there is a
+    mask. How scales are chosen, who shares one, and the gradients of parameters play no part in it.
+    """
+    return Quantizer(
+        format=q.format,
+        granularity=BY_ROWS,
+        scale=ScaleRule(),
+        zero_point=ZeroPoint.MIN_MAX if q.affine else ZeroPoint.NONE,
+        rounding=q.rounding,
+        gradient=Gradient.PASS_THROUGH if q.gradient is Gradient.PASS_THROUGH else Gradient.CLIPPED,
+        arithmetic=q.arithmetic,
+    )
+
+
+def as_run(q: Quantizer, tile: Tile) -> Quantizer:
+    """The quantizer that a tile runs."""
+    return q if tile.kind in ITSELF else elementwise(q)
+
 
 def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
     """Every step at every significand, and what carries this to all scales; see ``docs/certificates.md``."""
@@ -88,15 +121,20 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         ),
         Part(
             "exponents",
-            f"the same at {NORMAL_COUNT:,} scales, 1,024 in each of the 254 binades",
+            f"the same at {NORMAL_COUNT:,} scales, 1,032 in each of the 254 binades",
             tuple(_scales(found, BINADE, NORMAL_COUNT, NORMAL_STRIDE, ends)),
         ),
         Part(
             "extremes",
             "all significands of the lowest binade (where a step lies beside zero, of 24 binades from 1 on), at the "
-            "steps whose inputs may be subnormal there; and the scales at which an input or a value begins to be "
-            "subnormal or infinite",
-            (*_subnormal(q, ends), *(Tile("critical", 0, 0, zero_point=z) for z in ends)),
+            "steps whose inputs may be subnormal there" + ("" if q.affine else f"; and {CRITICAL}"),
+            (*_subnormal(q, ends), *(() if q.affine else (Tile("critical", 0, 0),))),
+        ),
+        Part(
+            "zero points",
+            f"every step at {ZERO_COUNT:,} scales, 8 in each binade, and at {CRITICAL}; with each of the {len(points)} "
+            "zero points",
+            tuple(_zero_points(points)) if q.affine else (),
         ),
         Part(
             "sweeps",
@@ -106,8 +144,9 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         ),
         Part(
             "granularity",
-            f"the knife edges of {OWN * OWN_TILES} scales, in the granularity of the quantizer itself",
-            tuple(_own(points)),
+            f"the quantizer itself, in its own granularity: the knife edges of {OWN * OWN_TILES} scales"
+            + (f"; every {SWEEP_STRIDE}th float32 at one scale" if q.granularity == PerTensor() else ""),
+            (*_own(points), *(_whole(points) if q.granularity == PerTensor() else ())),
         ),
     ]
     return tuple(part for part in parts if part.tiles)
@@ -126,13 +165,14 @@ def exhaustive_plan(
     if zero_point is not None and not q.format.lo <= zero_point <= q.format.hi:
         raise ValueError(f"`zero_point` must be in [{q.format.lo}, {q.format.hi}], got {zero_point}")
     tiles: list[Tile] = []
+    kind = "whole" if q.granularity == PerTensor() else "inputs"
     for scale in scales:
         bits = int(np.float32(scale).view(np.uint32))
         if np.float32(scale) != scale or bits >> 23 not in FIELDS:
             raise ValueError(f"`scales` must hold positive normal float32 numbers, got {scale!r}")
         if dtype == "float32":
             tiles += (
-                Tile("inputs", first, POINTS // 2, 1, zero_point, scale=bits) for first in range(0, 2**32, POINTS // 2)
+                Tile(kind, first, POINTS // 2, 1, zero_point, scale=bits) for first in range(0, 2**32, POINTS // 2)
             )
         else:
             tiles.append(Tile("dtype", bits, 1, 1, zero_point, dtype=dtype))
@@ -166,6 +206,12 @@ def critical_scales(found: Steps) -> list[int]:
         bits |= {int(b) for b in near[np.isfinite(near)].view(np.uint32)}
     around = {b + d for b in bits for d in range(-2, 3)}
     return sorted(b for b in around if b >> 23 in FIELDS)
+
+
+def subnormal_binades(found: Steps) -> int:
+    """In how many binades of the scale, from the lowest up, a step has subnormal inputs; but a step beside zero."""
+    sizes = np.abs(found.middles)
+    return max(0, -math.floor(math.log2(sizes[sizes >= 2.0**-100].min())))
 
 
 def tiny_fields() -> range:
@@ -205,6 +251,17 @@ def _runs(chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """First and one past the last of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
     yield from ((int(a), int(b)) for a, b in edges.reshape(-1, 2))
+
+
+def _zero_points(points: Sequence[int | None]) -> Iterator[Tile]:
+    for z in points:
+        yield Tile("scales", BINADE, ZERO_COUNT, ZERO_STRIDE, z)
+        yield Tile("critical", 0, 0, zero_point=z)
+
+
+def _whole(points: Sequence[int | None]) -> Iterator[Tile]:
+    for first, z in ((0, points[0]), (1 << 31, points[-1])):
+        yield Tile("whole", first, SWEEP_COUNT, SWEEP_STRIDE, z, scale=ONE + 0x4CCCCD)
 
 
 def _sweeps(ends: Sequence[int | None]) -> Iterator[Tile]:

@@ -276,7 +276,7 @@ def test_a_truncated_file_is_refused(certificate: dict[str, Any], tmp_path: Path
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.json"
     path.write_text(text)
-    with pytest.raises(CertificateError, match="`schema` must be 'samebits certificate 1'"):
+    with pytest.raises(CertificateError, match="`schema` must be 'samebits certificate 2'"):
         load(path)
 
 
