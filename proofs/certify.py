@@ -20,7 +20,7 @@ from .certificate import Certificate, CertificateError, canonical, compose, cond
 from .compare import describe
 from .evaluate import DTYPES, Finding, TileResult, run_tile
 from .execution import MODES, Implementation
-from .schedule import run_anywhere
+from .schedule import Pools, run_anywhere
 from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
@@ -155,7 +155,7 @@ def run(
     request: Request,
     journal: Path | None = None,
     *,
-    workers: int = 0,
+    workers: int | Pools = 0,
     scheduler: str | None = None,
     known: dict[Job, TileResult] | None = None,
     implementations: Sequence[Implementation] = (),

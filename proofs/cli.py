@@ -156,6 +156,7 @@ def certify(
     from .certify import Difference, Job, requested
     from .certify import run as run_tiles
     from .evaluate import TileResult
+    from .schedule import local_processes
 
     try:
         if bool(name) == bool(replay):
@@ -167,21 +168,23 @@ def certify(
         wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
     except (CertificateError, KeyError, ValueError) as error:
         _refuse(error.args[0])
-    known: dict[Job, TileResult] = {}
     try:
         if replay:
             agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
             raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
-        for one, catalog_name in zip(wanted, name or (), strict=True):
-            file = Path(f"{catalog_name}.json")
-            target = file if output is None else output / file if output.is_dir() else output
-            if missing and is_current(target, one):
-                continue
-            steps = run_tiles(one, target.with_suffix(".tiles"), workers=workers, scheduler=scheduler, known=known)
-            found = display.show_run(one, steps, quiet=json)
-            save(found.certificate, target)
-            target.with_suffix(".tiles").unlink()
-            display.show_certificate(found, target, quiet=json)
+        with local_processes(0 if scheduler else workers) as processes:
+            known: dict[Job, TileResult] = {}
+            for one, catalog_name in zip(wanted, name or (), strict=True):
+                file = Path(f"{catalog_name}.json")
+                target = file if output is None else output / file if output.is_dir() else output
+                if missing and is_current(target, one):
+                    continue
+                journal = target.with_suffix(".tiles")
+                done = run_tiles(one, journal, workers=processes, scheduler=scheduler, known=known)
+                found = display.show_run(one, done, quiet=json)
+                save(found.certificate, target)
+                journal.unlink()
+                display.show_certificate(found, target, quiet=json)
     except Difference as difference:
         display.show_difference(difference, quiet=json)
         raise typer.Exit(DIFFERENCE) from None

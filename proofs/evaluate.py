@@ -149,9 +149,18 @@ def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
         before, after = thresholds(part, s)
         x = np.empty((len(s), len(row)), np.float32)
         x[:, :count], x[:, count : 2 * count], x[:, 2 * count :] = before, after, np.array(special, np.float32)
-        apart = (before[:, 1:] > before[:, :-1]).all() and np.abs(before).max(initial=0) < LARGEST
-        plateaus = row if apart else np.stack([plateau_of(found, a, b) for a, b in zip(s, x, strict=True)])
+        apart = (before[:, 1:] > before[:, :-1]).all(axis=1) & (np.abs(before).max(axis=1, initial=0) < LARGEST)
+        plateaus = row if apart.all() else np.where(apart[:, None], row, _plateaus_of_rows(found, s, x, ~apart))
         yield Case(x, _rows_of(s, tile.zero_point), plateaus, s[:, None], beside)
+
+
+def _plateaus_of_rows(found: Steps, s: Array, x: Array, wanted: Array) -> Array:
+    """The plateaus of rows in which steps share their inputs, each different scale once; 0 in rows not wanted."""
+    plateaus = np.zeros(x.shape, np.intp)
+    for scale in np.unique(s[wanted]):
+        rows = s == scale
+        plateaus[rows] = plateau_of(found, scale, x[np.flatnonzero(rows)[0]])
+    return plateaus
 
 
 def _dtype_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:

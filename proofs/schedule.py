@@ -9,31 +9,43 @@ import multiprocessing
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Pools = MutableSequence[ProcessPoolExecutor]  # of one process each
 ATTEMPTS = 4  # of one job whose processes die
 CONNECT = 10  # seconds to wait for a scheduler
 IN_FLIGHT = 4  # jobs a cluster is given at a time, for each of its threads
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
 
 
+@contextmanager
+def local_processes(count: int) -> Iterator[Pools]:
+    """Processes for several calls of `run_anywhere`: what they have compiled stays at hand."""
+    pools = [_pool() for _ in range(count)]
+    try:
+        yield pools
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def run_anywhere(
-    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int = 0, scheduler: str | None = None
+    function: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int | Pools = 0, scheduler: str | None = None
 ) -> Iterator[tuple[int, Result]]:
     """``function(job)`` for every job with the place of the job in the list, in the order in which they finish.
 
     Args:
         function: a function of a module, found again by its name in other processes.
-        workers: local processes; 0 to stay in this one. Each begins with a run of neighbours, which share compiled
-            programs, and then helps out.
+        workers: local processes, or how many; 0 to stay in this one. Each begins with a run of neighbours, which share
+            compiled programs, and then helps out.
         scheduler: address of a Dask scheduler, e.g. "tcp://10.0.0.1:8786", whose workers have samebits installed.
     Raises:
         ConnectionError: no scheduler answers at the address.
@@ -47,10 +59,15 @@ def run_anywhere(
     return ((i, function(job)) for i, job in enumerate(jobs))
 
 
-def _in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[int, Result]]:
-    count = max(1, min(workers, len(jobs)))
+def _in_processes(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | Pools
+) -> Iterator[tuple[int, Result]]:
+    if isinstance(workers, int):
+        with local_processes(workers) as own:
+            yield from _in_processes(function, jobs, own)
+        return
+    pools, count = workers, max(1, min(len(workers), len(jobs)))
     queues = [deque(range(len(jobs) * i // count, len(jobs) * (i + 1) // count)) for i in range(count)]
-    pools = [_pool() for _ in queues]
     running: dict[Future[Result], tuple[int, int]] = {}
     deaths: Counter[int] = Counter()
 
@@ -81,8 +98,8 @@ def _in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], worker
                 start(worker)
                 yield job, result
     finally:
-        for pool in pools:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for future in running:
+            future.cancel()
 
 
 def _pool() -> ProcessPoolExecutor:

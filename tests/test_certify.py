@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from samebits.core import PerAxis, QParams, Quantizer, catalog
 from samebits.proofs import cli
-from samebits.proofs.certificate import CertificateError, canonical, load
+from samebits.proofs.certificate import ITSELF, CertificateError, canonical, load
 from samebits.proofs.certify import Difference, Request, certify, explain_finding, replay, requested, run, tiles_of
 from samebits.proofs.evaluate import run_tile
 from samebits.proofs.execution import MODES, Implementation, implementation
 from samebits.proofs.schedule import run_anywhere
 from samebits.proofs.steps import BY_QUOTIENT, steps
-from samebits.proofs.tiles import BINADE, ONE, Tile, boundary_plan
+from samebits.proofs.tiles import BINADE, ONE, Part, Tile, boundary_plan, elementwise
 
 Array = NDArray[Any]
 INT2, INT4 = catalog["int2_per_channel"], catalog["int4_per_channel"]
@@ -237,7 +237,24 @@ def cluster() -> Iterator[Any]:
         yield running
 
 
-def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any, certificate: dict[str, Any]) -> None:
+class FewTiles(Request):
+    """The beginning of some parts of the boundary engine, and 512 scales of each tile."""
+
+    def plan(self) -> tuple[Part, ...]:
+        parts = [
+            p for p in boundary_plan(self.q) if p.name in ("significands", "small scales", "exponents", "granularity")
+        ]
+        return tuple(
+            replace(part, tiles=tuple(replace(tile, count=min(512, tile.count)) for tile in part.tiles[:2]))
+            for part in parts
+        )
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any) -> None:
+    """Tiles of all steps of int8, as they are in its certificate."""
+    request = FewTiles("int8_per_tensor", catalog["int8_per_tensor"], ("numpy", "torch eager"))
+    kinds = [tile.kind for tile in tiles_of(request)]
+    assert kinds == ["scales"] * 6 + ["granularity"] * 2
     seen: list[int] = []
 
     def kill_one(progress: Any) -> None:
@@ -245,9 +262,44 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any, 
         if len(seen) == 2:
             next(iter(cluster.workers.values())).process.process.kill()
 
-    again = certify(SMALL, scheduler=cluster.scheduler_address, on_progress=kill_one)
-    assert sorted(seen) == list(range(len(SCALES)))
-    assert canonical(again) == canonical(certificate)
+    again = certify(request, scheduler=cluster.scheduler_address, on_progress=kill_one)
+    assert sorted(seen) == list(range(len(kinds)))
+    assert canonical(again) == canonical(certify(request))
+
+
+def test_like_quantizers_share_their_evidence() -> None:
+    """What ran for one is not run again for another, but for what each runs itself; the file says which is which."""
+    known: dict[Any, Any] = {}
+    first = FewTiles("int4_per_channel", INT4, ("numpy",))
+    like = FewTiles("int4_per_group32", catalog["int4_per_group32"], ("numpy",))
+    one = certify(first, known=known)
+    kept: list[bool] = []
+    other = certify(like, known=known, on_progress=lambda progress: kept.append(progress.kept))
+    assert kept == [True] * 6 + [False] * 2
+    own = {part["part"] for part in other["domain"] if part["ran"] == ITSELF}
+    assert own == {"granularity"}
+    assert {name for name in one["tiles"] if one["tiles"][name] == other["tiles"][name]} == set(one["tiles"]) - own
+    assert canonical(other) == canonical(certify(like))
+
+
+def test_elementwise_functions_are_told_apart() -> None:
+    """By format, zero point, rounding and mask; not by who shares a scale, how it is chosen or learned."""
+    int8 = catalog["int8_per_tensor"]
+    like = ("int8_per_channel", "int8_per_block", "int8_power_of_two_per_tensor", "int8_learned_per_tensor", "mxint8")
+    assert {elementwise(catalog[name]) for name in like} == {elementwise(int8)}
+    other = ("int8_narrow_per_channel", "uint8_per_tensor", "int8_affine_per_tensor", "int8_toward_zero_per_channel")
+    different = {elementwise(int8), elementwise(int8.replace(gradient="pass_through"))}
+    assert len({elementwise(catalog[name]) for name in other} | different) == len(other) + 2
+
+
+def test_every_zero_point_is_met_in_all_binades() -> None:
+    part = next(part for part in boundary_plan(UINT4) if part.name == "zero points")
+    for zero_point in range(16):
+        tiles = [tile for tile in part.tiles if tile.zero_point == zero_point]
+        assert [tile.kind for tile in tiles] == ["scales", "critical"]
+        bits = tiles[0].first + tiles[0].stride * np.arange(tiles[0].count)
+        assert np.bincount(bits >> 23, minlength=255)[1:255].min() >= 8
+        assert bits[-1] < 255 << 23
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, certificate: dict[str, Any]) -> None:
@@ -340,6 +392,11 @@ def test_the_command_writes_and_replays(command: Any, tmp_path: Path) -> None:
     certificate, request = load(file)
     assert request.scales == (*SCALES[:1], 3.0)
     assert certificate["domain"][0]["tiles"] == 2
+    code, out, _ = command("certify", SMALL.name, "--mode", "numpy", *small, "--output", str(tmp_path), "--missing")
+    assert code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", f"{SMALL.name}.json"]
+    arguments = ("certify", SMALL.name, "--mode", "numpy", *small, "--output", str(file), "--missing")
+    assert command(*arguments) == (0, "", "")  # nothing is missing
     code, out, _ = command("certify", "--replay", str(file), "--tiles", "1", "--workers", "0")
     assert (code, out) == (0, "1 of 1 tiles replayed agree with the certificate\n")
     code, out, _ = command("certify", "--replay", str(file), "--workers", "0", "--json")
@@ -351,6 +408,9 @@ def test_the_command_refuses_in_one_line(command: Any, tmp_path: Path, monkeypat
     code, _, err = command("certify", "int9")
     assert code == 2
     assert "did you mean" in err
+    code, _, err = command("certify", SMALL.name, "int2_per_channel", "--output", str(tmp_path / "c.json"))
+    assert code == 2
+    assert "must be a directory" in err
     code, _, err = command("certify", "--replay", str(tmp_path / "none.json"))
     assert code == 2
     assert "cannot be read" in err
