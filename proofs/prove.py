@@ -270,7 +270,8 @@ special values of {edges} scales. Scales are 2^-126 and the number above it, the
 two and random significands (powers of two alone, at most all 254 of them, where an entry has no other scales); zero
 points are the ends and the middle of the range, and random ones. An input is one element with its scale and zero point.
 Compared are codes, dequantized values, fake quantization and the gradient of x; in all modes but `torch compiled` also
-the gradient of x where nothing else is differentiated. A cell says how many results differ, of how many."""
+the gradient of x where nothing else is differentiated. A cell says how many results differ, of how many. The source is
+named by a digest of its syntax trees, which comments and docstrings do not change."""
 
 
 def _line(proof: Proof) -> str:

@@ -28,7 +28,7 @@ from samebits.proofs.certify import Request, certify, check_steps
 from samebits.proofs.evaluate import _plateaus_of
 from samebits.proofs.source import NAMES, source_digest, tree_digest
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
-from samebits.proofs.tiles import BINADE, critical_scales, tiny_fields
+from samebits.proofs.tiles import BINADE, critical_scales, subnormal_binades, tiny_fields
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[1] / "docs" / "certificates"
@@ -193,6 +193,12 @@ def test_every_module_of_the_rooms_is_in_the_digest(monkeypatch: pytest.MonkeyPa
     assert seen == [path.read_text() for path in modules]
     source_digest(without=NAMES)
     assert len(seen) == 2 * len(modules) - len(NAMES)
+
+
+def test_binades_with_subnormal_inputs_are_counted() -> None:
+    """The least step of e5m2 is 2**-17, that of integers 1/2."""
+    assert subnormal_binades(steps(FAMILIES["e5m2"])) == 17
+    assert subnormal_binades(steps(INT4)) == subnormal_binades(steps(FAMILIES["int4 up"])) == 1
 
 
 def test_rounding_that_draws_numbers_has_no_steps() -> None:
