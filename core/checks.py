@@ -4,13 +4,17 @@ They take what every framework can say of an array (its shape, the name of its d
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arithmetic import Arithmetic
-from .descriptions import Quantizer, ScaleRule
+from .arithmetic import Arithmetic, ZeroPointDomain
+from .descriptions import Quantizer, Rounding, ScaleRule
+from .formats import IntegerFormat
 from .granularity import qparams_shape
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -116,6 +120,63 @@ def check_rounding(shape: Sequence[int], scale_dtype_name: str, v_shape: Sequenc
         raise ValueError(f"`qparams.rounding` must have the shape of x, {tuple(shape)}, got {tuple(v_shape)}")
     if v_dtype != scale_dtype_name:
         raise TypeError(f"`qparams.rounding` must have the dtype of the scale, {scale_dtype_name}, got {v_dtype}")
+
+
+def at_width(q: Quantizer, bit_width: float) -> Quantizer:
+    """The quantizer with the width of its format replaced by ``bit_width``, rounded to nearest even.
+
+    Raises:
+        ValueError: a width that is not within 1 (2 where that would leave no positive code) and the format's own.
+    """
+    least, most = widths(q)
+    whole = round(bit_width) if isfinite(bit_width) else 0
+    if not least <= whole <= most:
+        raise ValueError(f"`qparams.bit_width` must be in [{least}, {most}] ({q.format}), got {bit_width}")
+    return _narrowed(q, whole)
+
+
+def widths(q: Quantizer) -> tuple[int, int]:
+    """Least width that leaves a positive code, and the format's own. TypeError for other formats than integers."""
+    format = _integers(q)
+    return (2 if format.signed or format.narrow else 1), format.bits
+
+
+def _integers(q: Quantizer) -> IntegerFormat:
+    if not isinstance(q.format, IntegerFormat):
+        raise TypeError(f"`qparams.bit_width` must be None for {q.format}: only integers have one")
+    return q.format
+
+
+@lru_cache(maxsize=4096)
+def _narrowed(q: Quantizer, bits: int) -> Quantizer:
+    format, first = replace(_integers(q), bits=bits), q.scale.zero_point_value
+    value = min(max(first, format.lo), format.hi) if q.affine else first  # where a layer begins; no function needs it
+    start = None if q.learned_bits is None else min(q.learned_bits, bits)
+    return q.replace(format=format, learned_bits=start, scale=replace(q.scale, zero_point_value=value))
+
+
+def check_bit_width(q: Quantizer, shape: Sequence[int], dtype: str, scale_dtype_name: str) -> None:
+    """Whether ``qparams.bit_width`` is one number, as far as that needs no values.
+
+    Raises:
+        TypeError: a format without a width, or neither an integer nor of the scale's dtype.
+        ValueError: not 0-d, or zero points that are no codes.
+    """
+    widths(q)
+    if not dtype.startswith(("int", "uint")) and dtype != scale_dtype_name:
+        raise TypeError(f"`qparams.bit_width` must be an integer or have dtype {scale_dtype_name}, got {dtype}")
+    if tuple(shape) != ():
+        raise ValueError(f"`qparams.bit_width` must be 0-d, got shape {tuple(shape)}")
+    if q.rounding is Rounding.LEARNED:
+        raise ValueError("`qparams.bit_width` must be None where rounding is learned")
+    if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
+        raise ValueError(f"`qparams.bit_width` must be None for zero points of domain {q.arithmetic.zero_point_domain}")
+
+
+def check_no_bit_width(name: str, bit_width: object) -> None:
+    """ValueError for a layer over operands of a width of their own: it contracts codes of the format's."""
+    if bit_width is not None:
+        raise ValueError(f"`{name}.bit_width` must be None in a layer; contract what fake_quantize gives instead")
 
 
 def check_finite_statistic(finite: bool) -> None:

@@ -342,7 +342,8 @@ class QParams(NamedTuple):
         scale: float32 (float64 for float64 arrays), shape `granularity.qparams_shape`, positive normal numbers.
         zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, int32 (the frontends also take
             the scale's floating dtype, so that it can be differentiated).
-        bit_width: None: the format's own width.
+        bit_width: None: the format's own width. Else one number, an integer or of the scale's dtype, rounded to nearest
+            even: codes are then those of a format of that width, at most the format's own, in whose storage they stay.
         seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), 0-d; None for 0. The same seed
             draws the same for the same place in arrays of the same shape, so every step of a training needs its own.
         rounding: of learned rounding, which alone looks at it: v, shape of the array, dtype of the scale; None for
@@ -359,7 +360,9 @@ class QParams(NamedTuple):
 class QuantizerGradients(NamedTuple):
     """Gradients of `fake_quantize` towards its inputs: as `x`, the scale and the zero point (None when symmetric).
 
-    And as ``qparams.rounding``, where that is given and rounding is learned, else None.
+    That of a bit width b, None where there is none, is ``sum(g * s * d hi/db)`` over all codes that were clamped to hi,
+    plus the same with lo, in the whole array; see `core.bit_width.range_slopes`. And as ``qparams.rounding``, where it is
+    given and rounding is learned, else None.
     """
 
     x: Any
@@ -381,13 +384,15 @@ class Quantizer:
         rounding: direction.
         gradient: surrogate derivative.
         arithmetic: how the formula becomes machine operations.
+        learned_bits: where a bit width begins that a layer learns; None for a width that stays. Needs scales that do
+            not come from the width: constant, learned, or a statistic that is learned later.
         delay: how many tensors of training a layer passes unquantized before it begins; the functions know no time.
         learned_rounding: what `Rounding.LEARNED` does with its parameter.
 
     Raises:
         TypeError: a field of the wrong kind.
         ValueError: a name that is no member, a symmetric quantizer whose format has no positive code, a negative
-            ``delay``, or a ``zero_point_value`` that is none.
+            ``delay``, a ``zero_point_value`` that is none, or ``learned_bits`` beyond the format's or not possible.
     """
 
     format: Format
@@ -397,6 +402,7 @@ class Quantizer:
     rounding: Rounding = Rounding.TIES_TO_EVEN
     gradient: Gradient = Gradient.CLIPPED
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    learned_bits: float | None = None
     delay: int = 0
     learned_rounding: LearnedRounding = field(default_factory=LearnedRounding)
 
@@ -431,7 +437,17 @@ class Quantizer:
         if self.scale.denominator is Denominator.LO and self.format.lo == 0:
             raise ValueError(f"`denominator` 'lo' needs a format with negative codes, got {self.format}")
         check_count("delay", self.delay, 0)
+        if self.rounding is Rounding.LEARNED and (self.delay or self.learned_bits is not None):
+            raise ValueError("`delay` must be 0 and `learned_bits` None where rounding is learned")
         self._check_zero_point_value()
+        if self.learned_bits is not None:
+            self._check_learned_bits(self.learned_bits)
+
+    def _check_learned_bits(self, bits: float) -> None:
+        if not isinstance(self.format, IntegerFormat) or not 1 <= bits <= self.format.bits:
+            raise ValueError(f"`learned_bits` must be None, or in [1, bits] of an integer format, got {bits!r}")
+        if self.scale.source in (ScaleSource.STATISTIC, ScaleSource.RUNNING_STATISTIC):
+            raise ValueError(f"`learned_bits` must be None for '{self.scale.source}' scales, got {bits!r}")
 
     def _check_zero_point_value(self) -> None:
         value, lo, hi = self.scale.zero_point_value, self.format.lo, self.format.hi

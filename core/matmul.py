@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from . import checks
 from .contraction import contracts_codes
 from .descriptions import QParams, Quantizer
 from .operations import round_to_dtype
@@ -121,6 +122,8 @@ def _operands(
     q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams, *, per_token: bool
 ) -> tuple[Array, Array]:
     """What is contracted, in float64: centred codes (integers, or NaN) or dequantized values."""
+    checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     if contracts_codes(q_x, q_w, per_token=per_token):
         pairs = codes_and_zero_points(q_x, x, x_qparams), codes_and_zero_points(q_w, w, w_qparams)
         return tuple(codes.astype(np.float64) - zero for codes, zero in pairs)  # type: ignore[return-value]

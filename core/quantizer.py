@@ -27,6 +27,7 @@ from .arithmetic import (
     ZeroPointDomain,
     ZeroPointOrder,
 )
+from .bit_width import range_slopes
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import (
@@ -40,7 +41,7 @@ from .descriptions import (
     Statistic,
 )
 from .formats import IntegerFormat
-from .granularity import qparams_shape
+from .granularity import PerTensor, qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
 from .learned_rounding import rounding_offset, rounding_slope
 from .operations import (
@@ -94,7 +95,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     x, q = _checked(q, x, qparams), q.decided
     if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
-    return encode(q, _codes(q, x, qparams))
+    return encode(q, _codes(_at_width(q, qparams), x, qparams))
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -130,7 +131,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
     """
     x = _checked(q, x, qparams)
     qparams = choose_qparams(q, x) if qparams is None else qparams
-    return _values(q, _codes(q, x, qparams), qparams, x.dtype)
+    return _values(q, _codes(_at_width(q, qparams), x, qparams), qparams, x.dtype)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -141,6 +142,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
     their sum over each block exact and rounded once. The same shapes as the parameters, dtype of the scale.
     ``rounding``: ``fl(fl(g * s) * h'(v))`` where the code was not clamped and ``h'(v)`` is not 0, else +0.0.
+    ``bit_width``, where there is one: the sum, exact and rounded once, of ``g * s`` where codes were clamped above, and
+    of ``-g * s`` below if signed, times the derivative of the largest code (`bit_width.range_slopes`).
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -150,6 +153,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     x = _checked(q, x, qparams)
     g = np.asarray(g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
+    width, q = qparams.bit_width, _at_width(q, qparams)
     quotient, unclamped, later = _unclamped_codes(q, x, qparams)
     passes = np.ones_like(x, bool) if q.gradient is Gradient.PASS_THROUGH else _passes(q, unclamped, later)
     dx = np.where(passes, g, np.zeros_like(g))
@@ -167,15 +171,20 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
         case ZeroPointDomain.SHIFT:
             offset, per_zero = np.zeros_like(scale), -np.ones_like(scale)
     distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
-    d_scale, d_zero = _reduced(q, multiply(wide, distance, q.arithmetic), qparams), None
+    d_scale = _reduced(q, multiply(wide, distance, q.arithmetic), qparams)
+    d_zero, d_width, d_rounding = None, None, None
     if q.affine:
         d_zero = _reduced(q, np.where(passes, zeros, multiply(wide, per_zero, q.arithmetic)), qparams)
-    if q.rounding is not Rounding.LEARNED or qparams.rounding is None:
-        return QuantizerGradients(dx, d_scale, d_zero)
-    slope = rounding_slope(q.learned_rounding, np.asarray(qparams.rounding)).astype(work)
-    d_rounding = multiply(multiply(wide, scale, q.arithmetic), slope, q.arithmetic)
-    d_rounding = np.where(passes & (slope != 0), d_rounding, zeros).astype(qparams.scale.dtype)
-    return QuantizerGradients(dx, d_scale, d_zero, rounding=d_rounding)
+    if width is not None:
+        ends = np.where(codes == q.format.hi, wide, -wide if q.format.lo else zeros)
+        terms = np.where(passes, zeros, multiply(ends, scale, q.arithmetic))
+        d_width = block_sum(terms, PerTensor()) * range_slopes(q, width)[1].astype(terms.dtype)
+        d_width = np.asarray(d_width, qparams.scale.dtype)
+    if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
+        slope = rounding_slope(q.learned_rounding, np.asarray(qparams.rounding)).astype(work)
+        d_rounding = multiply(multiply(wide, scale, q.arithmetic), slope, q.arithmetic)
+        d_rounding = np.where(passes & (slope != 0), d_rounding, zeros).astype(qparams.scale.dtype)
+    return QuantizerGradients(dx, d_scale, d_zero, d_width, d_rounding)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -186,7 +195,7 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
         TypeError, ValueError: as `fake_quantize`.
     """
     x = _checked(q, x, qparams)
-    codes = _codes(q.decided, x, qparams)
+    codes = _codes(_at_width(q.decided, qparams), x, qparams)
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
 
 
@@ -247,8 +256,11 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
     checks.check_scale_values(scale, floored=q.scale.floor != 0)
+    if qparams.bit_width is not None:
+        width = np.asarray(qparams.bit_width)
+        checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
     if zero is not None and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
-        checks.check_zero_point_values(q, zero)
+        checks.check_zero_point_values(_at_width(q, qparams), zero)
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
         seed = np.asarray(qparams.seed)
         checks.check_seed(
@@ -257,6 +269,11 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
         v = np.asarray(qparams.rounding)
         checks.check_rounding(shape, scale.dtype.name, v.shape, v.dtype.name)
+
+
+def _at_width(q: Quantizer, qparams: QParams) -> Quantizer:
+    """The quantizer of the width that the parameters say."""
+    return q if qparams.bit_width is None else checks.at_width(q, float(qparams.bit_width))
 
 
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:

@@ -38,6 +38,11 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
     zero = None if qparams.zero_point is None else as_array("qparams.zero_point", qparams.zero_point)
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
+    if qparams.bit_width is not None:
+        width = as_array("qparams.bit_width", qparams.bit_width)
+        checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
+        if is_concrete(width):
+            q = checks.at_width(q, float(width))
     if is_concrete(scale):
         checks.check_scale_values(np.asarray(scale))
     if zero is not None and is_concrete(zero):

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core import checks
 from ..core.descriptions import Gradient, Quantizer
+from ..core.granularity import PerTensor
 from . import kernels
 from .arrays import hidden_zero, widen
+from .bit_width import code_range, range_slopes, whole_width
 from .blocks import expand_blocks
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
@@ -25,6 +28,7 @@ def gradients(
     zero_point: Array | None,
     g: Array,
     noise: Callable[[], Array | None] = lambda: None,
+    bit_width: Array | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Gradients towards x, scale and zero point, each by itself, so that XLA drops those that nobody uses.
 
@@ -34,8 +38,7 @@ def gradients(
 
     def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
-        through = q.gradient is Gradient.PASS_THROUGH
-        return quotient, unclamped, jnp.ones(x.shape, bool) if through else clip_mask(q, unclamped)
+        return quotient, unclamped, _passing(q, unclamped, bit_width)
 
     def towards_x(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
@@ -43,13 +46,14 @@ def gradients(
 
     def towards_scale(subnormals: bool) -> Array:
         quotient, _, passes = quotient_and_mask(subnormals)
-        codes = kernels.codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
+        codes = kernels.codes(q, x, scale, zero_point, noise(), subnormals=subnormals, bit_width=bit_width)
         steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
-        return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale)
+        return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale, bit_width)
 
     def towards_zero_point(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
-        return _reduced(q, jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape)), scale)
+        terms = jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape))
+        return _reduced(q, terms, scale, bit_width)
 
     dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
     return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
@@ -65,7 +69,45 @@ def rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | 
     return jnp.where(passes, multiply_exactly(of_codes, jnp.where(passes, slope, 1)), 0)
 
 
-def _reduced(q: Quantizer, terms: Array, scale: Array) -> Array:
+def bit_width_gradient(
+    q: Quantizer,
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    g: Array,
+    noise: Callable[[], Array | None],
+    bit_width: Array,
+) -> Array:
+    """Gradient towards the bit width, dtype of the scale; arguments as `gradients`."""
+    _, hi = code_range(q, bit_width)
+
+    def towards_bit_width(subnormals: bool) -> Array:
+        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)[1]
+        below = -widen(g) if q.format.lo else jnp.zeros(x.shape, scale.dtype)
+        terms = jnp.where(unclamped > hi, widen(g), below) * expand_blocks(scale, q.granularity, x.shape)
+        return block_sum(jnp.where(_passing(q, unclamped, bit_width), 0, terms), PerTensor())
+
+    slope = range_slopes(q, bit_width)[1].astype(scale.dtype)
+    total: Array = kernels.by_scale(q, scale, towards_bit_width, x)
+    return jnp.multiply(total, slope)
+
+
+def _passing(q: Quantizer, unclamped: Array, bit_width: Array | None) -> Array:
+    """Where the gradient passes."""
+    if q.gradient is Gradient.PASS_THROUGH:
+        return jnp.ones(unclamped.shape, bool)
+    if bit_width is None:
+        return clip_mask(q, unclamped)
+    lo, hi = code_range(q, bit_width)
+    return ~((unclamped < lo) | (unclamped > hi))
+
+
+def _reduced(q: Quantizer, terms: Array, scale: Array, bit_width: Array | None) -> Array:
     """Terms summed over each block, times the factor of the gradient rule."""
-    factor = learned_scale_factor(q, prod(q.granularity.block_size(terms.shape)))
-    return jnp.multiply(block_sum(terms, q.granularity), np.dtype(scale.dtype).type(factor))
+    elements, dtype = prod(q.granularity.block_size(terms.shape)), np.dtype(scale.dtype).type
+    if bit_width is None or q.gradient is not Gradient.LEARNED_SCALE:
+        return jnp.multiply(block_sum(terms, q.granularity), dtype(learned_scale_factor(q, elements)))
+    least, most = checks.widths(q)
+    factors = [dtype(learned_scale_factor(checks.at_width(q, bits), elements)) for bits in range(least, most + 1)]
+    place = jnp.clip(whole_width(bit_width) - least, 0, most - least)
+    return jnp.multiply(block_sum(terms, q.granularity), jnp.asarray(factors)[place])

@@ -16,7 +16,9 @@ from ..core.descriptions import Quantizer, Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
 from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, vanishing, widen
+from .bit_width import code_range
 from .blocks import expand_blocks
+from .clamp import clamp
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
 from .learned_rounding import rounding_offset
@@ -119,12 +121,22 @@ def unclamped_codes(
 
 
 def codes(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
+    q: Quantizer,
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    noise: Array | None = None,
+    *,
+    subnormals: bool,
+    bit_width: Array | None = None,
 ) -> Array:
     """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign.
 
     Binary codes are the sign of the quotient, and that of ``x`` where the quotient is not zero.
     """
+    if bit_width is not None:
+        unclamped = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
+        return clamp(unclamped, *code_range(q, bit_width))
     if isinstance(q.format, BinaryFormat):
         ends, zeros = vanishing(scale), scale - scale  # NaN where the scale is
         expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..core import checks
 from ..core.contraction import accumulator_bound, largest_code
 from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape
@@ -95,7 +96,7 @@ def laid_out_qparams(qparams: QParams, axes: Axes) -> QParams:
     """Parameters for the quantizer that `laid_out` gives, from those of the other; also back, with inverted axes."""
     scale, zero = (p if p is None or p.ndim == 0 else p.transpose(np.argsort(axes)) for p in qparams[:2])
     v = None if qparams.rounding is None else qparams.rounding.transpose(np.argsort(axes))
-    return QParams(scale, zero, seed=qparams.seed, rounding=v)
+    return qparams._replace(scale=scale, zero_point=zero, rounding=v)
 
 
 def over_codes(
@@ -115,6 +116,8 @@ def over_codes(
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
+    checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     x, x_scale, x_zero, x_seed = check_operands(layer.q_x, x, x_qparams)
     w, w_scale, w_zero, w_seed = check_operands(layer.q_w, w, w_qparams)
     noise = _noise(layer.q_x, x_seed, x.shape, x_axes), _noise(layer.q_w, w_seed, w.shape, w_axes)

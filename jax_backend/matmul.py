@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from .arrays import as_array
@@ -53,6 +54,8 @@ def linear(
     x, w, bias = _check_shapes(2, x, w, bias)
     if contracts_codes(q_x, q_w, per_token=True):
         return over_codes(Layer(q_x, q_w, Geometry(1)), x, x_qparams, w, w_qparams, bias)
+    checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     return contract(Geometry(1), fake_quantize(q_x, x, x_qparams), fake_quantize(q_w, w, w_qparams), bias)
 
 
@@ -89,6 +92,8 @@ def conv2d(
             Layer(q_x, lying, geometry), images, x_qparams, kernel, w_qparams, bias, PIXELS_FIRST, OUTPUTS_FIRST
         )
     else:
+        checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+        checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
         images = fake_quantize(q_x, x, x_qparams).transpose(PIXELS_LAST)
         y = contract(geometry, images, fake_quantize(q_w, w, w_qparams).transpose(OUTPUTS_LAST), bias)
     return y.transpose(PIXELS_FIRST)

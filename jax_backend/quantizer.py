@@ -42,7 +42,7 @@ from ..core.granularity import qparams_shape
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
-from .gradients import gradients, rounding_gradient
+from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
@@ -86,7 +86,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     if is_concrete(x) and not q.format.has_nan:
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
-    codes: Array = _quantize(q, x, scale, zero_point, seed)
+    codes: Array = _quantize(q, x, scale, zero_point, seed, _width(qparams))
     return codes
 
 
@@ -124,7 +124,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
             arithmetic that is not the default.
     """
     qparams = choose_qparams(q, x) if qparams is None else qparams
-    value: Array = _fake_quantize(q, *check_operands(q, x, qparams))
+    value: Array = _fake_quantize(q, *check_operands(q, x, qparams), _width(qparams))
     return value
 
 
@@ -133,8 +133,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
 
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), summed as `ste.block_sum`
-    states. The same shapes as the parameters, dtype of the scale. ``rounding``, if given: ``g * s * h'(v)`` where the
-    code was not clamped, else +0.0.
+    states. The same shapes as the parameters, dtype of the scale. ``bit_width``, where there is one: summed so over the
+    whole array, times one number. ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -144,7 +144,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     x, scale, zero_point, seed = check_operands(q, x, qparams)
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    d = QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed))
+    d = QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed, _width(qparams)))
     if q.rounding is not Rounding.LEARNED or seed is None:
         return d
     return d._replace(rounding=_rounding_gradient(q, x, scale, zero_point, g, seed))
@@ -156,8 +156,13 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    result: tuple[Array, Array] = _codes_and_zero_points(q.decided, *check_operands(q, x, qparams))
+    result: tuple[Array, Array] = _codes_and_zero_points(q.decided, *check_operands(q, x, qparams), _width(qparams))
     return result
+
+
+def _width(qparams: QParams) -> Array | None:
+    """The bit width as an array, None for the format's own."""
+    return None if qparams.bit_width is None else as_array("qparams.bit_width", qparams.bit_width)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -208,10 +213,12 @@ def _has_nan(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> Array:
+def _quantize(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
+) -> Array:
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
-        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
         if not q.format.has_nan:
             codes = jnp.where(jnp.isnan(codes), kernels.code_of_zero(q, zero_point, scale, x.shape), codes)
         return encode(q, codes)
@@ -232,10 +239,11 @@ def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | No
 
 @partial(jax.jit, static_argnums=0)
 def _codes_and_zero_points(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> tuple[Array, Array]:
     def compute(subnormals: bool) -> Array:
-        return kernels.codes(q, x, scale, zero_point, kernels.noise_of(q, seed, x.shape), subnormals=subnormals)
+        noise = kernels.noise_of(q, seed, x.shape)
+        return kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
 
     codes = kernels.by_scale(q, scale, compute, x)
     codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
@@ -244,27 +252,34 @@ def _codes_and_zero_points(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
-def _fake_quantize(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> Array:
+def _fake_quantize(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
+) -> Array:
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
-        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
     return kernels.by_scale(q, scale, compute, x)
 
 
-def _forward(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None) -> tuple[Array, Any]:
-    return _fake_quantize(q, x, scale, zero_point, seed), (x, scale, zero_point, seed)
+def _forward(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
+) -> tuple[Array, Any]:
+    operands = x, scale, zero_point, seed, bit_width
+    return _fake_quantize(q, *operands), operands
 
 
-def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any]:
-    x, scale, zero_point, seed = saved
-    dx, d_scale, d_zero_point = _gradients(q, x, scale, zero_point, g, seed)
+def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any, Any]:
+    x, scale, zero_point, seed, bit_width = saved
+    dx, d_scale, d_zero, d_width = _gradients(q, x, scale, zero_point, g, seed, bit_width)
     if q.rounding is Rounding.LEARNED:
         d_seed = None if seed is None else _rounding_gradient(q, x, scale, zero_point, g, seed)
     else:
         d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
-    return dx, d_scale, kernels.zero_point_cotangent(zero_point, d_zero_point), d_seed
+    cotangents = (kernels.zero_point_cotangent(*pair) for pair in ((zero_point, d_zero), (bit_width, d_width)))
+    d_zero, d_width = cotangents
+    return dx, d_scale, d_zero, d_seed, d_width
 
 
 _fake_quantize.defvjp(_forward, _backward)
@@ -272,9 +287,19 @@ _fake_quantize.defvjp(_forward, _backward)
 
 @partial(jax.jit, static_argnums=0)
 def _gradients(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, seed: Array | None
-) -> tuple[Array, Array, Array | None]:
-    return gradients(q, x, scale, zero_point, g, lambda: kernels.noise_of(q, seed, x.shape))
+    q: Quantizer,
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    g: Array,
+    seed: Array | None,
+    bit_width: Array | None,
+) -> tuple[Array, Array, Array | None, Array | None]:
+    def noise() -> Array | None:
+        return kernels.noise_of(q, seed, x.shape)
+
+    d = gradients(q, x, scale, zero_point, g, noise, bit_width)
+    return *d, None if bit_width is None else bit_width_gradient(q, x, scale, zero_point, g, noise, bit_width)
 
 
 @partial(jax.jit, static_argnums=0)

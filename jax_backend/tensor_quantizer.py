@@ -16,6 +16,7 @@ from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource, Stati
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from .arguments import check_description, check_qparams
 from .arrays import is_concrete
+from .bit_width import code_range
 from .clamp import clamp
 from .layers import Axes, laid_out, laid_out_qparams
 from .quantizer import choose_qparams, fake_quantize
@@ -43,6 +44,9 @@ class TensorQuantizer(nnx.Module):
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. Until it
     is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is.
+
+    With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
+    nearest even into what the format allows, and zero points in the range it leaves; its gradient passes unchanged.
 
     With a ``delay`` the first tensors of training pass unquantized, and so does every tensor in evaluation until that
     is over. The state learns from them all the same. What depends on how many tensors training has seen, counts them in
@@ -84,6 +88,7 @@ class TensorQuantizer(nnx.Module):
         self.use_running_average = use_running_average
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.step = nnx.BatchStat(jnp.asarray(first_step(seed), np.uint32)) if stochastic else None
+        self.bit_width = None if q.learned_bits is None else nnx.Param(jnp.asarray(q.learned_bits, np.float32))
         counts = q.delay > 0 or q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED or _is_mean(q)
         self.seen = nnx.BatchStat(jnp.zeros((), np.uint32)) if counts else None
         if q.scale.source in (ScaleSource.STATISTIC, ScaleSource.CONSTANT):
@@ -144,8 +149,10 @@ class TensorQuantizer(nnx.Module):
     def _used_for(self, x: Array, frozen: bool, axes: Axes | None) -> QParams:
         """Scale and zero point."""
         q, seen = self.quantizer, None if self.seen is None else self.seen[...]
+        dtype = checks.scale_dtype(x.dtype.name)
+        width = None if self.bit_width is None else _used_width(q, self.bit_width[...].astype(dtype))
         if self.scale is None:
-            return _chosen(q, x, axes)
+            return _chosen(q, x, axes)._replace(bit_width=width)
         before, batch = self._state(), None
         if frozen and (before[0].size or q.scale.scale_value is None):
             _check_set(q, before[0])
@@ -163,8 +170,7 @@ class TensorQuantizer(nnx.Module):
                 state = tuple(jnp.where(collects, b, v) for b, v in zip(batch, state, strict=True))
         elif batch is not None:
             state = batch
-        dtype = checks.scale_dtype(x.dtype.name)
-        return _used(q, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state])
+        return _used(q, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state], width)
 
     def __call__(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> Array:
         """`fake_quantize` of ``x``, or ``x`` during the ``delay``; it keeps its layout. Arguments as `qparams`."""
@@ -300,13 +306,19 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     return state, batch if q.scale.batch_in_training else None
 
 
-def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array]) -> QParams:
+def _used_width(q: Quantizer, width: Array) -> Array:
+    """The width rounded into what the format allows."""
+    return _replaced(width, clamp(jnp.round(lax.stop_gradient(width)), *checks.widths(q)))
+
+
+def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: Array | None) -> QParams:
     """What quantizes, from the state; gradients go to the state as it was ``before`` it learned."""
     scale = _replaced(before[0], restrict_scale(q, state[0]))
     if not q.affine:
-        return QParams(scale)
-    code = clamp(round_to_integer(state[1], Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
-    return QParams(scale, _replaced(before[1], code))
+        return QParams(scale, bit_width=width)
+    limits = (q.format.lo, q.format.hi) if width is None else code_range(q, lax.stop_gradient(width))
+    code = clamp(round_to_integer(state[1], Rounding.TIES_TO_EVEN), *limits)
+    return QParams(scale, _replaced(before[1], code), width)
 
 
 @jax.custom_vjp

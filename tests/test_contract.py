@@ -37,6 +37,7 @@ NOUNS = {
     "granularity",
 }
 VERBS = {
+    "bit_width",
     "blocks",
     "clamp",
     "grid",

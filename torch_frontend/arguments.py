@@ -31,6 +31,12 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
         check_tensor("qparams.zero_point", zero)
     zero_shape, zero_dtype = (None, None) if zero is None else (tuple(zero.shape), dtype_name(zero.dtype))
     checks.check_qparams(q, shape, dtype, tuple(scale.shape), dtype_name(scale.dtype), zero_shape, zero_dtype)
+    width = qparams.bit_width
+    if width is not None:
+        check_tensor("qparams.bit_width", width)
+        checks.check_bit_width(q, tuple(width.shape), dtype_name(width.dtype), dtype_name(scale.dtype))
+        if is_concrete(width):
+            q = checks.at_width(q, width.item())
     if is_concrete(scale, zero):
         checks.check_scale_values(numpy_of(scale))
         if zero is not None:

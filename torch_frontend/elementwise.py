@@ -26,17 +26,34 @@ class Terms(NamedTuple):
 
 
 def codes_of(
-    q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None, noise: Tensor | None = None
+    q: Quantizer,
+    value: Tensor,
+    s: Tensor,
+    z: Tensor | None,
+    noise: Tensor | None = None,
+    limits: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 of either sign).
 
     Args:
         noise: of stochastic rounding, shape of ``value``.
+        limits: smallest and largest code, 0-d, where they are not the format's.
     """
     quotient = value / s
     rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
+    if limits is not None:
+        return quotient, unclamped, torch.minimum(torch.maximum(unclamped, limits[0]), limits[1])
     return quotient, unclamped, limit_to_grid(q, unclamped)
+
+
+def passing(q: Quantizer, unclamped: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Where the gradient passes; ``limits`` as `codes_of`."""
+    if q.gradient is Gradient.PASS_THROUGH:
+        return torch.ones_like(unclamped, dtype=torch.bool)
+    if limits is None:
+        return clip_mask(q, unclamped)
+    return ~((unclamped < limits[0]) | (unclamped > limits[1]))
 
 
 def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
@@ -64,11 +81,11 @@ def gradient_terms(
     g: Tensor,
     wanted: Sequence[bool],
     noise: Tensor | None = None,
+    limits: tuple[Tensor, Tensor] | None = None,
 ) -> Terms:
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
-    quotient, unclamped, codes = codes_of(q, value, s, z, noise)
-    everywhere = q.gradient is Gradient.PASS_THROUGH
-    passes = torch.ones_like(unclamped, dtype=torch.bool) if everywhere else clip_mask(q, unclamped)
+    quotient, unclamped, codes = codes_of(q, value, s, z, noise, limits)
+    passes = passing(q, unclamped, limits)
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
     wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:

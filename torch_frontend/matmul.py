@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import exact, routes
@@ -137,6 +138,8 @@ def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None
 
 
 def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
+    checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     check_array(layer.q_x, x, x_qparams)
     check_array(layer.q_w, w, w_qparams)
     seeds = routes.seed_of(layer.q_x, x, x_qparams), routes.seed_of(layer.q_w, w, w_qparams)

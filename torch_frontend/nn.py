@@ -149,7 +149,8 @@ def _contract(
 ) -> Tensor:
     """The layer over what its quantizers make of its operands; over values where one of these is not quantized."""
     q_x, q_w, weight = layer.input_quant, layer.weight_quant, layer.weight
-    if q_x is None or q_w is None:
+    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
+    if q_x is None or q_w is None or learned:
         return over_values(_or_same(q_x, x), _or_same(q_w, weight))
     x_waits, w_waits = q_x.waits(), q_w.waits()
     x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)

@@ -79,12 +79,14 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     q = q.decided
     x, scale, zero = _detached(x, qparams)
     seed = routes.seed_of(q, x, qparams)
-    if is_concrete(x, scale, zero, seed):
+    width = None if qparams.bit_width is None else qparams.bit_width.detach()
+    if is_concrete(x, scale, zero, seed, width):
         if seed is None:
-            return eager.codes(q, x, scale, zero, getattr(torch, q.format.storage))
+            narrow = q if width is None else checks.at_width(q, width.item())
+            return eager.codes(narrow, x, scale, zero, getattr(torch, q.format.storage))
         checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
-    value, s, z = routes.views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z, routes.noise_like(q, value, x, seed))[2]
+    value, _, z = routes.views(q, x, scale, zero)
+    codes = routes.codes(q, x, scale, zero, seed, width).reshape(value.shape)
     if not q.format.has_nan:
         of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
         codes = torch.where(codes != codes, of_zero, codes)
@@ -126,13 +128,14 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
     else:
         check_array(q, x, qparams)
     scale, zero_point, seed = qparams.scale, qparams.zero_point, routes.seed_of(q, x, qparams)
-    if is_concrete(x, scale, zero_point, seed):
-        if not records_gradient(x, scale, zero_point, seed):
-            if seed is None:
+    width = qparams.bit_width
+    if is_concrete(x, scale, zero_point, seed, width):
+        if not records_gradient(x, scale, zero_point, seed, width):
+            if seed is None and width is None:
                 return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
-            return routes.forward(q, x, scale, zero_point, seed)
-        return apply_plainly(_FakeQuantize, x, scale, zero_point, seed, q)
-    value: Tensor = _FakeQuantize.apply(x, scale, zero_point, seed, q)  # type: ignore[no-untyped-call]
+            return routes.forward(q, x, scale, zero_point, seed, width)
+        return apply_plainly(_FakeQuantize, x, scale, zero_point, width, seed, q)
+    value: Tensor = _FakeQuantize.apply(x, scale, zero_point, width, seed, q)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -142,7 +145,8 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
     summed over each block in float64 (error at most ``n * 2**-53 * sum(|terms|)``), rounded once. Shape and dtype of
-    the scale. ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
+    the scale. ``bit_width``, where there is one: summed so over the whole array, times one number; dtype of the scale.
+    ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.
@@ -152,7 +156,8 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     check_array(q, x, qparams)
     checks.check_cotangent(tuple(x.shape), dtype_name(x.dtype), tuple(g.shape), dtype_name(g.dtype))
     seed = routes.seed_of(q, x, qparams)
-    d = routes.gradients(q, x, qparams.scale, qparams.zero_point, g, (True, True, q.affine), seed)
+    wanted, width = (True, True, q.affine, qparams.bit_width is not None), qparams.bit_width
+    d = routes.gradients(q, x, qparams.scale, qparams.zero_point, g, wanted, seed, width)
     if q.rounding is not Rounding.LEARNED or qparams.rounding is None:
         return d
     return d._replace(rounding=routes.rounding_gradient(q, x, qparams.scale, qparams.zero_point, g, qparams.rounding))
@@ -167,7 +172,8 @@ def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Te
     check_array(q, x, qparams)
     q = q.decided
     x, scale, zero = _detached(x, qparams)
-    codes = routes.codes(q, x, scale, zero, routes.seed_of(q, x, qparams))
+    width = None if qparams.bit_width is None else qparams.bit_width.detach()
+    codes = routes.codes(q, x, scale, zero, routes.seed_of(q, x, qparams), width)
     zeros = torch.zeros_like(scale) if zero is None else zero
     return codes, expand_blocks(zeros, q.granularity, tuple(x.shape))
 
@@ -178,22 +184,29 @@ class _FakeQuantize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None, q: Quantizer) -> Tensor:
-        return routes.forward(q, x, scale, zero_point, seed)
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bit_width: Tensor | None,
+        seed: Tensor | None,
+        q: Quantizer,
+    ) -> Tensor:
+        return routes.forward(q, x, scale, zero_point, seed, bit_width)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, scale, zero_point, seed, ctx.q = inputs
-        ctx.save_for_backward(x, scale, zero_point, seed)
+        *tensors, ctx.q = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point, seed = ctx.saved_tensors
-        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
+        x, scale, zero_point, width, seed = ctx.saved_tensors
+        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:4], seed, width)
         d_seed = None
-        if ctx.needs_input_grad[3]:  # that of learned rounding
+        if ctx.needs_input_grad[4]:  # that of learned rounding
             d_seed = routes.rounding_gradient(ctx.q, x, scale, zero_point, g, seed)
-        return d.x, d.scale, d.zero_point, d_seed, None
+        return *d[:4], d_seed, None
 
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:

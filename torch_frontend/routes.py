@@ -9,33 +9,53 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..core import checks
 from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients, Rounding
+from ..core.granularity import PerTensor
 from . import eager
 from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, wide_dtype, widened
-from .elementwise import codes_of, gradient_terms, one_zero, values_of
+from .bit_width import code_range, range_slopes, whole_width
+from .elementwise import codes_of, gradient_terms, one_zero, passing, values_of
 from .grid import decode
 from .learned_rounding import rounding_offset, rounding_slope
 from .ste import block_sum, clip_mask, learned_scale_factor
 from .threefry import rounding_noise
 
 
-def forward(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None = None) -> Tensor:
+def forward(
+    q: Quantizer,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    seed: Tensor | None = None,
+    bit_width: Tensor | None = None,
+) -> Tensor:
     """``(code - z) * s`` in the dtype of ``x``; parameters already checked."""
+    q, limits = _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    if seed is None and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
+    plain = seed is None and limits is None
+    if plain and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z, noise_like(q, value, x, seed))[2]
+    codes = codes_of(q, value, s, z, noise_like(q, value, x, seed), limits)[2]
     return narrowed(values_of(q, codes, s, z), x.dtype).reshape(x.shape)
 
 
-def codes(q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None = None) -> Tensor:
+def codes(
+    q: Quantizer,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    seed: Tensor | None = None,
+    bit_width: Tensor | None = None,
+) -> Tensor:
     """Numbers of the format in the wide dtype, NaN where ``x`` is NaN, -0.0 only in formats that have it."""
+    q, limits = _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    if seed is None and is_concrete(x, scale, zero):
+    if seed is None and limits is None and is_concrete(x, scale, zero):
         return eager.codes(q, x, scale, zero, scale.dtype)
     value, s, z = views(q, x, scale, zero)
-    return one_zero(q, codes_of(q, value, s, z, noise_like(q, value, x, seed))[2]).reshape(x.shape)
+    return one_zero(q, codes_of(q, value, s, z, noise_like(q, value, x, seed), limits)[2]).reshape(x.shape)
 
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -55,19 +75,63 @@ def gradients(
     g: Tensor,
     wanted: Sequence[bool],
     seed: Tensor | None = None,
+    bit_width: Tensor | None = None,
 ) -> QuantizerGradients:
-    """Those of the gradients of x, scale and zero point that are wanted, else None."""
+    """Those of the gradients of x, scale, zero point and bit width (where there is one) that are wanted, else None."""
+    container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    if seed is None and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g):
-        dx, *sums = eager.gradients(q, x, scale, zero, g, wanted)
+    plain = seed is None and limits is None
+    if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g):
+        dx, *sums = eager.gradients(q, x, scale, zero, g, wanted[:3])
     else:
         value, s, z = views(q, x, scale, zero)
         noise = noise_like(q, value, x, seed)
-        dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted, noise)
+        dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted, noise, limits)
         dx = None if dx is None else dx.reshape(x.shape)
         sums = [None if t is None else block_sum(t.reshape(x.shape), q.granularity) for t in terms]
-    factor = learned_scale_factor(q, x.numel() // max(1, scale.numel()))
-    return QuantizerGradients(dx, *(None if t is None else t.to(scale.dtype) * factor for t in sums))
+    block_elements = x.numel() // max(1, scale.numel())
+    factor: float | Tensor = learned_scale_factor(q, block_elements)
+    if limits is not None and bit_width is not None and q.gradient is Gradient.LEARNED_SCALE:
+        factor = _factor_at_width(q, bit_width, block_elements, scale.dtype)
+    d = QuantizerGradients(dx, *(None if t is None else t.to(scale.dtype) * factor for t in sums))
+    if bit_width is None or not wanted[3]:
+        return d
+    value, s, z = views(q, x, scale, zero)
+    unclamped = codes_of(q, value, s, z, noise_like(q, value, x, seed))[1]
+    lo, hi = code_range(container, bit_width)
+    wide_g, nothing = widened(g).reshape(value.shape), torch.zeros_like(value)
+    ends = torch.where(
+        unclamped > hi, wide_g, torch.where(unclamped < lo, -wide_g if q.format.lo else nothing, nothing)
+    )
+    clamped = torch.where(passing(q, unclamped, limits), nothing, ends * s)
+    return d._replace(
+        bit_width=block_sum(clamped.reshape(x.shape), PerTensor()) * _slope(container, bit_width, scale.dtype)
+    )
+
+
+def _slope(q: Quantizer, bit_width: Tensor, dtype: torch.dtype) -> Tensor:
+    return range_slopes(q, bit_width)[1].to(dtype)
+
+
+def _at_width(
+    q: Quantizer, bit_width: Tensor | None, dtype: torch.dtype
+) -> tuple[Quantizer, tuple[Tensor, Tensor] | None]:
+    """The quantizer of this width, where it can be looked at; else the limits of its codes."""
+    if bit_width is None:
+        return q, None
+    if is_concrete(bit_width):
+        return checks.at_width(q, bit_width.item()), None
+    lo, hi = code_range(q, bit_width)
+    return q, (lo.to(dtype), hi.to(dtype))
+
+
+def _factor_at_width(q: Quantizer, bit_width: Tensor, block_elements: int, dtype: torch.dtype) -> Tensor:
+    """`learned_scale_factor` at a width that cannot be looked at: one of those of all widths."""
+    least, most = checks.widths(q)
+    factors = [learned_scale_factor(checks.at_width(q, bits), block_elements) for bits in range(least, most + 1)]
+    place = (whole_width(bit_width) - least).clamp(0, most - least)
+    table = torch.tensor(factors, dtype=dtype, device=bit_width.device)
+    return table.index_select(0, place.reshape(1)).reshape(())
 
 
 def wide(zero_point: Tensor | None, scale: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import checks
 from ..core.catalog import catalog
 from ..core.choice import check_count
 from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource
@@ -14,6 +15,7 @@ from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from . import routes
 from .arguments import check_array
 from .arrays import apply_plainly, is_concrete, records_gradient, wide_dtype
+from .bit_width import code_range
 from .clamp import clamp
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
@@ -37,6 +39,9 @@ class TensorQuantizer(nn.Module):
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged.
+
+    With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
+    nearest even into what the format allows, and zero points in the range it leaves; its gradient passes unchanged.
 
     With a ``delay`` the first tensors of training pass unquantized, and so does every tensor in evaluation until that
     is over. The state learns from them all the same. What depends on how many tensors training has seen, counts them in
@@ -64,6 +69,7 @@ class TensorQuantizer(nn.Module):
     zero_point: Tensor | None
     step: Tensor | None
     seen: Tensor | None
+    bit_width: nn.Parameter | None
 
     def __init__(
         self, quantizer: str | Quantizer, shape: tuple[int, ...] | None = None, seed: int | None = None
@@ -84,6 +90,8 @@ class TensorQuantizer(nn.Module):
                 self.register_parameter(name, nn.Parameter(unset) if wanted else None)
             else:
                 self.register_buffer(name, unset if wanted else None)
+        start = None if q.learned_bits is None else nn.Parameter(torch.tensor(float(q.learned_bits)))
+        self.register_parameter("bit_width", start)
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.register_buffer("step", torch.tensor(first_step(seed)) if stochastic else None)
         self._mean = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED) and (
@@ -123,7 +131,7 @@ class TensorQuantizer(nn.Module):
         if is_concrete(x, waits):
             return x
         check_array(self.quantizer, x, qparams)
-        value: Tensor = _UnlessWaiting.apply(x, *qparams, waits, self.quantizer)  # type: ignore[no-untyped-call]
+        value: Tensor = _UnlessWaiting.apply(x, *qparams[:4], waits, self.quantizer)  # type: ignore[no-untyped-call]
         return value
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,8 +149,12 @@ class TensorQuantizer(nn.Module):
         """Scale and zero point."""
         q = self.quantizer
         if self.scale is None:
-            return choose_qparams(q, x)
-        collects, runs, chosen = self._collects(), q.scale.source is ScaleSource.RUNNING_STATISTIC, None
+            given = choose_qparams(q, x)
+            if self.bit_width is None:
+                return given
+            return given._replace(bit_width=self._used_width(self.bit_width.to(given.scale.dtype)))
+        collects, runs = self._collects(), q.scale.source is ScaleSource.RUNNING_STATISTIC
+        chosen: QParams | None = None
         if not self._has_state():
             if not self.training and q.scale.scale_value is None:
                 raise RuntimeError(
@@ -163,11 +175,19 @@ class TensorQuantizer(nn.Module):
             zero_point = None if zero_point is None else _unlearned(zero_point, of_batch.zero_point, collects)
         scale = scale.to(wide_dtype(x.dtype))
         used = _replaced(scale, restrict_scale(q, scale.detach()))
+        width = None if self.bit_width is None else self._used_width(self.bit_width.to(scale.dtype))
         if zero_point is None:
-            return QParams(used)
+            return QParams(used, bit_width=width)
         zero = zero_point.to(scale.dtype)
         code = clamp(round_to_integer(zero.detach(), Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
-        return QParams(used, _replaced(zero, code))
+        if width is not None:
+            lo, hi = code_range(q, width.detach())
+            code = torch.minimum(torch.maximum(code, lo.to(code.dtype)), hi.to(code.dtype))
+        return QParams(used, _replaced(zero, code), width)
+
+    def _used_width(self, width: Tensor) -> Tensor:
+        """The width rounded into what the format allows."""
+        return _replaced(width, clamp(width.detach().round(), *checks.widths(self.quantizer)))
 
     def _collects(self) -> Tensor | None:
         """Whether the state, learned later, still is a statistic at the tensor to come: 0-d, or None if not."""
@@ -298,7 +318,7 @@ class _UnlessWaiting(torch.autograd.Function):
         waits: Tensor,
         q: Quantizer,
     ) -> Tensor:
-        return torch.where(waits, x, routes.forward(q, x, scale, zero_point, seed))
+        return torch.where(waits, x, routes.forward(q, x, scale, zero_point, seed, bit_width))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -307,10 +327,10 @@ class _UnlessWaiting(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point, _, seed, waits = ctx.saved_tensors
-        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:3], seed)
-        others = (None if t is None else torch.where(waits, 0.0, t) for t in (d.scale, d.zero_point))
-        return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None, None
+        x, scale, zero_point, width, seed, waits = ctx.saved_tensors
+        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:4], seed, width)
+        others = (None if t is None else torch.where(waits, 0.0, t) for t in d[1:4])
+        return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None
 
 
 def _unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tensor:
