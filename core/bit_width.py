@@ -35,3 +35,8 @@ def range_slopes(q: Quantizer, bit_width: Array) -> tuple[Array, Array]:
     )
     slope = np.asarray(float(np.float32(math.log(2))) * (highest + 1))  # of a power of two
     return (-slope if lowest else np.zeros(())), slope
+
+
+def whole_width(bit_width: Array) -> Array:
+    """The width rounded to nearest even, int32."""
+    return np.asarray(np.rint(bit_width), np.int32)

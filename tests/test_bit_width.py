@@ -175,6 +175,7 @@ def test_ranges_and_slopes_are_the_same_in_every_room() -> None:
         for bits in range(2 if signed or narrow else 1, 17):
             format = IntegerFormat(bits, signed, narrow)
             for width in (np.asarray(bits, np.float32), np.asarray(bits, np.int32)):
+                assert int(core_width.whole_width(width)) == bits
                 for f in ("code_range", "range_slopes"):
                     want = getattr(core_width, f)(q, width)
                     mine = getattr(torch_width, f)(q, torch.from_numpy(width.copy()))
