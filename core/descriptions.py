@@ -360,9 +360,9 @@ class QParams(NamedTuple):
 class QuantizerGradients(NamedTuple):
     """Gradients of `fake_quantize` towards its inputs: as `x`, the scale and the zero point (None when symmetric).
 
-    That of a bit width b, None where there is none: ``sum(g * s * d hi/db)`` over all codes that were clamped to hi, plus
-    the same with lo, in the whole array; see `core.bit_width.range_slopes`. And as ``qparams.rounding``, where that is
-    given and rounding is learned, else None.
+    That of a bit width b, None where there is none: ``sum(g * s * d hi/db)`` over all codes that were clamped to hi,
+    and the same with lo, in the whole array; see `core.bit_width.range_slopes`. And as ``qparams.rounding``, where it
+    is given and rounding is learned, else None.
     """
 
     x: Any
