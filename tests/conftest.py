@@ -2,6 +2,10 @@
 
 from hypothesis import HealthCheck, settings
 
+from samebits.proofs.workers import wait_idly
+
+wait_idly()  # one process for each core, each with threads of its own
+
 settings.register_profile(
     "samebits", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
