@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic, ZeroPointDomain
-from .descriptions import Quantizer, Rounding, ScaleRule
+from .descriptions import ON_QUOTIENT, Quantizer, Rounding, ScaleRule
 from .formats import IntegerFormat
 from .granularity import qparams_shape
 
@@ -169,6 +169,8 @@ def check_bit_width(q: Quantizer, shape: Sequence[int], dtype: str, scale_dtype_
         raise ValueError(f"`qparams.bit_width` must be 0-d, got shape {tuple(shape)}")
     if q.rounding is Rounding.LEARNED:
         raise ValueError("`qparams.bit_width` must be None where rounding is learned")
+    if q.gradient in ON_QUOTIENT:
+        raise ValueError(f"`qparams.bit_width` must be None for the gradient '{q.gradient}'")
     if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
         raise ValueError(f"`qparams.bit_width` must be None for zero points of domain {q.arithmetic.zero_point_domain}")
 

@@ -77,6 +77,14 @@ class Gradient(StrEnum):
     CLIPPED = "clipped"  # straight-through inside the range: m = inside (torch fake quantize, Brevitas TensorClamp)
     PASS_THROUGH = "pass_through"  # straight-through everywhere: m = 1 (Brevitas TensorClampSte)
     LEARNED_SCALE = "learned_scale"  # as CLIPPED, d scale, d zero_point / sqrt(n * hi) (LSQ, arXiv 1902.08153)
+    CLIPPED_QUOTIENT = "clipped_quotient"  # m = [lo <= x / s <= hi], before rounding (AQT `clip_gradient`); symmetric
+    # PACT, arXiv 1805.06085, with alpha = hi * s of an unsigned integer format: m = [0 <= x / s < hi], and d scale =
+    # sum(g * code) over what does not pass, so d alpha = sum(g) where x >= alpha
+    LEARNED_CLIP = "learned_clip"
+
+
+# Rules that look at the quotient itself, not at the code it rounds to
+ON_QUOTIENT = (Gradient.CLIPPED_QUOTIENT, Gradient.LEARNED_CLIP)
 
 
 class ZeroPoint(StrEnum):
@@ -423,6 +431,12 @@ class Quantizer:
         nearest_only = isinstance(self.format, BinaryFormat | TernaryFormat | CodebookFormat)
         if nearest_only and self.rounding is not Rounding.TIES_TO_EVEN:
             raise ValueError(f"`rounding` must be 'ties_to_even' for {self.format}, got '{self.rounding}'")
+        if self.gradient in ON_QUOTIENT and (self.affine or not isinstance(self.format, IntegerFormat | FloatFormat)):
+            raise ValueError(f"`gradient` '{self.gradient}' is for symmetric integers and floats, got {self.format}")
+        if self.gradient is Gradient.LEARNED_CLIP and not (
+            isinstance(self.format, IntegerFormat) and not self.format.lo
+        ):
+            raise ValueError(f"`gradient` 'learned_clip' is for unsigned integers, got {self.format}")
         if self.rounding is Rounding.LEARNED and not isinstance(self.format, IntegerFormat):
             raise ValueError(f"`rounding` must not be 'learned' for {self.format}: only that of integers is")
         if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:

@@ -57,7 +57,7 @@ from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
 from .scaling import restrict_scale
 from .statistics import absmax, min_max
-from .ste import block_sum, clip_mask, learned_scale_factor
+from .ste import block_sum, learned_scale_factor, passing_mask
 from .threefry import rounding_noise
 
 Array = NDArray[Any]
@@ -155,7 +155,7 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     width, q = qparams.bit_width, _at_width(q, qparams)
     quotient, unclamped, later = _unclamped_codes(q, x, qparams)
-    passes = np.ones_like(x, bool) if q.gradient is Gradient.PASS_THROUGH else _passes(q, unclamped, later)
+    passes = _passes(q, quotient, unclamped, later)
     dx = np.where(passes, g, np.zeros_like(g))
 
     work = quotient.dtype
@@ -171,7 +171,10 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
         case ZeroPointDomain.SHIFT:
             offset, per_zero = np.zeros_like(scale), -np.ones_like(scale)
     distance = add(add(codes, -offset, q.arithmetic), -np.where(passes, quotient, zeros), q.arithmetic)
-    d_scale = _reduced(q, multiply(wide, distance, q.arithmetic), qparams)
+    per_scale = multiply(wide, distance, q.arithmetic)
+    if q.gradient is Gradient.LEARNED_CLIP:
+        per_scale = np.where(passes, zeros, per_scale)
+    d_scale = _reduced(q, per_scale, qparams)
     d_zero, d_width, d_rounding = None, None, None
     if q.affine:
         d_zero = _reduced(q, np.where(passes, zeros, multiply(wide, per_zero, q.arithmetic)), qparams)
@@ -340,10 +343,10 @@ def _limits(q: Quantizer, dtype: np.dtype[Any], later: Array | None) -> tuple[Ar
     return (low, high) if later is None else (low - later, high - later)
 
 
-def _passes(q: Quantizer, unclamped: Array, later: Array | None) -> Array:
-    """`clip_mask`, also where the limits of the clamp move with the zero point."""
-    if later is None:
-        return clip_mask(q, unclamped.astype(np.float64))  # where every code is a number of its own
+def _passes(q: Quantizer, quotient: Array, unclamped: Array, later: Array | None) -> Array:
+    """`passing_mask`, also where the limits of the clamp move with the zero point."""
+    if later is None or q.gradient is Gradient.PASS_THROUGH:
+        return passing_mask(q, quotient, unclamped.astype(np.float64))  # where every code is a number of its own
     low, high = _limits(q, unclamped.dtype, later)
     return np.asarray(~((unclamped < low) | (unclamped > high)))
 

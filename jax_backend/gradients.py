@@ -16,7 +16,7 @@ from .bit_width import code_range, range_slopes, whole_width
 from .blocks import expand_blocks
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
-from .ste import block_sum, clip_mask, learned_scale_factor
+from .ste import block_sum, learned_scale_factor, passing_mask
 
 Array = jax.Array
 
@@ -38,7 +38,7 @@ def gradients(
 
     def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
-        return quotient, unclamped, _passing(q, unclamped, bit_width)
+        return quotient, unclamped, _passing(q, quotient, unclamped, bit_width)
 
     def towards_x(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
@@ -48,7 +48,9 @@ def gradients(
         quotient, _, passes = quotient_and_mask(subnormals)
         codes = kernels.codes(q, x, scale, zero_point, noise(), subnormals=subnormals, bit_width=bit_width)
         steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
-        return _reduced(q, widen(g) * (steps - jnp.where(passes, quotient, 0)), scale, bit_width)
+        terms = widen(g) * (steps - jnp.where(passes, quotient, 0))
+        terms = jnp.where(passes, 0, terms) if q.gradient is Gradient.LEARNED_CLIP else terms
+        return _reduced(q, terms, scale, bit_width)
 
     def towards_zero_point(subnormals: bool) -> Array:
         passes = quotient_and_mask(subnormals)[2]
@@ -62,9 +64,7 @@ def gradients(
 def rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
     """``g * s * h'(v)`` where the code was not clamped and the slope is not 0, else +0.0; see `core.quantizer`."""
     noise, slope = kernels.noise_of(q, v, x.shape), rounding_slope(q.learned_rounding, v)
-    passes = slope != 0
-    if q.gradient is not Gradient.PASS_THROUGH:
-        passes &= clip_mask(q, kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=True)[1])
+    passes = passing_mask(q, *kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=True)) & (slope != 0)
     of_codes = multiply_exactly(widen(g), expand_blocks(scale, q.granularity, x.shape))
     return jnp.where(passes, multiply_exactly(of_codes, jnp.where(passes, slope, 1)), 0)
 
@@ -82,22 +82,20 @@ def bit_width_gradient(
     _, hi = code_range(q, bit_width)
 
     def towards_bit_width(subnormals: bool) -> Array:
-        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)[1]
+        quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
         below = -widen(g) if q.format.lo else jnp.zeros(x.shape, scale.dtype)
         terms = jnp.where(unclamped > hi, widen(g), below) * expand_blocks(scale, q.granularity, x.shape)
-        return block_sum(jnp.where(_passing(q, unclamped, bit_width), 0, terms), PerTensor())
+        return block_sum(jnp.where(_passing(q, quotient, unclamped, bit_width), 0, terms), PerTensor())
 
     slope = range_slopes(q, bit_width)[1].astype(scale.dtype)
     total: Array = kernels.by_scale(q, scale, towards_bit_width, x)
     return jnp.multiply(total, slope)
 
 
-def _passing(q: Quantizer, unclamped: Array, bit_width: Array | None) -> Array:
+def _passing(q: Quantizer, quotient: Array, unclamped: Array, bit_width: Array | None) -> Array:
     """Where the gradient passes."""
-    if q.gradient is Gradient.PASS_THROUGH:
-        return jnp.ones(unclamped.shape, bool)
-    if bit_width is None:
-        return clip_mask(q, unclamped)
+    if q.gradient is Gradient.PASS_THROUGH or bit_width is None:
+        return passing_mask(q, quotient, unclamped)
     lo, hi = code_range(q, bit_width)
     return ~((unclamped < lo) | (unclamped > hi))
 

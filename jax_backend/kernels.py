@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.descriptions import Quantizer, Rounding
+from ..core.descriptions import ON_QUOTIENT, Quantizer, Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
 from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, vanishing, widen
@@ -66,7 +66,7 @@ def _far_from_subnormals(x: Array, s: Array) -> Array:
 
 def _decisions(q: Quantizer) -> tuple[float, ...]:
     """Magnitudes of the quotients where codes or the clipping mask change, and of the numbers; at least the least."""
-    directed = (0.0,) if q.rounding in DIRECTED else ()
+    directed = (0.0,) if q.rounding in DIRECTED or (q.gradient in ON_QUOTIENT and q.format.lo == 0) else ()
     match q.format:
         case IntegerFormat():
             return (0.5, *directed)

@@ -16,14 +16,14 @@ from jax import lax
 
 from ..core import checks
 from ..core.contraction import accumulator_bound, largest_code
-from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer, Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape
 from . import kernels
 from .arguments import check_operands
 from .arrays import add, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
 from .gradients import gradients
-from .ste import clip_mask
+from .ste import passing_mask
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -212,12 +212,10 @@ def _coded(
     """The codes of an operand: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
     exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
     dtype = jnp.bfloat16 if exact else scale.dtype
-    everywhere = q.gradient is Gradient.PASS_THROUGH
 
     def compute(subnormals: bool) -> tuple[Array, Array]:
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
-        unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
-        passes = jnp.ones(x.shape, bool) if everywhere else clip_mask(q, unclamped)
+        passes = passing_mask(q, *kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals))
         return kernels.centred(q, codes, scale, zero_point).astype(dtype), passes
 
     return Coded(*kernels.by_scale(q, scale, compute))

@@ -106,8 +106,8 @@ def _covers(q: Quantizer) -> bool:
 
 
 def _clipped(q: Quantizer) -> bool:
-    """Where it begins to be clipped is drawn, too, with stochastic rounding."""
-    return q.gradient is not Gradient.PASS_THROUGH and _determined(q)
+    """By its code. Where it begins to be clipped is drawn, too, with stochastic rounding."""
+    return q.gradient in (Gradient.CLIPPED, Gradient.LEARNED_SCALE) and _determined(q)
 
 
 _TABLE: Mapping[str, tuple[Law, Condition]] = {

@@ -43,6 +43,8 @@ def gradient_passes_inside_only(f: Implementation, q: Quantizer, x: Array, qpara
 def scale_gradient_is_the_sum(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """d scale is the sum over the block of ``g * ((code - z) - m * x / s)``, m being 1 where g passes.
 
+    Of `LEARNED_CLIP`, of ``g * code`` where g does not pass.
+
     How exact a sum has to be says `_sums_up`.
     """
     work = qparams.scale.dtype
@@ -53,6 +55,8 @@ def scale_gradient_is_the_sum(f: Implementation, q: Quantizer, x: Array, qparams
     with np.errstate(all="ignore"):
         ratio = np.where(passes, number.astype(work) / scale.astype(work), np.zeros_like(scale, work))
         terms = g.astype(work) * (n.astype(work) - ratio)
+        if q.gradient is Gradient.LEARNED_CLIP:
+            terms = np.where(passes, np.zeros_like(terms), terms)
     _sums_up(f, q, "d scale", terms, d.scale, qparams)
 
 

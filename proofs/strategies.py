@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from ..core.blocks import expand_blocks
 from ..core.catalog import catalog
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding, ScaleRule, ZeroPoint
+from ..core.descriptions import (
+    ON_QUOTIENT,
+    Denominator,
+    Gradient,
+    QParams,
+    Quantizer,
+    Restriction,
+    Rounding,
+    ScaleRule,
+    ZeroPoint,
+)
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, Specials, TernaryFormat
 from ..core.granularity import (
     Granularity,
@@ -123,6 +133,8 @@ def variants(draw: st.DrawFn) -> Quantizer:
     plain = zero_point is not ZeroPoint.NONE or denominator is Denominator.LARGER
     restriction = draw(st.sampled_from((Restriction.FLOAT, Restriction.POWER_OF_TWO) if plain else tuple(Restriction)))
     quantized = restriction is Restriction.QUANTIZED
+    rules = [rule for rule in Gradient if _has_gradient(form, zero_point, rule)]
+    rules += [rule for rule in (Gradient.LEARNED_CLIP,) * 4 if rule in rules]  # few have it, so that those often do
     directions = [r for r in Rounding if isinstance(form, IntegerFormat) or r is not Rounding.LEARNED]
     rule = ScaleRule(
         restriction=restriction,
@@ -137,8 +149,14 @@ def variants(draw: st.DrawFn) -> Quantizer:
         scale=rule,
         zero_point=zero_point,
         rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(directions)),
-        gradient=draw(st.sampled_from(Gradient)),
+        gradient=draw(st.sampled_from(rules)),
     )
+
+
+def _has_gradient(form: Format, zero_point: ZeroPoint, rule: Gradient) -> bool:
+    symmetric = zero_point is ZeroPoint.NONE and isinstance(form, IntegerFormat | FloatFormat)
+    unsigned = isinstance(form, IntegerFormat) and form.lo == 0
+    return rule not in ON_QUOTIENT or (symmetric and (unsigned or rule is Gradient.CLIPPED_QUOTIENT))
 
 
 def quantizers() -> st.SearchStrategy[Quantizer]:

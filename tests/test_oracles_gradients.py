@@ -3,18 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from aqt.jax.v2.numerics.int_numerics import IntSymmetric
 from brevitas.core.function_wrapper.learned_round import LearnedRoundHardSigmoid, LearnedRoundSigmoid
 from brevitas.core.function_wrapper.ops_ste import ScalarSignedClampMinSte
 from brevitas.function import ops, ops_ste
 from numpy.typing import NDArray
 
-from samebits.core import LearnedRounding, Relaxation, learned_rounding, straight_through
+from samebits import core
+from samebits.core import LearnedRounding, PerTensor, QParams, Relaxation, catalog, learned_rounding, straight_through
 from samebits.proofs.arrays import to_numpy, to_torch
+from samebits.proofs.bits import neighbours
 from samebits.proofs.compare import assert_same_bits, differences
 
+from .test_core_grid import brevitas_float
 from .test_straight_through import data
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN is meant
@@ -119,3 +124,59 @@ def test_learned_rounding_of_brevitas_oracle(name: str) -> None:
     slope, theirs_slope = learned_rounding.rounding_slope(rule, v), to_numpy(leaf.grad)
     beside_the_corner = np.abs(np.abs(v) - np.log(11)) < 1e-5  # where either may be beyond it
     assert (np.abs(slope - theirs_slope) <= 2.0**-20)[~beside_the_corner | (name == "sigmoid")].all()
+
+
+# --- gradient rules of quantizers -------------------------------------------------------------------------------------
+
+
+def test_clipped_quotient_is_the_clip_gradient_of_aqt_oracle() -> None:
+    theirs = IntSymmetric(
+        bits=8, preserve_zero=True, preserve_max_val=True, clip=True, clip_gradient=True, round=True, noise_fn=None
+    )
+    ends = np.array([126.5, 127, 127.4, 127.5, 128, 0, 1e30], np.float32)
+    x = neighbours(np.concatenate([ends, -ends]), 2)
+    g = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+    want, _ = theirs.vjp_bwd((jnp.asarray(x),), jnp.asarray(g))
+    q = catalog["int8_narrow_per_channel"].replace(gradient="clipped_quotient", granularity=PerTensor())
+    got = core.fake_quantize_vjp(q, x, QParams(np.float32(1)), g)
+    assert_same_bits(np.asarray(want) + 0.0, got.x, inputs=x)  # they multiply by 0, which makes -0
+
+
+def test_learned_scale_is_the_learnable_operator_of_torch_oracle() -> None:
+    """Elementwise the same; sums differ in rounding: their terms are (x_hat - x) / s where ours are code - x / s."""
+    rng = np.random.default_rng(0)
+    q = catalog["uint8_affine_per_tensor"]
+    x, g = rng.standard_normal((2, 512)).astype(np.float32)
+    scale, zero = np.float32(0.015), np.int32(128)
+    leaves = [to_torch(np.asarray(v)).requires_grad_() for v in (x, np.full(1, scale), np.full(1, zero, np.float32))]
+    y = torch._fake_quantize_learnable_per_tensor_affine(*leaves, 0, 255, 1.0)
+    y.backward(to_torch(g))
+    d = core.fake_quantize_vjp(q, x, QParams(scale, zero), g)
+    assert leaves[0].grad is not None
+    assert_same_bits(d.x, leaves[0].grad + 0.0, inputs=x)  # they multiply by 0, which makes -0
+    for ours, leaf in zip((d.scale, d.zero_point), leaves[1:], strict=True):
+        assert leaf.grad is not None
+        assert abs(float(ours) - leaf.grad.item()) <= 512 * 2.0**-22 * np.abs(g).sum() * (
+            1 if ours is d.scale else scale
+        )
+    factor = 1 / np.sqrt(512 * 255)
+    learned = core.fake_quantize_vjp(q.replace(gradient="learned_scale"), x, QParams(scale, zero), g)
+    assert abs(learned.scale - d.scale * factor) <= 2.0**-22 * abs(learned.scale)
+
+
+def test_floats_of_brevitas_have_another_gradient_oracle() -> None:
+    """A known difference: theirs is y / x, since their exponent is a function of x, ours 1 inside, as for integers.
+
+    They agree among the subnormal numbers, beyond the largest, and on the grid.
+    """
+    q, one = catalog["float8_e4m3fn_per_tensor"], QParams(np.float32(1))
+    x = np.array([0.3, 1.1, -2.7, 100, 2.0**-8, 1.1 * 2.0**-8, 0, 480, 1000, 1.5], np.float32)
+    leaf = to_torch(x).requires_grad_()
+    y = brevitas_float(q.format, 1.0)(leaf)[0]
+    y.sum().backward()
+    assert_same_bits(core.fake_quantize(q, x, one), y)
+    ours, theirs = core.fake_quantize_vjp(q, x, one, np.ones_like(x)).x, to_numpy(leaf.grad)
+    assert ours.tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0, 1]
+    assert np.allclose(theirs[:4], to_numpy(y)[:4] / x[:4], rtol=1e-5)
+    assert (np.abs(theirs[:4] - 1) > 1e-3).all()
+    assert theirs[4:].tolist() == ours[4:].tolist()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import Gradient, Quantizer
+from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
@@ -91,7 +91,7 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
     if q.gradient is Gradient.PASS_THROUGH and not any(wanted[1:]):
         return Terms(g.clone(), None, None)
-    if not any(wanted[1:]) and x.dtype != torch.float64:
+    if not any(wanted[1:]) and x.dtype != torch.float64 and q.gradient not in ON_QUOTIENT:
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
         if scale.numel() == 1:
             low, high = (end.item() for end in ends)

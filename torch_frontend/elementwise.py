@@ -14,7 +14,7 @@ from ..core.descriptions import Gradient, Quantizer
 from ..core.formats import IntegerFormat
 from .arrays import widened
 from .grid import limit_to_grid, round_to_grid
-from .ste import clip_mask
+from .ste import passing_mask
 
 
 class Terms(NamedTuple):
@@ -47,12 +47,10 @@ def codes_of(
     return quotient, unclamped, limit_to_grid(q, unclamped)
 
 
-def passing(q: Quantizer, unclamped: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def passing(q: Quantizer, quotient: Tensor, unclamped: Tensor, limits: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Where the gradient passes; ``limits`` as `codes_of`."""
-    if q.gradient is Gradient.PASS_THROUGH:
-        return torch.ones_like(unclamped, dtype=torch.bool)
-    if limits is None:
-        return clip_mask(q, unclamped)
+    if q.gradient is Gradient.PASS_THROUGH or limits is None:
+        return passing_mask(q, quotient, unclamped)
     return ~((unclamped < limits[0]) | (unclamped > limits[1]))
 
 
@@ -85,12 +83,14 @@ def gradient_terms(
 ) -> Terms:
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
     quotient, unclamped, codes = codes_of(q, value, s, z, noise, limits)
-    passes = passing(q, unclamped, limits)
+    passes = passing(q, quotient, unclamped, limits)
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
     wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:
         centred = codes if z is None else codes - z
         d_scale = wide * (centred - torch.where(passes, quotient, torch.zeros_like(quotient)))
+        if q.gradient is Gradient.LEARNED_CLIP:
+            d_scale = torch.where(passes, torch.zeros_like(d_scale), d_scale)
     if wanted[2]:
         d_zero = torch.where(passes, torch.zeros_like(wide), wide * -s)
     return Terms(dx, d_scale, d_zero)

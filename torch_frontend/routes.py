@@ -18,7 +18,7 @@ from .bit_width import code_range, range_slopes, whole_width
 from .elementwise import codes_of, gradient_terms, one_zero, passing, values_of
 from .grid import decode
 from .learned_rounding import rounding_offset, rounding_slope
-from .ste import block_sum, clip_mask, learned_scale_factor
+from .ste import block_sum, learned_scale_factor, passing_mask
 from .threefry import rounding_noise
 
 
@@ -97,13 +97,13 @@ def gradients(
     if bit_width is None or not wanted[3]:
         return d
     value, s, z = views(q, x, scale, zero)
-    unclamped = codes_of(q, value, s, z, noise_like(q, value, x, seed))[1]
+    quotient, unclamped, _ = codes_of(q, value, s, z, noise_like(q, value, x, seed))
     lo, hi = code_range(container, bit_width)
     wide_g, nothing = widened(g).reshape(value.shape), torch.zeros_like(value)
     ends = torch.where(
         unclamped > hi, wide_g, torch.where(unclamped < lo, -wide_g if q.format.lo else nothing, nothing)
     )
-    clamped = torch.where(passing(q, unclamped, limits), nothing, ends * s)
+    clamped = torch.where(passing(q, quotient, unclamped, limits), nothing, ends * s)
     return d._replace(
         bit_width=block_sum(clamped.reshape(x.shape), PerTensor()) * _slope(container, bit_width, scale.dtype)
     )
@@ -144,11 +144,9 @@ def rounding_gradient(
 ) -> Tensor:
     """``g * s * h'(v)`` where the code was not clamped and the slope is not 0, else +0.0; see `core.quantizer`."""
     value, s, z = views(q, x, scale, wide(zero_point, scale))
-    unclamped = codes_of(q, value, s, z, noise_like(q, value, x, v))[1]
+    quotient, unclamped, _ = codes_of(q, value, s, z, noise_like(q, value, x, v))
     slope = rounding_slope(q.learned_rounding, v).reshape(value.shape)
-    passes = slope != 0
-    if q.gradient is not Gradient.PASS_THROUGH:
-        passes = passes & clip_mask(q, unclamped)
+    passes = passing_mask(q, quotient, unclamped) & (slope != 0)
     product = widened(g).reshape(value.shape) * s * slope
     return torch.where(passes, product, torch.zeros_like(product)).reshape(x.shape)
 

@@ -19,6 +19,24 @@ def clip_mask(q: Quantizer, unclamped: Tensor) -> Tensor:
     return ~((unclamped < q.format.lo) | (unclamped > q.format.hi))
 
 
+def passing_mask(q: Quantizer, quotient: Tensor, unclamped: Tensor) -> Tensor:
+    """True where the gradient of ``x`` passes: the factor m of `Gradient`. NaN passes.
+
+    Args:
+        quotient: ``x / s``.
+        unclamped: codes as the clamp sees them.
+    """
+    match q.gradient:
+        case Gradient.PASS_THROUGH:
+            return torch.ones_like(unclamped, dtype=torch.bool)
+        case Gradient.CLIPPED_QUOTIENT:
+            return clip_mask(q, quotient)
+        case Gradient.LEARNED_CLIP:
+            return ~((quotient < 0) | (quotient >= q.format.hi))
+        case _:
+            return clip_mask(q, unclamped)
+
+
 def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
     """Factor on the gradients of scale and zero point: ``1 / sqrt(n * hi)`` for LEARNED_SCALE, else 1.
 
