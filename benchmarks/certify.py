@@ -1,68 +1,93 @@
-"""What certificates cost: results per second of every mode on tiles of the boundary engine, and the sum of a plan.
+"""What certificates cost: results per second of every mode on tiles of each engine, and what whole plans come to.
 
     python benchmarks/certify.py [NAME ...] [--tiles 3] [--markdown FILE]
 
 Each tile runs in this process on one thread of torch (XLA uses what it is given: pin the process with ``taskset -c 0``
-for figures per core). The cost of a plan is that of its median tile of each part, times their number; programs are
-compiled before anything is timed.
+for figures per core), after one that compiles. A result is a code, a value, a gradient or a scale. Boundary plans are
+measured by their significands, nearly all of the work; sweeps by all of float32 at one scale.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from samebits.core import catalog
-from samebits.proofs.certify import Job, run_job
+from samebits.core.descriptions import SHARED_EXPONENT
+from samebits.proofs.certify import Job, Request, jobs_of, run_job
 from samebits.proofs.execution import MODES
-from samebits.proofs.tiles import Part, boundary_plan
+from samebits.proofs.schedule import keep_memory
 
-NAMES = ("int8_per_tensor", "uint8_affine_per_tensor", "int4_per_channel", "int2_per_channel", "int16_per_tensor")
+NAMES = ("int8_per_tensor", "uint8_affine_per_tensor", "int4_per_channel", "int2_per_channel", "mxfp4_e2m1")
 
 
-def cost(name: str, part: Part, tiles: int) -> tuple[float, dict[str, float]]:
-    """Core-seconds of a part, and results per second of each mode on its tiles."""
-    every = max(1, len(part.tiles) // tiles)
-    chosen = part.tiles[::every][:tiles]
-    run_job(Job(catalog[name], MODES, chosen[0]))
+class Cost(NamedTuple):
+    """Of a plan: its tiles, core-seconds of all of them, core-seconds of each mode, results per second of each mode."""
+
+    tiles: int
+    seconds: float
+    by_mode: dict[str, float]
+    rates: dict[str, float]
+
+
+def requests(name: str) -> Iterator[tuple[str, Request]]:
+    """What is measured for an entry."""
+    q = catalog[name]
+    yield f"{name}, all scales", Request(name, q)
+    if name == "int8_per_tensor":
+        yield f"{name}, all inputs at one scale", Request(name, q, engine="exhaustive", scales=(0.10000000149011612,))
+    if q.scale.restriction in SHARED_EXPONENT:
+        yield f"{name}, all magnitudes of a block", Request(name, q, engine="scales")
+
+
+def cost(request: Request, tiles: int) -> Cost:
+    """From some tiles of the first part of the plan, spread over it."""
+    jobs = jobs_of(request)
+    first = jobs[: len(request.plan()[0].tiles)]
+    chosen = first[:: max(1, len(first) // tiles)][:tiles]
+    run_job(chosen[0])
     seconds, results, spent = [], 0, dict.fromkeys(MODES, 0.0)
-    for tile in chosen:
+    for job in chosen:
         start = time.process_time()
-        result = run_job(Job(catalog[name], MODES, tile))
+        results += run_job(job).results
         seconds.append(time.process_time() - start)
-        results += result.results
         for mode in MODES:
-            spent[mode] += result.seconds[mode]
-    return statistics.median(seconds) * len(part.tiles), {mode: results / spent[mode] for mode in MODES}
+            start = time.process_time()
+            run_job(Job(job.q, (mode,), job.tile))
+            spent[mode] += time.process_time() - start
+    by_mode = {mode: spent[mode] / len(chosen) * len(jobs) for mode in MODES}
+    rates = {mode: results / spent[mode] for mode in MODES}
+    return Cost(len(jobs), statistics.median(seconds) * len(jobs), by_mode, rates)
 
 
 def lines_of(names: Sequence[str], tiles: int) -> list[str]:
-    """A table in markdown."""
-    lines = [
-        "| quantizer | tiles | core-hours | " + " | ".join(f"{mode}, M/s" for mode in MODES) + " |",
-        "|---|---:|---:|" + "---:|" * len(MODES),
-    ]
+    """Two tables in markdown: millions of results per second and core, and core-seconds of whole plans."""
+    keep_memory()
+    head = " | ".join(MODES)
+    rates = [f"| million results a second | {head} |", "|---|" + "---:|" * len(MODES)]
+    plans = [f"| core-seconds | tiles | all modes at once | {head} alone |", "|---|" + "---:|" * (len(MODES) + 2)]
     for name in names:
-        plan, total, rates = boundary_plan(catalog[name]), 0.0, dict[str, float]()
-        for part in plan:
-            seconds, own = cost(name, part, tiles)
-            total += seconds
-            rates = rates or own  # of the first part, nearly all of the work
-        cells = " | ".join(f"{rates[mode] / 1e6:,.0f}" for mode in MODES)
-        lines.append(f"| {name} | {sum(len(p.tiles) for p in plan):,} | {total / 3600:,.2f} | {cells} |")
-        print(lines[-1], flush=True)
-    return lines
+        for label, request in requests(name):
+            found = cost(request, tiles)
+            rates.append(f"| {label} | {' | '.join(f'{found.rates[m] / 1e6:,.0f}' for m in MODES)} |")
+            alone = " | ".join(f"{found.by_mode[m]:,.0f}" for m in MODES)
+            plans.append(f"| {label} | {found.tiles:,} | {found.seconds:,.0f} | {alone} |")
+            print(rates[-1], plans[-1], sep="\n", flush=True)
+    return [*rates, "", *plans]
 
 
 def main() -> None:
-    """Measure, print, and write the table when asked."""
+    """Measure, print, and write the tables when asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=list(NAMES), metavar="NAME")
-    parser.add_argument("--tiles", type=int, default=3, help="timed in each part")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--tiles", type=int, default=2, help="timed in each plan")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
+    start = time.monotonic()
     lines = lines_of(arguments.names, arguments.tiles)
+    print("\n".join(["", *lines, "", f"{time.monotonic() - start:.0f} s"]))
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

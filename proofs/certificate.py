@@ -32,11 +32,14 @@ RESULTS = "results per mode"
 SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
 ITSELF, ELEMENTWISE = "the quantizer itself", "its elementwise function, one scale per row"
+BY_ELEMENTS = "the quantizer with blocks of one element"
 FUNCTIONS = {
     "quantize": "the code of every input",
     "fake_quantize": "the value of every input, bit for bit",
     "fake_quantize_vjp": "the gradient of x: the incoming one, or +0.0 where the code was clamped",
 }
+
+OF_SCALES = {"choose_qparams": "the scale of every block, NaN where a mode does not refuse what is not finite"}
 
 
 class CertificateError(Exception):
@@ -155,7 +158,7 @@ def domain(plan: Sequence[Part]) -> list[dict[str, Any]]:
         {
             "part": p.name,
             "claim": p.claim,
-            "ran": ITSELF if p.itself else ELEMENTWISE,
+            "ran": BY_ELEMENTS if p.tiles[0].kind == "magnitudes" else ITSELF if p.itself else ELEMENTWISE,
             "tiles": len(p.tiles),
             "scales": sum(map(_scales, p.tiles)),
         }
@@ -205,6 +208,12 @@ def assumptions(request: "Request") -> list[str]:
             "not change an element's result at a given scale: parts that ran the elementwise function are evidence for "
             "every quantizer of this format, rounding and kind of mask; only part `granularity` ran this one.",
         ]
+    elif request.engine == "scales":
+        return [
+            *listed,
+            "The scale of a block depends on its largest magnitude alone, and is that of a block of one element: "
+            "blocks of the quantizer's own size were evaluated in part `blocks` only.",
+        ]
     else:
         listed.append("The position of an element in an array does not change its result.")
     if q.affine and boundary:
@@ -219,13 +228,14 @@ def assumptions(request: "Request") -> list[str]:
         )
     if q.gradient is not Gradient.PASS_THROUGH and not boundary:
         listed.append(
-            "The mask changes only where the code leaves the range: it was asked there and at every 61st input."
+            "The mask changes only where the code leaves the range: it was asked there and at every 1,021st input."
         )
     return listed
 
 
 def _statement(request: "Request") -> dict[str, Any]:
-    return {"result": "complete", "functions": FUNCTIONS, "says": _says(request)}
+    functions = OF_SCALES if request.engine == "scales" else FUNCTIONS
+    return {"result": "complete", "functions": functions, "says": _says(request)}
 
 
 def _says(request: "Request") -> str:
@@ -235,6 +245,11 @@ def _says(request: "Request") -> str:
             f"Modes {modes} give the same bits for every float32 input, every positive normal float32 scale"
             + (" and every zero point" if request.q.affine else "")
             + ", under the assumptions listed. Float64, and 16-bit inputs beyond the sweeps, are outside the statement."
+        )
+    if request.engine == "scales":
+        return (
+            f"Modes {modes} choose the same scale for every largest magnitude of a block, all 2**32 bit patterns of "
+            "float32, under the assumptions listed. What is done with the scale is outside the statement."
         )
     return f"Modes {modes} give the same bits for every {request.dtype} input at the scales listed, and no others."
 

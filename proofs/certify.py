@@ -19,12 +19,14 @@ from . import execution
 from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed
 from .compare import describe
 from .evaluate import DTYPES, Finding, TileResult, run_tile
+from .evaluate_scales import run_scale_tile, scales_plan
 from .execution import MODES, Implementation
+from .scale_steps import check_scale_steps
 from .schedule import Pools, run_anywhere
 from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
-ENGINES = ("boundary", "exhaustive")
+ENGINES = ("boundary", "exhaustive", "scales")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Request:
         """The parts of the engine; ValueError for what it cannot do."""
         if self.engine == "boundary":
             return boundary_plan(self.q)
+        if self.engine == "scales":
+            return scales_plan(self.q)
         return exhaustive_plan(self.q, self.scales, self.dtype, self.zero_point)
 
 
@@ -87,9 +91,14 @@ def run_job(job: Job) -> TileResult:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return run_tile(job.q, job.tile, [execution.implementation(mode) for mode in job.modes])
+        return _run(job, [execution.implementation(mode) for mode in job.modes])
     finally:
         torch.set_num_threads(threads)
+
+
+def _run(job: Job, implementations: Sequence[Implementation]) -> TileResult:
+    run_one = run_scale_tile if job.tile.kind in ("magnitudes", "blocks") else run_tile
+    return run_one(job.q, job.tile, implementations)
 
 
 def requested(
@@ -118,7 +127,7 @@ def requested(
         for one in value:
             if one not in known:
                 raise ValueError(f"`{kind}` must be one of {', '.join(known)}; got {one!r}")
-    if engine == "boundary" and (scales or dtype != "float32" or zero_point is not None):
+    if engine != "exhaustive" and (scales or dtype != "float32" or zero_point is not None):
         raise ValueError("`scale`, `dtype` and `zero_point` are for the exhaustive engine")
     chosen = tuple(float(np.float32(s)) for s in scales or ((0.1,) if engine == "exhaustive" else ()))
     shown = name if rounding is None else f"{name}, {rounding}"
@@ -170,7 +179,7 @@ def run(
         Difference: at the first tile with one.
         CertificateError: a journal of something else; the source changed meanwhile.
     """
-    check_steps(request.q)
+    (check_scale_steps if request.engine == "scales" else check_steps)(request.q)
     before = conditions()
     jobs, known = jobs_of(request), {} if known is None else known
     kept = _read_journal(journal, request) if journal else {}
@@ -184,7 +193,7 @@ def run(
     missing = [(place, job) for place, job in enumerate(jobs) if job not in known]
     if implementations:
         results: Iterator[tuple[int, TileResult]] = (
-            (i, run_tile(job.q, job.tile, implementations)) for i, (_, job) in enumerate(missing)
+            (i, _run(job, implementations)) for i, (_, job) in enumerate(missing)
         )
     else:
         results = run_anywhere(run_job, [job for _, job in missing], workers=workers, scheduler=scheduler)

@@ -134,7 +134,7 @@ def certify(
     name: Annotated[
         list[str] | None, typer.Argument(help="Catalog names; like ones share their work.", metavar="[NAME]...")
     ] = None,
-    engine: Annotated[str, typer.Option(help="boundary or exhaustive.")] = "boundary",
+    engine: Annotated[str, typer.Option(help="boundary, exhaustive or scales.")] = "boundary",
     mode: Modes = None,
     rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,

@@ -93,7 +93,6 @@ class Account:
     """The running result of a tile."""
 
     tile: Tile
-    found: Steps
     hash: Any = field(default_factory=hashlib.sha256)
     results: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -103,12 +102,12 @@ class Account:
 def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]) -> TileResult:
     """All modes on one tile. Memory stays under 2 GiB, frameworks included, whatever the quantizer."""
     found = steps(q, tile.zero_point)
-    account = Account(tile, found)
+    account = Account(tile)
     own = as_run(q, tile)
     masks: list[MaskCase] = []
     for case in CASES[tile.kind](own, found, tile):
         nan = _nan(case)
-        _run_case(own, case, nan, implementations, account)
+        _run_case(own, found, case, nan, implementations, account)
         masks.append(_mask_case(found, case, nan))
     for mask in _joined([m for m in masks if m.x.size]):
         _run_masks(own, mask, implementations, account)
@@ -270,10 +269,15 @@ def _nan(case: Case) -> Array | None:
 
 
 def _run_case(
-    q: Quantizer, case: Case, nan: Array | None, implementations: Sequence[Implementation], account: Account
+    q: Quantizer,
+    found: Steps,
+    case: Case,
+    nan: Array | None,
+    implementations: Sequence[Implementation],
+    account: Account,
 ) -> None:
     """Codes and values of every mode on one array."""
-    x, found = case.x, account.found
+    x = case.x
     codes, number = found.codes[case.plateaus], x
     with np.errstate(over="ignore"):
         values = np.broadcast_to(found.units[case.plateaus] * case.s, x.shape).astype(x.dtype, copy=False)
@@ -293,8 +297,8 @@ def _run_case(
             account.hash.update(
                 raw_bits(np.where(np.isnan(got_values), np.nan, got_values) if nan is not None else got_values).data
             )
-        _compare(implementation.name, "quantize", x, case.s, codes, got_codes, account)
-        _compare(implementation.name, "fake_quantize", x, case.s, values, got_values, account)
+        compare(implementation.name, "quantize", x, case.s, codes, got_codes, account)
+        compare(implementation.name, "fake_quantize", x, case.s, values, got_values, account)
 
 
 def _mask_case(found: Steps, case: Case, nan: Array | None) -> MaskCase:
@@ -328,7 +332,7 @@ def _run_masks(q: Quantizer, mask: MaskCase, implementations: Sequence[Implement
         if position == 0:
             account.hash.update(raw_bits(gradients["fake_quantize_vjp"]).data)
         for name, got in gradients.items():
-            _compare(implementation.name, name, mask.x, mask.s, mask.expected, got, account)
+            compare(implementation.name, name, mask.x, mask.s, mask.expected, got, account)
 
 
 def _in_parts(
@@ -349,7 +353,7 @@ def _spent(account: Account, mode: str, start: float) -> None:
     account.seconds[mode] = account.seconds.get(mode, 0.0) + time.perf_counter() - start
 
 
-def _compare(mode: str, function: str, x: Array, s: Array, expected: Array, got: Array, account: Account) -> None:
+def compare(mode: str, function: str, x: Array, s: Array, expected: Array, got: Array, account: Account) -> None:
     """A finding unless every element is as expected, any NaN being as good as any other.
 
     Raises:

@@ -29,7 +29,7 @@ SWEEP_SCALES = (0.1, 2.0**-110, 3.0e-5, 700.0)
 ZERO_STRIDE, ZERO_COUNT = 1_040_383, 2048  # the same for each zero point, 8 in each binade
 OWN, OWN_TILES = 64, 2  # scales in the quantizer's own granularity, and tiles of so many
 BY_ROWS = PerAxis(0)
-ITSELF = frozenset({"granularity", "whole"})  # kinds of tiles that run the quantizer itself
+ITSELF = frozenset({"granularity", "whole", "blocks", "magnitudes"})  # kinds of tiles that run the quantizer itself
 MOST_CRITICAL = 512  # magnitudes of thresholds and values whose overflow is looked at
 CRITICAL = "the scales at which an input or a value begins to be subnormal or infinite"
 SPECIALS = 6  # columns beside the steps: the infinities, the largest numbers, both zeros
@@ -43,7 +43,8 @@ class Tile:
         kind: "scales": every step at each scale, on both sides; "critical": the same at scales near which an input or
             a value begins to overflow or to be subnormal; "inputs": consecutive inputs at one scale; "dtype": all
             inputs of a 16-bit dtype at each scale; "granularity": the knife edges of each scale, in the quantizer's own
-            granularity instead of one scale per row; "whole": as "inputs", in a quantizer per tensor as it is.
+            granularity instead of one scale per row; "whole": as "inputs", in a quantizer per tensor as it is;
+            "magnitudes", "blocks": of scales, see `evaluate_scales`.
         first, count, stride: bits of the first scale (or input), how many, and the distance of their bits.
         zero_point: None when symmetric.
         steps: first and one past the last step; None for all of them and the special inputs.
