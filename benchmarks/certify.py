@@ -20,7 +20,7 @@ from samebits.proofs.certify import Job, Request, jobs_of, run_job
 from samebits.proofs.execution import MODES
 from samebits.proofs.schedule import keep_memory
 
-NAMES = ("int8_per_tensor", "uint8_affine_per_tensor", "int4_per_channel", "int2_per_channel", "mxfp4_e2m1")
+NAMES = ("int8_per_tensor", "int4_per_channel", "int2_per_channel", "mxfp4_e2m1")
 
 
 class Cost(NamedTuple):
