@@ -30,35 +30,27 @@ def gradients(
     noise: Callable[[], Array | None] = lambda: None,
     bit_width: Array | None = None,
 ) -> tuple[Array, Array, Array | None]:
-    """Gradients towards x, scale and zero point, each by itself, so that XLA drops those that nobody uses.
+    """Gradients towards x, scale and zero point, of which XLA drops those that nobody uses.
 
     Args:
         noise: what stochastic rounding compares with, made where it is used.
     """
 
-    def quotient_and_mask(subnormals: bool) -> tuple[Array, Array, Array]:
+    def compute(subnormals: bool) -> tuple[Array, Array, Array | None]:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
-        return quotient, unclamped, _passing(q, quotient, unclamped, bit_width)
-
-    def towards_x(subnormals: bool) -> Array:
-        passes = quotient_and_mask(subnormals)[2]
-        return jnp.where(passes, g, expand_blocks(hidden_zero(scale).astype(g.dtype), q.granularity, x.shape))
-
-    def towards_scale(subnormals: bool) -> Array:
-        quotient, _, passes = quotient_and_mask(subnormals)
-        codes = kernels.codes(q, x, scale, zero_point, noise(), subnormals=subnormals, bit_width=bit_width)
-        steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
-        terms = widen(g) * (steps - jnp.where(passes, quotient, 0))
+        passes = _passing(q, quotient, unclamped, bit_width)
+        dx = jnp.where(passes, g, expand_blocks(hidden_zero(scale).astype(g.dtype), q.granularity, x.shape))
+        codes = kernels.limited(q, x, scale, unclamped, bit_width)
+        wide, steps = widen(g), codes - kernels.zero_points(q, zero_point, scale, x.shape)
+        terms = wide * (steps - jnp.where(passes, quotient, 0))
         terms = jnp.where(passes, 0, terms) if q.gradient is Gradient.LEARNED_CLIP else terms
-        return _reduced(q, terms, scale, bit_width)
+        d_scale = _reduced(q, terms, scale, bit_width)
+        if not q.affine:
+            return dx, d_scale, None
+        terms = jnp.where(passes, 0, wide * -expand_blocks(scale, q.granularity, x.shape))
+        return dx, d_scale, _reduced(q, terms, scale, bit_width)
 
-    def towards_zero_point(subnormals: bool) -> Array:
-        passes = quotient_and_mask(subnormals)[2]
-        terms = jnp.where(passes, 0, widen(g) * -expand_blocks(scale, q.granularity, x.shape))
-        return _reduced(q, terms, scale, bit_width)
-
-    dx, d_scale = kernels.by_scale(q, scale, towards_x, x), kernels.by_scale(q, scale, towards_scale, x)
-    return dx, d_scale, kernels.by_scale(q, scale, towards_zero_point, x) if q.affine else None
+    return kernels.by_scale(q, scale, compute, x)
 
 
 def rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:

@@ -130,19 +130,24 @@ def codes(
     subnormals: bool,
     bit_width: Array | None = None,
 ) -> Array:
-    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign.
+    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
+    unclamped = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
+    return limited(q, x, scale, unclamped, bit_width)
 
-    Binary codes are the sign of the quotient, and that of ``x`` where the quotient is not zero.
+
+def limited(q: Quantizer, x: Array, scale: Array, unclamped: Array, bit_width: Array | None = None) -> Array:
+    """Codes for those that the clamp sees.
+
+    Binary codes are the sign of the quotient, and that of ``x`` where the quotient is not zero: XLA drops the division.
     """
     if bit_width is not None:
-        unclamped = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
         return clamp(unclamped, *code_range(q, bit_width))
-    if isinstance(q.format, BinaryFormat):
-        ends, zeros = vanishing(scale), scale - scale  # NaN where the scale is
-        expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
-        wide = widen(x)
-        return limit_to_grid(q, jnp.where(magnitude(wide) <= expand(ends), expand(zeros), wide))
-    return limit_to_grid(q, unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1])
+    if not isinstance(q.format, BinaryFormat):
+        return limit_to_grid(q, unclamped)
+    ends, zeros = vanishing(scale), scale - scale  # NaN where the scale is
+    expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
+    wide = widen(x)
+    return limit_to_grid(q, jnp.where(magnitude(wide) <= expand(ends), expand(zeros), wide))
 
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:

@@ -122,8 +122,8 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         ``qparams`` those chosen or given; ``codes = quantize(x)``; ``values = dequantize(codes)`` in the dtype of
         ``x``; ``fake = fake_quantize(x)``, which chooses itself when ``qparams`` is None (not ``torch compiled``);
         ``gradients`` of it by the framework's own differentiation, towards x, scale and zero point; ``x_alone`` the
-        gradient of x where nothing else is differentiated, for which a mode may take another route (None for ``torch
-        compiled``, which would have to compile once more).
+        gradient of x where nothing else is differentiated, for which a mode may take another route (None for ``jax
+        eager``, which does not, and for ``torch compiled``, which would have to compile once more).
     Raises:
         ValueError: a mode that is none of `MODES`; and as the functions themselves.
     """

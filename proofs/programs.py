@@ -149,7 +149,7 @@ def jax_program(function: str, q: Quantizer, dtype: str, *, jit: bool) -> Progra
     """A function of `_jax_functions`, under ``jax.disable_jit()`` or as one jitted program."""
     import jax
 
-    plain = _jax_functions(q, dtype)[function]
+    plain = _jax_functions(q, dtype, jit)[function]
     if jit:
         whole: Program = jax.jit(plain)
         return whole
@@ -161,7 +161,7 @@ def jax_program(function: str, q: Quantizer, dtype: str, *, jit: bool) -> Progra
     return eager
 
 
-def _jax_functions(q: Quantizer, dtype: str) -> dict[str, Any]:
+def _jax_functions(q: Quantizer, dtype: str, jit: bool) -> dict[str, Any]:
     import jax
 
     from .. import jax_backend as room
@@ -187,7 +187,7 @@ def _jax_functions(q: Quantizer, dtype: str) -> dict[str, Any]:
         used = choose_qparams(x) if scale is None else (scale, zero)
         codes = quantize(number, *used)
         fake = fake_quantize(x, scale, zero)
-        alone = jax.vjp(lambda x: fake_quantize(x, *used), x)[1](g)[0]
+        alone = jax.vjp(lambda x: fake_quantize(x, *used), x)[1](g)[0] if jit else None  # the same calls as `gradients`
         return used, codes, dequantize(codes, *used), fake, gradients(x, used[0], used[1], g), alone
 
     return {f.__name__: f for f in (choose_qparams, quantize, dequantize, fake_quantize, gradients, all_five)}
