@@ -6,6 +6,7 @@ framework ``m``.
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def _terms(room: str, m: Any, original: Any) -> dict[str, Any]:
     def changed(*functions: Any) -> Any:
         def terms(*arguments: Any) -> Any:
             g, found = arguments[4], original(*arguments)
-            parts = [d if d is None or f is None else f(d, g) for d, f in zip(found, functions, strict=True)]
+            parts = [d if d is None or f is None else f(d, g) for d, f in zip_longest(found, functions)]
             return type(found)(*parts) if m is torch else tuple(parts)
 
         return terms
