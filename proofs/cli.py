@@ -175,7 +175,7 @@ def certify(
         with local_processes(0 if scheduler else workers) as processes:
             known: dict[Job, TileResult] = {}
             for one, catalog_name in zip(wanted, name or (), strict=True):
-                file = Path(f"{catalog_name}.json")
+                file = Path(f"{catalog_name}.scales.json" if engine == "scales" else f"{catalog_name}.json")
                 target = file if output is None else output / file if output.is_dir() else output
                 if missing and is_current(target, one):
                     continue

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from samebits import core
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
+from samebits.proofs import kept
 from samebits.proofs.certificate import (
     RESULTS,
     SECTIONS,
@@ -333,6 +334,31 @@ def test_kept_certificates_hold_together(path: Path) -> None:
     name = request.name.partition(",")[0]
     q: Quantizer = catalog[name]
     assert request.q.replace(rounding=q.rounding) == q
+
+
+def test_tables_are_made_of_the_files() -> None:
+    loaded = {path.stem: load(path)[0] for path in KEPT}
+    for page, folder in (
+        (DOCS.parent / "certificates.md", "certificates"),
+        (DOCS.parents[1] / "README.md", "docs/certificates"),
+    ):
+        text = page.read_text(encoding="utf-8")
+        rows = "".join(kept.row(name, certificate, folder) for name, certificate in loaded.items())
+        assert kept.rewrite(text, rows) == text
+        assert kept.rewrite(kept.rewrite(text, ""), rows) == text
+    with pytest.raises(ValueError, match="one table of certificates, got 0"):
+        kept.rewrite("nothing", "")
+
+
+def test_the_makefile_names_every_integer_entry_of_up_to_8_bits() -> None:
+    text = (DOCS.parents[1] / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    listed = {
+        line.partition(":=")[0].strip(): line.split(":=")[1].split() for line in text.splitlines() if ":=" in line
+    }
+    small = {n for n, q in catalog.items() if isinstance(q.format, formats.IntegerFormat) and q.format.bits <= 8}
+    plain = {n for n in small if catalog[n].rounding in BY_QUOTIENT}
+    assert set(listed["INTEGERS"]) == plain
+    assert set(listed["SCALES"]) == {name for name in catalog if name.startswith("mx")}
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
