@@ -462,6 +462,8 @@ class Quantizer:
             raise ValueError(f"`learned_bits` must be None, or in [1, bits] of an integer format, got {bits!r}")
         if self.scale.source in (ScaleSource.STATISTIC, ScaleSource.RUNNING_STATISTIC):
             raise ValueError(f"`learned_bits` must be None for '{self.scale.source}' scales, got {bits!r}")
+        if self.gradient in ON_QUOTIENT:
+            raise ValueError(f"`learned_bits` must be None for the gradient '{self.gradient}', got {bits!r}")
 
     def _check_zero_point_value(self) -> None:
         value, lo, hi = self.scale.zero_point_value, self.format.lo, self.format.hi

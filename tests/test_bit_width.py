@@ -296,5 +296,7 @@ def test_what_has_no_width_of_its_own() -> None:
             catalog["int8_per_tensor"].replace(source="learned", learned_bits=bits)
     with pytest.raises(ValueError, match="`delay` must be 0 and `learned_bits` None where rounding is learned"):
         catalog["int8_per_tensor"].replace(rounding="learned", delay=1)
+    with pytest.raises(ValueError, match="`learned_bits` must be None for the gradient 'clipped_quotient', got 4"):
+        catalog["int8_per_tensor"].replace(source="learned", learned_bits=4, gradient="clipped_quotient")
     with pytest.raises(ValueError, match="`learned_bits` must be None for 'statistic' scales, got 4"):
         catalog["int8_per_tensor"].replace(learned_bits=4)
