@@ -291,6 +291,18 @@ def test_empty_and_single_elements(statistic: Statistic) -> None:
                 assert_same_bits(want, jax_backend.choose_qparams(q, to_jax(x)))
 
 
+@pytest.mark.parametrize(("direction", "zero"), [("toward_negative", 1), ("toward_positive", 0), ("ties_to_even", 0)])
+def test_zero_points_of_the_least_numbers(direction: str, zero: int) -> None:
+    """A quotient far below the smallest subnormal number is still told from 0 where the direction tells."""
+    q = _AFFINE.replace(zero_point_rounding=direction, floor=2.0**20)
+    for least in (-(2.0**-149), -(2.0**-120)):
+        x = np.asarray([least, 1.0], np.float32)
+        for room, to in ((core, np.asarray), (torch_frontend, to_torch), (jax_backend, to_jax)):
+            got = room.choose_qparams(q, to(x)).zero_point
+            rounded_to_zero = least * 2.0**-20 >= -(2.0**-150)
+            assert int(got) == (0 if rounded_to_zero else zero), (room, least)
+
+
 def test_layouts_in_memory_do_not_matter() -> None:
     x = next(arrays(np.float32))
     for name in ("mean_sigma", "mse", "percentile_affine"):
