@@ -5,7 +5,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
 
-from .descriptions import Gradient, Quantizer, Restriction, Rounding, ScaleRule, ScaleSource, ZeroPoint
+from .descriptions import Gradient, Quantizer, Restriction, Rounding, ScaleRule, ScaleSource, Statistic, ZeroPoint
 from .formats import (
     FLOAT4_E2M1,
     FLOAT6_E2M3,
@@ -133,5 +133,11 @@ catalog: Mapping[str, Quantizer] = Named(
         "nvfp4": _nvfp4(two_level=True),
         "nvfp4_one_level": _nvfp4(two_level=False),
         "nf4_per_group64": _of(NF4, PerGroup(64)),
+        "int8_percentile_per_tensor": _symmetric(8, PerTensor()).replace(statistic=Statistic.PERCENTILE, percentile=99.9),
+        "uint8_affine_percentile_per_tensor": _affine(8, PerTensor(), signed=False).replace(
+            statistic=Statistic.PERCENTILE, percentile=99.9, low_percentile=0.1
+        ),
+        "ternary_absmean_per_tensor": _of(TernaryFormat(), PerTensor()).replace(statistic=Statistic.ABSMEAN),
+        "int8_mse_per_channel": _symmetric(8, PerAxis(0)).replace(statistic=Statistic.MSE),
     },
 )
