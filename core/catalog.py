@@ -138,6 +138,5 @@ catalog: Mapping[str, Quantizer] = Named(
             statistic=Statistic.PERCENTILE, percentile=99.9, low_percentile=0.1
         ),
         "ternary_absmean_per_tensor": _of(TernaryFormat(), PerTensor()).replace(statistic=Statistic.ABSMEAN),
-        "int8_mse_per_channel": _symmetric(8, PerAxis(0)).replace(statistic=Statistic.MSE),
     },
 )
