@@ -133,7 +133,9 @@ catalog: Mapping[str, Quantizer] = Named(
         "nvfp4": _nvfp4(two_level=True),
         "nvfp4_one_level": _nvfp4(two_level=False),
         "nf4_per_group64": _of(NF4, PerGroup(64)),
-        "int8_percentile_per_tensor": _symmetric(8, PerTensor()).replace(statistic=Statistic.PERCENTILE, percentile=99.9),
+        "int8_percentile_per_tensor": _symmetric(8, PerTensor()).replace(
+            statistic=Statistic.PERCENTILE, percentile=99.9
+        ),
         "uint8_affine_percentile_per_tensor": _affine(8, PerTensor(), signed=False).replace(
             statistic=Statistic.PERCENTILE, percentile=99.9, low_percentile=0.1
         ),

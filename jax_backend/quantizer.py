@@ -202,7 +202,7 @@ def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, A
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
 
     def fake(low: Array, high: Array) -> Array:
-        return _fake_quantize(q, x, *_parameters(q, low, high), None)  # type: ignore[no-any-return]
+        return _fake_quantize(q, x, *_parameters(q, low, high), None, None)  # type: ignore[no-any-return]
 
     return searched_range(q, x, low, high, fake)
 

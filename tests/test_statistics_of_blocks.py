@@ -350,12 +350,13 @@ def test_fake_quantize_uses_the_statistic_as_a_constant() -> None:
     assert_same_bits(dx, jax.grad(lambda a: jax_backend.fake_quantize(q, a).sum())(to_jax(x)))
 
 
-def test_stochastic_rounding_searches_with_nearest() -> None:
+def test_stochastic_and_learned_rounding_search_with_nearest() -> None:
     x = list(arrays(np.float32))[2]
     q = QUANTIZERS["mse"]
     want = expected(q, x)
     for room, to in ((core, np.asarray), (torch_frontend, to_torch), (jax_backend, to_jax)):
         assert_same_bits(want, room.choose_qparams(q.replace(rounding="stochastic"), to(x)))
+        assert_same_bits(want, room.choose_qparams(q.replace(rounding="learned"), to(x)))
     assert not np.array_equal(want.scale, core.choose_qparams(q.replace(rounding="toward_zero"), x).scale)
 
 
