@@ -236,3 +236,10 @@ def check_positive(name: str, value: float) -> None:
     """ValueError unless ``value > 0``."""
     if not value > 0:
         raise ValueError(f"`{name}` must be positive, got {value!r}")
+
+
+def check_weight(dtype: str, bound: float) -> None:
+    """TypeError unless a weight is float32, ValueError unless the bound of its norm is positive."""
+    if dtype != "float32":
+        raise TypeError(f"`w` must have dtype float32, got {dtype}")
+    check_positive("bound", bound)

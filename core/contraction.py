@@ -1,6 +1,6 @@
 """What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
 
-from .descriptions import Quantizer
+from .descriptions import Quantizer, Rounding
 from .formats import BinaryFormat, IntegerFormat, TernaryFormat
 from .granularity import PerAxis, PerTensor, PerToken
 
@@ -32,3 +32,25 @@ def accumulator_bound(q_x: Quantizer, q_w: Quantizer, terms: int) -> int:
     At most 2**24 and every partial sum is an exact float32; at most 2**31 - 1 and it fits an int32.
     """
     return terms * largest_code(q_x) * largest_code(q_w)
+
+
+def largest_norm(accumulator_bits: int, input_bits: int, *, input_signed: bool, centred: bool = False) -> float:
+    """The largest sum of magnitudes of a channel's codes with which no sum of products overflows an accumulator.
+
+    ``(2**(P - 1) - 1) * 2**(signed - N)`` for P bits and inputs of N (A2Q, arXiv 2308.13504); for codes that sum to
+    zero, ``centred``, ``(2**P - 2) / (2**N - 1)`` (A2Q+, arXiv 2401.10432).
+    """
+    if centred:
+        return float((2**accumulator_bits - 2) / (2**input_bits - 1))
+    return float((2 ** (accumulator_bits - 1) - 1) * 2.0 ** (input_signed - input_bits))
+
+
+def check_truncation(dtype: str, source: IntegerFormat, target: IntegerFormat, rounding: Rounding) -> int:
+    """``2**(bits dropped)``. TypeError for codes of another dtype, ValueError for what does not fit."""
+    if dtype != source.storage:
+        raise TypeError(f"`codes` of {source} must have dtype {source.storage}, got {dtype}")
+    if source.signed != target.signed or source.bits < target.bits:
+        raise ValueError(f"`target` must have the signs of `source`, {source}, and no more bits, got {target}")
+    if rounding in (Rounding.STOCHASTIC, Rounding.LEARNED):
+        raise ValueError(f"`rounding` must look at nothing but the number, got '{rounding}'")
+    return 1 << (source.bits - target.bits)

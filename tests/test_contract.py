@@ -37,6 +37,7 @@ NOUNS = {
     "granularity",
 }
 VERBS = {
+    "accumulator",
     "bit_width",
     "blocks",
     "clamp",
