@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..core import catalog
+from ..core import Statistic, catalog
 from . import execution
 from .check import REFERENCE, CheckResult, Row
 from .divergence import INPUTS, MODES, PAIRS, TARGETS, Divergence
@@ -39,7 +39,8 @@ def show_catalog() -> None:
     """One line for each quantizer of the catalog."""
     table = _table("quantizer", "format", "granularity", "scale", "zero point", "rounding", "gradient", "oracle")
     for name, q in catalog.items():
-        scale = f"{q.scale.source}, {q.scale.restriction}"
+        statistic = "" if q.scale.statistic is Statistic.EXTREMES else f" {q.scale.statistic}"
+        scale = f"{q.scale.source}{statistic}, {q.scale.restriction}"
         nouns = (q.format, q.granularity, scale, q.zero_point, q.rounding, q.gradient)
         table.add_row(name, *map(str, nouns), oracle(q))
     table.caption = f"guarantee, of every entry: {GUARANTEE}"
