@@ -255,7 +255,7 @@ def number_faults() -> Iterator[Fault]:
 def _encode(room: str, m: Any, original: Any) -> dict[str, Any]:
     def changed(where: Callable[[Any, Any], Any], code: Callable[[Any, Any], Any]) -> Any:
         def encode_float(values: Any, format: Any) -> Any:
-            right = original(values, format)
+            right = original(values.clone() if m is torch else values, format)  # which may overwrite them
             wrong = to(m, code(to(m, right, "int32"), format), str(format.storage))
             return m.where(where(values, format), wrong, right)
 
@@ -316,6 +316,8 @@ def code_faults() -> Iterator[Fault]:
         for target, builder, breaks in (("encode_float", _encode, "codes"), ("decode_float", _decode, "values")):
             for name in builder(room, m, None):
                 plants = [(f"{room}.minifloat.{target}", _named(builder, room, m, name))]
+                if route == "torch eager" and target == "encode_float":  # what holds no NaN it encodes in place
+                    plants.append((f"{room}.in_place._encode_float", _named(builder, room, m, name)))
                 yield Fault(name, route, plants, CODES[name], frozenset({breaks}))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Quantizer, Rounding
-from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
+from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, Specials, TernaryFormat
 from .grid import decode, encode, limit_to_grid
 from .minifloat import overflow, round_to_float
 from .rounding import round_to_integer
@@ -49,7 +49,11 @@ def to_codes(q: Quantizer, u: Tensor) -> Tensor:
         return _count_below(q.format.midpoints, u)
     if not isinstance(q.format, FloatFormat):
         return u
-    return encode(q, u if q.format.negative_zero else u.add_(0.0))  # where -0.0 is missing, its code is NaN
+    if not q.format.negative_zero:
+        u.add_(0.0)  # where -0.0 is missing, its code is NaN
+    if u.dtype != torch.float32 or (q.format.has_nan and u.amax().isnan().item()):
+        return encode(q, u)
+    return _encode_float(u, q.format)
 
 
 def from_codes(q: Quantizer, codes: Tensor, out: Tensor) -> None:
@@ -60,10 +64,10 @@ def from_codes(q: Quantizer, codes: Tensor, out: Tensor) -> None:
         size = len(q.format.values) if isinstance(q.format, CodebookFormat) else 0
     if 0 < size < codes.numel():
         table = decode(q, torch.arange(size, device=codes.device), out.dtype)
-        index = codes.to(torch.int64)
+        index = codes.to(torch.int32)
         if size > 256:
             index &= size - 1  # the bits above a code mean nothing
-        out.copy_(table.index_select(0, index.reshape(-1)).view(out.shape))
+        torch.index_select(table, 0, index.reshape(-1), out=out.view(-1))
     elif size:
         out.copy_(decode(q, codes, out.dtype))
     else:
@@ -95,6 +99,20 @@ def _round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding) -> None:
     low, high = u.aminmax()
     if not (format.lo <= low.item() and high.item() <= format.hi):  # NaN among them, too
         u.copy_(overflow(u, format))
+
+
+def _encode_float(u: Tensor, format: FloatFormat) -> Tensor:
+    """`minifloat.encode_float` in two buffers, of which ``u`` is one. Of patterns whose last bits are zero."""
+    shift, smallest = 23 - format.mantissa_bits, 2.0**format.min_exponent
+    pattern = (127 + format.min_exponent) << 23  # of the smallest normal number
+    size = u.abs()
+    subnormal = size.clamp(max=smallest).add_(smallest).view(torch.int32)
+    code = size.clamp_(min=smallest).view(torch.int32)
+    code.add_(subnormal).sub_(pattern).sub_(pattern).bitwise_right_shift_(shift)  # sums may wrap around on the way
+    if format.specials is Specials.IEEE:
+        code.clamp_(max=((1 << format.exponent_bits) - 1) << format.mantissa_bits)  # of infinity
+    sign = u.view(torch.int32).bitwise_right_shift_(32 - format.bits).bitwise_and_(1 << (format.bits - 1))
+    return code.bitwise_or_(sign)
 
 
 def _choose(q: Quantizer, u: Tensor) -> None:
