@@ -30,6 +30,19 @@ SMALL = Request("int4_per_channel", INT4, ("numpy", "torch eager"), "exhaustive"
 INF, LARGEST = np.float32(np.inf), np.nextafter(np.finfo(np.float32).max, np.float32(0))
 
 
+class FewTiles(Request):
+    """The beginning of some parts of the boundary engine, and 512 scales of each tile."""
+
+    def plan(self) -> tuple[Part, ...]:
+        parts = [
+            p for p in boundary_plan(self.q) if p.name in ("significands", "small scales", "exponents", "granularity")
+        ]
+        return tuple(
+            replace(part, tiles=tuple(replace(tile, count=min(512, tile.count)) for tile in part.tiles[:2]))
+            for part in parts
+        )
+
+
 def few(q: Quantizer, tile: Tile, *modes: str) -> Any:
     return run_tile(q, tile, [implementation(mode) for mode in modes])
 
@@ -138,7 +151,7 @@ def test_one_ulp_at_one_significand_is_found(mode: str) -> None:
 
 
 def test_the_first_fault_ends_a_run_and_is_explained() -> None:
-    request = Request("int2_per_channel", INT2, ("numpy",))
+    request = FewTiles("int2_per_channel", INT2, ("numpy",))
     with pytest.raises(Difference, match=r"fake_quantize differs from the specification at 3 inputs") as error:
         list(run(request, implementations=[faulty("numpy", one_ulp_at(ONE + 77), in_codes=False)]))
     assert len(error.value.findings) == 1
@@ -237,19 +250,6 @@ def cluster() -> Iterator[Any]:
         yield running
 
 
-class FewTiles(Request):
-    """The beginning of some parts of the boundary engine, and 512 scales of each tile."""
-
-    def plan(self) -> tuple[Part, ...]:
-        parts = [
-            p for p in boundary_plan(self.q) if p.name in ("significands", "small scales", "exponents", "granularity")
-        ]
-        return tuple(
-            replace(part, tiles=tuple(replace(tile, count=min(512, tile.count)) for tile in part.tiles[:2]))
-            for part in parts
-        )
-
-
 def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any) -> None:
     """Tiles of all steps of int8, as they are in its certificate."""
     request = FewTiles("int8_per_tensor", catalog["int8_per_tensor"], ("numpy", "torch eager"))
@@ -345,7 +345,7 @@ def test_a_replay_compares_digests(certificate: dict[str, Any]) -> None:
     ("wanted", "message"),
     [
         ({"name": "int9"}, "unknown quantizer 'int9'"),
-        ({"engine": "guess"}, "`engine` must be one of boundary, exhaustive; got 'guess'"),
+        ({"engine": "guess"}, "`engine` must be one of boundary, exhaustive, scales; got 'guess'"),
         ({"modes": ("numpi",)}, "`mode` must be one of"),
         ({"dtype": "int8", "engine": "exhaustive"}, "`dtype` must be one of"),
         ({"scales": (0.5,)}, "are for the exhaustive engine"),

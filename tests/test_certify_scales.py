@@ -52,8 +52,9 @@ def test_the_plan_holds_every_pattern_once() -> None:
     assert {tile.count for tile in tiles} == {tiles[0].count}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("q", [EVEN, CEIL], ids=["even", "rceil"])
+@pytest.mark.parametrize(
+    ("q", "mode"), [*((EVEN, mode) for mode in MODES), *((CEIL, mode) for mode in ("numpy", "torch eager", "jax jit"))]
+)
 def test_each_mode_passes_around_steps_and_ends(q: Quantizer, mode: str) -> None:
     """Zeros and subnormals, a step, the largest numbers, infinities and NaN; negative ones as well."""
     step = int(scale_steps(q).first[130])
