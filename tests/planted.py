@@ -90,13 +90,13 @@ def codes_by(formula: Formula, route: str) -> tuple[str, Make]:
         return codes_into
 
     def torch_func(original: Any) -> Any:
-        def codes_of(q: Quantizer, value: Any, s: Any, z: Any, noise: Any = None) -> Any:
-            return (*original(q, value, s, z, noise)[:2], formula(torch, q, value, s, 0 if z is None else z))
+        def codes_of(q: Quantizer, value: Any, s: Any, z: Any, *others: Any) -> Any:
+            return (*original(q, value, s, z, *others)[:2], formula(torch, q, value, s, 0 if z is None else z))
 
         return codes_of
 
     def jax_eager(original: Any) -> Any:
-        def codes(q: Quantizer, x: Any, scale: Any, zero_point: Any, noise: Any = None, *, subnormals: bool) -> Any:
+        def codes(q: Quantizer, x: Any, scale: Any, zero_point: Any, noise: Any = None, **_: Any) -> Any:
             value, expand = jax_backend.arrays.widen(x), jax_backend.blocks.expand_blocks
             z = 0 if zero_point is None else expand(zero_point.astype(value.dtype), q.granularity, x.shape)
             return formula(jnp, q, value, expand(scale, q.granularity, x.shape), z)
