@@ -88,16 +88,16 @@ def test_torch_eager_has_the_bits_of_the_specification(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_jax_jitted_has_the_bits_of_the_specification(name: str) -> None:
-    for dtype in DTYPES if name in COMPILED else DTYPES[:1]:
+    for dtype in DTYPES if name == "percentile_affine" else DTYPES[:1]:  # every dtype is a compilation
         for x in arrays(dtype):
             got = jax_backend.choose_qparams(QUANTIZERS[name], to_jax(x))
             assert_same_bits(expected(QUANTIZERS[name], x), got, call=name)
 
 
-@pytest.mark.parametrize("name", ["percentile_affine", "mean_sigma", "mse_affine"])
+@pytest.mark.parametrize("name", ["percentile_affine", "mse_affine", "mean_sigma_affine"])
 def test_jax_eager_has_the_bits_of_the_specification(name: str) -> None:
     q = QUANTIZERS[name].replace(search_steps=2)
-    x = next(arrays(np.float32))
+    x = next(arrays(np.float32))[:8, :32]
     with jax.disable_jit():
         got = jax_backend.choose_qparams(q, to_jax(x))
     assert_same_bits(expected(q, x), got, call=name)
