@@ -49,17 +49,9 @@ proofs: $(VENV)/.installed
 	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md
 
 # Entries of one elementwise function share their tiles.
-INTEGERS := int8_per_tensor int8_per_channel int8_per_token int8_per_block int8_power_of_two_per_tensor \
-	int8_power_of_two_per_channel int8_learned_per_tensor mxint8 int8_narrow_per_channel int8_toward_zero_per_channel \
-	uint8_per_tensor uint8_dpu_power_of_two_per_tensor int8_affine_per_tensor int8_affine_per_token \
-	uint8_affine_per_tensor uint8_affine_per_channel int4_per_channel int4_per_group32 int4_per_group128 \
-	int4_narrow_per_channel uint4_affine_per_group32 uint4_affine_per_group128 int3_per_channel int2_per_channel \
-	uint2_affine_per_group32
-SCALES := mxfp8_e4m3 mxfp8_e5m2 mxfp6_e3m2 mxfp6_e2m3 mxfp4_e2m1 mxint8 mxfp8_e4m3_rceil mxfp4_e2m1_ceil mxfp4_e2m1_even
-
 certificates: $(VENV)/.installed
-	$(BIN)/samebits certify $(INTEGERS) --output docs/certificates --missing --workers $(JOBS)
-	$(BIN)/samebits certify $(SCALES) --engine scales --output docs/certificates --missing --workers $(JOBS)
+	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept integers` --output docs/certificates --missing --workers $(JOBS)
+	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/python -m samebits.proofs.kept docs/certificates
 
 clean:

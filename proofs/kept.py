@@ -1,16 +1,43 @@
-"""The tables of kept certificates, in the README and in ``docs/certificates.md``, from the files themselves.
+"""Which certificates are kept, and the tables of them in the README and in ``docs/certificates.md``.
 
-    python -m samebits.proofs.kept docs/certificates
+    python -m samebits.proofs.kept integers            # entries whose every input and scale is certified: their names
+    python -m samebits.proofs.kept scales              # entries whose scale rule is
+    python -m samebits.proofs.kept docs/certificates   # the rows of both tables again, from the files
 
-Rewrites the rows of both tables. A file that does not hold together ends it with the reason.
+A file that does not hold together ends it with the reason.
 """
 
 import sys
 from pathlib import Path
 
+from ..core import catalog
+from ..core.formats import IntegerFormat
 from .certificate import RESULTS, Certificate, load
+from .certify import Request
 
 HEAD = "| certificate | engine | modes | tiles | results per mode | result |\n|---|---|---:|---:|---:|---|\n"
+
+
+def integers() -> list[str]:
+    """Integer entries of up to 8 bits that the boundary engine takes."""
+    return [
+        name
+        for name, q in catalog.items()
+        if isinstance(q.format, IntegerFormat) and q.format.bits <= 8 and _has_plan(Request(name, q))
+    ]
+
+
+def scales() -> list[str]:
+    """Entries that the scale engine takes."""
+    return [name for name, q in catalog.items() if _has_plan(Request(name, q, engine="scales"))]
+
+
+def _has_plan(request: Request) -> bool:
+    try:
+        request.plan()
+    except ValueError:
+        return False
+    return True
 
 
 def row(name: str, found: Certificate, folder: str) -> str:
@@ -36,7 +63,10 @@ def rewrite(page: str, rows: str) -> str:
 
 
 def main() -> None:
-    """Read the folder that is the argument; write both pages."""
+    """Print names, or read the folder that is the argument and write both pages."""
+    if sys.argv[1] in ("integers", "scales"):
+        print(*(integers() if sys.argv[1] == "integers" else scales()))
+        return
     folder = Path(sys.argv[1]).absolute()
     found = {path.stem: load(path)[0] for path in sorted(folder.glob("*.json")) if path.name != "schema.json"}
     for page, place in (

@@ -350,15 +350,11 @@ def test_tables_are_made_of_the_files() -> None:
         kept.rewrite("nothing", "")
 
 
-def test_the_makefile_names_every_integer_entry_of_up_to_8_bits() -> None:
-    text = (DOCS.parents[1] / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    listed = {
-        line.partition(":=")[0].strip(): line.split(":=")[1].split() for line in text.splitlines() if ":=" in line
-    }
-    small = {n for n, q in catalog.items() if isinstance(q.format, formats.IntegerFormat) and q.format.bits <= 8}
-    plain = {n for n in small if catalog[n].rounding in BY_QUOTIENT}
-    assert set(listed["INTEGERS"]) == plain
-    assert set(listed["SCALES"]) == {name for name in catalog if name.startswith("mx")}
+def test_entries_to_be_kept() -> None:
+    every = kept.integers()
+    assert {"int8_per_tensor", "uint8_dpu_power_of_two_per_tensor", "uint2_affine_per_group32", "mxint8"} <= set(every)
+    assert not {"int16_per_tensor", "nf4_per_group64", "mxfp4_e2m1"} & set(every)
+    assert set(kept.scales()) == {name for name in catalog if name.startswith("mx")}
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
