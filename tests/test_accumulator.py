@@ -122,3 +122,22 @@ def test_wrong_arguments_are_named(room: Any) -> None:
         room.truncate(codes, IntegerFormat(8, False), IntegerFormat(4, False))
     with pytest.raises(ValueError, match="`rounding` must look at nothing but the number, got 'stochastic'"):
         room.truncate(codes, int8, IntegerFormat(4), "stochastic")
+
+
+@pytest.mark.parametrize("fault", ["no margin", "the largest element", "bound of all channels"])
+def test_planted_faults_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a margin, with another norm, with one norm for all: the law or the comparison fails."""
+    if fault == "no margin":
+        monkeypatch.setattr(in_torch, "MARGIN", 1.0)
+    elif fault == "the largest element":
+        monkeypatch.setattr(in_torch, "ordered_sum", lambda terms: terms.amax(-1))
+    else:
+        monkeypatch.setattr(in_torch, "ordered_sum", lambda terms: terms.sum().expand(len(terms)))
+    with pytest.raises(AssertionError):
+        test_no_channel_exceeds_the_bound(16.0)
+
+
+def test_truncation_by_a_shift_that_wraps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_torch, "clamp", lambda x, lo, hi: x)
+    with pytest.raises(AssertionError):
+        test_truncation_of_every_code_oracle("toward_positive", signed=True)
