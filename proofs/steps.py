@@ -35,6 +35,7 @@ BY_QUOTIENT = (
     Rounding.TOWARD_NEGATIVE,
     Rounding.DPU,
 )
+BY_CODE = (Gradient.CLIPPED, Gradient.PASS_THROUGH, Gradient.LEARNED_SCALE)  # masks of which code was clamped
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
 GRID = 1 << 20  # places between the numbers that bisection begins with: a step may be undone by a later one
@@ -72,9 +73,15 @@ def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     """The steps of the specification, found by bisection at scale 1; the granularity does not count.
 
     Raises:
-        ValueError: another arithmetic than the default, or stochastic rounding; they depend on more than the quotient.
+        ValueError: another arithmetic than the default, stochastic or learned rounding, another mask than that of
+            clamped codes, a learned width: they depend on more than the quotient, or are not what is certified.
     """
     check_default_arithmetic(q, "a certificate")
+    if q.gradient not in BY_CODE or q.learned_bits is not None:
+        raise ValueError(
+            f"`gradient` must be one of {', '.join(BY_CODE)}, and `learned_bits` None, for a certificate; got "
+            f"{q.gradient}, {q.learned_bits}"
+        )
     if q.rounding not in BY_QUOTIENT:
         raise ValueError(
             f"`rounding` must be one of {', '.join(BY_QUOTIENT)}; {q.rounding} depends on more than the quotient"

@@ -93,7 +93,7 @@ def elementwise(q: Quantizer) -> Quantizer:
         scale=ScaleRule(),
         zero_point=ZeroPoint.MIN_MAX if q.affine else ZeroPoint.NONE,
         rounding=q.rounding,
-        gradient=Gradient.PASS_THROUGH if q.gradient is Gradient.PASS_THROUGH else Gradient.CLIPPED,
+        gradient=Gradient.CLIPPED if q.gradient is Gradient.LEARNED_SCALE else q.gradient,
         arithmetic=q.arithmetic,
     )
 

@@ -370,6 +370,11 @@ def test_another_arithmetic_is_refused() -> None:
         Request("other", INT4.replace(division="reciprocal")).plan()
 
 
+def test_other_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="`gradient` must be one of clipped, pass_through, learned_scale"):
+        Request("other", INT4.replace(gradient="clipped_quotient")).plan()
+
+
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     def run_command(*arguments: str) -> tuple[int, str, str]:
