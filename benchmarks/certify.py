@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from samebits.core import catalog
-from samebits.core.descriptions import SHARED_EXPONENT
+from samebits.core.scales import SHARED_EXPONENT
 from samebits.proofs.certify import Job, Request, jobs_of, run_job
 from samebits.proofs.execution import MODES
 from samebits.proofs.schedule import keep_memory

@@ -13,7 +13,7 @@ from . import checks
 from .choice import choice
 from .clamp import clamp
 from .contraction import check_truncation
-from .descriptions import Rounding
+from .directions import Rounding
 from .formats import IntegerFormat
 from .rounding import round_to_integer
 from .sums import ordered_sum

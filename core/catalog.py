@@ -5,7 +5,8 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
 
-from .descriptions import Gradient, Quantizer, Restriction, Rounding, ScaleRule, ScaleSource, Statistic, ZeroPoint
+from .descriptions import Gradient, Quantizer, ZeroPoint
+from .directions import Rounding
 from .formats import (
     FLOAT4_E2M1,
     FLOAT6_E2M3,
@@ -22,6 +23,7 @@ from .formats import (
     TernaryFormat,
 )
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
+from .scales import Restriction, ScaleRule, ScaleSource, Statistic
 
 Entry = TypeVar("Entry")
 

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic, ZeroPointDomain
-from .descriptions import ON_QUOTIENT, Quantizer, Rounding, ScaleRule
+from .descriptions import ON_QUOTIENT, Quantizer
+from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import qparams_shape
+from .scales import ScaleRule
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 DEFAULT = Arithmetic()

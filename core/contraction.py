@@ -1,6 +1,7 @@
 """What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
 
-from .descriptions import Quantizer, Rounding
+from .descriptions import Quantizer
+from .directions import Rounding
 from .formats import BinaryFormat, IntegerFormat, TernaryFormat
 from .granularity import PerAxis, PerTensor, PerToken
 

@@ -24,7 +24,8 @@ from .arithmetic import (
     ZeroPointScale,
 )
 from .catalog import Named
-from .descriptions import Denominator, ZeroPoint
+from .descriptions import ZeroPoint
+from .scales import Denominator
 
 # torch's observers: s = max(m / ((hi - lo) / 2), 2**-23), or max((max - min) / (hi - lo), 2**-23), z = lo - R(min / s)
 _OBSERVER: dict[str, Any] = {"denominator": Denominator.HALF_RANGE, "floor": 2.0**-23}

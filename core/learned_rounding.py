@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from . import checks
 from .blocks import expand_blocks
-from .descriptions import LearnedRounding, QParams, Quantizer, Relaxation
+from .descriptions import QParams, Quantizer
+from .directions import LearnedRounding, Relaxation
 
 Array = NDArray[Any]
 LARGEST = np.float32(32)

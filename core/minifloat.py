@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .descriptions import Rounding
+from .directions import Rounding
 from .formats import FloatFormat, Specials
 from .rounding import round_to_integer
 

@@ -30,16 +30,8 @@ from .arithmetic import (
 from .bit_width import range_slopes
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
-from .descriptions import (
-    DETERMINISTIC,
-    Denominator,
-    Gradient,
-    QParams,
-    Quantizer,
-    QuantizerGradients,
-    Rounding,
-    Statistic,
-)
+from .descriptions import Gradient, QParams, Quantizer, QuantizerGradients
+from .directions import DETERMINISTIC, Rounding
 from .formats import IntegerFormat
 from .granularity import PerTensor, qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
@@ -55,6 +47,7 @@ from .operations import (
 )
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
+from .scales import Denominator, Statistic
 from .scaling import restrict_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, learned_scale_factor, passing_mask

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import split_blocks
-from .descriptions import Quantizer, Statistic
+from .descriptions import Quantizer
+from .scales import Statistic
 from .statistics import absmax, nth_smallest
 from .sums import in_units, of_units, ordered_sum, square_root, unit_of, without_small
 

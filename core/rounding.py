@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .descriptions import Rounding
+from .directions import Rounding
 
 Array = NDArray[Any]
 

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Arithmetic
-from .descriptions import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from .descriptions import Quantizer
+from .directions import Rounding
 from .formats import significand_bits
 from .minifloat import round_to_float
 from .operations import add, flush, multiply, round_to_dtype, true_divide
 from .rounding import round_to_integer
+from .scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
 
 Array = NDArray[Any]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import checks
 from .choice import choice
-from .descriptions import Rounding
+from .directions import Rounding
 from .rounding import round_to_integer
 
 Array = NDArray[Any]

@@ -11,7 +11,7 @@ from jax import lax
 from ..core import checks
 from ..core.choice import choice
 from ..core.contraction import check_truncation
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from .arrays import divide, product
 from .clamp import clamp

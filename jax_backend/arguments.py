@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import checks
-from ..core.descriptions import QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.granularity import Shape
 from .arrays import as_array, is_concrete
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.descriptions import ON_QUOTIENT, Quantizer, Rounding
+from ..core.descriptions import ON_QUOTIENT, Quantizer
+from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
 from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, vanishing, widen

@@ -16,7 +16,8 @@ from jax import lax
 
 from ..core import checks
 from ..core.contraction import accumulator_bound, largest_code
-from ..core.descriptions import QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape
 from . import kernels
 from .arguments import check_operands

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.descriptions import LearnedRounding, QParams, Quantizer, Relaxation
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import LearnedRounding, Relaxation
 from .arguments import check_operands
 from .arrays import divide, from_pattern, product, tiny_quotient, widen
 from .blocks import expand_blocks

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from ..core.formats import FloatFormat, Specials
 from .arrays import bit_pattern, constant_pattern, from_pattern, layout, magnitude
 

@@ -28,17 +28,11 @@ import numpy as np
 from jax import lax
 
 from ..core import checks
-from ..core.descriptions import (
-    DETERMINISTIC,
-    Denominator,
-    QParams,
-    Quantizer,
-    QuantizerGradients,
-    Rounding,
-    Statistic,
-)
+from ..core.descriptions import QParams, Quantizer, QuantizerGradients
+from ..core.directions import DETERMINISTIC, Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
+from ..core.scales import Denominator, Statistic
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen

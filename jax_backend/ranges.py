@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.descriptions import Quantizer, Statistic
+from ..core.descriptions import Quantizer
+from ..core.scales import Statistic
 from .arrays import add, divide, from_pattern, magnitude, product
 from .blocks import split_blocks
 from .ieee import multiply_exactly

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from .arrays import bit_pattern, layout, widen, with_sign_of
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..core.descriptions import INTEGER_SCALE, Denominator, Quantizer, Restriction
+from ..core.descriptions import Quantizer
 from ..core.formats import significand_bits
+from ..core.scales import INTEGER_SCALE, Denominator, Restriction
 from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout, scaled
 
 SHIFT = 24  # makes a subnormal float32 normal

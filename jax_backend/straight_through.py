@@ -14,7 +14,7 @@ from jax import lax
 
 from ..core import checks
 from ..core.choice import choice
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from .arrays import as_array, bit_pattern, from_pattern, layout, magnitude, narrow, ordered, widen
 from .rounding import round_to_integer
 

@@ -12,8 +12,10 @@ from jax import lax
 from ..core import checks
 from ..core.catalog import catalog
 from ..core.choice import check_count
-from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource, Statistic
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
+from ..core.scales import ScaleSource, Statistic
 from .arguments import check_description, check_qparams
 from .arrays import is_concrete
 from .bit_width import code_range

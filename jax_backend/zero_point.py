@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.descriptions import Quantizer, Rounding
+from ..core.descriptions import Quantizer
+from ..core.directions import Rounding
 from .arrays import divide, tiny_quotient
 from .clamp import clamp
 from .rounding import round_to_integer

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..core import catalog
-from ..core.descriptions import Quantizer, Rounding
+from ..core.descriptions import Quantizer
+from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from . import execution
 from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed

@@ -1,7 +1,8 @@
 """What is promised of a quantizer, and who else says what it should compute."""
 
-from ..core.descriptions import SHARED_EXPONENT, Quantizer, Restriction
+from ..core.descriptions import Quantizer
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
+from ..core.scales import SHARED_EXPONENT, Restriction
 
 # Scale, zero point, codes, values and the gradient of x have the bits of the specification in every mode; the gradients
 # of scale and zero point lie within `tally.sum_bound` of the correctly rounded sum.

@@ -19,9 +19,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..core.arithmetic import Arithmetic
-from ..core.descriptions import Denominator, Gradient, QParams, Quantizer, Restriction, Rounding, Statistic
+from ..core.descriptions import Gradient, QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
+from ..core.scales import Denominator, Restriction, Statistic
 from . import laws_of_codes, laws_of_gradients, laws_of_parameters, laws_of_specials
 from .execution import Implementation
 from .numbers import DIRECTED, numbers

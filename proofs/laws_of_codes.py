@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
-from ..core.descriptions import QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from .bits import stored_bits
 from .blockwise import owners, per_element, quotient

@@ -6,18 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import (
-    DETERMINISTIC,
-    INTEGER_SCALE,
-    Denominator,
-    QParams,
-    Quantizer,
-    Restriction,
-    Rounding,
-    Statistic,
-)
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import DETERMINISTIC, Rounding
 from ..core.formats import IntegerFormat
 from ..core.granularity import qparams_shape
+from ..core.scales import INTEGER_SCALE, Denominator, Restriction, Statistic
 from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every

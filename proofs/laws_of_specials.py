@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import QParams, Quantizer, Statistic
+from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
+from ..core.scales import Statistic
 from .bits import from_ordinal, ordinal
 from .blockwise import owners, per_element, quotient, rearranged
 from .execution import Implementation

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..core import PerTensor, Quantizer, catalog
 from ..core.catalog import Named
-from ..core.descriptions import SHARED_EXPONENT, Restriction
+from ..core.scales import SHARED_EXPONENT, Restriction
 from . import execution
 from .environment import versions
 from .pieces import BREADTH, HEIGHT, Piece, Rows, edge_rows, given_rows, not_applicable, pack

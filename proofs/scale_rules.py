@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Denominator, Quantizer, Restriction, Rounding, Statistic
+from ..core.descriptions import Quantizer
+from ..core.directions import Rounding
 from ..core.formats import significand_bits
+from ..core.scales import Denominator, Restriction, Statistic
 from .numbers import numbers
 
 Array = NDArray[Any]

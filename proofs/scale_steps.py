@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..core.checks import check_default_arithmetic
-from ..core.descriptions import SHARED_EXPONENT, Quantizer, Restriction, ScaleRule
+from ..core.descriptions import Quantizer
 from ..core.formats import significand_bits
 from ..core.granularity import PerGroup
+from ..core.scales import SHARED_EXPONENT, Restriction, ScaleRule
 
 Array = NDArray[Any]
 RULES = (*SHARED_EXPONENT, Restriction.POWER_OF_TWO)

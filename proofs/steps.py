@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..core.checks import check_default_arithmetic
-from ..core.descriptions import Gradient, QParams, Quantizer, Rounding
+from ..core.descriptions import Gradient, QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from ..core.granularity import PerTensor
 from .bits import ordinal, raw_bits

@@ -16,17 +16,8 @@ from numpy.typing import NDArray
 
 from ..core.blocks import expand_blocks
 from ..core.catalog import catalog
-from ..core.descriptions import (
-    ON_QUOTIENT,
-    Denominator,
-    Gradient,
-    QParams,
-    Quantizer,
-    Restriction,
-    Rounding,
-    ScaleRule,
-    ZeroPoint,
-)
+from ..core.descriptions import ON_QUOTIENT, Gradient, QParams, Quantizer, ZeroPoint
+from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, Specials, TernaryFormat
 from ..core.granularity import (
     Granularity,
@@ -38,6 +29,7 @@ from ..core.granularity import (
     Shape,
     qparams_shape,
 )
+from ..core.scales import Denominator, Restriction, ScaleRule
 from .bits import from_ordinal, ordinal, stored_bits
 from .knife_edges import special_values
 from .numbers import decisions, numbers

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.descriptions import Gradient, Quantizer, ScaleRule, ZeroPoint
+from ..core.descriptions import Gradient, Quantizer, ZeroPoint
 from ..core.granularity import PerAxis, PerTensor
+from ..core.scales import ScaleRule
 from .steps import LARGEST, Steps, steps
 
 ONE = 0x3F800000  # the bits of 1.0

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from samebits import jax_backend, torch_frontend
 from samebits.core import PerGroup, Quantizer, ScaleRule, choose_qparams
-from samebits.core.descriptions import SHARED_EXPONENT, Restriction
 from samebits.core.formats import (
     FLOAT4_E2M1,
     FLOAT6_E2M3,
@@ -24,6 +23,7 @@ from samebits.core.formats import (
     IntegerFormat,
     significand_bits,
 )
+from samebits.core.scales import SHARED_EXPONENT, Restriction
 from samebits.proofs.arrays import to_jax, to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits
 

@@ -32,9 +32,11 @@ NOUNS = {
     "choice",
     "contraction",
     "descriptions",
+    "directions",
     "dialects",
     "formats",
     "granularity",
+    "scales",
 }
 VERBS = {
     "accumulator",

@@ -34,8 +34,8 @@ from samebits.core import (
     quantize,
 )
 from samebits.core.contraction import accumulator_bound, contracts_codes, largest_code
-from samebits.core.descriptions import SHARED_EXPONENT
 from samebits.core.formats import NF4, Format
+from samebits.core.scales import SHARED_EXPONENT
 
 ENTRIES = [
     "int8_per_tensor",

@@ -18,7 +18,7 @@ from samebits.core import (
     fake_quantize_vjp,
     quantize,
 )
-from samebits.core.descriptions import ONLY_IN_CORE
+from samebits.core.scales import ONLY_IN_CORE
 from samebits.proofs.compare import assert_same_bits
 from samebits.proofs.knife_edges import knife_edges, special_values
 

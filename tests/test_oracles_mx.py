@@ -14,8 +14,8 @@ from torchao.prototype.mx_formats.mx_tensor import MXTensor, ScaleCalculationMod
 from torchao.prototype.mx_formats.nvfp4_tensor import nvfp4_quantize, per_tensor_amax_to_scale
 
 from samebits.core import PerGroup, QParams, Quantizer, Rounding, ScaleRule, choose_qparams, fake_quantize, quantize
-from samebits.core.descriptions import Restriction
 from samebits.core.formats import FLOAT4_E2M1, FLOAT6_E2M3, FLOAT6_E3M2, FLOAT8_E4M3FN, FLOAT8_E5M2, FloatFormat
+from samebits.core.scales import Restriction
 from samebits.proofs.arrays import to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.choice import choice
 from ..core.contraction import check_truncation
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from .arrays import dtype_name
 from .clamp import clamp

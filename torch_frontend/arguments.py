@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import QParams, Quantizer, Rounding
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from .arrays import dtype_name, is_concrete, numpy_of
 
 

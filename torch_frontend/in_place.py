@@ -7,7 +7,8 @@ rest. Same bits as `grid`.
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Quantizer, Rounding
+from ..core.descriptions import Quantizer
+from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, Specials, TernaryFormat
 from .grid import decode, encode, limit_to_grid
 from .minifloat import overflow, round_to_float

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.descriptions import LearnedRounding, QParams, Quantizer, Relaxation
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import LearnedRounding, Relaxation
 from .arguments import check_array
 from .arrays import broadcast_views, widened
 

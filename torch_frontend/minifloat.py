@@ -8,7 +8,7 @@ fields of float32, shifted; subnormal numbers get such fields by adding the smal
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from ..core.formats import FloatFormat, Specials
 from .arrays import may_hold_nan
 from .rounding import round_to_integer

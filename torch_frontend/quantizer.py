@@ -22,16 +22,10 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import (
-    DETERMINISTIC,
-    Denominator,
-    QParams,
-    Quantizer,
-    QuantizerGradients,
-    Rounding,
-    Statistic,
-)
+from ..core.descriptions import QParams, Quantizer, QuantizerGradients
+from ..core.directions import DETERMINISTIC, Rounding
 from ..core.granularity import qparams_shape
+from ..core.scales import Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_parameters
 from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened

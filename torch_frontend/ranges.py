@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Quantizer, Statistic
+from ..core.descriptions import Quantizer
+from ..core.scales import Statistic
 from .arrays import is_concrete
 from .blocks import split_blocks
 from .statistics import absmax, nth_smallest

@@ -6,7 +6,7 @@ Source of the names: IEEE 754-2019 section 4.3; `ties_toward_positive` and `dpu`
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from .arrays import wide_dtype
 
 

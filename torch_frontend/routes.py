@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients, Rounding
+from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients
+from ..core.directions import Rounding
 from ..core.granularity import PerTensor
 from . import eager
 from .arrays import broadcast_views, is_concrete, narrowed, records_gradient, wide_dtype, widened

@@ -5,8 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.descriptions import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Quantizer, Restriction, Rounding
+from ..core.descriptions import Quantizer
+from ..core.directions import Rounding
 from ..core.formats import significand_bits
+from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
 from .minifloat import round_to_float
 
 

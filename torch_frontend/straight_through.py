@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.choice import choice
-from ..core.descriptions import Rounding
+from ..core.directions import Rounding
 from .arguments import check_tensor
 from .arrays import dtype_name, narrowed, rounded_to, wide_dtype, widened
 from .rounding import round_to_integer

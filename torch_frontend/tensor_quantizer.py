@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from ..core import checks
 from ..core.catalog import catalog
 from ..core.choice import check_count
-from ..core.descriptions import QParams, Quantizer, Rounding, ScaleSource
+from ..core.descriptions import QParams, Quantizer
+from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
+from ..core.scales import ScaleSource
 from . import routes
 from .arguments import check_array
 from .arrays import apply_plainly, is_concrete, records_gradient, wide_dtype
