@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ..core.blocks import split_blocks
 from ..core.descriptions import QParams, Quantizer
+from ..core.formats import TernaryFormat
 from ..core.granularity import Granularity, Shape
 
 Array = NDArray[Any]
@@ -33,12 +34,14 @@ def per_element(q: Quantizer, qparams: QParams, shape: Shape) -> tuple[Array, Ar
 def quotient(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, Array]:
     """``x / s`` in float64, and how far the quotient that a quantizer rounds may lie from it.
 
-    That is half a place in the dtype of the scale, below its normal numbers by their spacing, and our own rounding.
+    That is half a place in the dtype of the scale, below its normal numbers by their spacing, and our own rounding; and
+    as much again where it is compared with a threshold, which is rounded too.
     """
+    roundings = 2 if isinstance(q.format, TernaryFormat) else 1
     with np.errstate(all="ignore"):
         real = x.astype(np.float64) / per_element(q, qparams, x.shape)[0]
         limits = np.finfo(np.asarray(qparams.scale).dtype)
-        return real, np.abs(real) * (float(limits.eps) / 2 + 2.0**-52) + float(limits.smallest_normal)
+        return real, np.abs(real) * (roundings * float(limits.eps) / 2 + 2.0**-52) + float(limits.smallest_normal)
 
 
 def rearranged(granularity: Granularity, x: Array, order: Array) -> Array:

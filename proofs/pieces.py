@@ -4,7 +4,8 @@ A block is what shares a scale. Every tensor is taken as the matrix (first axis,
 quantized layer takes its weight; a matrix whose length is no multiple of a group or block is filled up with zeros,
 which change no scale, because the range of a block always includes 0. A block longer than a row of the table below goes
 on in further rows, each of which repeats the smallest and largest element of the block: so each row has the scale of
-its block. What is filling or repetition is marked, and is not counted as compared.
+its block, where that comes from these. By any other statistic the rows of a long block, and blocks filled up, have
+scales of their own. What is filling or repetition is marked, and is not counted as compared.
 
 ========================  =====================================  =====================  ============
 granularity               a block of the matrix                  elements of a row      in a piece

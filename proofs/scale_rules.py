@@ -178,7 +178,9 @@ def _shared_exponent(q: Quantizer, magnitude: Array) -> Array:
         case Restriction.POWER_OF_TWO_CEIL:
             place = np.searchsorted(POWERS, m, side="left")
         case Restriction.POWER_OF_TWO_EVEN:
-            place = np.searchsorted(POWERS * (1 - 2.0 ** -(significand_bits(q.format) + 2)), m, side="right") - 1
+            least = 1 - 2.0 ** -(significand_bits(q.format) + 2)  # of what rounds up to 1
+            thresholds = np.append(POWERS[:-1] * least, 2.0**1023 * (2 * least))
+            place = np.searchsorted(thresholds, m, side="right") - 1
         case _:
             place = np.searchsorted(POWERS, m, side="right") - 1
     own = np.searchsorted(POWERS, float(divisor(q)), side="right") - 1

@@ -76,15 +76,16 @@ KINDS_OF_ELEMENTS = (
 )
 ALL_DTYPES = ("float32", "bfloat16", "float16")
 COMPILED_DTYPES = {"int8_per_tensor": ALL_DTYPES, "uint4_affine_per_group32": ("float32", "bfloat16")}
+COMPILED_VARIANTS = ("toward_negative", "ties_toward_positive")
 KIND_DTYPES = {"float8_e4m3fn_per_channel": ("float32", "bfloat16")}
 
 
 def dtypes_for(mode: str, name: str) -> tuple[str, ...]:
     """Compilers take seconds for every dtype, so 16-bit ones there for some quantizers only."""
-    if name in INTEGERS and mode == "torch compiled":
-        return COMPILED_DTYPES.get(name, ("float32",))
-    if name in INTEGERS or (mode == "numpy" and name in KINDS_OF_ELEMENTS):
+    if mode == "numpy" and (name in INTEGERS or name in KINDS_OF_ELEMENTS):
         return ALL_DTYPES
+    if name in INTEGERS:
+        return COMPILED_DTYPES.get(name, ("float32", "bfloat16") if mode.endswith("eager") else ("float32",))
     if mode == "numpy" or (name in VARIANTS and mode.endswith("eager")):
         return ("float32", "bfloat16")
     if name in VARIANTS:
@@ -96,13 +97,15 @@ def tried(mode: str) -> dict[str, Quantizer]:
     """Quantizers by name: the catalog and `VARIANTS`; for inductor those tried in full, and two of the variants."""
     if mode != "torch compiled":
         return {**catalog, **VARIANTS}
-    few = {name: VARIANTS[name] for name in ("toward_negative", "ties_toward_positive")}
+    few = {name: VARIANTS[name] for name in COMPILED_VARIANTS}
     return {**{name: catalog[name] for name in (*INTEGERS, *KINDS_OF_ELEMENTS)}, **few}
 
 
 def in_full(mode: str, name: str) -> bool:
     """Whether every law is tried on a quantizer in a mode."""
-    return mode == "numpy" or name in INTEGERS or name in KINDS_OF_ELEMENTS or name in VARIANTS
+    if name in VARIANTS:
+        return mode != "jax jit" or name in COMPILED_VARIANTS
+    return mode == "numpy" or name in INTEGERS or name in KINDS_OF_ELEMENTS
 
 
 def laws_for(mode: str, name: str) -> list[str]:

@@ -310,7 +310,11 @@ def test_other_arithmetics_are_left_to_core(name: str, function: str) -> None:
             ValueError,
             "`restriction` must be one of 'float', 'power_of_two', 'power_of_two_floor'",
         ),
-        (lambda: INT8.replace(widht=4), TypeError, "no field widht in a quantizer; fields are arithmetic, bits"),
+        (
+            lambda: INT8.replace(widht=4),
+            TypeError,
+            "no field widht in a quantizer; fields are arithmetic, batch_in_training",
+        ),
     ],
 )
 def test_unknown_names(ask: Callable[[], Quantizer], error: type[Exception], words: str) -> None:

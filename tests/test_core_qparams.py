@@ -24,6 +24,7 @@ from samebits.core import (
     quantize,
 )
 from samebits.core.formats import FLOAT8_E4M3FN
+from samebits.core.scales import INTEGER_SCALE
 from samebits.core.scaling import affine_scale, restrict_scale, symmetric_scale
 from samebits.core.statistics import absmax, min_max
 from samebits.core.zero_point import affine_zero_point
@@ -171,9 +172,10 @@ def test_restriction_keeps_the_floor_and_refuses_what_is_no_scale() -> None:
     for restriction in Restriction:
         levels = FLOAT8_E4M3FN if restriction is Restriction.QUANTIZED else None
         q = INT8.replace(restriction=restriction, scale_format=levels, floor=0.3)
-        power = restriction not in (Restriction.FLOAT, Restriction.QUANTIZED)
+        least = {Restriction.FLOAT: np.float32(0.3), Restriction.QUANTIZED: np.float32(0.3)}
+        least |= dict.fromkeys(INTEGER_SCALE, 1.0)
         raised = restrict_scale(q, np.array([0.0, 0.29], np.float32))
-        assert raised.tolist() == [0.5 if power else np.float32(0.3)] * 2
+        assert raised.tolist() == [least.get(restriction, 0.5)] * 2
         special = restrict_scale(q, np.array([np.nan, np.inf, -np.inf], np.float32))
         assert np.isnan(special).all()
 

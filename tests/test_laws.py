@@ -49,7 +49,7 @@ def test_all_laws_on_arrays_of_all_shapes(mode: str, name: str, data: st.DataObj
 
 
 @pytest.mark.parametrize("mode", ["numpy", "torch eager"])
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.data())
 def test_all_laws_on_variants(mode: str, data: st.DataObject) -> None:
     q = data.draw(strategies.variants())

@@ -246,14 +246,16 @@ def test_shared_quantizers_share_their_state() -> None:
 def test_compiled_modules_have_the_bits_of_eager_ones_and_their_state() -> None:
     """Training, from the unset state on, then evaluation at another batch size."""
     torch._dynamo.reset()
-    module, x = network(), torch.rand(16, 1, 8, 8)
-    module(x)  # the shape of one scale is not known before
-    twin = copy.deepcopy(module)
-    fresh = nn.Sequential(module[0], module[1], nn.Flatten(), network()[3])
+    x = torch.rand(16, 64)
+    fresh = nn.Sequential(
+        QuantLinear(64, 12, weight_quant=LEARNED, input_quant=RUNNING),
+        QuantReLU(LEARNED_AFFINE),
+        QuantLinear(12, 10, weight_quant="int8_per_channel", output_quant=RUNNING),
+    )
     fresh_twin = copy.deepcopy(fresh)
     counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     program = torch.compile(fresh, backend=counter, fullgraph=True, dynamic=True)
-    for batch in (x, torch.rand(16, 1, 8, 8), torch.rand(7, 1, 8, 8)):
+    for batch in (x, torch.rand(16, 64), torch.rand(7, 64)):
         got, want = program(batch), fresh_twin(batch)
         assert_same_bits(want, got)
         for y in (got, want):
@@ -264,7 +266,6 @@ def test_compiled_modules_have_the_bits_of_eager_ones_and_their_state() -> None:
         torch.testing.assert_close(p.grad, p_twin.grad, rtol=1e-4, atol=1e-6, msg=name)
     for buffer, buffer_twin in zip(fresh.buffers(), fresh_twin.buffers(), strict=True):
         assert_same_bits(buffer_twin, buffer)
-    del twin
 
 
 def test_the_digit_classifier_is_the_specification_bit_for_bit() -> None:
