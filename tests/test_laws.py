@@ -6,12 +6,14 @@ Hypothesis draws arrays of all shapes; in every mode the cases of `law_cases` ar
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from samebits.core import QParams, Quantizer, catalog, dialects
+from samebits import core
+from samebits.core import CodebookFormat, QParams, Quantizer, TernaryFormat, catalog, dialects
 from samebits.core.granularity import PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from samebits.proofs import strategies
 from samebits.proofs.execution import MODES, Implementation, implementation
@@ -111,3 +113,16 @@ def test_what_is_not_tried_in_full_is_compared_with_the_specification() -> None:
             assert "equals_specification" in laws_for(mode, name)
         assert mode == "torch compiled" or set(tried(mode)) == {*catalog, *VARIANTS}
     assert all(in_full("numpy", name) for name in catalog)
+
+
+def test_a_threshold_is_rounded_as_the_quotient_is() -> None:
+    q = Quantizer(format=TernaryFormat(1 / 3))
+    scale = np.float32(4.7019768e-38)
+    x = np.array([1.5673257e-38, 1.5673258e-38, -1.5673257e-38], np.float32)  # quotients around the float32 above 1/3
+    check_all(implementation("numpy"), q, x, QParams(np.array(scale)), np.ones_like(x))
+
+
+def test_an_exponent_beyond_the_largest_is_reached_by_rounding_up() -> None:
+    q = Quantizer(format=CodebookFormat((0.0, 2.5))).replace(restriction="power_of_two_even")
+    x = np.array([1.62985173e308, 1.2e308, 1.0])
+    check_all(implementation("numpy"), q, x, core.choose_qparams(q, x), np.ones_like(x))
