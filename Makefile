@@ -18,7 +18,7 @@ help:
 	@echo "make lint     formatting, lint, strict types, import contracts"
 	@echo "make format   rewrite files in the project's format"
 	@echo "make bench    timings beside other libraries"
-	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about an hour)"
+	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale, the integer entries of up to 8 bits (45 minutes, with MX scales)"
 	@echo "make clean    remove the environment and everything built"
 
