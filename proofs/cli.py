@@ -203,7 +203,7 @@ def prove(
     missing: Annotated[bool, typer.Option("--missing", help="Leave out what the page has of this very code.")] = False,
     workers: Workers = 2,
 ) -> None:
-    """Compare every quantizer in every mode on all 16-bit inputs and the knife edges of many scales; takes 20 minutes."""
+    """Compare every quantizer in every mode on all 16-bit inputs and knife edges of many scales; takes 20 minutes."""
     from . import prove as proofs
 
     known = proofs.load(output.with_suffix(".json"))
