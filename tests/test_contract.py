@@ -43,6 +43,7 @@ VERBS = {
     "bit_width",
     "blocks",
     "clamp",
+    "elementary",
     "grid",
     "learned_rounding",
     "matmul",
