@@ -1,5 +1,6 @@
-"""Running statistics: the average of what one tensor after the other gives."""
+"""Running statistics: the average, or a percentile, of what one tensor after the other gives."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,3 +30,30 @@ def running_average(q: Quantizer, old: Array, new: Array, seen: int) -> Array:
     else:
         average = old * np.float32(q.scale.momentum) + new * np.float32(1 - q.scale.momentum)
     return np.where(np.isnan(new), old, np.where(np.isnan(old), new, average))
+
+
+def running_percentile(q: Quantizer, history: Array, new: Array) -> tuple[Array, Array]:
+    """The last scales with ``new`` behind them, and of them the one that `ScaleRule.window_percentile` names.
+
+    Of n scales in ascending order, equal ones by age, the ``floor(0.01 * p * n + 0.5)``-th, at least the first; and the
+    zero point that came with it. Until the window is full, n is the number of those seen. Where the new scale is
+    NaN, nothing changes. NaN where nothing was seen. Exact.
+
+    Args:
+        history: float32, ``(window, k, *shape)``: the scale, and for ``k = 2`` the zero point, of one tensor after the
+            other, the newest last; NaN where none was seen. ``new``: of the tensor at hand, ``(k, *shape)``.
+
+    Source: delayed scaling of float8 training (arXiv 2209.05433, Transformer Engine, AQT ``DelayedScalingCalibration``)
+    is the largest; here the tensor at hand counts.
+    """
+    history, chosen = history.copy(), np.full_like(new, np.nan)
+    for block in np.ndindex(new.shape[1:]):
+        window = history[(..., *block)]  # a view: one row per tensor
+        latest = new[(slice(None), *block)]
+        if not np.isnan(latest[0]):
+            window[:-1], window[-1] = window[1:].copy(), latest
+        seen = sorted((row.tolist() for row in window if not np.isnan(row[0])), key=lambda row: row[0])
+        if seen:
+            rank = max(math.floor(0.01 * q.scale.window_percentile * len(seen) + 0.5), 1)
+            chosen[(slice(None), *block)] = seen[rank - 1]
+    return history, chosen

@@ -18,7 +18,7 @@ class ScaleSource(StrEnum):
 
     STATISTIC = "statistic"  # of the tensor at hand, at every call
     CONSTANT = "constant"  # `scale_value`, and `zero_point_value` when affine, whatever the tensor
-    RUNNING_STATISTIC = "running_statistic"  # average while training, frozen in evaluation
+    RUNNING_STATISTIC = "running_statistic"  # average, or percentile of a window; frozen in evaluation
     LEARNED = "learned"  # a parameter; starts at `scale_value`, or at the statistic of the first tensor seen
     STATISTIC_THEN_LEARNED = "statistic_then_learned"  # `steps` tensors of running statistic, from then on a parameter
 
@@ -102,6 +102,10 @@ class ScaleRule:
             division rounded and raised to the floor: ``s = fl(t * scale_format(clamp(fl(fl(absmax / d) / t))))``.
         momentum: weight of the old value in a running statistic: ``new = momentum * old + (1 - momentum) * batch``;
             None for the mean of all.
+        window: the running statistic is no average but the ``window_percentile`` of the scales of this many tensors,
+            the last ones (``running.running_percentile``); None for the average.
+        window_percentile: in percent, in (0, 100]: of n scales the ``floor(0.01 * p * n + 0.5)``-th from below, at
+            least the first. 100 is the largest.
         batch_in_training: whether a running statistic is used in evaluation only, and in training that of the batch
             at hand, as in batch normalization.
         steps: how many tensors of training a statistic that is learned later is averaged over.
@@ -135,16 +139,16 @@ class ScaleRule:
 
     Attributes:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        decimals: ``percentile``, ``low_percentile`` and ``sigma`` as text.
+        decimals: ``percentile``, ``low_percentile``, ``sigma`` and ``window_percentile`` as text.
         has_no_floor: whether ``floor`` is 0. (All are known from the start because compilers that trace the frontends
             would take the numbers themselves for variables of the program.)
 
     Raises:
-        TypeError: ``steps`` is no int, ``batch_in_training`` no bool.
+        TypeError: ``steps`` or ``window`` is no int, ``batch_in_training`` no bool.
         ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
-            outside [0, 1), ``steps`` below 1, ``floor`` neither 0.0 nor in [2**-126, 2**127], another negative number;
-            a ``scale_value`` that is no positive normal float32, that is missing or not wanted; a parameter of a
-            statistic outside the range above.
+            outside [0, 1), ``steps`` or ``window`` below 1, ``floor`` neither 0.0 nor in [2**-126, 2**127], another
+            negative number; a ``scale_value`` that is no positive normal float32, that is missing or not wanted; a
+            percentile or another parameter of a statistic outside the range above.
     """
 
     source: ScaleSource = ScaleSource.STATISTIC
@@ -153,6 +157,8 @@ class ScaleRule:
     scale_format: FloatFormat | None = None
     two_level: bool = False
     momentum: float | None = 0.9
+    window: int | None = None
+    window_percentile: float = 100.0
     batch_in_training: bool = False
     steps: int = 300
     scale_value: float | None = None
@@ -174,7 +180,7 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
-    decimals: ClassVar[tuple[str, str, str]] = ("99.999", "0.001", "3.0")
+    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0")
     has_no_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -195,7 +201,8 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "has_no_floor", self.floor == 0)
-        object.__setattr__(self, "decimals", (repr(self.percentile), repr(self.low_percentile), repr(self.sigma)))
+        numbers = self.percentile, self.low_percentile, self.sigma, self.window_percentile
+        object.__setattr__(self, "decimals", tuple(map(repr, numbers)))
 
     def _check_statistic(self) -> None:
         object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))
@@ -203,10 +210,11 @@ class ScaleRule:
         object.__setattr__(self, "zero_point_rounding", rounding)
         if rounding not in DETERMINISTIC:
             raise ValueError(f"`zero_point_rounding` must be {', '.join(DETERMINISTIC)}, got '{rounding}'")
-        for name in ("percentile", "low_percentile", "sigma"):
+        for name in ("percentile", "low_percentile", "sigma", "window_percentile"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not 0 < self.percentile <= 100:
-            raise ValueError(f"`percentile` must be in (0, 100], got {self.percentile!r}")
+        for name in ("percentile", "window_percentile"):
+            if not 0 < getattr(self, name) <= 100:
+                raise ValueError(f"`{name}` must be in (0, 100], got {getattr(self, name)!r}")
         if not 0 <= self.low_percentile < 100:
             raise ValueError(f"`low_percentile` must be in [0, 100), got {self.low_percentile!r}")
         if not 0 <= self.sigma <= 2**20:
@@ -220,6 +228,8 @@ class ScaleRule:
         if not isinstance(self.batch_in_training, bool):
             raise TypeError(f"`batch_in_training` must be a bool, got {self.batch_in_training!r}")
         check_count("steps", self.steps, 1)
+        if self.window is not None:
+            check_count("window", self.window, 1)
         if self.scale_value is None:
             if self.source is ScaleSource.CONSTANT or self.zero_point_value != 0:
                 raise ValueError("`scale_value` must be a number for 'constant' scales or with a `zero_point_value`")

@@ -1,13 +1,18 @@
-"""Running statistics: the average of what one tensor after the other gives. By `ieee`, so that nothing is flushed."""
+"""Running statistics: the average, or a percentile, of what one tensor after the other gives.
 
+Averages by `ieee`, so that nothing is flushed; percentiles by sorting bit patterns.
+"""
+
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..core.descriptions import Quantizer
-from .arrays import add
+from .arrays import add, bit_pattern
 from .ieee import divide_exactly, multiply_exactly
 
 Array = jax.Array
@@ -36,3 +41,29 @@ def running_average(q: Quantizer, old: Array, new: Array, seen: Array | None) ->
         count = number + 1
         parts = multiply_exactly(old, divide_exactly(number, count)), divide_exactly(new, count)
     return jnp.where(jnp.isnan(new), old, jnp.where(jnp.isnan(old), new, add(*parts)))
+
+
+@partial(jax.jit, static_argnums=0)
+def running_percentile(q: Quantizer, history: Array, new: Array) -> tuple[Array, Array]:
+    """The last scales with ``new`` behind them, and of them the one that `ScaleRule.window_percentile` names.
+
+    Of n scales in ascending order, equal ones by age, the ``floor(0.01 * p * n + 0.5)``-th, at least the first; and the
+    zero point that came with it. Until the window is full, n is the number of those seen. Where the new scale is
+    NaN, nothing changes. NaN where nothing was seen. Exact.
+
+    Args:
+        history: float32, ``(window, k, *shape)``: the scale, and for ``k = 2`` the zero point, of one tensor after the
+            other, the newest last; NaN where none was seen. ``new``: of the tensor at hand, ``(k, *shape)``.
+
+    Source: delayed scaling of float8 training (arXiv 2209.05433, Transformer Engine, AQT ``DelayedScalingCalibration``)
+    is the largest; here the tensor at hand counts.
+    """
+    window = history.shape[0]
+    history = jnp.where(jnp.isnan(new[0]), history, jnp.concatenate([history[1:], new[None]]))
+    seen = ~jnp.isnan(history[:, 0])
+    keys = jnp.where(seen, bit_pattern(history[:, 0]), np.iinfo(np.int32).max)  # scales are positive: the same order
+    columns = lax.sort((keys, *jnp.unstack(history, axis=1)), dimension=0, is_stable=True, num_keys=1)[1:]
+    count = jnp.sum(seen, axis=0, dtype=np.int32)
+    ranks = np.asarray([math.floor(0.01 * q.scale.window_percentile * n + 0.5) for n in range(window + 1)], np.int32)
+    place = jnp.maximum(jnp.asarray(ranks)[count], 1) - 1
+    return history, jnp.stack([jnp.take_along_axis(c, place[None], axis=0)[0] for c in columns])

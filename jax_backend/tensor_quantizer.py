@@ -23,11 +23,11 @@ from .clamp import clamp
 from .layers import Axes, laid_out, laid_out_qparams
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
-from .running import running_average
+from .running import running_average, running_percentile
 from .scaling import restrict_scale
 
 Array = jax.Array
-State = tuple[Array, ...]  # scale, and zero point when affine
+State = tuple[Array, ...]  # scale, zero point when affine, and history where there is a window
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
 
@@ -37,7 +37,8 @@ class TensorQuantizer(nnx.Module):
     - ``statistic``: of the tensor at hand, at every call; no state.
     - ``constant``: the number in the rule; no state.
     - ``running_statistic``: the variable ``scale`` (an ``nnx.BatchStat``), the `running_average` of the scales of the
-      tensors seen while training; the first is copied. With ``batch_in_training`` it is used in evaluation only.
+      tensors seen while training; the first is copied. With a ``window`` the `running_percentile` of the last ones,
+      which the variable ``history`` holds. With ``batch_in_training`` it is used in evaluation only.
     - ``learned``: the parameter ``scale`` (an ``nnx.Param``), first the number in the rule, or else the statistic of
       the first tensor seen in training.
     - ``statistic_then_learned``: the parameter ``scale``, for the first ``steps`` tensors of training the running
@@ -96,7 +97,7 @@ class TensorQuantizer(nnx.Module):
         if q.scale.source in (ScaleSource.STATISTIC, ScaleSource.CONSTANT):
             if qparams is not None:
                 raise TypeError(f"`qparams` must be None for a quantizer without state ({q.scale.source} scales)")
-            self.scale = self.zero_point = None
+            self.scale = self.zero_point = self.history = None
             return
         if shape is None and not isinstance(q.granularity, (PerTensor, PerAxis)):
             raise ValueError(
@@ -110,6 +111,7 @@ class TensorQuantizer(nnx.Module):
             zero_point = jnp.full_like(start, q.scale.zero_point_value)
         self.scale = kind(start)
         self.zero_point = kind(zero_point) if q.affine else None
+        self.history = nnx.BatchStat(_unseen(q, start.shape)) if _has_window(q) else None
 
     def qparams(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> QParams:
         """Parameters for ``x``; while training, the state learns from it first, and a step is over.
@@ -161,15 +163,15 @@ class TensorQuantizer(nnx.Module):
             state = before
         else:
             state, batch = _learned(q, tuple(map(lax.stop_gradient, before)), x, axes, seen)
-            for variable, value in zip((self.scale, self.zero_point), state, strict=False):
-                variable.set_value(value)  # type: ignore[union-attr]  # None only where there is no value either
+            for variable, value in zip(self._variables(), state, strict=True):
+                variable.set_value(value)
         if before[0].shape != state[0].shape:
             before = state
         if q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED and seen is not None:
             collects = seen < q.scale.steps
             before = tuple(jnp.where(collects, lax.stop_gradient(v), v) for v in before)
             if batch is not None:
-                state = tuple(jnp.where(collects, b, v) for b, v in zip(batch, state, strict=True))
+                state = tuple(jnp.where(collects, b, v) for b, v in zip(batch, state, strict=False))  # without history
         elif batch is not None:
             state = batch
         return _used(q, [v.astype(dtype) for v in before], [v.astype(dtype) for v in state], width)
@@ -195,9 +197,13 @@ class TensorQuantizer(nnx.Module):
             step.set_value(seed + np.uint32(1))
         return seed
 
+    def _variables(self) -> "list[nnx.Variable[Array]]":
+        """Of scale, zero point and history those that there are."""
+        return [v for v in (self.scale, self.zero_point, self.history) if v is not None]
+
     def _state(self) -> State:
-        """Values of the variables: scale and, when affine, zero point."""
-        return tuple(variable[...] for variable in (self.scale, self.zero_point) if variable is not None)
+        """Their values."""
+        return tuple(variable[...] for variable in self._variables())
 
 
 def quantizer_of(name: str, value: str | Quantizer) -> Quantizer:
@@ -257,8 +263,22 @@ def _chosen(q: Quantizer, x: Array, axes: Axes | None) -> QParams:
 
 def _is_mean(q: Quantizer) -> bool:
     """Whether the state is a mean, which needs to know of how many."""
-    running = q.scale.source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
-    return running and q.scale.momentum is None
+    return _runs(q) and q.scale.momentum is None and q.scale.window is None
+
+
+def _runs(q: Quantizer) -> bool:
+    return q.scale.source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
+
+
+def _has_window(q: Quantizer) -> bool:
+    """Whether the state is a percentile, which needs to know them all."""
+    return _runs(q) and q.scale.window is not None
+
+
+def _unseen(q: Quantizer, shape: Shape) -> Array:
+    """The history of nothing; empty where its shape is not known yet."""
+    rows = (q.scale.window or 1, 1 + q.affine)
+    return jnp.full((0,) if shape == (0,) else (*rows, *shape), jnp.nan, np.float32)
 
 
 def _counted(q: Quantizer, seen: Array) -> Array:
@@ -290,6 +310,12 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     def averaged() -> tuple[State, State]:
         """The average with ``x``, and ``x`` alone."""
         new = chosen()
+        if _has_window(q):
+            history = old[-1] if old[0].size else _unseen(q, new[0].shape)
+            history, percentiles = running_percentile(q, history, jnp.stack(new))
+            if old[0].size:  # what the state was given lasts until a tensor is seen
+                percentiles = jnp.where(jnp.isnan(percentiles), jnp.stack(old[:-1]), percentiles)
+            return (*percentiles, history), new
         start = tuple(map(jnp.full_like, new, [np.nan] * len(new))) if not old[0].size else old
         return tuple(running_average(q, o, n, seen) for o, n in zip(start, new, strict=True)), new
 
@@ -302,9 +328,9 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     if over is None or not old[0].size:
         state, batch = averaged()
     elif is_concrete(over):
-        state, batch = (old, old) if over else averaged()
+        state, batch = (old, old[: 1 + q.affine]) if over else averaged()
     else:
-        state, batch = lax.cond(over, lambda: (old, old), averaged)
+        state, batch = lax.cond(over, lambda: (old, old[: 1 + q.affine]), averaged)
     return state, batch if q.scale.batch_in_training else None
 
 

@@ -60,7 +60,7 @@ def test_other_ways_to_choose_are_left_to_core(field: str, value: Any, name: str
 def test_every_way_to_choose_that_is_left_to_core_is_refused() -> None:
     assert tuple(field for field, _ in OTHERS) == ONLY_IN_CORE
     ours = {"source", "restriction", "denominator", "scale_format", "two_level", "momentum", "floor"}
-    ours |= {"batch_in_training", "steps", "scale_value", "zero_point_value"}
+    ours |= {"window", "window_percentile", "batch_in_training", "steps", "scale_value", "zero_point_value"}
     ours |= {"statistic", "percentile", "low_percentile", "sigma", "search_steps", "zero_point_rounding"}
     assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(ONLY_IN_CORE)
 

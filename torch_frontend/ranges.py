@@ -27,7 +27,7 @@ def percentile_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     n = int(blocks.shape[-1])
     if x.numel() == 0:
         return largest, largest
-    percentile, low_percentile, _ = map(float, q.scale.decimals)
+    percentile, low_percentile = map(float, q.scale.decimals[:2])
     finite = largest < torch.inf
     high_rank = min(max(math.floor(0.01 * percentile * n + 0.5), 1), n)
     if not q.affine:

@@ -1,4 +1,6 @@
-"""Running statistics: the average of what one tensor after the other gives."""
+"""Running statistics: the average, or a percentile, of what one tensor after the other gives."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -26,3 +28,27 @@ def running_average(q: Quantizer, old: Tensor, new: Tensor, seen: Tensor | None)
         count = (seen + 1).to(old.dtype).expand(old.shape)
         average = old * (seen.to(old.dtype).expand(old.shape) / count) + new / count
     return torch.where(new != new, old, torch.where(old != old, new, average))
+
+
+def running_percentile(q: Quantizer, history: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """The last scales with ``new`` behind them, and of them the one that `ScaleRule.window_percentile` names.
+
+    Of n scales in ascending order, equal ones by age, the ``floor(0.01 * p * n + 0.5)``-th, at least the first; and the
+    zero point that came with it. Until the window is full, n is the number of those seen. Where the new scale is
+    NaN, nothing changes. NaN where nothing was seen. Exact.
+
+    Args:
+        history: float32, ``(window, k, *shape)``: the scale, and for ``k = 2`` the zero point, of one tensor after the
+            other, the newest last; NaN where none was seen. ``new``: of the tensor at hand, ``(k, *shape)``.
+
+    Source: delayed scaling of float8 training (arXiv 2209.05433, Transformer Engine, AQT ``DelayedScalingCalibration``)
+    is the largest; here the tensor at hand counts.
+    """
+    kept = torch.cat([history[1:], new[None]])
+    history = torch.where(new[0] != new[0], history, kept)
+    scales, percentile = history[:, 0], float(q.scale.decimals[3])
+    order = scales.argsort(dim=0, stable=True)  # NaN last
+    ranks = [max(math.floor(0.01 * percentile * n + 0.5), 1) - 1 for n in range(history.shape[0] + 1)]
+    place = torch.tensor(ranks, device=new.device)[(scales == scales).sum(0, keepdim=True)]
+    row = order.gather(0, place)
+    return history, history.gather(0, row[:, None].expand(1, *new.shape))[0]

@@ -21,7 +21,7 @@ from .bit_width import code_range
 from .clamp import clamp
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
-from .running import running_average
+from .running import running_average, running_percentile
 from .scaling import restrict_scale
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
@@ -33,7 +33,8 @@ class TensorQuantizer(nn.Module):
     - ``statistic``: of the tensor at hand, at every call; no state.
     - ``constant``: the number in the rule; no state.
     - ``running_statistic``: the buffer ``scale``, the `running_average` of the scales of the tensors seen while
-      training; the first one is copied. With ``batch_in_training`` it is used in evaluation only.
+      training; the first one is copied. With a ``window`` the `running_percentile` of the last ones, which the buffer
+      ``history`` holds. With ``batch_in_training`` it is used in evaluation only.
     - ``learned``: the parameter ``scale``, first the number in the rule, or else the statistic of the first tensor seen
       while training.
     - ``statistic_then_learned``: the parameter ``scale``, for the first ``steps`` tensors of training the running
@@ -71,6 +72,7 @@ class TensorQuantizer(nn.Module):
     zero_point: Tensor | None
     step: Tensor | None
     seen: Tensor | None
+    history: Tensor | None
     bit_width: nn.Parameter | None
 
     def __init__(
@@ -96,9 +98,11 @@ class TensorQuantizer(nn.Module):
         self.register_parameter("bit_width", start)
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.register_buffer("step", torch.tensor(first_step(seed)) if stochastic else None)
-        self._mean = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED) and (
-            q.scale.momentum is None
-        )
+        runs = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
+        rows = None if not runs or q.scale.window is None else (q.scale.window, 1 + q.affine)
+        unseen = None if rows is None else torch.full((0,) if known is None else (*rows, *known), torch.nan)
+        self.register_buffer("history", unseen)
+        self._mean = runs and q.scale.momentum is None and q.scale.window is None
         self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
@@ -226,18 +230,27 @@ class TensorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _start(self, chosen: QParams) -> None:
+        q = self.quantizer
         for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
             if state is not None:
                 _give_shape(state, first.shape)
                 state.copy_(first)
+        if self.history is not None:
+            _give_shape(self.history, (q.scale.window or 1, 1 + q.affine, *chosen.scale.shape))
+            self._average(chosen, None)
         self._is_set = True
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:
-        for state, value in ((self.scale, new.scale), (self.zero_point, new.zero_point)):
-            if state is not None:
-                average = running_average(self.quantizer, state, value.to(state.dtype), self.seen)
-                state.copy_(average if collects is None else torch.where(collects, average, state))
+        states = [state for state in (self.scale, self.zero_point) if state is not None]
+        values = [v.to(s.dtype) for v, s in zip(new[:2], states, strict=False)]
+        if self.history is None:
+            averages = [running_average(self.quantizer, *pair, self.seen) for pair in zip(states, values, strict=True)]
+        else:
+            history, chosen = running_percentile(self.quantizer, self.history, torch.stack(values))
+            states, averages = [*states, self.history], [*chosen, history]
+        for state, average in zip(states, averages, strict=True):
+            state.copy_(average if collects is None else torch.where(collects, average, state))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TensorQuantizer":
         def precise(t: Tensor) -> Tensor:
@@ -248,7 +261,7 @@ class TensorQuantizer(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("scale", "zero_point"):
+        for name in ("scale", "zero_point", "history"):
             state, stored = getattr(self, name), state_dict.get(prefix + name)
             if state is not None and stored is not None and not state.numel():
                 _give_shape(state, stored.shape)
