@@ -36,7 +36,7 @@ BY_ELEMENTS = "the quantizer with blocks of one element"
 FUNCTIONS = {
     "quantize": "the code of every input",
     "fake_quantize": "the value of every input, bit for bit",
-    "fake_quantize_vjp": "the gradient of x: the incoming one, or +0.0 where the code was clamped",
+    "fake_quantize_vjp": "the gradient of x: the incoming one, or +0.0 where the mask of its rule stops it",
 }
 
 OF_SCALES = {"choose_qparams": "the scale of every block, NaN where a mode does not refuse what is not finite"}

@@ -17,9 +17,10 @@ from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from . import execution
+from .cases import DTYPES
 from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed
 from .compare import describe
-from .evaluate import DTYPES, Finding, TileResult, run_tile
+from .evaluate import Finding, TileResult, run_tile
 from .evaluate_scales import run_scale_tile, scales_plan
 from .execution import MODES, Implementation
 from .scale_steps import check_scale_steps

@@ -1,35 +1,28 @@
 """Carrying out one tile: every mode on the inputs of the tile, against what the steps of the specification say.
 
 Three things are compared, bit for bit: the codes of `quantize`, the values of `fake_quantize`, and the gradient of x on
-both sides of the steps of the mask. What they must be follows from the list of steps: on plateau i the code is
-``codes[i]``, the value ``fl(units[i] * s)`` (rounded once more to a 16-bit dtype), the gradient the incoming one or 0.
+both sides of the steps of the mask. `cases` has the inputs and what must come out.
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.blocks import expand_blocks
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import PerTensor
 from .bits import is_float, raw_bits
+from .cases import CASES, IN_CACHE, Case, rows_of
 from .execution import Implementation
 from .gradient_of_x import gradients_of_x
-from .knife_edges import knife_edge_array
-from .steps import LARGEST, Steps, place, plateau_of, steps, thresholds
-from .tiles import BY_ROWS, CHUNK, Tile, as_run, critical_scales, elementwise, rows_at_once
+from .steps import steps
+from .tiles import BY_ROWS, Tile, as_run, elementwise
 
 Array = NDArray[Any]
-IN_CACHE = 1 << 16  # elements at a time in mode numpy, whose operations each read and write them anew
-SHARE = 1021  # of a long list of inputs one in so many is asked for its gradient
-DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-NAN, MINUS = 0x7F800001, 1 << 31  # bits of the first NaN and of -0.0
 
 
 @dataclass(frozen=True)
@@ -66,18 +59,6 @@ class TileResult:
     findings: tuple[Finding, ...] = ()
 
 
-class Case(NamedTuple):
-    """One call: an array, its parameters, the plateau of every element (or of every column, the same in all rows), the
-    scale of every element (or what broadcasts to it), and for which columns or elements the mask is asked (None: all).
-    """
-
-    x: Array
-    qparams: QParams
-    plateaus: Array
-    s: Array
-    beside: Array | None = None
-
-
 class MaskCase(NamedTuple):
     """Inputs of which the gradient is asked: incoming gradients, and what must become of them."""
 
@@ -106,9 +87,8 @@ def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]
     own = as_run(q, tile)
     masks: list[MaskCase] = []
     for case in CASES[tile.kind](own, found, tile):
-        nan = _nan(case)
-        _run_case(own, found, case, nan, implementations, account)
-        masks.append(_mask_case(found, case, nan))
+        _run_case(own, case, implementations, account)
+        masks.append(_mask_case(case))
     for mask in _joined([m for m in masks if m.x.size]):
         _run_masks(own, mask, implementations, account)
     account.findings = [_shrunk(q, tile, implementations, finding) for finding in account.findings]
@@ -123,203 +103,51 @@ def _shrunk(q: Quantizer, tile: Tile, implementations: Sequence[Implementation],
     x = np.array([[finding.x]], np.asarray(finding.x).dtype)
     if np.isnan(x).any():
         return finding
-    qparams = _rows_of(np.array([finding.scale], np.float32), tile.zero_point)
+    qparams = rows_of(np.array([finding.scale], np.float32), tile.zero_point)
     function = chosen.quantize if finding.function == "quantize" else chosen.fake_quantize
     return replace(finding, alone=function(elementwise(q), x, qparams)[0, 0])
 
 
-def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
-    """Rows of one scale each: the inputs on both sides of every step; behind them the special ones."""
-    part = found if tile.steps is None else _sliced(found, *tile.steps)
-    start = tile.steps[0] if tile.steps else 0
-    count = len(part.last)
-    special = [-np.inf, -LARGEST, -0.0, 0.0, LARGEST, np.inf] if tile.steps is None else []
-    row = np.concatenate([np.arange(count) + start, np.arange(count) + start + 1])
-    ends = [0, 0, *found.zeros, len(found.last), len(found.last)] if special else []
-    row = np.concatenate([row, np.array(ends, row.dtype)])
-    changes = np.flatnonzero(found.passes[1:] != found.passes[:-1])
-    beside = np.flatnonzero(np.isin(row, [*changes, *(changes + 1)]) | (np.arange(len(row)) >= 2 * count))
-    scales = _scales_of(found, tile)
-    if tile.kind == "critical":  # filled up to a whole array, lest it be compiled for
-        scales = np.resize(scales, -(-len(scales) // rows_at_once(len(row))) * rows_at_once(len(row)))
-    rows = rows_at_once(len(row))
-    for i in range(0, len(scales), rows):
-        s = scales[i : i + rows]
-        before, after = thresholds(part, s)
-        x = np.empty((len(s), len(row)), np.float32)
-        x[:, :count], x[:, count : 2 * count], x[:, 2 * count :] = before, after, np.array(special, np.float32)
-        apart = (before[:, 1:] > before[:, :-1]).all(axis=1) & (np.abs(before).max(axis=1, initial=0) < LARGEST)
-        plateaus = row if apart.all() else np.where(apart[:, None], row, _plateaus_of_rows(found, s, x, ~apart))
-        yield Case(x, _rows_of(s, tile.zero_point), plateaus, s[:, None], beside)
-
-
-def _plateaus_of_rows(found: Steps, s: Array, x: Array, wanted: Array) -> Array:
-    """The plateaus of rows in which steps share their inputs, each different scale once; 0 in rows not wanted."""
-    plateaus = np.zeros(x.shape, np.intp)
-    for scale in np.unique(s[wanted]):
-        rows = s == scale
-        plateaus[rows] = plateau_of(found, scale, x[np.flatnonzero(rows)[0]])
-    return plateaus
-
-
-def _dtype_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
-    """Rows of one scale each: every number of a 16-bit dtype."""
-    x = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[tile.dtype])
-    s = _scales_of(found, tile)
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        plateaus = np.stack([plateau_of(found, a, x.astype(np.float32)) for a in s])
-    yield Case(np.tile(x, (len(s), 1)), _rows_of(s, tile.zero_point), plateaus, s[:, None])
-
-
-def _input_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
-    """Inputs whose bits are an arithmetic progression, at one scale; per tensor or in rows."""
-    scale = np.uint32(tile.scale).view(np.float32)
-    before = place(thresholds(found, scale.reshape(1))[0][0])
-    for start in range(0, tile.count, CHUNK):
-        count = min(CHUNK, tile.count - start)
-        bits = tile.first + tile.stride * np.arange(start, start + count, dtype=np.int64)
-        x = bits.astype(np.uint32).view(np.float32)
-        plateaus = _plateaus_of(bits, before)
-        beside = _filled(np.concatenate([np.arange(0, count, SHARE), *_near_changes(found, plateaus)]), count)
-        if isinstance(q.granularity, PerTensor):
-            zero = None if tile.zero_point is None else np.asarray(tile.zero_point, np.int32)
-            yield Case(x, QParams(np.asarray(scale), zero), plateaus, np.asarray(scale), beside)
-        else:
-            s = np.full(max(1, count // IN_CACHE), scale)
-            shape = (len(s), count // len(s))
-            columns = _filled(beside % shape[1], shape[1])
-            yield Case(x.reshape(shape), _rows_of(s, tile.zero_point), plateaus.reshape(shape), s[:, None], columns)
-
-
-def _plateaus_of(bits: Array, before: Array) -> Array:
-    """On which plateau each float32 of ascending bits lies, from the places of the thresholds; 0 for NaN.
-
-    Bits of positive numbers are their places; those of negative ones descend with theirs.
-    """
-    plateaus, count = np.zeros(len(bits), np.intp), len(before)
-    start, end, minus, last = (int(i) for i in np.searchsorted(bits, [0, NAN, MINUS, MINUS + NAN]))
-    cuts = np.clip(np.searchsorted(bits, before, side="right"), start, end)
-    plateaus[start:end] = np.repeat(np.arange(count + 1), np.diff(cuts, prepend=start, append=end))
-    cuts = np.clip(np.searchsorted(bits, MINUS - 1 - before), minus, last)[::-1]
-    plateaus[minus:last] = np.repeat(np.arange(count, -1, -1), np.diff(cuts, prepend=minus, append=last))
-    return plateaus
-
-
-def _filled(indices: Array, most: int) -> Array:
-    """Indices, each once, and the first again until there are a power of two (or ``most``): few shapes are compiled."""
-    once = np.unique(indices)
-    count = min(most, 1 << max(0, len(once) - 1).bit_length())
-    return np.concatenate([once, np.full(count - len(once), once[0])])
-
-
-def _near_changes(found: Steps, plateaus: Array) -> Iterator[Array]:
-    """Where in a list of inputs the mask changes, with a few neighbours."""
-    passes = found.passes[plateaus]
-    for at in np.flatnonzero(passes[1:] != passes[:-1]):
-        yield np.arange(max(0, int(at) - 3), min(len(passes), int(at) + 5))
-
-
-def _own_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
-    """Knife edges and special values of every scale, laid out as the granularity of the quantizer wants them."""
-    scales = _scales_of(found, tile)
-    groups = scales[:, None] if isinstance(q.granularity, PerTensor) else [scales]
-    for s in groups:
-        zeros = None if tile.zero_point is None else np.full(len(s), tile.zero_point, np.int32)
-        x, qparams = knife_edge_array(q, QParams(s, zeros), np.float32)
-        each = expand_blocks(qparams.scale, q.granularity, x.shape)
-        plateaus = np.empty(x.shape, np.intp)
-        for scale in s:
-            plateaus[each == scale] = plateau_of(found, scale, x[each == scale])
-        yield Case(x, qparams, plateaus, each)
-
-
-CASES: Mapping[str, Callable[[Quantizer, Steps, Tile], Iterator[Case]]] = {
-    "scales": _scale_cases,
-    "critical": _scale_cases,
-    "inputs": _input_cases,
-    "whole": _input_cases,
-    "dtype": _dtype_cases,
-    "granularity": _own_cases,
-}
-
-
-def _scales_of(found: Steps, tile: Tile) -> Array:
-    if tile.kind == "critical":
-        return np.array(critical_scales(found), np.uint32).view(np.float32)
-    return (tile.first + tile.stride * np.arange(tile.count, dtype=np.int64)).astype(np.uint32).view(np.float32)
-
-
-def _rows_of(s: Array, zero_point: int | None) -> QParams:
-    return QParams(s[:, None], None if zero_point is None else np.full((len(s), 1), zero_point, np.int32))
-
-
-def _sliced(found: Steps, first: int, end: int) -> Steps:
-    return found._replace(
-        last=found.last[first:end], middles=found.middles[first:end], tie_stays=found.tie_stays[first:end]
-    )
-
-
-def _nan(case: Case) -> Array | None:
-    """Where an input is NaN; None where none is."""
-    if case.plateaus.ndim < case.x.ndim:  # rows of steps
-        return None
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        nan = np.isnan(case.x)
-    return nan if nan.any() else None
-
-
-def _run_case(
-    q: Quantizer,
-    found: Steps,
-    case: Case,
-    nan: Array | None,
-    implementations: Sequence[Implementation],
-    account: Account,
-) -> None:
+def _run_case(q: Quantizer, case: Case, implementations: Sequence[Implementation], account: Account) -> None:
     """Codes and values of every mode on one array."""
     x = case.x
-    codes, number = found.codes[case.plateaus], x
-    with np.errstate(over="ignore"):
-        values = np.broadcast_to(found.units[case.plateaus] * case.s, x.shape).astype(x.dtype, copy=False)
-    if nan is not None:
-        codes = np.where(nan, found.nan_code, codes)
-        values = np.where(nan, np.asarray(np.nan, x.dtype), values)
-        number = np.where(nan, np.zeros_like(x), x)
+    number = x if case.number is None or q.format.has_nan else case.number
     account.results += 2 * x.size
     for position, implementation in enumerate(implementations):
         start = time.perf_counter()
-        asked = number if implementation.refuses and not q.format.has_nan else x
-        got_codes = _in_parts(implementation, implementation.quantize, q, asked, case.qparams)
-        got_values = _in_parts(implementation, implementation.fake_quantize, q, x, case.qparams)
+        asked = number if implementation.refuses else x
+        codes = _in_parts(implementation, implementation.quantize, q, asked, case.qparams)
+        values = _in_parts(implementation, implementation.fake_quantize, q, x, case.qparams)
         _spent(account, implementation.name, start)
         if position == 0:
-            account.hash.update(raw_bits(got_codes).data)
+            account.hash.update(raw_bits(codes).data)
             account.hash.update(
-                raw_bits(np.where(np.isnan(got_values), np.nan, got_values) if nan is not None else got_values).data
+                raw_bits(np.where(np.isnan(values), np.nan, values) if case.number is not None else values).data
             )
-        compare(implementation.name, "quantize", x, case.s, codes, got_codes, account)
-        compare(implementation.name, "fake_quantize", x, case.s, values, got_values, account)
+        compare(implementation.name, "quantize", x, case.s, case.codes, codes, account)
+        compare(implementation.name, "fake_quantize", x, case.s, case.values, values, account)
 
 
-def _mask_case(found: Steps, case: Case, nan: Array | None) -> MaskCase:
+def _mask_case(case: Case) -> MaskCase:
     """Of rows the columns beside the steps of the mask; of a long list of inputs those, and a share of the others."""
-    x, qparams, plateaus, s = case[:4]
-    passes = np.broadcast_to(found.passes[plateaus], x.shape)
-    passes = passes if nan is None else passes | nan
-    if case.beside is not None:
-        x, passes = np.ascontiguousarray(x[..., case.beside]), passes[..., case.beside]
+    x = case.x if case.beside is None else np.ascontiguousarray(case.x[..., case.beside])
     g = np.full(x.shape, 1.5, x.dtype)
-    return MaskCase(x, qparams, s, g, np.where(passes, g, np.zeros_like(g)))
+    return MaskCase(x, case.qparams, case.s, g, np.where(case.passes, g, np.zeros_like(g)))
 
 
 def _joined(masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
-    """Arrays of few columns as one, since a call costs more than their elements."""
-    if len(masks) < 2 or masks[0].x.ndim < 2 or masks[0].x.shape[1] > 64:
+    """Arrays of few columns, or of some inputs at one scale, as one, since a call costs more than their elements."""
+    rows = bool(masks) and masks[0].x.ndim == 2
+    if len(masks) < 2 or (rows and masks[0].x.shape[1] > 64) or (not rows and masks[0].s.ndim):
         yield from masks
         return
-    x, s, g, expected = (np.concatenate([m[i] for m in masks]) for i in (0, 2, 3, 4))
-    zeros = None if masks[0].qparams.zero_point is None else np.concatenate([m.qparams.zero_point for m in masks])
-    yield MaskCase(x, QParams(s, zeros), s, g, expected)
+    x, g, expected = (np.concatenate([m[i] for m in masks]) for i in (0, 3, 4))
+    s, qparams = masks[0].s, masks[0].qparams
+    if rows:
+        s = np.concatenate([m.s for m in masks])
+        zeros = None if qparams.zero_point is None else np.concatenate([m.qparams.zero_point for m in masks])
+        qparams = QParams(s, zeros)
+    yield MaskCase(x, qparams, s, g, expected)
 
 
 def _run_masks(q: Quantizer, mask: MaskCase, implementations: Sequence[Implementation], account: Account) -> None:
@@ -382,6 +210,7 @@ def compare(mode: str, function: str, x: Array, s: Array, expected: Array, got: 
     account.findings.append(Finding(mode, function, x[at], scale, zero, expected[at], got[at], len(where), monotone))
 
 
+@np.errstate(invalid="ignore")  # signalling NaN
 def _is_monotone(x: Array, got: Array, inside: Array) -> bool:
     """Whether results never decrease over the inputs of one scale, NaN aside."""
     x, got = x[inside].astype(np.float64), got[inside].astype(np.float64)

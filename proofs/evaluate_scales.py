@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerGroup
 from .bits import raw_bits
-from .evaluate import IN_CACHE, Account, TileResult, compare
+from .cases import IN_CACHE
+from .evaluate import Account, TileResult, compare
 from .execution import Implementation
 from .scale_steps import INFINITY, ScaleSteps, by_elements, scale_steps
 from .tiles import CHUNK, Part, Tile

@@ -36,7 +36,6 @@ BY_QUOTIENT = (
     Rounding.TOWARD_NEGATIVE,
     Rounding.DPU,
 )
-BY_CODE = (Gradient.CLIPPED, Gradient.PASS_THROUGH, Gradient.LEARNED_SCALE)  # masks of which code was clamped
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
 GRID = 1 << 20  # places between the numbers that bisection begins with: a step may be undone by a later one
@@ -68,21 +67,24 @@ class Steps(NamedTuple):
         """The plateaus of -0.0 and +0.0: how many steps lie below each."""
         return tuple(int(i) for i in np.searchsorted(place(self.last), place(ZEROS)))  # type: ignore[return-value]
 
+    @property
+    def answers(self) -> tuple[Array, Array, Array]:
+        """Codes, units and mask of every plateau, and behind them those of NaN, which is one more (`plateau_of`)."""
+        nan = np.array([np.nan], np.float32)
+        return np.append(self.codes, self.nan_code), np.append(self.units, nan), np.append(self.passes, True)
+
 
 @lru_cache(maxsize=512)
 def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     """The steps of the specification, found by bisection at scale 1; the granularity does not count.
 
     Raises:
-        ValueError: another arithmetic than the default, stochastic or learned rounding, another mask than that of
-            clamped codes, a learned width: they depend on more than the quotient, or are not what is certified.
+        ValueError: another arithmetic than the default, stochastic or learned rounding, a learned width: they depend on
+            more than the quotient, or are not what is certified.
     """
     check_default_arithmetic(q, "a certificate")
-    if q.gradient not in BY_CODE or q.learned_bits is not None:
-        raise ValueError(
-            f"`gradient` must be one of {', '.join(BY_CODE)}, and `learned_bits` None, for a certificate; got "
-            f"{q.gradient}, {q.learned_bits}"
-        )
+    if q.learned_bits is not None:
+        raise ValueError(f"`learned_bits` must be None for a certificate, got {q.learned_bits}")
     if q.rounding not in BY_QUOTIENT:
         raise ValueError(
             f"`rounding` must be one of {', '.join(BY_QUOTIENT)}; {q.rounding} depends on more than the quotient"
@@ -108,22 +110,38 @@ def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
 def exact_steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     """The steps of an integer format by definition, in integers and halves, which are float32 numbers exactly.
 
-    With ``j`` the integer before a step (``j = k - z`` for code k, from ``lo - 1`` where the mask begins to ``hi``
-    where it ends) the step lies at ``j + 1/2`` for the nearest roundings, whose ties stay with j or not, and at ``j``
-    or ``j + 1`` for the directed ones: up beyond j, down at j + 1, toward zero at the one nearer to infinity.
+    With ``j`` the integer before a step (``j = k - z`` for code k) the step lies at ``j + 1/2`` for the nearest
+    roundings, whose ties stay with j or not, and at ``j`` or ``j + 1`` for the directed ones: up beyond j, down at
+    j + 1, toward zero at the one nearer to infinity. The mask begins and ends where codes would go on beyond ``lo`` and
+    ``hi``, or where the quotient itself passes the ends that its rule names.
     """
     if not isinstance(q.format, IntegerFormat):
         raise TypeError(f"`q.format` must be an IntegerFormat, got {q.format}")
     lo, hi, z = q.format.lo, q.format.hi, zero_point or 0
-    masked = q.gradient is not Gradient.PASS_THROUGH
-    before = range(lo - masked - z, hi + masked - z)
-    last = [_last_quotient(j, q.rounding) for j in before]
-    plateaus = range(lo - masked, hi + masked + 1)
-    codes = np.clip(np.array(plateaus), lo, hi)
-    inside = np.array([lo <= k <= hi for k in plateaus]) | (not masked)
+    of_codes = place(np.array([_last_quotient(j, q.rounding) for j in range(lo - z, hi - z)], np.float32))
+    of_mask = place(np.array(_mask_ends(q, lo - z, hi - z), np.float32))
+    places = np.union1d(of_codes, of_mask)
+    plateaus = np.append(places, places[-1] + 1)  # each by its last quotient, or one beyond the last step
+    codes = lo + np.searchsorted(of_codes, plateaus, side="left")
+    passed = np.searchsorted(of_mask, plateaus, side="left")
+    inside = passed == 1 if len(of_mask) else np.ones(len(codes), bool)
     stored, units = codes.astype(q.format.storage), (codes - z).astype(np.float32)
     of_zero = np.array(max(lo, min(z, hi)), q.format.storage)
-    return _with_ties(np.array(last, np.float32), stored, units, inside, of_zero)
+    return _with_ties(_number(places), stored, units, inside, of_zero)
+
+
+def _mask_ends(q: Quantizer, lo: int, hi: int) -> tuple[np.float32, ...]:
+    """The last quotient before the mask begins and the last in it, the codes less the zero point being lo to hi."""
+    down = np.float32(-np.inf)
+    match q.gradient:
+        case Gradient.PASS_THROUGH:
+            return ()
+        case Gradient.CLIPPED_QUOTIENT:
+            return np.nextafter(np.float32(lo), down), np.float32(hi)
+        case Gradient.LEARNED_CLIP:
+            return np.nextafter(np.float32(0), down), np.nextafter(np.float32(hi), down)
+        case _:
+            return _last_quotient(lo - 1, q.rounding), _last_quotient(hi, q.rounding)
 
 
 def same_steps(a: Steps, b: Steps) -> bool:
@@ -159,9 +177,9 @@ def thresholds(found: Steps, scales: Array) -> tuple[Array, Array]:
 
 
 def plateau_of(found: Steps, scale: Any, x: Array) -> Array:
-    """On which plateau each ``x`` lies at one scale: the number of steps before it. NaN has none (any number)."""
+    """On which plateau each ``x`` lies at one scale: the number of steps before it; for NaN one more than there are."""
     before = thresholds(found, np.asarray(scale, np.float32).reshape(1))[0][0]
-    return np.searchsorted(place(before), place(x), side="left")
+    return np.where(np.isnan(x), len(before) + 1, np.searchsorted(place(before), place(x), side="left"))
 
 
 def place(x: Array | np.float32) -> Array:

@@ -20,8 +20,8 @@ from .steps import LARGEST, Steps, steps
 ONE = 0x3F800000  # the bits of 1.0
 BINADE = 1 << 23  # scales in a binade
 FIELDS = range(1, 255)  # exponent fields of normal numbers
-POINTS = 1 << 23  # inputs evaluated in a tile, about
-CHUNK = 1 << 21  # inputs evaluated at a time, at most
+POINTS = 1 << 24  # inputs evaluated in a tile, about
+CHUNK = 1 << 22  # inputs evaluated at a time, at most
 SECOND = 27  # exponent field of a second row of significands, 2**-100: small scales may take another path
 SECOND_STRIDE, SECOND_COUNT = 31, 1 << 18
 NORMAL_STRIDE, NORMAL_COUNT = 8127, 1 << 18  # a progression through all normal numbers, 1,032 in each binade

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from samebits import core
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
 from samebits.proofs import kept
+from samebits.proofs.cases import _runs_of
 from samebits.proofs.certificate import (
     RESULTS,
     SECTIONS,
@@ -26,7 +27,6 @@ from samebits.proofs.certificate import (
     sealed,
 )
 from samebits.proofs.certify import Request, certify, check_steps
-from samebits.proofs.evaluate import _plateaus_of
 from samebits.proofs.source import NAMES, source_digest, tree_digest
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
 from samebits.proofs.tiles import BINADE, critical_scales, subnormal_binades, tiny_fields
@@ -59,6 +59,18 @@ def test_steps_found_by_bisection_are_those_of_the_definition(rounding: Rounding
     for name in ("int8_per_tensor", "uint8_per_tensor", "int2_per_channel"):
         check_steps(catalog[name].replace(rounding=rounding, gradient=gradient))
     check_steps(UINT4.replace(rounding=rounding, gradient=gradient))
+
+
+@pytest.mark.parametrize("rounding", BY_QUOTIENT)
+def test_masks_of_the_quotient_have_the_steps_of_their_definition(rounding: Rounding) -> None:
+    """They lie at the ends themselves, wherever codes are rounded to."""
+    for name in ("int8_per_tensor", "uint8_per_tensor", "int4_narrow_per_channel"):
+        check_steps(catalog[name].replace(rounding=rounding, gradient="clipped_quotient"))
+    q = catalog["uint8_per_tensor"].replace(rounding=rounding, gradient="learned_clip")
+    check_steps(q)
+    found = steps(q)
+    begin, end = np.flatnonzero(found.passes[1:] != found.passes[:-1])
+    assert (found.last[begin], found.last[end]) == (-(2.0**-149), 255 - 2.0**-16)
 
 
 def test_steps_of_16_bits() -> None:
@@ -132,8 +144,9 @@ def test_plateaus_of_consecutive_bits(name: str) -> None:
         bits = first + stride * np.arange(4096, dtype=np.int64)
         bits = bits[bits < 2**32]
         x = bits.astype(np.uint32).view(np.float32)
-        number = ~np.isnan(x)
-        np.testing.assert_array_equal(_plateaus_of(bits, before)[number], plateau_of(found, s, x[number]))
+        np.testing.assert_array_equal(np.repeat(*_runs_of(bits, before)), plateau_of(found, s, x))
+        nan = plateau_of(found, s, x) > len(found.last)
+        np.testing.assert_array_equal(nan, np.isnan(x))
 
 
 def test_critical_scales_hold_the_ends() -> None:
