@@ -5,8 +5,9 @@ dtype, and in which order. Each field below is one such choice that some system 
 defaults are ours. `samebits.core` computes all of them, so that it can reproduce others (see `samebits.core.dialects`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import ClassVar
 
 from .choice import choice
 
@@ -107,6 +108,10 @@ class Arithmetic:
         keep_negative_zero: codes keep the sign of zero, so a negative input that rounds to zero gives -0.0. Ours is
             False: codes are integers, and integers have one zero.
 
+    Attributes:
+        is_default: whether no field differs from its default; known from the start, since compilers that trace the
+            frontends would compare field by field at every call.
+
     Raises:
         ValueError: a name that is no member; the message lists those that are.
     """
@@ -120,6 +125,7 @@ class Arithmetic:
     fused_multiply_add: bool = False
     flush_subnormals: bool = False
     keep_negative_zero: bool = False
+    is_default: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -134,3 +140,4 @@ class Arithmetic:
         for name in ("fused_multiply_add", "flush_subnormals", "keep_negative_zero"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be a bool, got {getattr(self, name)!r}")
+        object.__setattr__(self, "is_default", all(getattr(self, f.name) == f.default for f in fields(self)))

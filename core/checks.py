@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arithmetic import Arithmetic, ZeroPointDomain
+from .arithmetic import ZeroPointDomain
 from .descriptions import ON_QUOTIENT, Quantizer
 from .directions import Rounding
 from .formats import IntegerFormat
@@ -20,7 +20,6 @@ from .granularity import qparams_shape
 from .scales import ScaleRule
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
-DEFAULT = Arithmetic()
 
 
 def check_quantizer(q: object) -> None:
@@ -221,7 +220,7 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
         )
     if q.scale.has_no_floor:
         raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
-    if q.arithmetic != DEFAULT:
+    if not q.arithmetic.is_default:
         raise ValueError(
             f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "
             "samebits.core reproduces every other arithmetic"

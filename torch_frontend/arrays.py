@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.granularity import Granularity, PerTensor, Shape
 
-CHUNK = 256 * 1024  # elements: a chunk and its output stay in the second-level caches between the passes over it
+CHUNK = 512 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -22,7 +22,7 @@ from .in_place import from_codes, to_codes, to_grid
 from .thresholds import passing_interval
 
 MASK = torch.ops.aten.hardtanh_backward.grad_input
-MASK_CHUNK = 4 * CHUNK  # two passes over it, which the last-level cache serves; fewer calls then count for more
+MASK_CHUNK = 2 * CHUNK  # two passes over it, which the last-level cache serves; fewer calls then count for more
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
 
 
