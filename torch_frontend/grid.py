@@ -14,6 +14,8 @@ from .clamp import clamp
 from .minifloat import decode_float, encode_float, overflow, round_to_float
 from .rounding import round_to_integer
 
+FEW = 32  # so many bounds are compared with one by one
+
 
 def round_to_grid(q: Quantizer, u: Tensor, noise: Tensor | None = None) -> Tensor:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
@@ -45,7 +47,7 @@ def limit_to_grid(q: Quantizer, rounded: Tensor) -> Tensor:
             threshold = torch.full_like(rounded, float(q.format.decimal))
             number = torch.where(rounded.abs() > threshold, rounded.sign(), 0.0)
         case CodebookFormat():
-            number = _listed(q.format.decimals, rounded)[_count_below(q.format.midpoint_decimals, rounded)]
+            number = _looked_up(q.format.midpoint_decimals, q.format.decimals, rounded)
     return torch.where(rounded != rounded, torch.nan, number)
 
 
@@ -75,6 +77,19 @@ def _listed(decimals: tuple[str, ...], like: Tensor) -> Tensor:
     """The numbers as float32 (float64 for a float64 tensor), on the device of ``like``."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.tensor([float(number) for number in decimals], dtype=dtype, device=like.device)
+
+
+def _looked_up(bounds: tuple[str, ...], numbers: tuple[str, ...], u: Tensor) -> Tensor:
+    """The one of ``numbers`` whose place is how many of the ascending ``bounds``, one fewer, lie below each ``u``.
+
+    A few are compared with one by one, since that is what a compiler makes vector instructions of.
+    """
+    if len(bounds) > FEW:
+        return _listed(numbers, u)[_count_below(bounds, u)]
+    number = torch.full_like(u, float(numbers[0]))
+    for bound, following in zip(bounds, numbers[1:], strict=True):
+        number = torch.where(u > float(bound), float(following), number)
+    return number
 
 
 def _count_below(bounds: tuple[str, ...], u: Tensor) -> Tensor:
