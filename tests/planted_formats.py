@@ -64,7 +64,8 @@ def numbers_by(formula: Formula, route: str) -> tuple[str, Make]:
     def torch_func(original: Any) -> Any:
         def codes_of(q: Quantizer, value: Any, *others: Any) -> Any:
             quotient, unclamped, _ = original(q, value, *others)
-            return quotient, unclamped, formula(torch, q, quotient)
+            numbers = formula(torch, q, quotient)
+            return quotient, unclamped, numbers + 0.0 if isinstance(q.format, formats.IntegerFormat) else numbers
 
         return codes_of
 
