@@ -34,7 +34,7 @@ def codes_of(
     noise: Tensor | None = None,
     limits: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``value / s``, what the clipping mask looks at, and the numbers of the format (an integer 0 perhaps of either sign, see `one_zero`).
+    """``value / s``, what the clipping mask looks at, and the numbers of the format (0 of either sign: `one_zero`).
 
     Args:
         noise: of stochastic rounding, shape of ``value``.
