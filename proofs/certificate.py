@@ -19,9 +19,9 @@ from .. import core
 from ..core.descriptions import Gradient, Quantizer
 from .environment import versions
 from .evaluate import TileResult
+from .source import FUNCTIONS as FIVE
 from .source import NAMES, source_digest
-from .steps import steps
-from .tiles import Part, Tile, subnormal_binades, zero_points
+from .tiles import Part, Tile
 
 if TYPE_CHECKING:
     from .certify import Request
@@ -187,7 +187,7 @@ def conditions() -> dict[str, Any]:
     """Versions, the code of the rooms, the processor's features, the flags under which compiled modes compile."""
     return {
         "versions": versions(),
-        "source": source_digest(without=NAMES),
+        "source": source_digest(without=NAMES, reached_from=FIVE),
         "processor features": _features(),
         "compiler": _compiler(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -203,7 +203,7 @@ def assumptions(request: "Request") -> list[str]:
             "Between the inputs evaluated at a scale, codes and values never decrease, and the mask is 0, then 1, then "
             "0. Complete for single scales in certificates of the exhaustive engine, in part in the sweeps.",
             "Multiplying x and s by a power of two changes nothing while x, s and the value stay normal and finite. "
-            "Enumerated at 1,032 significands of every exponent.",
+            "Enumerated at 1,032 significands of every exponent, and at all significands where x is subnormal.",
             "Which other elements stand in an array, its shape, and the granularity and scale rule of the quantizer do "
             "not change an element's result at a given scale: parts that ran the elementwise function are evidence for "
             "every quantizer of this format, rounding and kind of mask; only part `granularity` ran this one.",
@@ -218,13 +218,10 @@ def assumptions(request: "Request") -> list[str]:
         listed.append("The position of an element in an array does not change its result.")
     if q.affine and boundary:
         listed.append(
-            "The zero point enters by an exact addition of integers: every one was evaluated at thousands of scales of "
-            "all binades, and every significand with one of them; not every one at every significand."
-        )
-    if boundary and (binades := subnormal_binades(steps(q, zero_points(q)[0]))) > 1:
-        listed.append(
-            f"Steps of this format have subnormal inputs in the {binades} lowest binades of the scale: they were "
-            "evaluated at all significands of the lowest, and at 1,032 of each of the others."
+            "The zero point is added to the rounded quotient and subtracted from the code, exactly: what is rounded, "
+            "and by which number a scale is multiplied, depend on it in no other way. All quotients and numbers that "
+            "any zero point needs were evaluated at every significand, with the least or the largest one; and every "
+            "zero point at every step, at 2,048 scales of all binades."
         )
     if q.gradient is not Gradient.PASS_THROUGH and not boundary:
         listed.append(

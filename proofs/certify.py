@@ -154,12 +154,20 @@ def jobs_of(request: Request) -> list[Job]:
 def check_steps(q: Quantizer) -> None:
     """The steps found by bisection of the specification are those of the definition, at every zero point.
 
+    And its quotients and numbers are among those of the least and the largest zero point.
+
     Raises:
         AssertionError: they are not; nothing can be certified then.
     """
-    for z in zero_points(q) if isinstance(q.format, IntegerFormat) else ():
-        if not same_steps(steps(q, z), exact_steps(q, z)):
+    points = zero_points(q)
+    ends = [steps(q, points[0]), steps(q, points[-1])]
+    last, units = np.concatenate([e.last for e in ends]), np.concatenate([e.units for e in ends])
+    for z in points if isinstance(q.format, IntegerFormat) else ():
+        found = steps(q, z)
+        if not same_steps(found, exact_steps(q, z)):
             raise AssertionError(f"the specification's steps of {q}, zero point {z}, are not those of the definition")
+        if not (np.isin(found.last, last).all() and np.isin(found.units, units).all()):
+            raise AssertionError(f"the steps of {q}, zero point {z}, are not among those of the ends of the range")
 
 
 def run(

@@ -4,7 +4,6 @@ The list of tiles of a certificate follows from the quantizer and the engine alo
 `exhaustive_plan`), so that a file can be checked against it and a part of it run again.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -113,8 +112,8 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         Part(
             "significands",
             "both sides of every step, and the special inputs, at all 8,388,608 significands: every scale in [1, 2)"
-            + (f", with each of the {len(points)} zero points in turn" if q.affine else ""),
-            tuple(_scales(found, ONE, BINADE, 1, points)),
+            + (", with the least and the largest zero point" if q.affine else ""),
+            tuple(_scales(found, ONE, BINADE, 1, ends)),
         ),
         Part(
             "small scales",
@@ -128,8 +127,8 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         ),
         Part(
             "extremes",
-            "all significands of the lowest binade (where a step lies beside zero, of 24 binades from 1 on), at the "
-            "steps whose inputs may be subnormal there" + ("" if q.affine else f"; and {CRITICAL}"),
+            "all significands of every binade in which steps have subnormal inputs, at those steps (where a step lies "
+            "beside zero, of 24 binades from 1 on)" + ("" if q.affine else f"; and {CRITICAL}"),
             (*_subnormal(q, ends), *(() if q.affine else (Tile("critical", 0, 0),))),
         ),
         Part(
@@ -210,12 +209,6 @@ def critical_scales(found: Steps) -> list[int]:
     return sorted(b for b in around if b >> 23 in FIELDS)
 
 
-def subnormal_binades(found: Steps) -> int:
-    """In how many binades of the scale, from the lowest up, a step has subnormal inputs; but a step beside zero."""
-    sizes = np.abs(found.middles)
-    return max(0, -math.floor(math.log2(sizes[sizes >= 2.0**-100].min())))
-
-
 def tiny_fields() -> range:
     """Exponent fields of the scales, from 1 on, at which an input beside a quotient of 2**-150 is subnormal."""
     return range(127, 127 + 24)
@@ -226,27 +219,36 @@ def _rows(found: Steps) -> int:
 
 
 def _scales(found: Steps, first: int, count: int, stride: int, zeros: Sequence[int | None]) -> Iterator[Tile]:
-    """Tiles of all steps at scales whose bits are an arithmetic progression; one zero point after the other."""
+    """Tiles of all steps at scales whose bits are an arithmetic progression, with each of these zero points."""
     rows = max(1, POINTS // CHUNK) * _rows(found)
-    for i, start in enumerate(range(0, count, rows)):
-        yield Tile("scales", first + start * stride, min(rows, count - start), stride, zeros[i % len(zeros)])
+    for z in zeros:
+        for start in range(0, count, rows):
+            yield Tile("scales", first + start * stride, min(rows, count - start), stride, z)
 
 
 def _subnormal(q: Quantizer, ends: Sequence[int | None]) -> Iterator[Tile]:
-    """The lowest binade at the steps whose quotients are below 1: their inputs may be subnormal.
+    """Every binade of the scale at the steps whose inputs may be subnormal there: ``|x / s| * s < 2**-126``.
 
     A step beside zero itself, which directed roundings have, has subnormal inputs up to scales of 2**24; below 1 they
     are 0 and the smallest subnormal at every scale.
     """
     for z in ends:
         size = np.abs(steps(q, z).middles)
-        tiny = (size < 2.0**-100) & (size > 0)
-        for chosen, fields in (((size < 1) & (size >= 2.0**-100), range(1, 2)), (tiny, tiny_fields())):
-            for first, end in _runs(chosen):
-                count = min(BINADE, 4 * rows_at_once(2 * (end - first)))
-                for field in fields:
-                    for start in range(0, BINADE, count):
-                        yield Tile("scales", (field << 23) + start, count, 1, z, (first, end))
+        for field in FIELDS:
+            chosen = (size < 2.0 ** (1 - field)) & (size >= 2.0**-100)
+            if not chosen.any():
+                break
+            yield from _binade(field, chosen, z)
+        for field in tiny_fields():
+            yield from _binade(field, (size < 2.0**-100) & (size > 0), z)
+
+
+def _binade(field: int, chosen: NDArray[np.bool_], zero_point: int | None) -> Iterator[Tile]:
+    """All significands of a binade at some of the steps."""
+    for first, end in _runs(chosen):
+        count = min(BINADE, max(1, POINTS // CHUNK) * rows_at_once(2 * (end - first)))
+        for start in range(0, BINADE, count):
+            yield Tile("scales", (field << 23) + start, count, 1, zero_point, (first, end))
 
 
 def _runs(chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

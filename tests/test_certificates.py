@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samebits import core
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
 from samebits.proofs import kept
 from samebits.proofs.cases import _runs_of
@@ -27,9 +26,8 @@ from samebits.proofs.certificate import (
     sealed,
 )
 from samebits.proofs.certify import Request, certify, check_steps
-from samebits.proofs.source import NAMES, source_digest, tree_digest
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
-from samebits.proofs.tiles import BINADE, critical_scales, subnormal_binades, tiny_fields
+from samebits.proofs.tiles import BINADE, boundary_plan, critical_scales, tiny_fields
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[1] / "docs" / "certificates"
@@ -177,42 +175,38 @@ def test_the_source_is_part_of_the_conditions(monkeypatch: pytest.MonkeyPatch) -
     assert conditions()["source"] != before
 
 
-@pytest.mark.parametrize(
-    ("text", "same"),
-    [
-        ('"""Other."""\n# more\ndef f(x):\n    """Words."""\n\n    return (x +\n            1.0)  # one more\n', True),
-        ("def f(x):\n    return x + 1\n", False),
-        ("def f(x):\n    return 1.0 + x\n", False),
-        ("def f(y):\n    return y + 1.0\n", False),
-        ("def f(x: float):\n    return x + 1.0\n", False),
-        ("def f(x):\n    return x + 1.0\n\nf = abs\n", False),
-        ("def f(x=None):\n    return x + 1.0\n", False),
-    ],
-)
-def test_the_digest_of_a_source_is_one_of_what_runs(text: str, same: bool) -> None:
-    assert (tree_digest(text) == tree_digest('def f(x):\n    "Text."\n    return x + 1.0\n')) is same
+@pytest.mark.parametrize("name", FAMILIES)
+def test_subnormal_inputs_are_met_at_all_significands(name: str) -> None:
+    """Wherever inputs beside a step are subnormal at the least scale of a binade; a step beside zero apart."""
+    found = steps(FAMILIES[name])
+    tiles = next(part.tiles for part in boundary_plan(FAMILIES[name]) if part.name == "extremes")
+    ordinary = np.abs(found.middles) >= 2.0**-100
+    binades = 0
+    for field in range(1, 255):
+        before, after = thresholds(found, np.array([field << 23], np.uint32).view(np.float32))
+        size = np.minimum(np.abs(before[0]), np.abs(after[0]))
+        tiny = np.flatnonzero((size < 2.0**-126) & ordinary)
+        binades += bool(tiny.size)
+        of_field = [tile for tile in tiles if tile.steps and tile.first >> 23 == field]
+        for step in tiny:
+            own = [tile for tile in of_field if tile.steps and tile.steps[0] <= step < tile.steps[1]]
+            assert sum(tile.count for tile in own) == BINADE
+    assert binades == {"e5m2": 17, "fnuz": 11, "e4m3fn": 10, "e2m1": 2, "nf4": 5, "binary": 0}.get(name, 1)
 
 
-def test_every_module_of_the_rooms_is_in_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = sorted(Path(core.__file__).parent.glob("*.py"))
-    seen: list[str] = []
-
-    def digest(text: str) -> str:
-        seen.append(text)
-        return ""
-
-    monkeypatch.setattr("samebits.proofs.source.tree_digest", digest)
-    monkeypatch.setattr("samebits.proofs.source.ROOMS", ("core",))
-    source_digest()
-    assert seen == [path.read_text() for path in modules]
-    source_digest(without=NAMES)
-    assert len(seen) == 2 * len(modules) - len(NAMES)
-
-
-def test_binades_with_subnormal_inputs_are_counted() -> None:
-    """The least step of e5m2 is 2**-17, that of integers 1/2."""
-    assert subnormal_binades(steps(FAMILIES["e5m2"])) == 17
-    assert subnormal_binades(steps(INT4)) == subnormal_binades(steps(FAMILIES["int4 up"])) == 1
+@pytest.mark.parametrize("q", [UINT4, catalog["uint2_affine_per_group32"], catalog["int8_affine_per_token"]])
+def test_the_ends_of_the_range_need_what_any_zero_point_needs(q: Quantizer) -> None:
+    """All quotients and numbers, every significand with both ends, every zero point at 8 scales of each binade."""
+    lo, hi = q.format.lo, q.format.hi
+    ends = [steps(q, lo), steps(q, hi)]
+    for z in range(lo, hi + 1):
+        found = steps(q, z)
+        for field in ("last", "units"):
+            assert set(getattr(found, field)) <= set(getattr(ends[0], field)) | set(getattr(ends[1], field))
+    parts = {part.name: part.tiles for part in boundary_plan(q)}
+    for z in (lo, hi):
+        assert sum(tile.count for tile in parts["significands"] if tile.zero_point == z) == BINADE
+    assert {tile.zero_point for tile in parts["zero points"]} == set(range(lo, hi + 1))
 
 
 def test_rounding_that_draws_numbers_has_no_steps() -> None:

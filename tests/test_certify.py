@@ -94,14 +94,16 @@ def test_every_entry_of_the_catalog_passes_at_a_few_scales(name: str) -> None:
 
 
 def test_the_plan_holds_every_significand_once() -> None:
+    """With the least and the largest zero point, where there are any."""
     for q in (INT2, INT4, UINT4, catalog["int8_per_tensor"], catalog["int16_per_tensor"]):
         tiles = next(part.tiles for part in boundary_plan(q) if part.name == "significands")
-        place = ONE
-        for tile in tiles:
-            assert (tile.first, tile.stride, tile.steps) == (place, 1, None)
-            place += tile.count
-        assert place == ONE + BINADE
-        assert {tile.zero_point for tile in tiles} == ({None} if not q.affine else set(range(16)))
+        for zero_point in (0, 15) if q.affine else (None,):
+            place = ONE
+            for tile in (tile for tile in tiles if tile.zero_point == zero_point):
+                assert (tile.first, tile.stride, tile.steps) == (place, 1, None)
+                place += tile.count
+            assert place == ONE + BINADE
+        assert {tile.zero_point for tile in tiles} == ({None} if not q.affine else {0, 15})
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------
