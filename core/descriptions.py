@@ -171,7 +171,7 @@ class Quantizer:
 
     def _check_statistic(self) -> None:
         statistic = self.scale.statistic
-        two_ends = (Statistic.EXTREMES, Statistic.PERCENTILE, Statistic.MEAN_SIGMA, Statistic.MSE)
+        two_ends = (Statistic.EXTREMES, Statistic.PERCENTILE, Statistic.MEAN_SIGMA, Statistic.MSE, Statistic.HQO)
         if self.affine and statistic not in two_ends:
             raise ValueError(f"`statistic` of an affine scale must be {', '.join(two_ends)}, got '{statistic}'")
         if self.scale.denominator is Denominator.LARGER and statistic is not Statistic.EXTREMES:
@@ -180,6 +180,18 @@ class Quantizer:
             raise ValueError(
                 "`statistic` 'mse' needs a format whose largest number is in [2**-40, 2**40] and scales of one level, "
                 f"got {self.format}, two_level={self.scale.two_level}"
+            )
+
+        if statistic is Statistic.HQO and (self.scale.two_level or not isinstance(self.format, IntegerFormat)):
+            raise ValueError(
+                "`statistic` 'hqo' needs a format of integers and scales of one level, "
+                f"got {self.format}, two_level={self.scale.two_level}"
+            )
+        whole = self.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+        if statistic is Statistic.HQO and self.affine and whole:
+            raise ValueError(
+                "`statistic` 'hqo' of an affine scale needs a `zero_point_domain` of 'float' or 'shift', got 'integer' "
+                "(where rounding takes back what a step moves a zero point, less than half a code)"
             )
 
     @property

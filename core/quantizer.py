@@ -35,6 +35,7 @@ from .directions import DETERMINISTIC, Rounding
 from .formats import IntegerFormat
 from .granularity import PerTensor, qparams_shape
 from .grid import decode, encode, limit_to_grid, round_to_grid
+from .half_quadratic import half_quadratic_range
 from .learned_rounding import rounding_offset, rounding_slope
 from .operations import (
     add,
@@ -47,7 +48,7 @@ from .operations import (
 )
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
-from .scales import Denominator, Statistic
+from .scales import SEARCHED, Denominator, Statistic
 from .scaling import restrict_scale
 from .statistics import absmax, min_max
 from .ste import block_sum, learned_scale_factor, passing_mask
@@ -72,9 +73,8 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     of_range, _ = scale_dtypes(q, x.dtype)
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
-    if q.scale.statistic is Statistic.MSE:
-        low, high = _searched(q, x, low, high)
-    return parameters_of_range(q, x.dtype, low, high)
+    found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
+    return parameters_of_range(q, x.dtype, *found)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -207,7 +207,7 @@ def _given_qparams(q: Quantizer, x: Array) -> QParams:
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
-    if q.scale.statistic not in (Statistic.EXTREMES, Statistic.MSE):
+    if q.scale.statistic not in (Statistic.EXTREMES, *SEARCHED):
         if q.scale.statistic is Statistic.PERCENTILE:
             low, high = percentile_range(q, x)
         else:
@@ -222,17 +222,20 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     return -high, high
 
 
-def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
+    """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
     if q.rounding not in DETERMINISTIC:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
     wide = np.dtype(checks.scale_dtype(x.dtype.name))
 
-    def fake(low: Array, high: Array) -> Array:
-        qparams = parameters_of_range(q, x.dtype, low, high)
-        return _values(q, _codes(q, x, qparams), qparams, wide)
+    def attempt(low: Array, high: Array, lower_end: Array | None = None) -> tuple[Array, Array, Array]:
+        qparams = parameters_of_range(q, x.dtype, low, high, lower_end)
+        codes = _codes(q, x, qparams)
+        return qparams.scale, codes, _values(q, codes, qparams, wide)
 
-    return searched_range(q, x.astype(wide), low, high, fake)
+    if q.scale.statistic is Statistic.MSE:
+        return searched_range(q, x.astype(wide), low, high, lambda low, high: attempt(low, high)[2])
+    return half_quadratic_range(q, x.astype(wide), low, high, attempt)
 
 
 def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:

@@ -154,8 +154,14 @@ def flushed(q: Quantizer, x: Array, dtype: np.dtype[Any]) -> Array:
     return flush(round_to_dtype(x, dtype), q.arithmetic)
 
 
-def parameters_of_range(q: Quantizer, dtype: np.dtype[Any], low: Array, high: Array) -> QParams:
-    """Scale and zero point of a range, for an array of this dtype."""
+def parameters_of_range(
+    q: Quantizer, dtype: np.dtype[Any], low: Array, high: Array, lower_end: Array | None = None
+) -> QParams:
+    """Scale and zero point of a range, for an array of this dtype.
+
+    Args:
+        lower_end: what the zero point comes from in the place of ``low``.
+    """
     of_range, used = scale_dtypes(q, dtype)
     final = np.dtype(checks.scale_dtype(dtype.name))
     raw = scale_of_range(q, low, high, final).astype(used)
@@ -167,7 +173,7 @@ def parameters_of_range(q: Quantizer, dtype: np.dtype[Any], low: Array, high: Ar
     scale = round_to_dtype(restrict_scale(q, scale.astype(np.float64 if unrounded else final)), used)
     if not q.affine:
         return QParams(scale.astype(final))
-    low, high, raw = (v.astype(used) for v in (low, high, raw))
+    low, high, raw = (v.astype(used) for v in (low if lower_end is None else lower_end, high, raw))
     match q.arithmetic.zero_point_domain:
         case ZeroPointDomain.INTEGER:
             zero = zero_point_of_range(q, low, high, raw, scale)

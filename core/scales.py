@@ -38,6 +38,10 @@ class Statistic(StrEnum):
     L2 = "l2"  # m = sqrt(sum(x**2))
     RMS = "rms"  # m = sqrt(sum(x**2) / n)
     MSE = "mse"  # absmax * k / search_steps with the least sum((x_hat - x)**2), k = 1, 2, ...; affine: both ends
+    HQO = "hqo"  # half-quadratic optimization from the extremes: of m; affine: of the zero point (HQQ), as they are
+
+
+SEARCHED = (Statistic.MSE, Statistic.HQO)  # which begin with the extremes
 
 
 class Restriction(StrEnum):
@@ -119,7 +123,11 @@ class ScaleRule:
         percentile: in percent, in (0, 100]: the ``floor(0.01 * p * n + 0.5)``-th number from below, at least the first.
         low_percentile: in percent, in [0, 100): the ``ceil(0.01 * p * n)``-th number from below, at least the first.
         sigma: how many standard deviations MEAN_SIGMA goes beyond the mean; in [0, 2**20].
-        search_steps: how many candidates MSE tries; in 1..1000.
+        search_steps: how many candidates MSE tries, and HQO at most; in 1..1000.
+        search_norm: p of the error ``|x - x_hat|**p`` that HQO makes small; in (0, 1].
+        search_beta: how little HQO takes for an outlier at the beginning, in [2**-40, 2**40]; None for the usual 1e5
+            (zero points: 10).
+        search_kappa: what it is multiplied by in every step; in [1, 2].
         zero_point_rounding: direction in which ``low / s`` is rounded, ``z = lo - round(low / s)``.
 
     What follows is how others choose; only `samebits.core` computes it. ``m`` is the magnitude or the range.
@@ -139,7 +147,8 @@ class ScaleRule:
 
     Attributes:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        decimals: ``percentile``, ``low_percentile``, ``sigma`` and ``window_percentile`` as text.
+        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``, ``search_beta``
+            and ``search_kappa`` as text.
         has_no_floor: whether ``floor`` is 0. (All are known from the start because compilers that trace the frontends
             would take the numbers themselves for variables of the program.)
 
@@ -169,6 +178,9 @@ class ScaleRule:
     low_percentile: float = 0.001
     sigma: float = 3.0
     search_steps: int = 20
+    search_norm: float = 0.7
+    search_beta: float | None = None
+    search_kappa: float = 1.01
     zero_point_rounding: Rounding = Rounding.TIES_TO_EVEN
     scale_dtype: ComputeDtype | None = None
     scale_division: Division = Division.DIVIDE
@@ -180,7 +192,7 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
-    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0")
+    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01")
     has_no_floor: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -201,8 +213,8 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "has_no_floor", self.floor == 0)
-        numbers = self.percentile, self.low_percentile, self.sigma, self.window_percentile
-        object.__setattr__(self, "decimals", tuple(map(repr, numbers)))
+        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
+        object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
     def _check_statistic(self) -> None:
         object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))
@@ -221,6 +233,15 @@ class ScaleRule:
             raise ValueError(f"`sigma` must be in [0, 2**20], got {self.sigma!r}")
         if not isinstance(self.search_steps, int) or not 1 <= self.search_steps <= 1000:
             raise ValueError(f"`search_steps` must be an int in 1..1000, got {self.search_steps!r}")
+        for name, low, high in (("search_beta", 2.0**-40, 2.0**40), ("search_kappa", 1.0, 2.0)):
+            value = getattr(self, name)
+            if value is not None or name == "search_kappa":
+                object.__setattr__(self, name, float(value))
+                if not low <= value <= high:
+                    raise ValueError(f"`{name}` must be in [{low:g}, {high:g}], got {value!r}")
+        object.__setattr__(self, "search_norm", float(self.search_norm))
+        if not 0 < self.search_norm <= 1:
+            raise ValueError(f"`search_norm` must be in (0, 1], got {self.search_norm!r}")
 
     def _check_source(self) -> None:
         if self.momentum is not None and not 0 <= self.momentum < 1:
@@ -257,3 +278,14 @@ class ScaleRule:
             value = getattr(self, name)
             if not isinstance(value, Threshold | None) and not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}")
+
+
+def inverse_betas(rule: ScaleRule, affine: bool) -> list[float]:
+    """``1 / beta`` at each step of HQO; 0 below 2**-100."""
+    given, usual = rule.decimals[5], 10.0 if affine else 1e5
+    beta = usual if given == "None" else float(given)
+    found = []
+    for _ in range(rule.search_steps):
+        found.append(1 / beta if beta <= 2.0**100 else 0.0)
+        beta = beta * float(rule.decimals[6])
+    return found

@@ -32,7 +32,7 @@ def symmetric_scale(q: Quantizer, low: Array, high: Array) -> Array:
     if q.scale.restriction is Restriction.QUANTIZED:
         return quantized_scale(q, magnitude)
     if q.scale.denominator is not Denominator.LARGER:
-        return _over(magnitude, _divisor(q), q.arithmetic)
+        return _over(magnitude, divisor(q), q.arithmetic)
     larger = _over(high, hi, q.arithmetic)
     return np.maximum(_over(-low, -lo, q.arithmetic), larger) if lo else larger
 
@@ -52,7 +52,7 @@ def shared_exponent_scale(q: Quantizer, magnitude: Array) -> Array:
     if q.scale.restriction is Restriction.POWER_OF_TWO_EVEN:
         top += significand >= 1 - 2.0 ** -(significand_bits(q.format) + 2)  # there, rounding up carries
     info = np.finfo(magnitude.dtype)
-    shared = np.clip(top - (np.frexp(_divisor(q))[1] - 1), info.minexp, info.maxexp - 1)
+    shared = np.clip(top - (np.frexp(divisor(q))[1] - 1), info.minexp, info.maxexp - 1)
     powers = np.ldexp(np.ones_like(magnitude), shared)
     return np.where(np.isfinite(magnitude), np.where(magnitude == 0, np.zeros_like(powers), powers), np.nan)
 
@@ -72,8 +72,8 @@ def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
     tensor = one
     if q.scale.two_level:
         largest = np.max(magnitude, initial=0)
-        tensor = np.maximum(_over(largest, _divisor(q) * format.hi, q.arithmetic), floor)
-    level = true_divide(np.maximum(_over(magnitude, _divisor(q), q.arithmetic), floor), tensor, q.arithmetic)
+        tensor = np.maximum(_over(largest, divisor(q) * format.hi, q.arithmetic), floor)
+    level = true_divide(np.maximum(_over(magnitude, divisor(q), q.arithmetic), floor), tensor, q.arithmetic)
     within = np.clip(level, one * 2.0**format.min_exponent, one * format.hi)
     return np.asarray(multiply(round_to_float(within, format, Rounding.TIES_TO_EVEN), tensor, q.arithmetic))
 
@@ -103,7 +103,7 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
 
 
-def _divisor(q: Quantizer) -> float:
+def divisor(q: Quantizer) -> float:
     """What a magnitude is divided by."""
     lo, hi = q.format.lo, q.format.hi
     others = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.LO: -lo, Denominator.EDGE: hi + 0.5}

@@ -22,10 +22,11 @@ def min_max(x: Array, granularity: Granularity) -> tuple[Array, Array]:
     return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
 
 
-def nth_smallest(values: Array, n: int) -> Array:
+def nth_smallest(values: Array, n: int | Array) -> Array:
     """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
 
     Args:
-        values: no NaN; ``n``: from 1 to the length of the last axis.
+        values: no NaN; ``n``: from 1 to the length of the last axis, for all or for each.
     """
-    return np.asarray(np.sort(values, axis=-1)[..., n - 1])
+    ranks = np.broadcast_to(np.asarray(n) - 1, values.shape[:-1])
+    return np.take_along_axis(np.sort(values, axis=-1), ranks[..., None], axis=-1)[..., 0]

@@ -32,12 +32,13 @@ from ..core.descriptions import QParams, Quantizer, QuantizerGradients
 from ..core.directions import DETERMINISTIC, Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
-from ..core.scales import Denominator, Statistic
+from ..core.scales import SEARCHED, Denominator, Statistic
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, widen
 from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
+from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
@@ -165,14 +166,14 @@ def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     work = widen(lax.stop_gradient(x))
     low, high = _range(q, work)
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
-    if q.scale.statistic is Statistic.MSE:
+    if q.scale.statistic in SEARCHED:
         low, high = _searched(q, work, low, high)
     return (*_parameters(q, low, high), finite)
 
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
-    if q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+    if q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
         if q.affine or q.scale.denominator is Denominator.LARGER:
             return min_max(x, q.granularity)
         high = absmax(x, q.granularity)
@@ -190,14 +191,21 @@ def _parameters(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array | N
     return scale, affine_zero_point(q, low, scale) if q.affine else None
 
 
-def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
+    """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
     if q.rounding not in DETERMINISTIC:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
 
     def fake(low: Array, high: Array) -> Array:
         return _fake_quantize(q, x, *_parameters(q, low, high), None, None)  # type: ignore[no-any-return]
 
+    def attempt(low: Array, high: Array) -> tuple[Array, Array, Array]:
+        scale, zero = _parameters(q, low, high)
+        codes, _ = _codes_and_zero_points(q, x, scale, zero, None, None)
+        return scale, codes, _fake_quantize(q, x, scale, zero, None, None)
+
+    if q.scale.statistic is Statistic.HQO:
+        return half_quadratic_range(q, x, low, high, attempt)
     return searched_range(q, x, low, high, fake)
 
 

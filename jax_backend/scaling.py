@@ -35,7 +35,7 @@ def symmetric_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
         case _ if q.scale.denominator is Denominator.LARGER:
             return jnp.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
         case _:
-            return _over(magnitude, _divisor(q))
+            return _over(magnitude, divisor(q))
 
 
 def shared_exponent_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def shared_exponent_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
     Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
     """
     form = layout(magnitude.dtype)
-    divided = magnitude * np.dtype(magnitude.dtype).type(2.0 ** (1 - math.frexp(_divisor(q))[1]))
+    divided = magnitude * np.dtype(magnitude.dtype).type(2.0 ** (1 - math.frexp(divisor(q))[1]))
     field = bit_pattern(divided) & form.integer((1 << form.mantissa) - 1)
     below = from_pattern(bit_pattern(divided) & form.exponent, magnitude.dtype)
     match q.scale.restriction:
@@ -74,10 +74,10 @@ def quantized_scale(q: Quantizer, magnitude: jax.Array) -> jax.Array:
     format, form = q.scale.scale_format, layout(magnitude.dtype)
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    level, tensor = jnp.maximum(_over(magnitude, _divisor(q)), _floor(q, form)), jnp.ones_like(magnitude)
+    level, tensor = jnp.maximum(_over(magnitude, divisor(q)), _floor(q, form)), jnp.ones_like(magnitude)
     if q.scale.two_level:
         largest = from_pattern(jnp.max(bit_pattern(magnitude), initial=0), magnitude.dtype)  # NaN is the largest
-        tensor = jnp.broadcast_to(jnp.maximum(_over(largest, _divisor(q) * format.hi), _floor(q, form)), level.shape)
+        tensor = jnp.broadcast_to(jnp.maximum(_over(largest, divisor(q) * format.hi), _floor(q, form)), level.shape)
         level = divide(level, tensor)
     bits = bit_pattern(jnp.clip(level, 2.0**format.min_exponent, format.hi))
     drop = form.mantissa - format.mantissa_bits
@@ -113,7 +113,7 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
 
 
-def _divisor(q: Quantizer) -> float:
+def divisor(q: Quantizer) -> float:
     """What a magnitude is divided by."""
     lo, hi = q.format.lo, q.format.hi
     others = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.LO: -lo, Denominator.EDGE: hi + 0.5}

@@ -32,14 +32,14 @@ def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Arra
     return low, _extreme(x, granularity, lambda a, axes: jnp.max(_no_nan(a, jnp.inf), axes, initial=0))
 
 
-def nth_smallest(values: jax.Array, n: int) -> jax.Array:
+def nth_smallest(values: jax.Array, n: int | jax.Array) -> jax.Array:
     """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
 
     Its place in the order of all numbers is found bit by bit: the largest place with fewer than ``n`` numbers below it.
     As many passes as the dtype has bits take a tenth of the time that XLA takes to sort.
 
     Args:
-        values: no NaN; ``n``: from 1 to the length of the last axis.
+        values: no NaN; ``n``: from 1 to the length of the last axis, for all or for each.
     """
     form = layout(values.dtype)
     unsigned = np.dtype(f"uint{8 * values.dtype.itemsize}")

@@ -10,7 +10,7 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import DETERMINISTIC, Rounding
 from ..core.formats import IntegerFormat
 from ..core.granularity import qparams_shape
-from ..core.scales import INTEGER_SCALE, Denominator, Restriction, Statistic
+from ..core.scales import INTEGER_SCALE, SEARCHED, Denominator, Restriction, Statistic
 from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
@@ -44,24 +44,30 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
 
     Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2). Of
     a search: they are those of one of the candidates, and no candidate has a smaller squared error (computed in
-    float64, which may tell errors apart that the search, whose sum is rounded, does not).
+    float64, which may tell errors apart that the search, whose sum is rounded, does not). Of HQO: their absolute error
+    is no larger than where it started.
     """
     finite, work = only_finite(x), np.asarray(qparams.scale).dtype
     rows = finite.reshape(-1)[owners(q.granularity, x.shape)].astype(work)
     shape, chosen = qparams_shape(q.granularity, x.shape), f.choose_qparams(q, finite)
-    if q.scale.statistic is not Statistic.MSE:
+    if q.scale.statistic not in SEARCHED:
         same(f, q, "choose_qparams", _of_range(q, *ends(q, rows), shape), chosen)
         return
     low, high = ends(q, rows)
+    if q.scale.statistic is Statistic.HQO:
+        own = _error(f, q, finite, chosen, 1)
+        start = _error(f, q, finite, _of_range(q, low, high, shape), 1)
+        require(own <= start * (1 + 2.0**-16), claim(f, q, "no worse than at the start"), error=own, start=start)
+        return
     error, found = np.full(shape, np.inf), np.zeros(shape, np.bool_)
     for k in range(1, q.scale.search_steps + 1):
         factor = np.asarray(k / q.scale.search_steps, work)
         candidate = _of_range(q, low * factor, high * factor, shape)
-        error = np.fmin(error, _squared_error(f, q, finite, candidate))
+        error = np.fmin(error, _error(f, q, finite, candidate, 2))
         agrees = [a == b for a, b in zip(chosen[:2], candidate[:2], strict=True) if a is not None]
         found |= np.all(agrees, axis=0)
     require(found, claim(f, q, "one of the candidates"), scale=chosen.scale)
-    own = _squared_error(f, q, finite, chosen)
+    own = _error(f, q, finite, chosen, 2)
     require(own <= error * (1 + 2.0**-16), claim(f, q, "the least error"), error=own, least=error)
 
 
@@ -71,8 +77,8 @@ def _of_range(q: Quantizer, low: Array, high: Array, shape: tuple[int, ...]) -> 
     return QParams(scale.reshape(shape), zero_point(q, low, scale).reshape(shape) if q.affine else None)
 
 
-def _squared_error(f: Implementation, q: Quantizer, x: Array, qparams: QParams) -> Array:
-    """Mean squared error of each block in units of its absmax, of values rounded once; infinite where they overflow."""
+def _error(f: Implementation, q: Quantizer, x: Array, qparams: QParams, p: int) -> Array:
+    """Mean of ``|error|**p`` of each block in units of its absmax, of values rounded once; infinite if they are."""
     plain = q if q.rounding in DETERMINISTIC else q.replace(rounding=Rounding.TIES_TO_EVEN)
     codes = number_of(q.format, f.quantize(plain, x, qparams)).astype(np.float64)
     scale, zero = per_element(q, qparams, x.shape)
@@ -80,7 +86,7 @@ def _squared_error(f: Implementation, q: Quantizer, x: Array, qparams: QParams) 
         values = ((codes - zero) * scale).astype(np.asarray(qparams.scale).dtype)
     difference = (values.astype(np.float64) - x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)]
     unit = np.maximum(np.abs(x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)].max(-1), 2.0**-149)
-    return np.asarray(np.mean((difference / unit[:, None]) ** 2, -1).reshape(np.shape(qparams.scale)))
+    return np.asarray(np.mean(np.abs(difference / unit[:, None]) ** p, -1).reshape(np.shape(qparams.scale)))
 
 
 def chosen_range_covers_the_data(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.formats import significand_bits
-from ..core.scales import Denominator, Restriction, Statistic
+from ..core.scales import SEARCHED, Denominator, Restriction, Statistic
 from .numbers import numbers
 
 Array = NDArray[Any]
@@ -40,9 +40,9 @@ def raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
 
 
 def ends(q: Quantizer, rows: Array) -> tuple[Array, Array]:
-    """The range of the statistic, of every row; rows of finite numbers. Of MSE the one that its search starts from."""
+    """The range of the statistic, of every row; rows of finite numbers. Of MSE and HQO where the search starts."""
     smallest, largest = rows.min(-1, initial=0), rows.max(-1, initial=0)
-    if not rows.shape[-1] or q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+    if not rows.shape[-1] or q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
         return smallest, largest
     found = _percentiles(q, rows) if q.scale.statistic is Statistic.PERCENTILE else _averages(q, rows)
     return (np.minimum(found[0], 0), np.maximum(found[1], 0)) if q.affine else found

@@ -45,6 +45,7 @@ VERBS = {
     "clamp",
     "elementary",
     "grid",
+    "half_quadratic",
     "learned_rounding",
     "matmul",
     "minifloat",

@@ -25,13 +25,14 @@ from ..core import checks
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
 from ..core.directions import DETERMINISTIC, Rounding
 from ..core.granularity import qparams_shape
-from ..core.scales import Denominator, Statistic
+from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_parameters
 from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
+from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max
@@ -58,7 +59,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     low, high = _range(q, x)
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
-    if q.scale.statistic is Statistic.MSE:
+    if q.scale.statistic in SEARCHED:
         low, high = _searched(q, widened(x), low, high)
     return _parameters(q, low, high)
 
@@ -205,7 +206,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     """The range that the scale of each block comes from, in the wide dtype."""
-    if q.scale.statistic in (Statistic.EXTREMES, Statistic.MSE):
+    if q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
         if q.affine or q.scale.denominator is Denominator.LARGER:
             low, high = min_max(x, q.granularity)
         else:
@@ -222,18 +223,21 @@ def _parameters(q: Quantizer, low: Tensor, high: Tensor) -> QParams:
     return QParams(scale, affine_zero_point(q, low, scale) if q.affine else None)
 
 
-def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The range that the MSE search finds; rounding that draws or learns counts as rounding to nearest there."""
+def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+    """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
     if q.rounding not in DETERMINISTIC:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
     blocks = split_blocks(x, q.granularity)
 
-    def fake(low: Tensor, high: Tensor) -> Tensor:
+    def attempt(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale, zero, *_ = _parameters(q, low, high)
         s, z = scale[..., None], None if zero is None else zero.to(scale.dtype)[..., None]
-        return values_of(q, codes_of(q, blocks, s, z)[2], s, z)
+        codes = codes_of(q, blocks, s, z)[2]
+        return scale, codes, values_of(q, codes, s, z)
 
-    return searched_range(q, x, low, high, fake)
+    if q.scale.statistic is Statistic.HQO:
+        return half_quadratic_range(q, x, low, high, attempt)
+    return searched_range(q, x, low, high, lambda low, high: attempt(low, high)[2])
 
 
 def _detached(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -28,7 +28,7 @@ def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
         return shared_exponent_scale(q, magnitude)
     if q.scale.restriction is Restriction.QUANTIZED:
         return quantized_scale(q, magnitude)
-    return _over(magnitude, _divisor(q))
+    return _over(magnitude, divisor(q))
 
 
 def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
         Restriction.POWER_OF_TWO_CEIL: 2**mantissa - 1,
         Restriction.POWER_OF_TWO_EVEN: 2 ** (mantissa - 1 - significand_bits(q.format)),
     }[q.scale.restriction]
-    field = ((magnitude.view(integer) + carry) >> mantissa) - (math.frexp(_divisor(q))[1] - 1)
+    field = ((magnitude.view(integer) + carry) >> mantissa) - (math.frexp(divisor(q))[1] - 1)
     power = (field.clamp(1, top) << mantissa).view(magnitude.dtype)
     return torch.where(magnitude < torch.inf, power, torch.nan)
 
@@ -62,10 +62,10 @@ def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
     floor = _floor(q, magnitude.dtype)
-    level, tensor = _over(magnitude, _divisor(q)).clamp(min=floor), torch.ones_like(magnitude)
+    level, tensor = _over(magnitude, divisor(q)).clamp(min=floor), torch.ones_like(magnitude)
     if q.scale.two_level:
         largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
-        tensor = _over(largest, _divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
+        tensor = _over(largest, divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
         level = level / tensor
     within = level.clamp(2.0**format.min_exponent, format.hi)
     return round_to_float(within, format, Rounding.TIES_TO_EVEN) * tensor
@@ -93,7 +93,7 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     return torch.where(scale < torch.inf, restricted, torch.nan)
 
 
-def _divisor(q: Quantizer) -> float:
+def divisor(q: Quantizer) -> float:
     """What a magnitude is divided by."""
     match q.scale.denominator:
         case Denominator.HALF_RANGE:

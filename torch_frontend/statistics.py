@@ -20,12 +20,14 @@ def min_max(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     return _reduced(x, granularity, torch.amin).clamp(max=0), _reduced(x, granularity, torch.amax).clamp(min=0)
 
 
-def nth_smallest(values: Tensor, n: int) -> Tensor:
+def nth_smallest(values: Tensor, n: int | Tensor) -> Tensor:
     """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
 
     Args:
-        values: no NaN; ``n``: from 1 to the length of the last axis.
+        values: no NaN; ``n``: from 1 to the length of the last axis, for all or for each.
     """
+    if isinstance(n, Tensor):
+        return values.sort(-1).values.gather(-1, (n - 1)[..., None])[..., 0]
     return values.kthvalue(n).values
 
 
