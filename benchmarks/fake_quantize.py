@@ -4,6 +4,9 @@
 
 float32, int8 symmetric, one scale given, per tensor and per channel (rows of 4,096). A row is a competitor, a column a
 size; figures are medians in milliseconds and, behind them, the ratio to the compiled textbook kernel of that framework.
+
+The process keeps the memory that it frees. Else glibc gives large arrays back and asks for them anew, page by page, or
+not, as the sizes that happen to be free together decide: that changes a figure more than anything a kernel does.
 """
 
 import argparse
@@ -29,6 +32,7 @@ from tqdm import tqdm
 
 from samebits import jax_backend, torch_frontend
 from samebits.core import QParams, Quantizer, catalog, choose_qparams
+from samebits.proofs.schedule import keep_memory
 
 Forward = Callable[[Any], Any]
 SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+    keep_memory()
     libraries = ", ".join(f"{p} {version(p)}" for p in ("torch", "jax", "torchao", "brevitas", "qwix"))
     lines = [f"{libraries}; Python {platform.python_version()}; {torch.get_num_threads()} threads.", ""]
     for name in ("int8_per_tensor", "int8_per_channel"):

@@ -13,7 +13,8 @@ from samebits.proofs.compare import same_bits
 
 from .examine import ROUTES, Answers, Case, answers, cases
 from .planted import Fault, plant
-from .planted_formats import FORMULAS, code_faults, mask_faults, number_faults, numbers_by, right, scale_faults
+from .planted_formats import FORMULAS, code_faults, number_faults, numbers_by, right
+from .planted_scales import mask_faults, scale_faults
 
 FAULTS = [*number_faults(), *code_faults(), *scale_faults(), *mask_faults()]
 EDGES = ("codes", "values", "fake", "dx", "dx_alone")
