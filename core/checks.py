@@ -75,18 +75,19 @@ def check_qparams(
         raise TypeError(f"`qparams.zero_point` must have dtype int32 or {scale_dtype_name}, got {zero_point_dtype}")
 
 
-def check_scale_values(scale: NDArray[Any], floored: bool = True) -> None:
+def check_scale_values(scale: NDArray[Any], floored: bool = True, signed: bool = False) -> None:
     """ValueError unless every scale is a positive normal finite number; the message shows the first that is not.
 
     Args:
         floored: False where the scale rule has no floor (0.0): then zero and subnormal numbers are scales, too.
+        signed: whether they may be negative.
     """
-    smallest = np.finfo(scale.dtype).smallest_normal if floored else 0
-    good = (scale >= smallest) & (scale <= np.finfo(scale.dtype).max)
+    smallest, size = np.finfo(scale.dtype).smallest_normal if floored else 0, np.abs(scale) if signed else scale
+    good = (size >= smallest) & (size <= np.finfo(scale.dtype).max)
     if not good.all():
         index = tuple(int(i) for i in np.argwhere(~np.atleast_1d(good))[0]) if scale.ndim else ()
         value = scale[index]
-        kind = "positive normal" if floored else "non-negative"
+        kind = ("normal" if signed else "positive normal") if floored else "finite" if signed else "non-negative"
         raise ValueError(f"`qparams.scale` must hold {kind} finite numbers, got {value!s} at index {index}")
 
 
@@ -172,6 +173,8 @@ def check_bit_width(q: Quantizer, shape: Sequence[int], dtype: str, scale_dtype_
         raise ValueError("`qparams.bit_width` must be None where rounding is learned")
     if q.gradient in ON_QUOTIENT:
         raise ValueError(f"`qparams.bit_width` must be None for the gradient '{q.gradient}'")
+    if q.scale.signed:
+        raise ValueError("`qparams.bit_width` must be None where scales may be negative")
     if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
         raise ValueError(f"`qparams.bit_width` must be None for zero points of domain {q.arithmetic.zero_point_domain}")
 

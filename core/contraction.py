@@ -9,7 +9,7 @@ from .granularity import PerAxis, PerTensor, PerToken
 def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
     """Whether the contraction runs over integer codes: both have them, and no scale varies along the contracted axes.
 
-    Not where a bit width is learned; and learned rounding has none while it is soft.
+    Not where a bit width is learned or scales may be negative; and learned rounding has none while it is soft.
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
@@ -18,7 +18,7 @@ def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
     x_fits = isinstance(q_x.granularity, PerTensor) or (per_token and isinstance(q_x.granularity, PerToken))
     kinds = IntegerFormat | BinaryFormat | TernaryFormat
     integers = all(isinstance(q.format, kinds) and q.learned_bits is None for q in (q_x, q_w))
-    integers &= not (q_x.relaxed or q_w.relaxed)
+    integers &= not (q_x.relaxed or q_w.relaxed or q_x.scale.signed or q_w.scale.signed)
     return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
 
 

@@ -176,6 +176,10 @@ class Quantizer:
             raise ValueError(f"`statistic` of an affine scale must be {', '.join(two_ends)}, got '{statistic}'")
         if self.scale.denominator is Denominator.LARGER and statistic is not Statistic.EXTREMES:
             raise ValueError(f"`statistic` must be 'extremes' for the denominator 'larger', got '{statistic}'")
+        if self.scale.signed and not (isinstance(self.format, IntegerFormat) and self.format.lo < 0):
+            raise ValueError(f"`statistic` 'signed_absmax' is for signed integers, got {self.format}")
+        if self.scale.signed and (self.rounding is Rounding.LEARNED or self.learned_bits is not None):
+            raise ValueError("`statistic` must not be 'signed_absmax' where a rounding or a bit width is learned")
         if statistic is Statistic.MSE and (self.scale.two_level or not 2.0**-40 <= self.format.hi <= 2.0**40):
             raise ValueError(
                 "`statistic` 'mse' needs a format whose largest number is in [2**-40, 2**40] and scales of one level, "

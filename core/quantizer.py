@@ -7,6 +7,7 @@ format. In the default arithmetic, computed in float32 (float64 for float64 inpu
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
 and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0.
+Scales are positive, but for the statistic SIGNED_ABSMAX; with a negative one ``+inf`` becomes lo, ``-inf`` hi.
 `q.arithmetic` changes any of this; see `samebits.core.arithmetic`.
 
 Shapes: ``x`` and codes any shape the granularity accepts; parameters `granularity.qparams_shape`. Dtypes of ``x``:
@@ -50,7 +51,7 @@ from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
 from .scales import SEARCHED, Denominator, Statistic
 from .scaling import restrict_scale
-from .statistics import absmax, min_max
+from .statistics import absmax, min_max, positive_peak
 from .ste import block_sum, learned_scale_factor, passing_mask
 from .threefry import rounding_noise
 
@@ -74,7 +75,8 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
     found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
-    return parameters_of_range(q, x.dtype, *found)
+    chosen = parameters_of_range(q, x.dtype, *found)
+    return QParams(np.where(positive_peak(x, q.granularity), -chosen.scale, chosen.scale)) if q.scale.signed else chosen
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -207,7 +209,7 @@ def _given_qparams(q: Quantizer, x: Array) -> QParams:
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
-    if q.scale.statistic not in (Statistic.EXTREMES, *SEARCHED):
+    if q.scale.statistic not in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
         if q.scale.statistic is Statistic.PERCENTILE:
             low, high = percentile_range(q, x)
         else:
@@ -254,7 +256,7 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point)
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
-    checks.check_scale_values(scale, floored=q.scale.floor != 0)
+    checks.check_scale_values(scale, floored=q.scale.floor != 0, signed=q.scale.signed)
     if qparams.bit_width is not None:
         width = np.asarray(qparams.bit_width)
         checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
@@ -380,6 +382,8 @@ def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) 
         case ZeroPointDomain.INTEGER:
             centred = add(codes, -zero, q.arithmetic) if q.affine else codes
             value = multiply(centred, scale, q.arithmetic)
+            if q.scale.signed:  # 0 times a negative scale is 0, too
+                value = round_to_dtype(value, dtype) + np.zeros((), dtype)
         case ZeroPointDomain.FLOAT:
             centred = add(codes, np.asarray(-middle_code(q), codes.dtype), q.arithmetic)
             value = multiply_add(centred, scale, zero, q.arithmetic)

@@ -32,6 +32,7 @@ class Statistic(StrEnum):
 
     EXTREMES = "extremes"  # m = absmax; affine: the smallest and the largest element
     PERCENTILE = "percentile"  # the `percentile` of magnitudes; affine: `low_percentile` and `percentile` of elements
+    SIGNED_ABSMAX = "signed_absmax"  # m = absmax, and s < 0 where the first element so large is positive
     ABSMEAN = "absmean"  # m = sum(|x|) / n
     MEAN_SIGMA = "mean_sigma"  # m = mean + sigma * std of |x|; affine: mean -+ sigma * std of x; std divides by n - 1
     L1 = "l1"  # m = sum(|x|)
@@ -207,6 +208,8 @@ class ScaleRule:
         if self.two_level and self.restriction is not Restriction.QUANTIZED:
             raise ValueError(f"`two_level` must be False unless scales are 'quantized', got {self.two_level!r}")
         self._check_source()
+        if self.signed:
+            self._check_signed()
         if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
             raise ValueError(f"`floor` must be None, 0.0 or in [2**-126, 2**127], got {self.floor!r}")
         usual = {f.name: f.default for f in fields(self)}
@@ -215,6 +218,11 @@ class ScaleRule:
         object.__setattr__(self, "has_no_floor", self.floor == 0)
         names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
+
+    @property
+    def signed(self) -> bool:
+        """Whether scales may be negative: then no code but one for 0 has the sign that its value has."""
+        return self.statistic is Statistic.SIGNED_ABSMAX
 
     def _check_statistic(self) -> None:
         object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))
@@ -242,6 +250,16 @@ class ScaleRule:
         object.__setattr__(self, "search_norm", float(self.search_norm))
         if not 0 < self.search_norm <= 1:
             raise ValueError(f"`search_norm` must be in (0, 1], got {self.search_norm!r}")
+
+    def _check_signed(self) -> None:
+        if self.restriction is not Restriction.FLOAT:
+            raise ValueError(f"`restriction` must be 'float' for statistic 'signed_absmax', got '{self.restriction}'")
+        averaged = (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
+        if self.source in averaged:
+            raise ValueError(
+                f"`source` must not be '{self.source}' for the statistic 'signed_absmax': scales of both signs have no "
+                "meaningful average"
+            )
 
     def _check_source(self) -> None:
         if self.momentum is not None and not 0 <= self.momentum < 1:

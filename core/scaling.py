@@ -90,7 +90,15 @@ def affine_scale(q: Quantizer, low: Array, high: Array) -> Array:
 
 
 def restrict_scale(q: Quantizer, scale: Array) -> Array:
-    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
+    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale.
+
+    Where scales may be negative, their magnitudes are; zeros count as positive.
+
+    Source: of that, Brevitas ``ScalarSignedClampMinSte``.
+    """
+    if q.scale.signed:
+        size = np.maximum(np.abs(scale), np.asarray(_floor(q, scale.dtype), scale.dtype))
+        return np.where(np.isfinite(scale), np.where(scale < 0, -size, size), np.asarray(np.nan, scale.dtype))
     floored = np.maximum(scale, np.asarray(_floor(q, scale.dtype), scale.dtype))
     if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
         significand, exponent = np.frexp(floored)  # floored = significand * 2**exponent, significand in [1/2, 1)

@@ -22,6 +22,20 @@ def min_max(x: Array, granularity: Granularity) -> tuple[Array, Array]:
     return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
 
 
+def positive_peak(x: Array, granularity: Granularity) -> Array:
+    """Whether the first of the largest magnitudes of each block, in row-major order, is that of a positive number.
+
+    False for blocks that are empty or zero; no meaning for those with NaN. Shape `qparams_shape`.
+
+    Source: Brevitas ``SignedAbsMax``, whose scales are negative there.
+    """
+    blocks = split_blocks(x, granularity)
+    if blocks.shape[-1] == 0:
+        return np.zeros(blocks.shape[:-1], np.bool_)
+    first = np.argmax(np.abs(blocks), axis=-1)[..., None]
+    return np.asarray(np.take_along_axis(blocks, first, -1)[..., 0] > 0)
+
+
 def nth_smallest(values: Array, n: int | Array) -> Array:
     """The ``n``-th number from below along the last axis, counted from 1. A zero may have either sign.
 

@@ -45,7 +45,7 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
         if is_concrete(width):
             q = checks.at_width(q, float(width))
     if is_concrete(scale):
-        checks.check_scale_values(np.asarray(scale))
+        checks.check_scale_values(np.asarray(scale), signed=q.scale.signed)
     if zero is not None and is_concrete(zero):
         checks.check_zero_point_values(q, np.asarray(zero))
     return scale, zero

@@ -41,7 +41,8 @@ from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
-from .statistics import absmax, min_max
+from .signs import with_positive_scales, with_signs
+from .statistics import absmax, min_max, positive_peak
 from .zero_point import affine_zero_point
 
 Array = jax.Array
@@ -168,12 +169,15 @@ def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
     if q.scale.statistic in SEARCHED:
         low, high = _searched(q, work, low, high)
-    return (*_parameters(q, low, high), finite)
+    scale, zero_point = _parameters(q, low, high)
+    if q.scale.signed:
+        scale = jnp.where(positive_peak(x, q.granularity), -scale, scale)
+    return scale, zero_point, finite
 
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
-    if q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
         if q.affine or q.scale.denominator is Denominator.LARGER:
             return min_max(x, q.granularity)
         high = absmax(x, q.granularity)
@@ -218,6 +222,9 @@ def _has_nan(x: Array) -> Array:
 def _quantize(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
+    if q.scale.signed:
+        x, scale = with_positive_scales(q, x, scale)
+
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
@@ -230,6 +237,13 @@ def _quantize(
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
+    if q.scale.signed:
+        return with_signs(q, _values(q, codes, jnp.abs(scale), zero_point, dtype), scale)
+    return _values(q, codes, scale, zero_point, dtype)
+
+
+def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
+    """Values of codes, for positive scales."""
     work = jnp.dtype(checks.scale_dtype(jnp.dtype(dtype).name))
     numbers, scale = decode(q, codes, work), scale.astype(work)
     if isinstance(q.format, FloatFormat | CodebookFormat):
@@ -243,6 +257,9 @@ def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | No
 def _codes_and_zero_points(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> tuple[Array, Array]:
+    if q.scale.signed:
+        x, scale = with_positive_scales(q, x, scale)
+
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
         return kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
@@ -257,12 +274,17 @@ def _codes_and_zero_points(
 def _fake_quantize(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
+    given = scale
+    if q.scale.signed:
+        x, scale = with_positive_scales(q, x, scale)
+
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    return kernels.by_scale(q, scale, compute, x)
+    value = kernels.by_scale(q, scale, compute, x)
+    return with_signs(q, value, given) if q.scale.signed else value
 
 
 def _forward(
@@ -297,6 +319,9 @@ def _gradients(
     seed: Array | None,
     bit_width: Array | None,
 ) -> tuple[Array, Array, Array | None, Array | None]:
+    if q.scale.signed:  # the signs cancel in d(code * s) / dx and / ds
+        x, scale = with_positive_scales(q, x, scale)
+
     def noise() -> Array | None:
         return kernels.noise_of(q, seed, x.shape)
 

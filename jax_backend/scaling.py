@@ -99,8 +99,18 @@ def affine_scale(q: Quantizer, low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
-    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
+    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale.
+
+    Where scales may be negative, their magnitudes are; zeros count as positive.
+
+    Source: of that, Brevitas ``ScalarSignedClampMinSte``.
+    """
     form = layout(scale.dtype)
+    if q.scale.signed:
+        size = jnp.maximum(jnp.abs(scale), _floor(q, form))
+        bits = bit_pattern(scale)
+        below_zero = (bits < 0) & (bits > form.sign)  # not by the number: XLA takes a subnormal for zero
+        return jnp.where(jnp.isfinite(scale), jnp.where(below_zero, -size, size), jnp.nan)
     floored = jnp.maximum(scale, _floor(q, form))
     if q.scale.restriction in INTEGER_SCALE:
         nearest = q.scale.restriction is Restriction.INTEGER_NEAREST

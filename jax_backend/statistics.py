@@ -15,7 +15,17 @@ import numpy as np
 from jax import lax
 
 from ..core.granularity import Granularity, Shape, qparams_shape
-from .arrays import bit_pattern, by_blocks, from_pattern, is_subnormal_or_zero, layout, ordered, scaled_subnormal
+from .arrays import (
+    bit_pattern,
+    by_blocks,
+    from_pattern,
+    is_subnormal_or_zero,
+    layout,
+    magnitude,
+    ordered,
+    scaled_subnormal,
+)
+from .blocks import split_blocks
 
 
 def absmax(x: jax.Array, granularity: Granularity) -> jax.Array:
@@ -30,6 +40,20 @@ def min_max(x: jax.Array, granularity: Granularity) -> tuple[jax.Array, jax.Arra
     """
     low = _extreme(x, granularity, lambda a, axes: jnp.min(_no_nan(a, -jnp.inf), axes, initial=0))
     return low, _extreme(x, granularity, lambda a, axes: jnp.max(_no_nan(a, jnp.inf), axes, initial=0))
+
+
+def positive_peak(x: jax.Array, granularity: Granularity) -> jax.Array:
+    """Whether the first of the largest magnitudes of each block, in row-major order, is that of a positive number.
+
+    False for blocks that are empty or zero; no meaning for those with NaN. Shape `qparams_shape`.
+
+    Source: Brevitas ``SignedAbsMax``, whose scales are negative there.
+    """
+    blocks = split_blocks(x, granularity)
+    if not blocks.shape[-1]:
+        return jnp.zeros(blocks.shape[:-1], bool)
+    first = jnp.argmax(magnitude(blocks), axis=-1, keepdims=True)
+    return jnp.take_along_axis(bit_pattern(blocks), first, axis=-1)[..., 0] > 0
 
 
 def nth_smallest(values: jax.Array, n: int | jax.Array) -> jax.Array:

@@ -95,6 +95,8 @@ def values_are_rounded_products(f: Implementation, q: Quantizer, x: Array, qpara
     same(f, q, "dequantize", expected, f.dequantize(q, codes, qparams), {"code": codes})
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = expected.astype(x.dtype)
+    if q.scale.signed:  # where no result is -0.0
+        narrow = np.where(narrow == 0, np.zeros_like(narrow), narrow)
     same(f, q, f"dequantize to {x.dtype}", narrow, f.dequantize(q, codes, qparams, x.dtype), {"code": codes})
 
 
@@ -147,9 +149,13 @@ def error_is_bounded(f: Implementation, q: Quantizer, x: Array, qparams: QParams
 
 
 def quantize_is_monotone(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """Within a block, a larger x never has a smaller number. (NaN, which a format may have for large x, is none.)"""
+    """Within a block, a larger x never has a smaller number. (NaN, which a format may have for large x, is none.)
+
+    Where the scale is negative, never a larger one.
+    """
     number = without_nan(x)
     codes = number_of(q.format, f.quantize(q, number, qparams)).reshape(-1)
+    codes = codes * np.sign(per_element(q, qparams, x.shape)[0]).reshape(-1)
     rows = owners(q.granularity, x.shape)
     rows = np.take_along_axis(rows, np.argsort(number.reshape(-1)[rows].astype(np.float64), -1, kind="stable"), -1)
     left, right = codes[rows][:, :-1], codes[rows][:, 1:]
@@ -171,7 +177,7 @@ def quantize_is_odd(f: Implementation, q: Quantizer, x: Array, qparams: QParams,
 def powers_of_two_cancel(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """``quantize(x * 2**k, s * 2**k) = quantize(x, s)`` wherever both products are exact."""
     scale = np.asarray(qparams.scale)
-    exponent = np.where(scale < 1, 5, -3)
+    exponent = np.where(np.abs(scale) < 1, 5, -3)
     shifted = QParams(np.ldexp(scale, exponent).astype(scale.dtype), qparams.zero_point)
     number = without_nan(x)
     each = np.empty(x.size, np.int64)
@@ -185,11 +191,12 @@ def powers_of_two_cancel(f: Implementation, q: Quantizer, x: Array, qparams: QPa
 
 
 def _exact_values(q: Quantizer, codes: Array, qparams: QParams) -> Array:
-    """``(code - z) * s`` in float64: exact for float32 scales, rounded once for float64 ones."""
+    """``(code - z) * s`` in float64: exact for float32 scales, rounded once for float64 ones. 0 is +0 if s < 0."""
     scale, zero = per_element(q, qparams, codes.shape)
     number = number_of(q.format, codes)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return np.asarray((number - zero if q.affine else number) * scale)
+        value = (number - zero if q.affine else number) * scale
+        return np.asarray(np.where((value == 0) & (scale < 0), 0.0, value))
 
 
 def _resolved(q: Quantizer, codes: Array, qparams: QParams, dtype: Any) -> Array:
@@ -202,7 +209,7 @@ def _resolved(q: Quantizer, codes: Array, qparams: QParams, dtype: Any) -> Array
     way = np.minimum(*reach(q, np.where(finite, number - zero, numbers(q.format)[0])))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         moved = exact.astype(qparams.scale.dtype).astype(dtype).astype(np.float64) - exact
-        return np.asarray(finite & (np.abs(moved) < 0.98 * way * scale))
+        return np.asarray(finite & (np.abs(moved) < 0.98 * way * np.abs(scale)))
 
 
 def _halfway(q: Quantizer) -> tuple[Array, Array]:

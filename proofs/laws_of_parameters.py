@@ -15,20 +15,24 @@ from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
 from .numbers import DIRECTED, number_of
-from .scale_rules import ends, raised, raw_scale, zero_point
+from .scale_rules import ends, raised, raw_scale, signs, zero_point
 
 Array = NDArray[Any]
 
 
 def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """A chosen scale is a positive normal number, at least the floor, of the restriction; a zero point in [lo, hi]."""
+    """A chosen scale is a positive normal number, at least the floor, of the restriction; a zero point in [lo, hi].
+
+    Where scales may be negative, their magnitudes are.
+    """
     chosen = f.choose_qparams(q, only_finite(x))
     shape, work = qparams_shape(q.granularity, x.shape), qparams.scale.dtype
     model = QParams(np.zeros(shape, work), np.zeros(shape, np.int32) if q.affine else None)
     same(f, q, "dtype and shape", model, QParams(*(None if p is None else np.zeros_like(p) for p in chosen)))
     limits = np.finfo(work)
     floor = limits.smallest_normal if q.scale.floor is None else np.asarray(q.scale.floor, work)
-    good = (chosen.scale >= floor) & (chosen.scale <= limits.max)
+    size = np.abs(chosen.scale) if q.scale.signed else chosen.scale
+    good = (size >= floor) & (size <= limits.max)
     if q.scale.restriction in INTEGER_SCALE:
         good &= (chosen.scale >= 1) & (chosen.scale == np.trunc(chosen.scale))
     elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
@@ -51,7 +55,9 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
     rows = finite.reshape(-1)[owners(q.granularity, x.shape)].astype(work)
     shape, chosen = qparams_shape(q.granularity, x.shape), f.choose_qparams(q, finite)
     if q.scale.statistic not in SEARCHED:
-        same(f, q, "choose_qparams", _of_range(q, *ends(q, rows), shape), chosen)
+        expected = _of_range(q, *ends(q, rows), shape)
+        expected = expected._replace(scale=expected.scale * signs(q, rows).reshape(shape))
+        same(f, q, "choose_qparams", expected, chosen)
         return
     low, high = ends(q, rows)
     if q.scale.statistic is Statistic.HQO:

@@ -86,11 +86,15 @@ def nan_has_one_code(f: Implementation, q: Quantizer, x: Array, qparams: QParams
 
 
 def infinities_go_to_the_ends(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
-    """+inf has the code of hi and -inf that of lo, or of what stands for them; so has the value of `fake_quantize`."""
+    """+inf has the code of hi and -inf that of lo, or of what stands for them; so has the value of `fake_quantize`.
+
+    Of negative scales the other way round.
+    """
     infinite = with_every(np.full_like(x, np.inf), -np.inf, 2)
     instead = beyond_the_ends(q.format)
     lowest = q.format.lo if instead == q.format.hi else -instead
-    codes = codes_of(q.format, np.where(infinite > 0, instead, lowest))
+    upwards = (infinite > 0) == (per_element(q, qparams, x.shape)[0] > 0)
+    codes = codes_of(q.format, np.where(upwards, instead, lowest))
     same(f, q, "quantize(inf)", codes, f.quantize(q, infinite, qparams), {"x": infinite})
     values = f.dequantize(q, codes, qparams, x.dtype)
     same(f, q, "fake_quantize(inf)", values, f.fake_quantize(q, infinite, qparams), {"x": infinite})

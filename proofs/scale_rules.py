@@ -42,10 +42,21 @@ def raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
 def ends(q: Quantizer, rows: Array) -> tuple[Array, Array]:
     """The range of the statistic, of every row; rows of finite numbers. Of MSE and HQO where the search starts."""
     smallest, largest = rows.min(-1, initial=0), rows.max(-1, initial=0)
-    if not rows.shape[-1] or q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
+    if not rows.shape[-1] or q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
         return smallest, largest
     found = _percentiles(q, rows) if q.scale.statistic is Statistic.PERCENTILE else _averages(q, rows)
     return (np.minimum(found[0], 0), np.maximum(found[1], 0)) if q.affine else found
+
+
+def signs(q: Quantizer, rows: Array) -> Array:
+    """The sign of every row's scale: -1 where the first element of the largest magnitude is positive."""
+    smallest, largest = rows.min(-1, initial=0), rows.max(-1, initial=0)
+    if not q.scale.signed:
+        return np.ones_like(largest)
+    places = [next((i for i, v in enumerate(row) if v == m), len(row)) for row, m in zip(rows, largest, strict=True)]
+    earlier = [not (row[:n] == -m).any() for row, m, n in zip(rows, largest, places, strict=True)]
+    positive = (largest > -smallest) | ((largest == -smallest) & (largest > 0) & earlier)
+    return np.where(positive, -1, 1).astype(rows.dtype)
 
 
 def zero_point(q: Quantizer, low: Array, scale: Array) -> Array:

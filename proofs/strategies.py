@@ -212,6 +212,8 @@ def qparams(draw: st.DrawFn, q: Quantizer, shape: Shape, dtype: Any) -> QParams:
     parameters = qparams_shape(q.granularity, shape)
     few = draw(st.lists(scales(kind, restriction=q.scale.restriction), min_size=1, max_size=6), label="scales")
     scale = np.resize(np.array(few, kind), parameters).reshape(parameters)
+    if q.scale.signed:
+        scale = scale * np.resize(np.array(draw(st.lists(st.sampled_from([-1, 1]), min_size=1)), kind), parameters)
     if not q.affine:
         return QParams(scale)
     lo, hi = int(q.format.lo), int(q.format.hi)

@@ -173,6 +173,8 @@ def _parameters(random: np.random.Generator, q: Quantizer, first: int) -> QParam
     scale = np.resize(np.roll(np.array(SCALES, np.float32), -first), shape).reshape(shape)
     if q.scale.restriction == "power_of_two":
         scale = np.ldexp(np.float32(1), np.frexp(scale)[1] - 1)
+    if q.scale.signed:
+        scale.reshape(-1)[::3] *= -1
     if not q.affine:
         return QParams(scale)
     zero = random.integers(q.format.lo, q.format.hi + 1, shape).astype(np.int32)

@@ -46,6 +46,8 @@ QUANTIZERS: dict[str, Quantizer] = {
     "l1": catalog["int4_per_group32"].replace(statistic="l1", restriction="power_of_two"),
     "l2": catalog["mxfp4_e2m1"].replace(statistic="l2"),
     "rms": catalog["float8_e4m3fn_per_block"].replace(statistic="rms"),
+    "signed_absmax": _CHANNEL.replace(statistic="signed_absmax", denominator="lo"),
+    "signed_absmax_of_columns": _CHANNEL.replace(statistic="signed_absmax", granularity=PerAxis(1), floor=1e-3),
     "mse": catalog["int2_per_channel"].replace(statistic="mse", granularity=PerGroup(32)),
     "mse_affine": _AFFINE.replace(statistic="mse", search_steps=5, bits=2, restriction="integer"),
     "mse_minifloat": catalog["float4_e2m1_per_channel"].replace(statistic="mse", search_steps=7),
@@ -55,7 +57,7 @@ QUANTIZERS: dict[str, Quantizer] = {
     "extremes_dpu": _AFFINE.replace(zero_point_rounding="dpu", restriction="integer"),
 }
 SUMS = ("absmean", "mean_sigma", "l1", "l2", "rms")
-COMPILED = ("percentile", "percentile_affine", "mean_sigma_affine", "l2", "mse_affine", "hqo")
+COMPILED = ("signed_absmax", "percentile", "percentile_affine", "mean_sigma_affine", "l2", "mse_affine", "hqo")
 DTYPES = (np.float32, ml_dtypes.bfloat16, np.float16)
 
 

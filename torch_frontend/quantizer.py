@@ -35,7 +35,7 @@ from .grid import encode, limit_to_grid
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
-from .statistics import absmax, min_max
+from .statistics import absmax, min_max, positive_peak
 from .zero_point import affine_zero_point
 
 
@@ -61,7 +61,10 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
     if q.scale.statistic in SEARCHED:
         low, high = _searched(q, widened(x), low, high)
-    return _parameters(q, low, high)
+    chosen = _parameters(q, low, high)
+    if q.scale.signed:
+        chosen = QParams(torch.where(positive_peak(x, q.granularity), -chosen.scale, chosen.scale))
+    return chosen
 
 
 def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
@@ -76,7 +79,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     seed = routes.seed_of(q, x, qparams)
     width = None if qparams.bit_width is None else qparams.bit_width.detach()
     if is_concrete(x, scale, zero, seed, width):
-        if seed is None:
+        if seed is None and not q.scale.signed:
             narrow = q if width is None else checks.at_width(q, width.item())
             return eager.codes(narrow, x, scale, zero, getattr(torch, q.format.storage))
         checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
@@ -126,7 +129,7 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
     width = qparams.bit_width
     if is_concrete(x, scale, zero_point, seed, width):
         if not records_gradient(x, scale, zero_point, seed, width):
-            if seed is None and width is None:
+            if seed is None and width is None and not q.scale.signed:
                 return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
             return routes.forward(q, x, scale, zero_point, seed, width)
         return apply_plainly(_FakeQuantize, x, scale, zero_point, width, seed, q)
@@ -206,7 +209,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     """The range that the scale of each block comes from, in the wide dtype."""
-    if q.scale.statistic in (Statistic.EXTREMES, *SEARCHED):
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
         if q.affine or q.scale.denominator is Denominator.LARGER:
             low, high = min_max(x, q.granularity)
         else:

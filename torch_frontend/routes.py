@@ -19,6 +19,7 @@ from .bit_width import code_range, range_slopes, whole_width
 from .elementwise import codes_of, gradient_terms, one_zero, passing, values_of
 from .grid import decode
 from .learned_rounding import rounding_offset, rounding_slope
+from .signs import with_positive_scales, with_signs
 from .ste import block_sum, learned_scale_factor, passing_mask
 from .threefry import rounding_noise
 
@@ -32,6 +33,15 @@ def forward(
     bit_width: Tensor | None = None,
 ) -> Tensor:
     """``(code - z) * s`` in the dtype of ``x``; parameters already checked."""
+    if q.scale.signed:
+        return with_signs(q, _forward(q, *with_positive_scales(q, x, scale), zero_point, seed, bit_width), scale)
+    return _forward(q, x, scale, zero_point, seed, bit_width)
+
+
+def _forward(
+    q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None, bit_width: Tensor | None
+) -> Tensor:
+    """`forward` for positive scales."""
     q, limits = _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
     plain = seed is None and limits is None
@@ -51,6 +61,8 @@ def codes(
     bit_width: Tensor | None = None,
 ) -> Tensor:
     """Numbers of the format in the wide dtype, NaN where ``x`` is NaN, -0.0 only in formats that have it."""
+    if q.scale.signed:
+        x, scale = with_positive_scales(q, x, scale)
     q, limits = _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
     if seed is None and limits is None and is_concrete(x, scale, zero):
@@ -61,6 +73,13 @@ def codes(
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``(code - z) * s`` of codes in the format's `storage`, rounded once to ``dtype``; parameters already checked."""
+    if q.scale.signed:
+        return with_signs(q, _values(q, codes, scale.abs(), zero_point, dtype), scale)
+    return _values(q, codes, scale, zero_point, dtype)
+
+
+def _values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`values` for positive scales."""
     zero = wide(zero_point, scale)
     if is_concrete(codes, scale, zero) and not records_gradient(scale, zero):
         return eager.values(q, codes, scale, zero, dtype)
@@ -79,6 +98,8 @@ def gradients(
     bit_width: Tensor | None = None,
 ) -> QuantizerGradients:
     """Those of the gradients of x, scale, zero point and bit width (where there is one) that are wanted, else None."""
+    if q.scale.signed:  # the signs cancel in d(code * s) / dx and / ds
+        x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
     plain = seed is None and limits is None

@@ -83,7 +83,15 @@ def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
 
 
 def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
-    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale."""
+    """``scale`` raised to the floor of the rule, then restricted. NaN and infinities become NaN: no scale.
+
+    Where scales may be negative, their magnitudes are; zeros count as positive.
+
+    Source: of that, Brevitas ``ScalarSignedClampMinSte``.
+    """
+    if q.scale.signed:
+        size = scale.abs().clamp(min=_floor(q, scale.dtype))
+        return torch.where(scale.abs() < torch.inf, torch.where(scale < 0, -size, size), torch.nan)
     restricted = scale.clamp(min=_floor(q, scale.dtype))
     if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
         restricted = _power_of_two_above(restricted)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.granularity import Granularity, PerTensor, qparams_shape
 from .arrays import broadcast_views
+from .blocks import split_blocks
 
 
 def absmax(x: Tensor, granularity: Granularity) -> Tensor:
@@ -18,6 +19,20 @@ def absmax(x: Tensor, granularity: Granularity) -> Tensor:
 def min_max(x: Tensor, granularity: Granularity) -> tuple[Tensor, Tensor]:
     """Smallest and largest element of each block, both widened to include 0; NaN if the block holds NaN."""
     return _reduced(x, granularity, torch.amin).clamp(max=0), _reduced(x, granularity, torch.amax).clamp(min=0)
+
+
+def positive_peak(x: Tensor, granularity: Granularity) -> Tensor:
+    """Whether the first of the largest magnitudes of each block, in row-major order, is that of a positive number.
+
+    False for blocks that are empty or zero; no meaning for those with NaN. Shape `qparams_shape`.
+
+    Source: Brevitas ``SignedAbsMax``, whose scales are negative there.
+    """
+    blocks = split_blocks(x, granularity)
+    if not blocks.shape[-1]:
+        return torch.zeros(blocks.shape[:-1], dtype=torch.bool, device=x.device)
+    first = blocks.abs().argmax(-1, keepdim=True)
+    return blocks.gather(-1, first)[..., 0] > 0
 
 
 def nth_smallest(values: Tensor, n: int | Tensor) -> Tensor:
