@@ -137,7 +137,7 @@ class Quantizer:
             raise ValueError(f"`rounding` must not be 'learned' for {self.format}: only that of integers is")
         if self.zero_point is ZeroPoint.NONE and self.format.hi <= 0:
             raise ValueError(f"`format` of a symmetric quantizer must have a positive code, got {self.format}")
-        plain = (Restriction.FLOAT, Restriction.POWER_OF_TWO, *INTEGER_SCALE)
+        plain = (Restriction.FLOAT, Restriction.LOG_FLOAT, Restriction.POWER_OF_TWO, *INTEGER_SCALE)
         if self.scale.restriction not in plain and (self.affine or self.scale.denominator is Denominator.LARGER):
             raise ValueError(
                 f"`restriction` must be {', '.join(plain)} where the scale is affine or the larger of two, "

@@ -49,6 +49,7 @@ class Restriction(StrEnum):
     """Which scales are allowed."""
 
     FLOAT = "float"  # any positive normal number
+    LOG_FLOAT = "log_float"  # exp2(log2(s)), of our own, in float32: what layers keep as a logarithm; affine ones too
     POWER_OF_TWO = "power_of_two"  # 2**ceil(log2(absmax / d)), nothing is clamped (MX "RCEIL"); affine scales as well
     POWER_OF_TWO_FLOOR = "power_of_two_floor"  # 2**(floor(log2 absmax) - floor(log2 d)) (OCP MX 1.0, section 6.3)
     POWER_OF_TWO_CEIL = "power_of_two_ceil"  # 2**(ceil(log2 absmax) - floor(log2 d))

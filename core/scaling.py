@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from .arithmetic import Arithmetic
 from .descriptions import Quantizer
 from .directions import Rounding
+from .elementary import exp2, log2
 from .formats import significand_bits
 from .minifloat import round_to_float
 from .operations import add, flush, multiply, round_to_dtype, true_divide
@@ -108,7 +109,18 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
         nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
         direction = Rounding.TIES_TO_EVEN if nearest else Rounding.TOWARD_POSITIVE
         floored = np.maximum(round_to_integer(floored, direction), np.ones_like(floored))
+    if q.scale.restriction is Restriction.LOG_FLOAT:
+        floored = scale_of_logarithm(q, log2(floored))
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
+
+
+def scale_of_logarithm(q: Quantizer, v: Array) -> Array:
+    """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN.
+
+    That of ``log2(s)`` lies within ``2**-24 * (|log2 s| + 6)`` of ``s``, relative; it is ``s`` for powers of two.
+    """
+    largest = np.asarray(np.finfo(np.float32).max, v.dtype)
+    return np.asarray(np.maximum(np.minimum(exp2(v), largest), np.asarray(_floor(q, v.dtype), v.dtype)))
 
 
 def divisor(q: Quantizer) -> float:

@@ -12,6 +12,7 @@ from ..core.descriptions import Quantizer
 from ..core.formats import significand_bits
 from ..core.scales import INTEGER_SCALE, Denominator, Restriction
 from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout, scaled
+from .elementary import exp2, log2
 
 SHIFT = 24  # makes a subnormal float32 normal
 
@@ -116,11 +117,20 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
         nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
         whole = lax.round(floored, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(floored)
         floored = jnp.maximum(whole, 1)
+    elif q.scale.restriction is Restriction.LOG_FLOAT:
+        floored = scale_of_logarithm(q, log2(floored))
     elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
         up = (bit_pattern(floored) + form.integer((1 << form.mantissa) - 1)) & form.exponent
         largest = form.exponent - form.integer(1 << form.mantissa)
         floored = from_pattern(jnp.minimum(up, largest), scale.dtype)
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
+
+
+def scale_of_logarithm(q: Quantizer, v: jax.Array) -> jax.Array:
+    """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN."""
+    limits = _floor(q, layout(v.dtype)), type(layout(v.dtype).smallest)(np.finfo(np.float32).max)
+    scale = exp2(v)
+    return jnp.where(jnp.isnan(scale), scale, jnp.clip(scale, *limits))
 
 
 def divisor(q: Quantizer) -> float:

@@ -93,12 +93,15 @@ def _covers(q: Quantizer) -> bool:
 
     (L1 and L2, which are no less than absmax but for rounding, are told by `chosen_scale_is_the_statistic`.)
 
+    A scale that has been a logarithm may be smaller by its rounding.
+
     Of formats that end below 2 the largest data would need the power of two after the last. Denominators other than the
     end and the larger end are about integers: they may leave numbers out at one end of a codebook,
     and the edge lies beyond the end on purpose.
     """
     clamping = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED)
-    if q.scale.restriction in (*clamping, Restriction.INTEGER_NEAREST) or q.scale.statistic is not Statistic.EXTREMES:
+    below = (*clamping, Restriction.INTEGER_NEAREST, Restriction.LOG_FLOAT)
+    if q.scale.restriction in below or q.scale.statistic is not Statistic.EXTREMES:
         return False
     if q.scale.restriction is not Restriction.FLOAT and q.format.hi < 2:
         return False

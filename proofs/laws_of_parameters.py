@@ -35,7 +35,7 @@ def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qpa
     good = (size >= floor) & (size <= limits.max)
     if q.scale.restriction in INTEGER_SCALE:
         good &= (chosen.scale >= 1) & (chosen.scale == np.trunc(chosen.scale))
-    elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
+    elif q.scale.restriction not in (Restriction.FLOAT, Restriction.LOG_FLOAT, Restriction.QUANTIZED):
         good &= np.frexp(chosen.scale)[0] == 0.5
     require(good, claim(f, q, "scale allowed"), scale=chosen.scale)
     if q.affine:

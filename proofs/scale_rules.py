@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
+from ..core.elementary import exp2, log2
 from ..core.formats import significand_bits
-from ..core.scales import SEARCHED, Denominator, Restriction, Statistic
+from ..core.scales import SEARCHED, SHARED_EXPONENT, Denominator, Restriction, Statistic
 from .numbers import numbers
 
 Array = NDArray[Any]
@@ -31,7 +32,7 @@ def raw_scale(q: Quantizer, low: Array, high: Array) -> Array:
     match q.scale.restriction:
         case Restriction.QUANTIZED:
             return _quantized(q, magnitude)
-        case Restriction.FLOAT | Restriction.POWER_OF_TWO | Restriction.INTEGER | Restriction.INTEGER_NEAREST:
+        case _ if q.scale.restriction not in SHARED_EXPONENT:
             if q.scale.denominator is Denominator.LARGER:
                 return np.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
             return _over(magnitude, divisor(q))
@@ -168,6 +169,9 @@ def raised(q: Quantizer, scale: Array) -> Array:
     match q.scale.restriction:
         case Restriction.FLOAT | Restriction.QUANTIZED:
             return np.asarray(above, scale.dtype)
+        case Restriction.LOG_FLOAT:  # the functions are judged by tests/test_elementary.py
+            back = np.minimum(exp2(log2(np.asarray(above, scale.dtype))), np.finfo(np.float32).max)
+            return np.asarray(np.maximum(back, floor), scale.dtype)
         case Restriction.INTEGER:
             return np.asarray(np.maximum(-np.floor(-above), 1), scale.dtype)
         case Restriction.INTEGER_NEAREST:

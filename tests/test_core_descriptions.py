@@ -103,8 +103,8 @@ def test_storage_is_the_first_dtype_that_holds_the_range() -> None:
         (
             lambda: ScaleRule(restriction="pot"),
             ValueError,
-            "`restriction` must be one of 'float', 'power_of_two', 'power_of_two_floor', 'power_of_two_ceil', "
-            "'power_of_two_even', 'quantized', 'integer', 'integer_nearest'; got 'pot'",
+            "`restriction` must be one of 'float', 'log_float', 'power_of_two', 'power_of_two_floor', "
+            "'power_of_two_ceil', 'power_of_two_even', 'quantized', 'integer', 'integer_nearest'; got 'pot'",
         ),
         (
             lambda: Quantizer(format="int8"),

@@ -23,6 +23,7 @@ from samebits.core import (
     fake_quantize,
     quantize,
 )
+from samebits.core.elementary import exp2, log2
 from samebits.core.formats import FLOAT8_E4M3FN
 from samebits.core.scales import INTEGER_SCALE
 from samebits.core.scaling import affine_scale, restrict_scale, symmetric_scale
@@ -172,7 +173,8 @@ def test_restriction_keeps_the_floor_and_refuses_what_is_no_scale() -> None:
     for restriction in Restriction:
         levels = FLOAT8_E4M3FN if restriction is Restriction.QUANTIZED else None
         q = INT8.replace(restriction=restriction, scale_format=levels, floor=0.3)
-        least = {Restriction.FLOAT: np.float32(0.3), Restriction.QUANTIZED: np.float32(0.3)}
+        least = dict.fromkeys((Restriction.FLOAT, Restriction.QUANTIZED), np.float32(0.3))
+        least[Restriction.LOG_FLOAT] = max(exp2(log2(np.float32(0.3))), np.float32(0.3))
         least |= dict.fromkeys(INTEGER_SCALE, 1.0)
         raised = restrict_scale(q, np.array([0.0, 0.29], np.float32))
         assert raised.tolist() == [least.get(restriction, 0.5)] * 2

@@ -9,6 +9,7 @@ from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.formats import significand_bits
 from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
+from .elementary import exp2, log2
 from .minifloat import round_to_float
 
 
@@ -98,7 +99,14 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     elif q.scale.restriction in INTEGER_SCALE:
         restricted = restricted.ceil() if q.scale.restriction is Restriction.INTEGER else restricted.round()
         restricted = restricted.clamp(min=1)
+    elif q.scale.restriction is Restriction.LOG_FLOAT:
+        restricted = scale_of_logarithm(q, log2(restricted))
     return torch.where(scale < torch.inf, restricted, torch.nan)
+
+
+def scale_of_logarithm(q: Quantizer, v: Tensor) -> Tensor:
+    """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN."""
+    return exp2(v).clamp(max=torch.finfo(torch.float32).max).clamp(min=_floor(q, v.dtype))
 
 
 def divisor(q: Quantizer) -> float:

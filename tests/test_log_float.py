@@ -1,0 +1,102 @@
+"""Scales that are kept as logarithms: the functions' `log_float` scales in every mode, and the state of layers.
+
+Expected values: `numpy.longdouble`, core, and Brevitas `LogFloatRestrictValue`.
+"""
+
+from typing import Any
+
+import brevitas.core.restrict_val as restrict_val
+import jax
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samebits import core, jax_backend, torch_frontend
+from samebits.core import catalog
+from samebits.core.scaling import restrict_scale
+from samebits.jax_backend import scaling as of_jax
+from samebits.proofs.arrays import to_jax, to_numpy, to_torch
+from samebits.proofs.compare import assert_same_bits
+from samebits.proofs.execution import implementation
+from samebits.proofs.laws import LAWS, applies
+from samebits.torch_frontend import scaling as of_torch
+
+from . import law_cases
+
+Array = NDArray[Any]
+SYMMETRIC = catalog["int8_per_channel"].replace(restriction="log_float")
+AFFINE = catalog["uint4_affine_per_group32"].replace(restriction="log_float", floor=0.01)
+
+
+def scales() -> Array:
+    """From the smallest normal number to the largest, powers of two, what is no scale, and what the floor raises."""
+    random = np.random.default_rng(0)
+    drawn = random.integers(1 << 23, 0x7F800000, 50_000, dtype=np.int32).view(np.float32)
+    special = [0.0, 1e-45, np.finfo(np.float32).max, np.inf, np.nan, 0.3, 1.0]
+    return np.concatenate([drawn, np.ldexp(np.float32(1), np.arange(-126, 128)), np.float32(special)])
+
+
+def test_scales_have_the_same_bits() -> None:
+    for q in (SYMMETRIC, AFFINE):
+        want = restrict_scale(q, scales())
+        assert_same_bits(want, to_numpy(of_torch.restrict_scale(q, to_torch(scales()))), inputs=scales())
+        assert_same_bits(want, jax.jit(lambda s, q=q: of_jax.restrict_scale(q, s))(to_jax(scales())), inputs=scales())
+        with jax.disable_jit():
+            assert_same_bits(want, of_jax.restrict_scale(q, to_jax(scales())), inputs=scales())
+        wide = np.append(scales().astype(np.float64) * (1 + 2.0**-40), [1e300, 1e-300])
+        assert_same_bits(restrict_scale(q, wide), to_numpy(of_torch.restrict_scale(q, to_torch(wide))), inputs=wide)
+        with jax.enable_x64(True):
+            assert_same_bits(restrict_scale(q, wide), of_jax.restrict_scale(q, to_jax(wide)), inputs=wide)
+
+
+def test_scales_lie_within_their_bound() -> None:
+    s = scales()
+    s = s[np.isfinite(s) & (s >= 2.0**-126)]
+    got = restrict_scale(SYMMETRIC, s).astype(np.longdouble)
+    exponent = np.abs(np.log2(s.astype(np.longdouble)))
+    assert (np.abs(got / s - 1) <= 2.0**-24 * (exponent + 6)).all()
+    powers = np.ldexp(np.float32(1), np.arange(-126, 128))
+    assert np.array_equal(restrict_scale(SYMMETRIC, powers), powers)
+    assert float(restrict_scale(SYMMETRIC, np.float32([np.finfo(np.float32).max]))[0]) == np.finfo(np.float32).max
+
+
+def test_scales_are_near_those_of_brevitas() -> None:
+    """Its powers and logarithms are torch's, each of them within two units of the last place of the exact one."""
+    restrict = restrict_val.LogFloatRestrictValue()
+    s = scales()
+    s = s[(s > 1e-30) & (s < 1e30)]
+    want = to_numpy(restrict(restrict.restrict_init_tensor(to_torch(s)))).astype(np.float64)
+    got = restrict_scale(SYMMETRIC, s).astype(np.float64)
+    assert (np.abs(got / want - 1) <= 2 * 2.0**-24 * (np.abs(np.log2(want)) + 6)).all()
+
+
+def test_quantizers_have_the_same_bits() -> None:
+    x = np.random.default_rng(1).standard_normal((8, 96))
+
+    def program(room: Any, a: Any) -> list[Any]:
+        return [(c.scale, c.zero_point) for c in (room.choose_qparams(q, a) for q in (SYMMETRIC, AFFINE))]
+
+    compiled = torch.compile(lambda a: program(torch_frontend, a), fullgraph=True)
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        rows = x.astype(dtype)
+        want = program(core, rows)
+        for got in (
+            program(torch_frontend, to_torch(rows)),
+            jax.jit(lambda a: program(jax_backend, a))(to_jax(rows)),
+        ):
+            assert_same_bits(want[0][0], got[0][0])
+            assert_same_bits(want[1], got[1])
+        if dtype == np.float32:
+            got = compiled(to_torch(rows))
+            assert_same_bits(want[0][0], got[0][0])
+            assert_same_bits(want[1], got[1])
+    assert not np.array_equal(want[0][0], core.choose_qparams(SYMMETRIC.replace(restriction="float"), rows).scale)
+
+
+def test_laws() -> None:
+    for q in (SYMMETRIC, AFFINE):
+        for law in LAWS:
+            if applies(law, q) and ("chosen" in law or "scale" in law or "block" in law):
+                for x, qparams, g in law_cases.cases_of(q.replace(restriction="float"), "float32"):
+                    LAWS[law](implementation("numpy"), q, x, qparams, g)
