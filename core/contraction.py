@@ -46,6 +46,26 @@ def largest_norm(accumulator_bits: int, input_bits: int, *, input_signed: bool, 
     return float((2 ** (accumulator_bits - 1) - 1) * 2.0 ** (input_signed - input_bits))
 
 
+def norm_of_accumulator(
+    q: Quantizer, accumulator_bits: int, input_bits: int, *, input_signed: bool, centred: bool
+) -> float:
+    """`largest_norm`, if the codes of ``q`` keep it: each is no further from zero than what it is the code of.
+
+    Raises:
+        ValueError: no symmetric signed integers rounded toward zero, per channel along axis 0; or ``centred`` for
+            signed inputs, where it gains nothing.
+    """
+    fits = isinstance(q.format, IntegerFormat) and q.format.lo < 0 and not q.affine and not q.scale.signed
+    if not fits or q.rounding is not Rounding.TOWARD_ZERO or q.granularity != PerAxis(0):
+        raise ValueError(
+            "`q` must be symmetric, of signed integers, rounded toward zero, per axis 0, for codes that fit an "
+            f"accumulator, got {q.format}, '{q.rounding}', {q.granularity}"
+        )
+    if centred and input_signed:
+        raise ValueError("`centred` must be False where the input is signed, got True")
+    return largest_norm(accumulator_bits, input_bits, input_signed=input_signed, centred=centred)
+
+
 def check_truncation(dtype: str, source: IntegerFormat, target: IntegerFormat, rounding: Rounding) -> int:
     """``2**(bits dropped)``. TypeError for codes of another dtype, ValueError for what does not fit."""
     if dtype != source.storage:
