@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,19 @@ from .scale_steps import INFINITY, ScaleSteps, by_elements, scale_steps
 from .tiles import CHUNK, Part, Tile
 
 Array = NDArray[Any]
-TILE = 1 << 22  # magnitudes of a tile
-MAGNITUDE = (1 << 31) - 1  # mask of the bits of a magnitude
+TILE = 1 << 23  # magnitudes of a tile
+BY_ROW = ("numpy", "torch eager")
+MINUS = 1 << 31  # bits of -0.0
+MAGNITUDE = MINUS - 1  # mask of the bits of a magnitude
+
+
+class Blocks(NamedTuple):
+    """Rows of blocks; of every block its largest magnitude, its scale, and whether that magnitude is finite."""
+
+    x: Array
+    largest: Array
+    scales: Array
+    finite: Array
 
 
 def scales_plan(q: Quantizer) -> tuple[Part, ...]:
@@ -48,42 +59,55 @@ def run_scale_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implement
     """All modes on one tile. Modes that refuse data that is not finite are given zeros in its place."""
     found = scale_steps(q)
     account = Account(tile, hash=hashlib.sha256())
-    own, cases = (by_elements(q), _patterns(tile)) if tile.kind == "magnitudes" else (q, _blocks(q, found))
-    for x in cases:
-        magnitude = raw_bits(x).astype(np.int64) & MAGNITUDE
-        largest = magnitude.reshape(*magnitude.shape[:-1], -1, _size(own)).max(axis=-1)
-        expected = found.scales[np.searchsorted(found.first, largest, side="right")]
-        finite = largest < INFINITY
+    own, cases = (by_elements(q), _patterns(found, tile)) if tile.kind == "magnitudes" else (q, _blocks(q, found))
+    for x, largest, expected, finite in cases:
         account.results += expected.size
+        whole = bool(finite.all())
         for position, implementation in enumerate(implementations):
             start = time.perf_counter()
-            refused = implementation.refuses and not finite.all()
-            asked = np.where(magnitude < INFINITY, x, np.float32(0)) if refused else x
-            got = np.asarray(implementation.choose_qparams(own, asked).scale)
-            account.seconds[implementation.name] = (
-                account.seconds.get(implementation.name, 0.0) + time.perf_counter() - start
-            )
-            want = np.where(finite, expected, found.scales[0] if refused else np.float32(np.nan))
+            refused = implementation.refuses and not whole
+            asked = np.where(np.isfinite(x), x, np.float32(0)) if refused else x
+            got = _scales(implementation, own, asked)
+            spent = time.perf_counter() - start
+            account.seconds[implementation.name] = account.seconds.get(implementation.name, 0.0) + spent
+            want = expected
+            if not whole:
+                want = np.where(finite, expected, found.scales[0] if refused else np.float32(np.nan))
             if position == 0:
-                account.hash.update(raw_bits(np.where(np.isnan(got), np.float32(np.nan), got)).data)
-            largest_of = largest.astype(np.uint32).view(np.float32)
-            compare(implementation.name, "choose_qparams", largest_of, want, want, got, account)
+                account.hash.update(raw_bits(got if whole else np.where(np.isnan(got), np.float32(np.nan), got)).data)
+            compare(implementation.name, "choose_qparams", largest, want, want, got, account)
     return TileResult(account.hash.hexdigest()[:32], account.results, dict(account.seconds), tuple(account.findings))
+
+
+def _scales(implementation: Implementation, q: Quantizer, x: Array) -> Array:
+    """Scales of all rows; modes that go operation by operation over arrays in memory take them row by row."""
+    if implementation.name not in BY_ROW or len(x) * _size(q) <= 1 or x.shape[1] < IN_CACHE:
+        return np.asarray(implementation.choose_qparams(q, x).scale)
+    return np.concatenate([implementation.choose_qparams(q, x[i : i + 1]).scale for i in range(len(x))])
 
 
 def _size(q: Quantizer) -> int:
     return q.granularity.size if isinstance(q.granularity, PerGroup) else 1
 
 
-def _patterns(tile: Tile) -> Iterator[Array]:
-    """Consecutive bit patterns, in rows."""
+def _patterns(found: ScaleSteps, tile: Tile) -> Iterator[Blocks]:
+    """Consecutive bit patterns, in rows; what must come out is written run by run."""
     for start in range(tile.first, tile.first + tile.count, CHUNK):
         count = min(CHUNK, tile.first + tile.count - start)
-        bits = np.arange(start, start + count, dtype=np.int64).astype(np.uint32)
-        yield bits.view(np.float32).reshape(max(1, count // IN_CACHE), -1)
+        bits = np.arange(start, start + count)
+        shape = max(1, count // IN_CACHE), min(count, IN_CACHE)
+        x = bits.astype(np.uint32).view(np.float32).reshape(shape)
+        ends = np.append(found.first, INFINITY)
+        edges = np.concatenate([ends, [MINUS], ends + MINUS])
+        cuts = np.clip(edges - start, 0, count)
+        begins, lengths = np.append(0, cuts), np.diff(np.concatenate([[0], cuts, [count]]))
+        magnitude = (begins + start) & MAGNITUDE
+        scales = found.scales[np.searchsorted(found.first, magnitude, side="right")]
+        runs = (np.repeat(v, lengths).reshape(shape) for v in (scales, magnitude < INFINITY))
+        yield Blocks(x, np.abs(x), *runs)
 
 
-def _blocks(q: Quantizer, found: ScaleSteps) -> Iterator[Array]:
+def _blocks(q: Quantizer, found: ScaleSteps) -> Iterator[Blocks]:
     """One block for each side of each step, place and sign; the other elements are smaller, the same in each run."""
     size = _size(q)
     bits = np.unique(np.concatenate([found.first - 1, found.first, [0, INFINITY - 1]])).astype(np.uint32)
@@ -92,4 +116,6 @@ def _blocks(q: Quantizer, found: ScaleSteps) -> Iterator[Array]:
     x = rng.uniform(-1, 1, (len(magnitudes), size, 2, size)).astype(np.float32) * magnitudes[:, None, None, None]
     for place in range(size):
         x[:, place, 0, place], x[:, place, 1, place] = magnitudes, -magnitudes
-    yield x.reshape(-1, size)
+    largest = np.repeat(bits.astype(np.int64), 2 * size)[:, None]
+    scales = found.scales[np.searchsorted(found.first, largest, side="right")]
+    yield Blocks(x.reshape(-1, size), largest.astype(np.uint32).view(np.float32), scales, largest < INFINITY)
