@@ -55,7 +55,8 @@ def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
     ends = [0, 0, *found.zeros, len(found.last), len(found.last)] if special else []
     row = np.concatenate([row, np.array(ends, row.dtype)])
     changes = np.flatnonzero(found.passes[1:] != found.passes[:-1])
-    beside = np.flatnonzero(np.isin(row, [*changes, *(changes + 1)]) | (np.arange(len(row)) >= 2 * count))
+    column = np.arange(len(row))
+    beside = np.flatnonzero(np.isin(column % max(1, count) + start, changes) | (column >= 2 * count))
     scales = _scales_of(found, tile)
     if tile.kind == "critical":  # filled up to a whole array, lest it be compiled for
         scales = np.resize(scales, -(-len(scales) // rows_at_once(len(row))) * rows_at_once(len(row)))
