@@ -153,7 +153,9 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
         x: float32 or float64; ``s``: same dtype, broadcasts against ``x``, positive normal numbers.
         subnormals: False where the caller knows that subnormal ``x`` may be read as zero; saves the decoding.
     """
-    x, divisor = barrier(x), barrier(jnp.broadcast_to(s, x.shape))
+    divisor = jnp.broadcast_to(s, x.shape)
+    if not is_concrete(x, s):  # op by op there is nothing to be kept apart
+        x, divisor = barrier(x), barrier(divisor)
     if not subnormals:
         return x / divisor
     tiny = is_subnormal_or_zero(x)
