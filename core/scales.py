@@ -221,6 +221,12 @@ class ScaleRule:
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
     @property
+    def learns_logarithm(self) -> bool:
+        """Whether layers keep the logarithm of the scale: a parameter, also while it is a statistic still."""
+        learned = (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED)
+        return self.restriction is Restriction.LOG_FLOAT and self.source in learned
+
+    @property
     def signed(self) -> bool:
         """Whether scales may be negative: then no code but one for 0 has the sign that its value has."""
         return self.statistic is Statistic.SIGNED_ABSMAX

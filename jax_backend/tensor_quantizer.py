@@ -17,14 +17,15 @@ from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from ..core.scales import ScaleSource, Statistic
 from .arguments import check_description, check_qparams
-from .arrays import is_concrete
+from .arrays import is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
+from .elementary import log2
 from .layers import Axes, laid_out, laid_out_qparams
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
-from .scaling import restrict_scale
+from .scaling import restrict_scale, scale_of_logarithm
 
 Array = jax.Array
 State = tuple[Array, ...]  # scale, zero point when affine, and history where there is a window
@@ -46,7 +47,9 @@ class TensorQuantizer(nnx.Module):
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
     the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. Until it
-    is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is.
+    is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is. A
+    learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is used is
+    ``s = exp2(v)``, and the gradient of v is that of s times ``s * ln 2``.
 
     With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
     nearest even into what the format allows, and zero points in the range it leaves; its gradient passes unchanged.
@@ -107,7 +110,7 @@ class TensorQuantizer(nnx.Module):
         start = _unset(q, shape) if qparams is None else _given(q, shape, qparams)
         zero_point = start if qparams is None or not q.affine else qparams.zero_point.astype(np.float32)
         if qparams is None and q.scale.scale_value is not None and start.size:
-            start = restrict_scale(q, jnp.full_like(start, q.scale.scale_value))
+            start = _kept(q, restrict_scale(q, jnp.full_like(start, q.scale.scale_value)))
             zero_point = jnp.full_like(start, q.scale.zero_point_value)
         self.scale = kind(start)
         self.zero_point = kind(zero_point) if q.affine else None
@@ -240,7 +243,12 @@ def _unset(q: Quantizer, shape: Shape | None) -> Array:
 def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> Array:
     """The scale given, checked as far as it can be without knowing the shape of tensors."""
     shape = tuple(qparams.scale.shape) if shape is None else shape
-    return check_qparams(q, shape, "float32", qparams)[0]
+    return _kept(q, check_qparams(q, shape, "float32", qparams)[0])
+
+
+def _kept(q: Quantizer, scale: Array) -> Array:
+    """What the state keeps of a scale: of one that is learned as a logarithm, that."""
+    return log2(scale) if q.scale.learns_logarithm else scale
 
 
 def _check_set(q: Quantizer, scale: Array) -> None:
@@ -305,6 +313,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     def chosen() -> State:
         """Scale and zero point of ``x``."""
         qparams = _chosen(q, lax.stop_gradient(x), axes)
+        qparams = qparams._replace(scale=_kept(q, qparams.scale))
         return tuple(p.astype(np.float32) for p in qparams[:2] if p is not None)
 
     def averaged() -> tuple[State, State]:
@@ -341,7 +350,10 @@ def _used_width(q: Quantizer, width: Array) -> Array:
 
 def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: Array | None) -> QParams:
     """What quantizes, from the state; gradients go to the state as it was ``before`` it learned."""
-    scale = _replaced(before[0], restrict_scale(q, state[0]))
+    if q.scale.learns_logarithm:
+        scale = _of_logarithm(before[0], scale_of_logarithm(q, state[0]))
+    else:
+        scale = _replaced(before[0], restrict_scale(q, state[0]))
     if not q.affine:
         return QParams(scale, bit_width=width)
     limits = (q.format.lo, q.format.hi) if width is None else code_range(q, lax.stop_gradient(width))
@@ -364,3 +376,16 @@ def _replaced_backward(_: None, g: Array) -> tuple[Array, Array]:
 
 
 _replaced.defvjp(_replaced_forward, _replaced_backward)
+
+
+@jax.custom_vjp
+def _of_logarithm(state: Array, used: Array) -> Array:
+    """The scale of a logarithm, with the gradient ``g * (s * ln 2)``, both products rounded."""
+    return used
+
+
+def _of_logarithm_backward(used: Array, g: Array) -> tuple[Array, Array]:
+    return g * product(used, jnp.full_like(used, np.log(2))), jnp.zeros_like(g)
+
+
+_of_logarithm.defvjp(lambda state, used: (used, used), _of_logarithm_backward)

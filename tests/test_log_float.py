@@ -10,17 +10,21 @@ import jax
 import ml_dtypes
 import numpy as np
 import torch
+from flax import nnx
 from numpy.typing import NDArray
 
 from samebits import core, jax_backend, torch_frontend
 from samebits.core import catalog
-from samebits.core.scaling import restrict_scale
+from samebits.core.elementary import log2
+from samebits.core.scaling import restrict_scale, scale_of_logarithm
 from samebits.jax_backend import scaling as of_jax
+from samebits.jax_backend.tensor_quantizer import TensorQuantizer as JaxQuantizer
 from samebits.proofs.arrays import to_jax, to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits
 from samebits.proofs.execution import implementation
 from samebits.proofs.laws import LAWS, applies
 from samebits.torch_frontend import scaling as of_torch
+from samebits.torch_frontend.tensor_quantizer import TensorQuantizer as TorchQuantizer
 
 from . import law_cases
 
@@ -100,3 +104,73 @@ def test_laws() -> None:
             if applies(law, q) and ("chosen" in law or "scale" in law or "block" in law):
                 for x, qparams, g in law_cases.cases_of(q.replace(restriction="float"), "float32"):
                     LAWS[law](implementation("numpy"), q, x, qparams, g)
+
+
+def test_layers_learn_the_logarithm() -> None:
+    """The parameter starts at log2 of the scale of the first tensor; its gradient is that of the scale times s ln 2."""
+    q = SYMMETRIC.replace(source="learned", gradient="learned_scale")
+    x = np.random.default_rng(2).standard_normal((4, 32)).astype(np.float32)
+    in_torch, in_jax = TorchQuantizer(q, x.shape), JaxQuantizer(q, x.shape)
+    first = core.choose_qparams(q, x).scale
+    for step in range(3):
+        if step == 1:  # anywhere
+            v = np.float32([-30.0, -7.3, 0.1, 6.0]).reshape(first.shape)
+            in_torch.load_state_dict({"scale": to_torch(v)})
+            in_jax.scale.set_value(to_jax(v))
+        elif step == 2:
+            in_jax.scale.set_value(to_jax(to_numpy(in_torch.scale.detach())))
+        in_torch.zero_grad()
+        got = in_torch(to_torch(x))
+        got.sum().backward()
+        logarithm = log2(first) if step == 0 else v
+        scale = scale_of_logarithm(q, logarithm)
+        assert_same_bits(logarithm, to_numpy(in_torch.scale.detach()))
+        assert_same_bits(core.fake_quantize(q, x, core.QParams(scale)), to_numpy(got.detach()))
+        if step == 0:
+            assert_same_bits(to_numpy(got.detach()), in_jax(to_jax(x)))
+            assert_same_bits(logarithm, np.asarray(in_jax.scale[...]))
+        d = torch_frontend.fake_quantize_vjp(q, to_torch(x), core.QParams(to_torch(scale)), torch.ones(x.shape)).scale
+        assert_same_bits(to_numpy(d) * (scale * np.float32(np.log(2))), to_numpy(in_torch.scale.grad))
+
+        @nnx.jit
+        def loss(m: Any, a: Any) -> Any:
+            return nnx.grad(lambda m: m(a).sum())(m)
+
+        gradient = jax.tree.leaves(nnx.to_pure_dict(loss(in_jax, to_jax(x))))[0]
+        d = core_gradient(q, x, scale)
+        assert np.all(np.abs(np.asarray(gradient) - d) <= 2.0**-20 * np.abs(d) + 2.0**-20 * scale * 32)
+    ends = np.float32([-130.0, -126.0, 127.99999, 129.0]).reshape(first.shape)
+    in_torch.load_state_dict({"scale": to_torch(ends)})
+    in_jax.scale.set_value(to_jax(ends))
+    want = core.fake_quantize(q, x, core.QParams(scale_of_logarithm(q, ends)))
+    assert_same_bits(want, to_numpy(in_torch(to_torch(x)).detach()))
+    assert_same_bits(want, in_jax(to_jax(x)))
+
+
+def core_gradient(q: Any, x: Array, scale: Array) -> Array:
+    d = core.fake_quantize_vjp(q, x, core.QParams(scale), np.ones_like(x)).scale
+    return np.asarray(d * (scale * np.float32(np.log(2))))
+
+
+def test_statistics_that_are_learned_later_average_logarithms() -> None:
+    q = catalog["uint8_affine_per_tensor"].replace(
+        restriction="log_float", source="statistic_then_learned", steps=2, momentum=0.5
+    )
+    random = np.random.default_rng(3)
+    batches = [(random.standard_normal((4, 8)) * size).astype(np.float32) for size in (1, 8, 3)]
+    logs = [log2(core.choose_qparams(q, x).scale) for x in batches]
+    average = np.float32(0.5) * logs[0] + np.float32(0.5) * logs[1]
+    in_torch, in_jax = TorchQuantizer(q), JaxQuantizer(q)
+    compiled = torch.compile(in_torch, fullgraph=True)
+    for step, x in enumerate(batches):
+        run = in_torch if step < 2 else compiled
+        got, other = run(to_torch(x)), in_jax(to_jax(x))
+        assert_same_bits(to_numpy(got.detach()), other)
+        assert_same_bits(logs[0] if step == 0 else average, to_numpy(in_torch.scale.detach()))
+        assert_same_bits(to_numpy(in_torch.scale.detach()), np.asarray(in_jax.scale[...]))
+    constant = TorchQuantizer(
+        catalog["int8_per_tensor"].replace(restriction="log_float", source="learned", scale_value=0.25)
+    )
+    assert float(constant.scale) == -2
+    again = JaxQuantizer(constant.quantizer)
+    assert float(again.scale[...]) == -2

@@ -1,5 +1,6 @@
 """A quantizer with the state of its scale: what the layers hold for each tensor that they quantize."""
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -19,10 +20,11 @@ from .arguments import check_array
 from .arrays import apply_plainly, is_concrete, records_gradient, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
+from .elementary import log2
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
-from .scaling import restrict_scale
+from .scaling import restrict_scale, scale_of_logarithm
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -41,7 +43,9 @@ class TensorQuantizer(nn.Module):
       statistic, to which no gradient goes (it is 0); from then on learned.
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
-    the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged.
+    the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. A
+    learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is used is
+    ``s = exp2(v)``, and the gradient of v is that of s times ``s * ln 2``.
 
     With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
     nearest even into what the format allows, and zero points in the range it leaves; its gradient passes unchanged.
@@ -107,7 +111,7 @@ class TensorQuantizer(nn.Module):
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
         if q.scale.scale_value is not None and held and known is not None:
-            self._start(choose_qparams(q, torch.empty(known if shape is None else shape)))
+            self._start(_kept(q, choose_qparams(q, torch.empty(known if shape is None else shape))))
 
     def qparams(self, x: Tensor) -> QParams:
         """Parameters for ``x``; while training, the state learns from it first, and a step is over.
@@ -167,10 +171,10 @@ class TensorQuantizer(nn.Module):
                     f"the {q.scale.source} scale of this quantizer is not set: run a batch in training mode "
                     "(module.train()) or load a state_dict that holds it, before module.eval()"
                 )
-            chosen = choose_qparams(q, x)
+            chosen = _kept(q, choose_qparams(q, x))
             self._start(chosen)
         elif self.training and (runs or collects is not None):
-            chosen = choose_qparams(q, x)
+            chosen = _kept(q, choose_qparams(q, x))
             self._average(chosen, collects)
         scale, zero_point = self.scale, self.zero_point
         if chosen is not None and runs and q.scale.batch_in_training:
@@ -180,7 +184,10 @@ class TensorQuantizer(nn.Module):
             scale = _unlearned(scale, of_batch.scale, collects)
             zero_point = None if zero_point is None else _unlearned(zero_point, of_batch.zero_point, collects)
         scale = scale.to(wide_dtype(x.dtype))
-        used = _replaced(scale, restrict_scale(q, scale.detach()))
+        if q.scale.learns_logarithm:
+            used = _replaced(scale, scale_of_logarithm(q, scale.detach()), logarithm=True)
+        else:
+            used = _replaced(scale, restrict_scale(q, scale.detach()))
         width = None if self.bit_width is None else self._used_width(self.bit_width.to(scale.dtype))
         if zero_point is None:
             return QParams(used, bit_width=width)
@@ -300,6 +307,30 @@ def _give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
         state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
 
 
+def _kept(q: Quantizer, chosen: QParams) -> QParams:
+    """What the state keeps of these: of a scale that is learned as a logarithm, that."""
+    return chosen._replace(scale=log2(chosen.scale)) if q.scale.learns_logarithm else chosen
+
+
+class _OfLogarithm(torch.autograd.Function):
+    """The scale of a logarithm, with the gradient ``g * (s * ln 2)``, both products rounded."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(state: Tensor, used: Tensor) -> Tensor:
+        return used.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (used,) = ctx.saved_tensors
+        return g * (used * math.log(2)), None
+
+
 class _Replaced(torch.autograd.Function):
     """The value that is used instead of a state, with the gradient of the identity."""
 
@@ -353,8 +384,9 @@ def _unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tens
     return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)
 
 
-def _replaced(state: Tensor, used: Tensor) -> Tensor:
+def _replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
+    function: type[torch.autograd.Function] = _OfLogarithm if logarithm else _Replaced
     if is_concrete(state):
-        return apply_plainly(_Replaced, state, used) if records_gradient(state) else used
-    value: Tensor = _Replaced.apply(state, used)  # type: ignore[no-untyped-call]
+        return apply_plainly(function, state, used) if records_gradient(state) else used
+    value: Tensor = function.apply(state, used)  # type: ignore[no-untyped-call]
     return value
