@@ -177,6 +177,7 @@ def _scales_of(found: Steps, tile: Tile) -> Array:
 
 
 def rows_of(s: Array, zero_point: int | None) -> QParams:
+    """A scale for every row, and the same zero point for all (None when symmetric)."""
     return QParams(s[:, None], None if zero_point is None else np.full((len(s), 1), zero_point, np.int32))
 
 
