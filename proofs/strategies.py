@@ -6,6 +6,7 @@ element's own block.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from ..core.granularity import (
     Shape,
     qparams_shape,
 )
-from ..core.scales import Denominator, Restriction, ScaleRule
+from ..core.scales import Denominator, Restriction, ScaleRule, Statistic
 from .bits import from_ordinal, ordinal, stored_bits
 from .knife_edges import special_values
 from .numbers import decisions, numbers
@@ -135,14 +136,45 @@ def variants(draw: st.DrawFn) -> Quantizer:
         two_level=quantized and draw(st.booleans()),
         floor=draw(floors),
     )
+    affine, direction = zero_point is not ZeroPoint.NONE, Rounding.TIES_TO_EVEN if listed else None
+    rounding = direction or draw(st.sampled_from(directions))
+    rule = replace(rule, **draw(statistics(form, rule, affine=affine, learned=rounding is Rounding.LEARNED)))
     return Quantizer(
         format=form,
         granularity=draw(granularities()),
         scale=rule,
         zero_point=zero_point,
-        rounding=Rounding.TIES_TO_EVEN if listed else draw(st.sampled_from(directions)),
+        rounding=rounding,
         gradient=draw(st.sampled_from(rules)),
     )
+
+
+@st.composite
+def statistics(draw: st.DrawFn, form: Format, rule: ScaleRule, *, affine: bool, learned: bool) -> dict[str, Any]:
+    """A statistic that goes with a format and a rule, and its parameters: fields of a `ScaleRule`. Often the extremes.
+
+    Args:
+        affine: whether there is a zero point; ``learned``: whether the rounding is learned.
+    """
+    integer = isinstance(form, IntegerFormat)
+    allowed = [Statistic.EXTREMES] * 4
+    if rule.denominator is not Denominator.LARGER:
+        allowed += [Statistic.PERCENTILE, Statistic.MEAN_SIGMA]
+        if not affine:
+            allowed += [Statistic.ABSMEAN, Statistic.L1, Statistic.L2, Statistic.RMS]
+        if not rule.two_level and 2.0**-40 <= form.hi <= 2.0**40:
+            allowed += [Statistic.MSE]
+        if integer and not affine and not rule.two_level:
+            allowed += [Statistic.HQO]
+        if integer and form.lo < 0 and not affine and not learned and rule.restriction is Restriction.FLOAT:
+            allowed += [Statistic.SIGNED_ABSMAX] * 4
+    return {
+        "statistic": draw(st.sampled_from(allowed)),
+        "percentile": draw(st.sampled_from([100.0, 99.0, 75.0, 50.0, 1e-3])),
+        "low_percentile": draw(st.sampled_from([0.0, 1.0, 30.0])),
+        "sigma": draw(st.sampled_from([0.0, 0.7, 3.0])),
+        "search_steps": draw(st.integers(1, 4)),
+    }
 
 
 def _has_gradient(form: Format, zero_point: ZeroPoint, rule: Gradient) -> bool:

@@ -28,6 +28,7 @@ from samebits.core import (
     Quantizer,
     Restriction,
     Rounding,
+    Statistic,
     TernaryFormat,
     ZeroPoint,
     catalog,
@@ -87,9 +88,12 @@ def variants() -> list[Quantizer]:
     return examples(strategies.variants(), 500)
 
 
-@pytest.mark.parametrize("member", [*Rounding, *Gradient, *ZeroPoint, *Restriction, *Denominator], ids=str)
+@pytest.mark.parametrize("member", [*Rounding, *Gradient, *ZeroPoint, *Restriction, *Denominator, *Statistic], ids=str)
 def test_variants_reach_every_choice(member: Any) -> None:
-    chosen = [(q.rounding, q.gradient, q.zero_point, q.scale.restriction, q.scale.denominator) for q in variants()]
+    chosen = [
+        (q.rounding, q.gradient, q.zero_point, q.scale.restriction, q.scale.denominator, q.scale.statistic)
+        for q in variants()
+    ]
     assert any(member in choices for choices in chosen)
 
 
@@ -128,7 +132,7 @@ def test_variants_reach_every_format() -> None:
 
 
 def test_quantizers_reach_the_catalog_and_more() -> None:
-    seen = examples(strategies.quantizers())
+    seen = examples(strategies.quantizers(), 800)
     assert set(catalog.values()) < set(seen)
 
 

@@ -174,3 +174,26 @@ def test_fake_and_meta_tensors_have_shapes_only() -> None:
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_statistics_have_the_same_bits_for_other_shapes() -> None:
+    """Other numbers of rows run in the same program; other lengths of blocks compile anew, since sums have an order."""
+    quantizers = [
+        catalog["uint8_affine_per_channel"].replace(statistic="mean_sigma", sigma=1.7),
+        catalog["int8_per_channel"].replace(statistic="signed_absmax", denominator="lo"),
+    ]
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    program = torch.compile(
+        lambda x: [tuple(torch_frontend.choose_qparams(q, x))[:2] for q in quantizers],
+        backend=counter,
+        fullgraph=True,
+        dynamic=True,
+    )
+    random, programs = np.random.default_rng(2), []
+    for shape in ((7, 8), (13, 8), (40, 8), (32, 5), (3, 5)):  # an axis as long as another would be taken for it
+        x = (random.standard_normal(shape) * np.exp2(random.integers(-140, 100, (shape[0], 1)))).astype(np.float32)
+        for q, got in zip(quantizers, program(to_torch(x)), strict=True):
+            assert_same_bits(tuple(core.choose_qparams(q, x))[:2], got, call=f"{q}, {shape}")
+        programs.append(counter.frame_count)
+    assert programs == [1, 1, 1, 2, 2]
