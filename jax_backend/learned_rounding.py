@@ -133,7 +133,7 @@ def _both_sides(t: Array) -> tuple[Array, Array]:
     y = (n * LN2_HIGH - a) + _times(n, LN2_LOW)  # the first product is exact
     p = jnp.full(y.shape, POLYNOMIAL[0])
     for coefficient in POLYNOMIAL[1:]:
-        p = product(p, y) + coefficient
+        p = product(y, p) + coefficient  # not (p, y): of a constant p the select would be folded away
     halvings = from_pattern((127 - n.astype(np.int32)) << 23, np.float32)
     e = ((product(p, product(y, y)) + y) + 1) * halvings  # the last product is exact
     return e / (e + 1), 1 / (e + 1)

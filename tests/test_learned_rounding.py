@@ -256,6 +256,14 @@ def jax_operands(name: str) -> list[Any]:
     return [array(a) for a in (x, qparams.scale, qparams.zero_point, qparams.rounding, g, numbers(x))]
 
 
+def test_constants_are_not_merged_with_what_follows() -> None:
+    """The one number of 96 million normal ones whose share shows the first product merged with the first sum in XLA."""
+    v = np.full(64, -1100746017, np.int32).view(np.float32)
+    rule = LearnedRounding(relaxation="sigmoid")
+    want = learned_rounding.rounding_share(rule, v)
+    assert_same_bits(want, jax.jit(partial(in_jax.rounding_share, rule))(to_jax(v)))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_jax_jit(name: str) -> None:
     with jax.enable_x64(name == "float64"):
