@@ -165,7 +165,7 @@ def statistics(draw: st.DrawFn, form: Format, rule: ScaleRule, *, affine: bool, 
         if not rule.two_level and 2.0**-40 <= form.hi <= 2.0**40:
             allowed += [Statistic.MSE]
         if integer and not affine and not rule.two_level:
-            allowed += [Statistic.HQO]
+            allowed += [Statistic.HQO] * 4
         if integer and form.lo < 0 and not affine and not learned and rule.restriction is Restriction.FLOAT:
             allowed += [Statistic.SIGNED_ABSMAX] * 4
     return {

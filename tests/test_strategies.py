@@ -85,7 +85,7 @@ def reachable(strategy: st.SearchStrategy[Any], *claims: Callable[[Any], bool], 
 
 @cache
 def variants() -> list[Quantizer]:
-    return examples(strategies.variants(), 500)
+    return examples(strategies.variants(), 700)
 
 
 @pytest.mark.parametrize("member", [*Rounding, *Gradient, *ZeroPoint, *Restriction, *Denominator, *Statistic], ids=str)
