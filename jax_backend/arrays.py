@@ -218,7 +218,7 @@ def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> 
 
     The select keeps compilers from contracting the product into a multiply-add; its other arm is not a constant,
     because LLVM moves an addition into a select with a constant arm. (``code - code`` becomes one where LLVM knows that
-    the code comes from an integer.)
+    the code comes from an integer.) Of a constant ``code`` the select is folded away: then the other factor goes first.
     """
     return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
 
