@@ -93,9 +93,11 @@ def test_a_percentile_is_an_element_of_the_sorted_window_everywhere() -> None:
         assert_same_bits(np.take_along_axis(scales, np.asarray(rank)[None], 0)[0], want[0])
         eager = torch_running.running_percentile(q, to_torch(history), to_torch(new))
         jitted = jax_running.running_percentile(q, to_jax(history), to_jax(new))
-        with jax.disable_jit():
-            plain = jax_running.running_percentile(q, to_jax(history), to_jax(new))
-        for got in (eager, jitted, plain):
+        results = [eager, jitted]
+        if window == 8:
+            with jax.disable_jit():
+                results.append(jax_running.running_percentile(q, to_jax(history), to_jax(new)))
+        for got in results:
             assert_same_bits(kept, got[0])
             assert_same_bits(want, got[1])
 
