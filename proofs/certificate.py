@@ -21,7 +21,7 @@ from .environment import versions
 from .evaluate import TileResult
 from .source import FUNCTIONS as FIVE
 from .source import NAMES, source_digest
-from .tiles import Part, Tile
+from .tiles import Part, Tile, both_ends
 
 if TYPE_CHECKING:
     from .certify import Request
@@ -220,8 +220,9 @@ def assumptions(request: "Request") -> list[str]:
         listed.append(
             "The zero point is added to the rounded quotient and subtracted from the code, exactly: what is rounded, "
             "and by which number a scale is multiplied, depend on it in no other way. All quotients and numbers that "
-            "any zero point needs were evaluated at every significand, with the least or the largest one; and every "
-            "zero point at every step, at 2,048 scales of all binades."
+            "any zero point needs were evaluated with the least and the largest one, at "
+            + ("every significand" if both_ends(q) else "half of all significands each")
+            + "; and every zero point at every step, at 2,048 scales of all binades."
         )
     if q.gradient is not Gradient.PASS_THROUGH and not boundary:
         listed.append(

@@ -5,6 +5,7 @@
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,53 +171,66 @@ def check_steps(q: Quantizer) -> None:
             raise AssertionError(f"the steps of {q}, zero point {z}, are not among those of the ends of the range")
 
 
-def run(
-    request: Request,
-    journal: Path | None = None,
+def run(request: Request, journal: Path | None = None, **how: Any) -> Generator[Progress, None, None]:
+    """`run_together` of one request."""
+    yield from (progress for _, progress in run_together([request], [journal], **how))
+
+
+def run_together(
+    requests: Sequence[Request],
+    journals: Sequence[Path | None],
     *,
     workers: int | Pools = 0,
     scheduler: str | None = None,
     known: dict[Job, TileResult] | None = None,
     implementations: Sequence[Implementation] = (),
-) -> Generator[Progress, None, None]:
-    """Every tile as it is done, those done before first; a finished tile is in the journal before it is yielded.
+) -> Generator[tuple[int, Progress], None, None]:
+    """Every tile of every request as it is done, with the place of the request, those done before first.
+
+    What requests have in common runs once. A finished tile is in the journals before it is yielded.
 
     Args:
-        journal: a file that is begun or gone on with; None to keep nothing.
-        known: results of this process, of this and other requests; those that come are added.
-        implementations: what to run instead of the modes of the request; in this process only.
+        journals: files that are begun or gone on with; None to keep nothing.
+        known: results of this process, of other requests too; those that come are added.
+        implementations: what to run instead of the modes of the requests; in this process only.
     Raises:
         Difference: at the first tile with one.
-        CertificateError: a journal of something else; the source changed meanwhile.
+        CertificateError: a journal of something else; the source changed meanwhile, told before a request's last tile.
     """
-    (check_scale_steps if request.engine == "scales" else check_steps)(request.q)
+    for request in requests:
+        (check_scale_steps if request.engine == "scales" else check_steps)(request.q)
     before = conditions()
-    jobs, known = jobs_of(request), {} if known is None else known
-    kept = _read_journal(journal, request) if journal else {}
-    for place, job in enumerate(jobs):
-        if place in kept:
-            known[job] = kept[place]
-        elif job in known and journal:
-            _write_journal(journal, place, known[job])
-        if job in known:
-            yield Progress(place, known[job], kept=True)
-    missing = [(place, job) for place, job in enumerate(jobs) if job not in known]
+    jobs, known = [jobs_of(request) for request in requests], {} if known is None else known
+    kept = [_read_journal(path, r) if path else {} for path, r in zip(journals, requests, strict=True)]
+    for own, results in zip(jobs, kept, strict=True):
+        known |= {own[place]: result for place, result in results.items()}
+    missing: dict[Job, list[tuple[int, int]]] = {}
+    for r, own in enumerate(jobs):
+        for place, job in enumerate(own):
+            if job not in known:
+                missing.setdefault(job, []).append((r, place))
+                continue
+            if place not in kept[r]:
+                _write_journal(journals[r], place, known[job])
+            yield r, Progress(place, known[job], kept=True)
+    left = Counter(r for places in missing.values() for r, _ in places)
+    todo = list(missing)
     if implementations:
-        results: Iterator[tuple[int, TileResult]] = (
-            (i, _run(job, implementations)) for i, (_, job) in enumerate(missing)
-        )
+        results_of: Iterator[tuple[int, TileResult]] = ((i, _run(job, implementations)) for i, job in enumerate(todo))
     else:
-        results = run_anywhere(run_job, [job for _, job in missing], workers=workers, scheduler=scheduler)
-    for i, result in results:
-        place, job = missing[i]
+        results_of = run_anywhere(run_job, todo, workers=workers, scheduler=scheduler)
+    for i, result in results_of:
         if result.findings:
             raise Difference(result.findings)
-        if journal:
-            _write_journal(journal, place, result)
-        known[job] = result
-        yield Progress(place, result)
-    if conditions() != before:
-        raise CertificateError("the source or the environment changed while tiles ran; remove the journal, begin anew")
+        known[todo[i]] = result
+        for r, place in missing[todo[i]]:
+            _write_journal(journals[r], place, result)
+            left[r] -= 1
+            if not left[r] and conditions() != before:
+                raise CertificateError(
+                    "the source or the environment changed while tiles ran; remove the journal, begin anew"
+                )
+            yield r, Progress(place, result)
 
 
 def certify(request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None, **how: Any) -> Certificate:
@@ -300,7 +314,9 @@ def _read_journal(path: Path, request: Request) -> dict[int, TileResult]:
     return found
 
 
-def _write_journal(path: Path, place: int, result: TileResult) -> None:
+def _write_journal(path: Path | None, place: int, result: TileResult) -> None:
+    if path is None:
+        return
     entry = {"tile": place, "digest": result.digest, "results": result.results, "seconds": result.seconds}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

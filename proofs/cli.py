@@ -153,10 +153,8 @@ def certify(
     """Establish that the modes agree for every input and scale, and write a certificate; or run one again."""
     from . import display_certificates as display
     from .certificate import CertificateError, is_current, load, save
-    from .certify import Difference, Job, requested
-    from .certify import run as run_tiles
-    from .evaluate import TileResult
-    from .schedule import local_processes
+    from .certify import Difference, requested
+    from .certify import run_together as run_tiles
 
     try:
         if bool(name) == bool(replay):
@@ -172,19 +170,14 @@ def certify(
         if replay:
             agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
             raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
-        with local_processes(0 if scheduler else workers) as processes:
-            known: dict[Job, TileResult] = {}
-            for one, catalog_name in zip(wanted, name or (), strict=True):
-                file = Path(f"{catalog_name}.scales.json" if engine == "scales" else f"{catalog_name}.json")
-                target = file if output is None else output / file if output.is_dir() else output
-                if missing and is_current(target, one):
-                    continue
-                journal = target.with_suffix(".tiles")
-                done = run_tiles(one, journal, workers=processes, scheduler=scheduler, known=known)
-                found = display.show_run(one, done, quiet=json)
-                save(found.certificate, target)
-                journal.unlink()
-                display.show_certificate(found, target, quiet=json)
+        targets = [_target(n, engine, output) for n in name or ()]
+        files = {r: t for r, t in zip(wanted, targets, strict=True) if not (missing and is_current(t, r))}
+        journals = [target.with_suffix(".tiles") for target in files.values()]
+        done = run_tiles(list(files), journals, workers=workers, scheduler=scheduler)
+        for found in display.show_runs(list(files), done, quiet=json) if files else ():
+            save(found.certificate, files[found.request])
+            files[found.request].with_suffix(".tiles").unlink()
+            display.show_certificate(found, files[found.request], quiet=json)
     except Difference as difference:
         display.show_difference(difference, quiet=json)
         raise typer.Exit(DIFFERENCE) from None
@@ -245,6 +238,12 @@ def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> It
         for result in results:
             yield result
             bar.advance(task)
+
+
+def _target(name: str, engine: str, output: Path | None) -> Path:
+    """The file of a certificate."""
+    file = Path(f"{name}.scales.json" if engine == "scales" else f"{name}.json")
+    return file if output is None else output / file if output.is_dir() else output
 
 
 def _command() -> str:

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,34 +19,41 @@ from .certify import Progress as Step
 from .evaluate import TileResult
 
 Item = TypeVar("Item")
+LINES_EVERY = 20  # seconds
 TITLES = {"part": "part", "tiles": "tiles", "scales": "scales", "results per mode": "results per mode"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the certificate, its duration, the rate of every mode, and how many tiles were done before."""
+    """A finished run: the certificate, seconds since the command began, the rate of every mode, tiles done before."""
 
+    request: Request
     certificate: Certificate
     seconds: float
     rates: dict[str, float]
     earlier: int = 0
 
 
-def show_run(request: Request, steps: Iterable[Step], *, quiet: bool) -> Run:
-    """Run all tiles behind a bar. An interruption says how to go on."""
-    start, results, earlier = time.monotonic(), dict[int, TileResult](), 0
-    total = len(tiles_of(request))
+def show_runs(requests: Sequence[Request], steps: Iterable[tuple[int, Step]], *, quiet: bool) -> Iterator[Run]:
+    """Run all tiles behind a bar; requests as they are finished. An interruption says how to go on."""
+    start = time.monotonic()
+    results: list[dict[int, TileResult]] = [{} for _ in requests]
+    counts, earlier = [len(tiles_of(request)) for request in requests], [0] * len(requests)
+    what = requests[0].name if len(requests) == 1 else f"{len(requests)} quantizers"
     try:
-        for step in _bar(f"certifying {request.name}", total, steps, quiet):
-            results[step.place] = step.result
-            earlier += step.kept
+        for r, step in _bar(f"certifying {what}", sum(counts), steps, quiet):
+            own, request = results[r], requests[r]
+            own[step.place] = step.result
+            earlier[r] += step.kept
+            if len(own) == counts[r]:
+                spent = {mode: sum(result.seconds[mode] for result in own.values()) for mode in request.modes}
+                total = sum(result.results for result in own.values())
+                rates = {mode: total / spent[mode] for mode in request.modes}
+                yield Run(request, certificate_of(request, own), time.monotonic() - start, rates, earlier[r])
     except KeyboardInterrupt:
-        print_error(f"interrupted; {len(results)} of {total} tiles are kept, the same command goes on with them")
+        done = sum(map(len, results))
+        print_error(f"interrupted; {done} of {sum(counts)} tiles are kept, the same command goes on with them")
         raise
-    seconds = time.monotonic() - start
-    spent = {mode: sum(r.seconds[mode] for r in results.values()) for mode in request.modes}
-    count = sum(result.results for result in results.values())
-    return Run(certificate_of(request, results), seconds, {m: count / spent[m] for m in request.modes}, earlier)
 
 
 def show_certificate(run: Run, target: Path, *, quiet: bool) -> None:
@@ -102,12 +109,16 @@ def print_error(message: str) -> None:
 
 
 def _bar(what: str, total: int, items: Iterable[Item], quiet: bool) -> Iterator[Item]:
-    """The items as they come; a bar on standard error when that is a terminal."""
-    console = Console(stderr=True)
+    """The items as they come; a bar on standard error when that is a terminal, else a line now and then."""
+    console, begun = Console(stderr=True, highlight=False), time.monotonic()
     left = TextColumn("left")
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
+    shown = begun
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
             bar.advance(task)
+            if not (quiet or console.is_terminal) and time.monotonic() - shown > LINES_EVERY:
+                shown = time.monotonic()
+                console.print(f"{what}: {done:,} of {total:,} tiles after {shown - begun:.0f} s")

@@ -27,6 +27,7 @@ NORMAL_STRIDE, NORMAL_COUNT = 8127, 1 << 18  # a progression through all normal 
 SWEEP_STRIDE, SWEEP_COUNT = 511, 1 << 22  # a progression through the magnitudes of float32
 SWEEP_SCALES = (0.1, 2.0**-110, 3.0e-5, 700.0)
 ZERO_STRIDE, ZERO_COUNT = 1_040_383, 2048  # the same for each zero point, 8 in each binade
+BOTH_ENDS = 16  # codes, at most, where all significands meet the least and the largest zero point: twice the time
 OWN, OWN_TILES = 64, 2  # scales in the quantizer's own granularity, and tiles of so many
 BY_ROWS = PerAxis(0)
 ITSELF = frozenset({"granularity", "whole", "blocks", "magnitudes"})  # kinds of tiles that run the quantizer itself
@@ -112,8 +113,8 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
         Part(
             "significands",
             "both sides of every step, and the special inputs, at all 8,388,608 significands: every scale in [1, 2)"
-            + (", with the least and the largest zero point" if q.affine else ""),
-            tuple(_scales(found, ONE, BINADE, 1, ends)),
+            + (f", with the least {'and' if both_ends(q) else 'or'} the largest zero point" if q.affine else ""),
+            tuple(_scales(found, ONE, BINADE, 1, ends, in_turn=not both_ends(q))),
         ),
         Part(
             "small scales",
@@ -186,6 +187,11 @@ def zero_points(q: Quantizer) -> list[int | None]:
     return list(range(int(q.format.lo), int(q.format.hi) + 1)) if q.affine else [None]
 
 
+def both_ends(q: Quantizer) -> bool:
+    """Whether every significand is evaluated with both ends of the zero points, and not with one of them."""
+    return q.format.hi - q.format.lo < BOTH_ENDS
+
+
 def columns(found: Steps) -> int:
     """Inputs evaluated at one scale."""
     return 2 * len(found.last) + SPECIALS
@@ -218,12 +224,15 @@ def _rows(found: Steps) -> int:
     return rows_at_once(columns(found))
 
 
-def _scales(found: Steps, first: int, count: int, stride: int, zeros: Sequence[int | None]) -> Iterator[Tile]:
-    """Tiles of all steps at scales whose bits are an arithmetic progression, with each of these zero points."""
+def _scales(
+    found: Steps, first: int, count: int, stride: int, zeros: Sequence[int | None], *, in_turn: bool = False
+) -> Iterator[Tile]:
+    """Tiles of all steps at scales whose bits are an arithmetic progression, each zero point or one in turn."""
     rows = max(1, POINTS // CHUNK) * _rows(found)
-    for z in zeros:
-        for start in range(0, count, rows):
-            yield Tile("scales", first + start * stride, min(rows, count - start), stride, z)
+    for part, z in enumerate(zeros):
+        for i, start in enumerate(range(0, count, rows)):
+            if not in_turn or i % len(zeros) == part:
+                yield Tile("scales", first + start * stride, min(rows, count - start), stride, z)
 
 
 def _subnormal(q: Quantizer, ends: Sequence[int | None]) -> Iterator[Tile]:

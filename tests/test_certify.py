@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from samebits.core import PerAxis, QParams, Quantizer, catalog
 from samebits.proofs import cli
 from samebits.proofs.certificate import ITSELF, CertificateError, canonical, load
-from samebits.proofs.certify import Difference, Request, certify, explain_finding, replay, requested, run, tiles_of
+from samebits.proofs.certify import (
+    Difference,
+    Request,
+    certificate_of,
+    certify,
+    explain_finding,
+    replay,
+    requested,
+    run,
+    run_together,
+    tiles_of,
+)
 from samebits.proofs.evaluate import run_tile
 from samebits.proofs.execution import MODES, Implementation, implementation
 from samebits.proofs.schedule import run_anywhere
@@ -304,6 +315,23 @@ def test_like_quantizers_share_their_evidence() -> None:
     assert own == {"granularity"}
     assert {name for name in one["tiles"] if one["tiles"][name] == other["tiles"][name]} == set(one["tiles"]) - own
     assert canonical(other) == canonical(certify(like))
+
+
+def test_quantizers_certified_together_are_certified_as_alone(tmp_path: Path) -> None:
+    """What they share runs once, and after an interruption both go on."""
+    requests = [FewTiles(name, catalog[name], ("numpy",)) for name in ("int4_per_channel", "int4_per_group32")]
+    journals = [tmp_path / f"{request.name}.tiles" for request in requests]
+    first = run_together(requests, journals)
+    assert [r for r, _ in (next(first), next(first), next(first))] == [0, 1, 0]
+    first.close()
+    results: list[dict[int, Any]] = [{}, {}]
+    kept = 0
+    for r, progress in run_together(requests, journals):
+        results[r][progress.place] = progress.result
+        kept += progress.kept
+    assert kept == 4  # the second and its twin were in the journals of both, or known from the other's
+    for request, own in zip(requests, results, strict=True):
+        assert canonical(certificate_of(request, own)) == canonical(certify(request))
 
 
 def test_elementwise_functions_are_told_apart() -> None:
