@@ -19,7 +19,7 @@ help:
 	@echo "make format   rewrite files in the project's format"
 	@echo "make bench    timings beside other libraries"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
-	@echo "make certificates   for every input and scale, the integer entries of up to 8 bits (45 minutes, with MX scales)"
+	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (25 minutes)"
 	@echo "make clean    remove the environment and everything built"
 
 check: $(VENV)/.installed
@@ -48,9 +48,9 @@ bench: $(VENV)/.peers
 proofs: $(VENV)/.installed
 	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md
 
-# Entries of one elementwise function share their tiles.
+# Entries of one elementwise function share their tiles. Interrupted, it goes on from the tiles that are finished.
 certificates: $(VENV)/.installed
-	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept integers` --output docs/certificates --missing --workers $(JOBS)
+	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept boundary` --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/python -m samebits.proofs.kept docs/certificates
 

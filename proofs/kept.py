@@ -1,6 +1,6 @@
 """Which certificates are kept, and the tables of them in the README and in ``docs/certificates.md``.
 
-    python -m samebits.proofs.kept integers            # entries whose every input and scale is certified: their names
+    python -m samebits.proofs.kept boundary            # entries whose every input and scale is certified: their names
     python -m samebits.proofs.kept scales              # entries whose scale rule is
     python -m samebits.proofs.kept docs/certificates   # the rows of both tables again, from the files
 
@@ -11,25 +11,35 @@ import sys
 from pathlib import Path
 
 from ..core import catalog
-from ..core.formats import IntegerFormat
+from ..core.formats import CodebookFormat, Format, IntegerFormat
 from .certificate import RESULTS, Certificate, load
 from .certify import Request
 
 HEAD = "| certificate | engine | modes | tiles | results per mode | result |\n|---|---|---:|---:|---:|---|\n"
 
 
-def integers() -> list[str]:
-    """Integer entries of up to 8 bits that the boundary engine takes."""
+def boundary() -> list[str]:
+    """Entries of the boundary engine that cost minutes: integers of up to 8 bits, binary, ternary and float4."""
     return [
         name
         for name, q in catalog.items()
-        if isinstance(q.format, IntegerFormat) and q.format.bits <= 8 and _has_plan(Request(name, q))
+        if (q.format.bits <= 8 if isinstance(q.format, IntegerFormat) else _is_small(q.format))
+        and _has_plan(Request(name, q))
     ]
 
 
 def scales() -> list[str]:
-    """Entries that the scale engine takes."""
-    return [name for name, q in catalog.items() if _has_plan(Request(name, q, engine="scales"))]
+    """Of the entries that the scale engine takes, the first of each rule."""
+    first: dict[str, str] = {}
+    for name, q in catalog.items():
+        if _has_plan(Request(name, q, engine="scales")):
+            first.setdefault(q.scale.restriction, name)
+    return list(first.values())
+
+
+def _is_small(format: Format) -> bool:
+    """Whether steps are few, and those with subnormal inputs, which some modes compute slowly, very few."""
+    return format.bits <= 4 and not isinstance(format, CodebookFormat)
 
 
 def _has_plan(request: Request) -> bool:
@@ -64,8 +74,8 @@ def rewrite(page: str, rows: str) -> str:
 
 def main() -> None:
     """Print names, or read the folder that is the argument and write both pages."""
-    if sys.argv[1] in ("integers", "scales"):
-        print(*(integers() if sys.argv[1] == "integers" else scales()))
+    if sys.argv[1] in ("boundary", "scales"):
+        print(*(boundary() if sys.argv[1] == "boundary" else scales()))
         return
     folder = Path(sys.argv[1]).absolute()
     found = {path.stem: load(path)[0] for path in sorted(folder.glob("*.json")) if path.name != "schema.json"}

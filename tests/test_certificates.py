@@ -359,10 +359,11 @@ def test_tables_are_made_of_the_files() -> None:
 
 
 def test_entries_to_be_kept() -> None:
-    every = kept.integers()
+    every = kept.boundary()
     assert {"int8_per_tensor", "uint8_dpu_power_of_two_per_tensor", "uint2_affine_per_group32", "mxint8"} <= set(every)
-    assert not {"int16_per_tensor", "nf4_per_group64", "mxfp4_e2m1"} & set(every)
-    assert set(kept.scales()) == {name for name in catalog if name.startswith("mx")}
+    assert {"binary_per_tensor", "ternary_per_channel", "mxfp4_e2m1", "nvfp4"} <= set(every)
+    assert not {"int16_per_tensor", "nf4_per_group64", "mxfp8_e4m3"} & set(every)
+    assert kept.scales() == ["mxfp8_e4m3", "mxfp8_e4m3_rceil", "mxfp4_e2m1_ceil", "mxfp4_e2m1_even"]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
