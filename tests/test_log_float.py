@@ -114,6 +114,8 @@ def test_layers_learn_the_logarithm() -> None:
     q = SYMMETRIC.replace(source="learned", gradient="learned_scale")
     x = np.random.default_rng(2).standard_normal((4, 32)).astype(np.float32)
     in_torch, in_jax = TorchQuantizer(q, x.shape), JaxQuantizer(q, x.shape)
+    assert in_torch.scale is not None
+    assert in_jax.scale is not None
     first = core.choose_qparams(q, x).scale
     for step in range(3):
         if step == 1:  # anywhere
@@ -164,6 +166,8 @@ def test_statistics_that_are_learned_later_average_logarithms() -> None:
     logs = [log2(core.choose_qparams(q, x).scale) for x in batches]
     average = np.float32(0.5) * logs[0] + np.float32(0.5) * logs[1]
     in_torch, in_jax = TorchQuantizer(q), JaxQuantizer(q)
+    assert in_torch.scale is not None
+    assert in_jax.scale is not None
     compiled = torch.compile(in_torch, fullgraph=True)
     for step, x in enumerate(batches):
         run = in_torch if step < 2 else compiled

@@ -48,7 +48,7 @@ def of_brevitas(w: Array, bits: int) -> float:
         weight_hqo_iters_scale=20,
     )
     layer.weight.data = to_torch(w)
-    return float(layer.quant_weight().scale)  # type: ignore[union-attr]
+    return float(layer.quant_weight().scale)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
