@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..core.descriptions import Quantizer
-from .arrays import add, bit_pattern
+from .arrays import add, ordered
 from .ieee import divide_exactly, multiply_exactly
 
 Array = jax.Array
@@ -61,7 +61,7 @@ def running_percentile(q: Quantizer, history: Array, new: Array) -> tuple[Array,
     window = history.shape[0]
     history = jnp.where(jnp.isnan(new[0]), history, jnp.concatenate([history[1:], new[None]]))
     seen = ~jnp.isnan(history[:, 0])
-    keys = jnp.where(seen, bit_pattern(history[:, 0]), np.iinfo(np.int32).max)  # scales are positive: the same order
+    keys = jnp.where(seen, ordered(history[:, 0]), np.iinfo(np.int32).max)
     columns = lax.sort((keys, *jnp.unstack(history, axis=1)), dimension=0, is_stable=True, num_keys=1)[1:]
     count = jnp.sum(seen, axis=0, dtype=np.int32)
     ranks = np.asarray([math.floor(0.01 * q.scale.window_percentile * n + 0.5) for n in range(window + 1)], np.int32)

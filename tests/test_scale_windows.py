@@ -228,7 +228,6 @@ def test_windows_that_make_no_sense(error: type[Exception], message: str, rule: 
         ScaleRule(**rule)
 
 
-@pytest.mark.xfail(strict=True, reason="jax_backend.running_percentile takes values for positive; logarithms are not")
 def test_a_window_of_logarithms_is_the_same_in_both_frameworks() -> None:
     """`log_float` scales that are learned later: the window holds logarithms, whose largest may be negative."""
     q = RUNNING.replace(source="statistic_then_learned", steps=5, restriction="log_float")
