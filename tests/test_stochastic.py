@@ -161,6 +161,13 @@ def test_torch_compiled() -> None:
         assert_same_bits(wanted("int8", seed)[1] * b.numpy() + b.numpy(), inside)
 
 
+def test_torch_compiled_with_a_seed_that_is_no_tensor() -> None:
+    """Of random bits that depend on no input inductor unfolds every round anew, and never ends."""
+    x = data("int8")[0]
+    number = torch.compile(lambda v: torch_frontend.fake_quantize(INT8, v), fullgraph=True)(to_torch(x))
+    assert_same_bits(core.fake_quantize(INT8, x), number)
+
+
 @partial(jax.jit, static_argnums=0)
 def _jax_functions(q: Quantizer, x: Any, scale: Any, zero: Any, seed: Any, g: Any) -> Any:
     qparams = QParams(scale, zero, seed=seed)

@@ -186,7 +186,14 @@ def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
     seed = 0 if qparams.seed is None else qparams.seed
     if isinstance(seed, Tensor):
         return seed.detach().to(x.device, torch.int64)
-    return torch.full((), seed, dtype=torch.int64, device=x.device)
+    known = torch.full((), seed, dtype=torch.int64, device=x.device)
+    return known + _hidden_zero(qparams.scale) if torch.compiler.is_compiling() else known
+
+
+def _hidden_zero(scale: Tensor) -> Tensor:
+    """0, as something that is read: of random bits that depend on no input, inductor unfolds every round anew."""
+    bits = scale.detach().view(torch.int64 if scale.dtype == torch.float64 else torch.int32)
+    return bits.reshape(-1)[:1].sum() & 0
 
 
 def noise_like(q: Quantizer, value: Tensor, x: Tensor, seed: Tensor | None) -> Tensor | None:
