@@ -2,7 +2,8 @@
 
 The formula ``code = clamp(round(x / s) + z)``, ``x_hat = (code - z) * s`` does not say which operations round, in which
 dtype, and in which order. Each field below is one such choice that some system of the field makes differently; the
-defaults are ours. `samebits.core` computes all of them, so that it can reproduce others (see `samebits.core.dialects`).
+defaults are ours. `samebits.core` computes all of them, so that it can reproduce others (see `samebits.core.dialects`);
+the frontends compute the defaults, and floating-point zero points.
 """
 
 from dataclasses import dataclass, fields
@@ -111,6 +112,7 @@ class Arithmetic:
     Attributes:
         is_default: whether no field differs from its default; known from the start, since compilers that trace the
             frontends would compare field by field at every call.
+        has_float_zeros: whether no field differs but the domain of the zero point, which is FLOAT.
 
     Raises:
         ValueError: a name that is no member; the message lists those that are.
@@ -126,6 +128,7 @@ class Arithmetic:
     flush_subnormals: bool = False
     keep_negative_zero: bool = False
     is_default: ClassVar[bool] = True
+    has_float_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -140,4 +143,7 @@ class Arithmetic:
         for name in ("fused_multiply_add", "flush_subnormals", "keep_negative_zero"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be a bool, got {getattr(self, name)!r}")
-        object.__setattr__(self, "is_default", all(getattr(self, f.name) == f.default for f in fields(self)))
+        differing = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        object.__setattr__(self, "is_default", not differing)
+        float_zeros = differing == {"zero_point_domain": ZeroPointDomain.FLOAT}
+        object.__setattr__(self, "has_float_zeros", float_zeros)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
 
+from .arithmetic import ZeroPointDomain
 from .descriptions import Gradient, Quantizer, ZeroPoint
 from .directions import Rounding
 from .formats import (
@@ -56,6 +57,11 @@ def _affine(bits: int, granularity: Granularity, *, signed: bool) -> Quantizer:
     return Quantizer(format=IntegerFormat(bits, signed), granularity=granularity, zero_point=ZeroPoint.MIN_MAX)
 
 
+def _tinygemm(bits: int, granularity: Granularity) -> Quantizer:
+    """Zero points that are numbers, the values of the middle code: those of tinygemm, over a range that holds 0."""
+    return _affine(bits, granularity, signed=False).replace(zero_point_domain=ZeroPointDomain.FLOAT)
+
+
 def _of(format: Format, granularity: Granularity) -> Quantizer:
     return Quantizer(format=format, granularity=granularity)
 
@@ -96,6 +102,7 @@ catalog: Mapping[str, Quantizer] = Named(
         "int4_narrow_per_channel": _symmetric(4, PerAxis(0), narrow=True),
         "int3_per_channel": _symmetric(3, PerAxis(0)),
         "uint4_affine_per_group128": _affine(4, PerGroup(128), signed=False),
+        "uint4_affine_float_zero_per_group64": _tinygemm(4, PerGroup(64)),
         "uint2_affine_per_group32": _affine(2, PerGroup(32), signed=False),
         "int8_learned_per_tensor": _symmetric(8, PerTensor()).replace(
             gradient=Gradient.LEARNED_SCALE, source=ScaleSource.LEARNED

@@ -17,7 +17,7 @@ from .descriptions import ON_QUOTIENT, Quantizer
 from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import qparams_shape
-from .scales import ScaleRule
+from .scales import ScaleRule, Statistic
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -92,7 +92,11 @@ def check_scale_values(scale: NDArray[Any], floored: bool = True, signed: bool =
 
 
 def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
-    """ValueError unless every zero point is an integer in the format's range (integer domain only)."""
+    """ValueError unless every zero point is an integer in the format's range; in other domains, no NaN."""
+    if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
+        if np.isnan(zero_point).any():
+            raise ValueError("`qparams.zero_point` must hold numbers, got nan")
+        return
     lo, hi = q.format.lo, q.format.hi
     good = (zero_point >= lo) & (zero_point <= hi) & (zero_point == np.trunc(zero_point))
     if not good.all():
@@ -214,7 +218,9 @@ def check_cotangent(shape: Sequence[int], dtype: str, g_shape: Sequence[int], g_
 def check_default_arithmetic(q: Quantizer, room: str) -> None:
     """ValueError for an `Arithmetic` other than the default, in a room that implements only that one.
 
-    The same for those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor at all.
+    For integers with a zero point also the one that differs in nothing but a floating-point zero point is accepted.
+    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), no floor at all,
+    and the search for zero points.
     """
     for name in q.scale.only_in_core:
         raise ValueError(
@@ -223,10 +229,14 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
         )
     if q.scale.has_no_floor:
         raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
-    if not q.arithmetic.is_default:
+    if not (q.arithmetic.is_default or (q.affine and q.arithmetic.has_float_zeros)):
         raise ValueError(
-            f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; "
-            "samebits.core reproduces every other arithmetic"
+            f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; with a zero point "
+            "zero_point_domain may be 'float', nothing else; samebits.core reproduces every other arithmetic"
+        )
+    if q.affine and q.scale.statistic is Statistic.HQO:
+        raise ValueError(
+            f"`q.scale.statistic` must not be 'hqo' for zero points in samebits.{room}; samebits.core computes that"
         )
 
 

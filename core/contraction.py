@@ -1,5 +1,6 @@
 """What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
 
+from .arithmetic import ZeroPointDomain
 from .descriptions import Quantizer
 from .directions import Rounding
 from .formats import BinaryFormat, IntegerFormat, TernaryFormat
@@ -9,7 +10,8 @@ from .granularity import PerAxis, PerTensor, PerToken
 def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
     """Whether the contraction runs over integer codes: both have them, and no scale varies along the contracted axes.
 
-    Not where a bit width is learned or scales may be negative; and learned rounding has none while it is soft.
+    Not where a bit width is learned, scales may be negative, or zero points are no codes; and learned rounding has none
+    while it is soft.
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
@@ -19,6 +21,7 @@ def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
     kinds = IntegerFormat | BinaryFormat | TernaryFormat
     integers = all(isinstance(q.format, kinds) and q.learned_bits is None for q in (q_x, q_w))
     integers &= not (q_x.relaxed or q_w.relaxed or q_x.scale.signed or q_w.scale.signed)
+    integers &= all(q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER for q in (q_x, q_w))
     return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
 
 

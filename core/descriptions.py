@@ -16,7 +16,8 @@ class Gradient(StrEnum):
     """Surrogate derivative of fake quantization. ``inside`` is 1 where the code was not clamped, else 0.
 
     In all of them, with ``m`` the factor for x: ``d x = g * m``,
-    ``d scale = sum(g * ((code - z) - m * x / s))`` and ``d zero_point = sum(g * s * (m - 1))`` over each block.
+    ``d scale = sum(g * ((code - z) - m * x / s))`` and ``d zero_point = sum(g * s * (m - 1))`` over each block. With
+    floating-point zero points ``sum(g * ((code - mid) - m * ((x - z) / s)))`` and ``sum(g * (1 - m))``.
     """
 
     CLIPPED = "clipped"  # straight-through inside the range: m = inside (torch fake quantize, Brevitas TensorClamp)
@@ -45,7 +46,7 @@ class QParams(NamedTuple):
     Attributes:
         scale: float32 (float64 for float64 arrays), shape `granularity.qparams_shape`, positive normal numbers.
         zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, int32 (the frontends also take
-            the scale's floating dtype, so that it can be differentiated).
+            the scale's floating dtype, so that it can be differentiated); in other domains numbers, dtype of the scale.
         bit_width: None: the format's own width. Else one number, an integer or of the scale's dtype, rounded to nearest
             even: codes are then those of a format of that width, at most the format's own, in whose storage they stay.
         seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), 0-d; None for 0. The same seed

@@ -8,7 +8,11 @@ format. In the default arithmetic, computed in float32 (float64 for float64 inpu
 
 and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0.
 Scales are positive, but for the statistic SIGNED_ABSMAX; with a negative one ``+inf`` becomes lo, ``-inf`` hi.
-`q.arithmetic` changes any of this; see `samebits.core.arithmetic`.
+`q.arithmetic` changes any of this; see `samebits.core.arithmetic`. A zero point of the float domain is the value of the
+middle code, mid = (lo + hi + 1) // 2:
+
+    code  = clamp(round((x - (z - mid * s)) / s), lo, hi)
+    x_hat = (code - mid) * s + z                   every operation of both is rounded
 
 Shapes: ``x`` and codes any shape the granularity accepts; parameters `granularity.qparams_shape`. Dtypes of ``x``:
 float32, bfloat16, float16, float64. Codes come in the format's `storage` dtype, parameters as `QParams` says.
@@ -34,7 +38,7 @@ from .clamp import clamp
 from .descriptions import Gradient, QParams, Quantizer, QuantizerGradients
 from .directions import DETERMINISTIC, Rounding
 from .formats import IntegerFormat
-from .granularity import PerTensor, qparams_shape
+from .granularity import PerTensor
 from .grid import decode, encode, limit_to_grid, round_to_grid
 from .half_quadratic import half_quadratic_range
 from .learned_rounding import rounding_offset, rounding_slope
@@ -48,12 +52,12 @@ from .operations import (
     working_dtype,
 )
 from .ranges import average_range, percentile_range, searched_range
-from .scale_rules import data_range, flushed, middle_code, parameters_of_range, scale_dtypes, widened_range
+from .scale_rules import data_range, flushed, given_parameters, parameters_of_range, scale_dtypes, widened_range
 from .scales import SEARCHED, Denominator, Statistic
-from .scaling import restrict_scale
 from .statistics import absmax, min_max, positive_peak
 from .ste import block_sum, learned_scale_factor, passing_mask
 from .threefry import rounding_noise
+from .zero_point import middle_code
 
 Array = NDArray[Any]
 
@@ -70,7 +74,7 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     """
     x = _checked(q, x)
     if q.scale.scale_value is not None:
-        return _given_qparams(q, x)
+        return given_parameters(q, x)
     of_range, _ = scale_dtypes(q, x.dtype)
     low, high = _range(q, flushed(q, x, of_range))
     checks.check_finite_statistic(bool(np.isfinite(low).all() and np.isfinite(high).all()))
@@ -90,7 +94,10 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     x, q = _checked(q, x, qparams), q.decided
     if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
-    return encode(q, _codes(_at_width(q, qparams), x, qparams))
+    codes = _codes(_at_width(q, qparams), x, qparams)
+    if not q.format.has_nan:  # inf - inf, where the least value of a floating-point domain overflows
+        codes = np.where(np.isnan(codes), np.clip(0, q.format.lo, q.format.hi).astype(codes.dtype), codes)
+    return encode(q, codes)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -122,7 +129,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array, wrong dtype of scale or zero point, or a zero
             point missing or not wanted.
         ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
-            that is no integer of the format; and as `choose_qparams` when it chooses.
+            that is no integer of the format (NaN in other domains); and as `choose_qparams` when it chooses.
     """
     x = _checked(q, x, qparams)
     qparams = choose_qparams(q, x) if qparams is None else qparams
@@ -197,16 +204,6 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
 
 
-def _given_qparams(q: Quantizer, x: Array) -> QParams:
-    """`ScaleRule.scale_value` and `ScaleRule.zero_point_value` for every block."""
-    final, shape = np.dtype(checks.scale_dtype(x.dtype.name)), qparams_shape(q.granularity, x.shape)
-    scale = restrict_scale(q, np.full(shape, q.scale.scale_value, final))
-    scale = round_to_dtype(scale, scale_dtypes(q, x.dtype)[1]).astype(final)
-    integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
-    zero = np.full(shape, q.scale.zero_point_value, np.int32 if integers else final)
-    return QParams(scale, zero if q.affine else None)
-
-
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     """The range that the scale of each block comes from."""
     if q.scale.statistic not in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
@@ -260,7 +257,7 @@ def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpar
     if qparams.bit_width is not None:
         width = np.asarray(qparams.bit_width)
         checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
-    if zero is not None and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
+    if zero is not None:
         checks.check_zero_point_values(_at_width(q, qparams), zero)
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
         seed = np.asarray(qparams.seed)

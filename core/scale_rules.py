@@ -14,11 +14,11 @@ from .arithmetic import ComputeDtype, Division, RangeRule, Threshold, ZeroPointD
 from .blocks import split_blocks
 from .clamp import clamp
 from .descriptions import QParams, Quantizer
+from .granularity import qparams_shape
 from .operations import (
     add,
     flush,
     multiply,
-    multiply_add,
     round_to_dtype,
     smallest_normal,
     true_divide,
@@ -26,7 +26,7 @@ from .operations import (
 )
 from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
-from .zero_point import affine_zero_point
+from .zero_point import affine_zero_point, float_zero_point
 
 Array = NDArray[Any]
 
@@ -178,12 +178,17 @@ def parameters_of_range(
         case ZeroPointDomain.INTEGER:
             zero = zero_point_of_range(q, low, high, raw, scale)
         case ZeroPointDomain.FLOAT:
-            zero = multiply_add(scale, np.asarray(middle_code(q), used), low, q.arithmetic).astype(final)
+            zero = float_zero_point(q, low, scale).astype(final)
         case ZeroPointDomain.SHIFT:
             zero = (-low).astype(final)
     return QParams(scale.astype(final), zero)
 
 
-def middle_code(q: Quantizer) -> int:
-    """The code halfway up the range; what the float zero point is the value of (tinygemm)."""
-    return int(q.format.hi + q.format.lo + 1) // 2
+def given_parameters(q: Quantizer, x: Array) -> QParams:
+    """`ScaleRule.scale_value` and `ScaleRule.zero_point_value` for every block."""
+    final, shape = np.dtype(checks.scale_dtype(x.dtype.name)), qparams_shape(q.granularity, x.shape)
+    scale = restrict_scale(q, np.full(shape, q.scale.scale_value, final))
+    scale = round_to_dtype(scale, scale_dtypes(q, x.dtype)[1]).astype(final)
+    integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+    zero = np.full(shape, q.scale.zero_point_value, np.int32 if integers else final)
+    return QParams(scale, zero if q.affine else None)

@@ -223,6 +223,14 @@ def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> 
     return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
 
 
+def multiple(number: int, scale: jax.Array) -> jax.Array:
+    """``number * scale`` rounded, NaN for NaN; not to be fused with what follows, as in `product`.
+
+    Its select asks the scale: compilers know what a constant is, and drop a select that asks that.
+    """
+    return jnp.where(scale > 0, scale * layout(scale.dtype).smallest.dtype.type(number), scale)
+
+
 def hidden_zero(s: jax.Array) -> jax.Array:
     """+0.0 for every positive (or NaN) ``s``, which compilers cannot know.
 

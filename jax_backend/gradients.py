@@ -41,13 +41,21 @@ def gradients(
         passes = _passing(q, quotient, unclamped, bit_width)
         dx = jnp.where(passes, g, expand_blocks(hidden_zero(scale).astype(g.dtype), q.granularity, x.shape))
         codes = kernels.limited(q, x, scale, unclamped, bit_width)
-        wide, steps = widen(g), codes - kernels.zero_points(q, zero_point, scale, x.shape)
+        wide = widen(g)
+        if q.arithmetic.has_float_zeros:
+            steps, quotient = (
+                kernels.centred(q, codes, scale, zero_point),
+                kernels.quotient_of_rest(q, x, scale, zero_point),
+            )
+        else:
+            steps = codes - kernels.zero_points(q, zero_point, scale, x.shape)
         terms = wide * (steps - jnp.where(passes, quotient, 0))
         terms = jnp.where(passes, 0, terms) if q.gradient is Gradient.LEARNED_CLIP else terms
         d_scale = _reduced(q, terms, scale, bit_width)
         if not q.affine:
             return dx, d_scale, None
-        terms = jnp.where(passes, 0, wide * -expand_blocks(scale, q.granularity, x.shape))
+        per_zero = wide if q.arithmetic.has_float_zeros else wide * -expand_blocks(scale, q.granularity, x.shape)
+        terms = jnp.where(passes, 0, per_zero)
         return dx, d_scale, _reduced(q, terms, scale, bit_width)
 
     return kernels.by_scale(q, scale, compute, x)

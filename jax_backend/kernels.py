@@ -16,7 +16,20 @@ from ..core.descriptions import ON_QUOTIENT, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
-from .arrays import bit_pattern, divide, layout, magnitude, narrow, product, tiny_quotient, vanishing, widen
+from .arrays import (
+    add,
+    bit_pattern,
+    divide,
+    is_subnormal_or_zero,
+    layout,
+    magnitude,
+    multiple,
+    narrow,
+    product,
+    tiny_quotient,
+    vanishing,
+    widen,
+)
 from .bit_width import code_range
 from .blocks import expand_blocks
 from .clamp import clamp
@@ -24,6 +37,7 @@ from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
 from .learned_rounding import rounding_offset
 from .threefry import rounding_noise
+from .zero_point import middle_code
 
 Array = jax.Array
 Result = TypeVar("Result")
@@ -116,7 +130,10 @@ def unclamped_codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
 ) -> tuple[Array, Array]:
     """``x / s``, and the codes as the clamp sees them; `by_scale` says whether ``subnormals`` count."""
-    quotient = _quotient(q, widen(x), expand_blocks(scale, q.granularity, x.shape), subnormals)
+    wide = widen(x)
+    if zero_point is not None and q.arithmetic.has_float_zeros:
+        wide, zero_point = _from_code_0(q, wide, scale, zero_point, subnormals), None
+    quotient = _quotient(q, wide, expand_blocks(scale, q.granularity, x.shape), subnormals)
     rounded = round_to_grid(q, quotient, noise)
     return quotient, rounded if zero_point is None else rounded + zero_points(q, zero_point, scale, x.shape)
 
@@ -152,23 +169,64 @@ def limited(q: Quantizer, x: Array, scale: Array, unclamped: Array, bit_width: A
 
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:
-    """``code - z``, exact."""
+    """``code - z``, or ``code - mid`` with floating-point zero points; exact."""
+    if q.arithmetic.has_float_zeros:
+        return codes - middle_code(q)
     return codes if zero_point is None else codes - zero_points(q, zero_point, scale, codes.shape)
 
 
 def values(
     q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any, *, subnormals: bool
 ) -> Array:
-    """``(code - z) * s``, rounded once to ``dtype``; `by_scale` says whether ``subnormals`` count."""
+    """``(code - z) * s``, rounded once to ``dtype``; `by_scale` says whether ``subnormals`` count.
+
+    Or ``(code - mid) * s + z``, with floating-point zero points.
+    """
     expanded = expand_blocks(scale, q.granularity, codes.shape)
+    if q.arithmetic.has_float_zeros:
+        zeros = zero_points(q, zero_point, scale, codes.shape)
+        steps = (multiply_exactly if q.relaxed else product)(centred(q, codes, scale, zero_point), expanded)
+        total = add(steps, zeros) if subnormals else _sum(steps, zeros)
+        if q.relaxed:  # where a product may be -0
+            both = (bit_pattern(steps) == bit_pattern(zeros)) & (magnitude(zeros) < 1)
+            total = jnp.where(both, zeros, total)
+        return narrow_exactly(total, dtype)
     if subnormals and (isinstance(q.format, FloatFormat | CodebookFormat) or q.relaxed):  # other codes are at least 1
         return narrow_exactly(multiply_exactly(centred(q, codes, scale, zero_point), expanded), dtype)
     value = product(centred(q, codes, scale, zero_point), expanded, signed_zero=q.format.negative_zero)
     return narrow(value, dtype)
 
 
+def _from_code_0(q: Quantizer, x: Array, scale: Array, zero_point: Array, subnormals: bool) -> Array:
+    """``x`` less the value of code 0: ``x - (z - mid * s)``, every operation rounded.
+
+    Where subnormals need no heed, the value of code 0 is 0 or at least 2**-87 (or z itself, if mid is 0), so that what
+    XLA flushes is less than half a unit of ``x`` or of the difference, or the quotient is below 2**-60.
+    """
+    low = add(zero_point.astype(scale.dtype), -multiple(middle_code(q), scale))
+    low = expand_blocks(low, q.granularity, x.shape)
+    return add(x, -low) if subnormals else x - low
+
+
+def quotient_of_rest(q: Quantizer, x: Array, scale: Array, zero_point: Array | None) -> Array:
+    """``(x - z) / s``, both operations rounded; what is below the smallest normal number may come out as zero."""
+    zeros = zero_points(q, zero_point, scale, x.shape)
+    return divide(add(widen(x), -zeros), expand_blocks(scale, q.granularity, x.shape))
+
+
+def _sum(steps: Array, zeros: Array) -> Array:
+    """``steps + zeros``, where ``steps`` are 0 or at least 2**-63; zeros may be subnormal, and there is one zero."""
+    small = is_subnormal_or_zero(zeros)
+    alone = jnp.where(bit_pattern(zeros) == layout(zeros.dtype).sign, jnp.zeros_like(zeros), zeros)
+    return jnp.where(small, jnp.where(steps == 0, alone, steps), steps + zeros)
+
+
 def code_of_zero(q: Quantizer, zero_point: Array | None, scale: Array, shape: Shape) -> Array:
-    """The code of 0.0 for every element, as a number of the format; what compiled `quantize` makes of NaN."""
+    """The code of 0.0 for every element, as a number of the format; what compiled `quantize` makes of NaN.
+
+    With floating-point zero points code 0, or the nearest: what is left there when NaN was read as 0.0.
+    """
+    zero_point = None if q.arithmetic.has_float_zeros else zero_point
     zeros = zero_points(q, zero_point, scale, shape)
     return zeros if isinstance(q.format, IntegerFormat) else limit_to_grid(q, zeros)
 

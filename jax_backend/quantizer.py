@@ -7,7 +7,13 @@ format. Computed in float32 (float64 for float64 input; 16-bit input is widened 
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
 and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. No result is -0.0, but where the
-format has one. For formats other than integers `grid` stands for clamping and rounding. These are the
+format has one. For formats other than integers `grid` stands for clamping and rounding. With floating-point zero points
+(`ZeroPointDomain.FLOAT`) ``z`` is the value of the middle code, mid = (lo + hi + 1) // 2, and every operation rounded:
+
+    code  = clamp(round((x - (z - mid * s)) / s), lo, hi)
+    x_hat = (code - mid) * s + z
+
+Other arithmetics are refused. These are the
 bits of `samebits.core`, op by op and under `jax.jit` (``q`` is a static argument), alone or inside a larger program.
 
 What only values can tell (scales that are no positive normal numbers, zero points that are no codes, NaN for
@@ -43,7 +49,7 @@ from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .signs import with_positive_scales, with_signs
 from .statistics import absmax, min_max, positive_peak
-from .zero_point import affine_zero_point
+from .zero_point import affine_zero_point, float_zero_point
 
 Array = jax.Array
 
@@ -62,7 +68,8 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     x = check_array(q, x)
     if q.scale.scale_value is not None:
         shape, dtype = qparams_shape(q.granularity, x.shape), checks.scale_dtype(x.dtype.name)
-        zero = jnp.full(shape, int(q.scale.zero_point_value), np.int32) if q.affine else None
+        kind = dtype if q.arithmetic.has_float_zeros else np.int32
+        zero = jnp.full(shape, q.scale.zero_point_value, kind) if q.affine else None
         return QParams(restrict_scale(q, jnp.full(shape, q.scale.scale_value, dtype)), zero)
     scale, zero_point, finite = _choose(q, x)
     if is_concrete(finite):
@@ -116,8 +123,8 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array, wrong dtype of scale or zero point, or a zero
             point missing or not wanted.
         ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
-            that is no integer of the format (both where values are at hand); as `choose_qparams` when it chooses; an
-            arithmetic that is not the default.
+            that is no integer of the format, or NaN where it is no code (both where values are at hand); as
+            `choose_qparams` when it chooses; an arithmetic that is not the default.
     """
     qparams = choose_qparams(q, x) if qparams is None else qparams
     value: Array = _fake_quantize(q, *check_operands(q, x, qparams), _width(qparams))
@@ -192,7 +199,8 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
 def _parameters(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array | None]:
     """Scale and zero point of ranges."""
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
-    return scale, affine_zero_point(q, low, scale) if q.affine else None
+    zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point
+    return scale, zero_point(q, low, scale) if q.affine else None
 
 
 def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
@@ -224,6 +232,8 @@ def _quantize(
 ) -> Array:
     if q.scale.signed:
         x, scale = with_positive_scales(q, x, scale)
+    if q.arithmetic.has_float_zeros:
+        x = jnp.where(jnp.isnan(x), jnp.zeros_like(x), x)
 
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
@@ -246,7 +256,7 @@ def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, 
     """Values of codes, for positive scales."""
     work = jnp.dtype(checks.scale_dtype(jnp.dtype(dtype).name))
     numbers, scale = decode(q, codes, work), scale.astype(work)
-    if isinstance(q.format, FloatFormat | CodebookFormat):
+    if isinstance(q.format, FloatFormat | CodebookFormat) or q.arithmetic.has_float_zeros:
         return kernels.by_scale(
             q, scale, lambda subnormals: kernels.values(q, numbers, scale, zero_point, dtype, subnormals=subnormals)
         )

@@ -46,10 +46,10 @@ class TensorQuantizer(nnx.Module):
       statistic, to which no gradient goes (it is 0); from then on learned.
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
-    the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. Until it
-    is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised, leaves it as it is. A
-    learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is used is
-    ``s = exp2(v)``, and the gradient of v is that of s times ``s * ln 2``.
+    the rule and restricted, and the zero point, if it is a code, rounded into the format's range; gradients pass both
+    unchanged. Until it is set, the state is NaN. A tensor with NaN or infinities, seen where nothing can be raised,
+    leaves it as it is. A learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is
+    used is ``s = exp2(v)``, and the gradient of v is that of s times ``s * ln 2``.
 
     With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
     nearest even into what the format allows, and zero points in the range it leaves; its gradient passes unchanged.
@@ -356,6 +356,8 @@ def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: 
         scale = _replaced(before[0], restrict_scale(q, state[0]))
     if not q.affine:
         return QParams(scale, bit_width=width)
+    if q.arithmetic.has_float_zeros:
+        return QParams(scale, _replaced(before[1], state[1]), width)
     limits = (q.format.lo, q.format.hi) if width is None else code_range(q, lax.stop_gradient(width))
     code = clamp(round_to_integer(state[1], Rounding.TIES_TO_EVEN), *limits)
     return QParams(scale, _replaced(before[1], code), width)

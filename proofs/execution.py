@@ -231,7 +231,8 @@ def _run_torch(program: programs.Program, arguments: Any) -> Any:
 @cache
 def _placeholder(q: Quantizer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Array | None]:
     scale = np.ones(shape, np.float64 if dtype == np.float64 else np.float32)
-    return scale, np.full(shape, q.format.lo, np.int32) if q.affine else None
+    kind = scale.dtype if q.arithmetic.has_float_zeros else np.int32
+    return scale, np.full(shape, q.format.lo, kind) if q.affine else None
 
 
 def _results(parts: Any) -> Results:

@@ -14,6 +14,8 @@ def oracle(q: Quantizer) -> str:
     match q.format:
         case IntegerFormat() if q.scale.restriction in SHARED_EXPONENT:
             return "fractions"
+        case IntegerFormat() if q.arithmetic.has_float_zeros:
+            return "fractions, torchao (tinygemm)"
         case IntegerFormat():
             return "fractions, torch, torchao, Brevitas, ONNX Runtime"
         case FloatFormat() if q.scale.restriction is not Restriction.FLOAT:

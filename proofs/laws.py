@@ -148,12 +148,28 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "infinite_data_has_no_scale": (laws_of_parameters.infinite_data_has_no_scale, _always),
 }
 
+OF_REAL_ZEROS = (
+    "inputs_are_kept",
+    "codes_lie_in_range",
+    "quantize_is_monotone",
+    "quantize_has_no_code_for_nan",
+    "order_within_a_block_is_indifferent",
+    "blocks_do_not_touch",
+    "gradient_is_g_or_zero",
+    "infinite_data_has_no_scale",
+)
+"""Laws of floating-point zero points: those that need neither 0.0 to be the value of a code, nor ``x_hat`` a product of
+one rounding, nor sums and differences to stay finite (``z - mid * s`` may overflow)."""
+
 LAWS: Mapping[str, Law] = MappingProxyType({name: law for name, (law, _) in _TABLE.items()})
 
 
 def applies(name: str, q: Quantizer) -> bool:
     """Whether the law of this name is promised for this quantizer.
 
-    Of arithmetics other than the default only equality with the specification is. KeyError for a name that is no law.
+    Of arithmetics other than the default only equality with the specification is; with floating-point zero points also
+    `OF_REAL_ZEROS`. KeyError for a name that is no law.
     """
-    return _TABLE[name][1](q) and (q.arithmetic == Arithmetic() or name == "equals_specification")
+    if q.arithmetic != Arithmetic() and name != "equals_specification":
+        return q.affine and q.arithmetic.has_float_zeros and name in OF_REAL_ZEROS and _TABLE[name][1](q)
+    return _TABLE[name][1](q)

@@ -31,6 +31,29 @@ def numbers(format: Format) -> Array:
     return np.unique(values[np.isfinite(values)]) + 0.0
 
 
+def zero_points(q: Quantizer, codes: Array, scale: Array) -> Array:
+    """Zero points that have 0.0 at these codes: int32, or of the dtype of the scale where the middle code has a value.
+
+    Those are ``(mid - code) * s``, or the largest number there is.
+    """
+    if not q.arithmetic.has_float_zeros:
+        return np.asarray(codes).astype(np.int32)
+    scale = np.asarray(scale)
+    most = float(np.finfo(scale.dtype).max)
+    with np.errstate(over="ignore"):
+        value = ((q.format.lo + q.format.hi + 1) // 2 - np.asarray(codes)) * scale.astype(np.float64)
+    return np.asarray(np.clip(value, -most, most).astype(scale.dtype))
+
+
+def places_of_zero(q: Quantizer, zero_point: Array, scale: Array) -> Array:
+    """Where 0.0 lies among the codes for these zero points; float64, and no integer where they are none."""
+    zero = np.asarray(zero_point, np.float64)
+    if not q.arithmetic.has_float_zeros:
+        return zero
+    with np.errstate(over="ignore"):
+        return np.asarray((q.format.lo + q.format.hi + 1) // 2 - zero / np.asarray(scale, np.float64))
+
+
 @lru_cache(maxsize=256)
 def code_table(format: Format) -> tuple[Array, Array]:
     """Every code, int64, and what it stands for, float64: a number, of which zero may be -0.0, an infinity or NaN."""

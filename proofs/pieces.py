@@ -128,7 +128,10 @@ def tensor_rows(q: Quantizer, values: Array, dtype: Any, source: str) -> Iterato
 
 
 def chosen_parameters(q: Quantizer, rows: Rows) -> tuple[Array, Array | None]:
-    """Scale and zero point of each row: those given, or those that the specification chooses. float32 and int32."""
+    """Scale and zero point of each row: those given, or those that the specification chooses. float32 and int32.
+
+    (Or float32 both, with floating-point zero points.)
+    """
     return (rows.scale, rows.zero_point) if rows.scale is not None else _choose(q, rows.values)
 
 
@@ -144,7 +147,8 @@ def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source:
     table, real = np.zeros((count, width), values.dtype), np.zeros((count, width), np.bool_)
     table.reshape(-1)[: len(values)] = values
     real.reshape(-1)[: len(values)] = True
-    zero = None if zero_point is None else np.full(count, zero_point, np.int32)
+    kind = np.float32 if q.arithmetic.has_float_zeros else np.int32
+    zero = None if zero_point is None else np.full(count, zero_point, kind)
     return Rows(table, real, source, np.full(count, scale, np.float32), zero)
 
 

@@ -26,6 +26,7 @@ from ..core.catalog import Named
 from ..core.scales import SHARED_EXPONENT, Restriction
 from . import execution
 from .environment import versions
+from .numbers import zero_points
 from .pieces import BREADTH, HEIGHT, Piece, Rows, edge_rows, given_rows, not_applicable, pack
 from .source import source_digest
 from .tally import Tally, tally
@@ -171,7 +172,10 @@ def rows(q: Quantizer, dtype: str, count: int, seed: int = 0) -> Iterator[Rows]:
     lo, hi = int(q.format.lo), int(q.format.hi)
     for i, scale in enumerate(numbers):
         ends = (lo, hi, (lo + hi) // 2)
-        zero = (ends[i % 4] if i % 4 < 3 else int(rng.integers(lo, hi + 1))) if q.affine else None
+        code = float(ends[i % 4] if i % 4 < 3 else rng.integers(lo, hi + 1))
+        if q.arithmetic.has_float_zeros and i % 2:  # between two codes, or beyond the ends
+            code += float(rng.normal(0, hi - lo))
+        zero = zero_points(q, np.asarray(code), np.asarray(scale))[()] if q.affine else None
         if kind.itemsize == 2:
             every = np.arange(2**16, dtype=np.uint16).view(kind)
             yield given_rows(q, every, scale, zero, f"all {dtype}", height_of(q, dtype))

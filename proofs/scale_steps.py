@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
-from ..core.checks import check_default_arithmetic
 from ..core.descriptions import Quantizer
 from ..core.formats import significand_bits
 from ..core.granularity import PerGroup
 from ..core.scales import SHARED_EXPONENT, Restriction, ScaleRule
+from .steps import check_of_quotient
 
 Array = NDArray[Any]
 RULES = (*SHARED_EXPONENT, Restriction.POWER_OF_TWO)
@@ -40,7 +40,7 @@ def by_elements(q: Quantizer) -> Quantizer:
 
 def check_rule(q: Quantizer) -> None:
     """ValueError unless the scale is a power of two by one of `RULES`, of blocks along the last axis."""
-    check_default_arithmetic(q, "a certificate")
+    check_of_quotient(q)
     if q.affine or q.scale.restriction not in RULES or q.scale != ScaleRule(restriction=q.scale.restriction):
         raise ValueError(
             f"`q.scale` must be the default with restriction {' or '.join(RULES)}, symmetric, got {q.scale}"

@@ -74,6 +74,13 @@ class Steps(NamedTuple):
         return np.append(self.codes, self.nan_code), np.append(self.units, nan), np.append(self.passes, True)
 
 
+def check_of_quotient(q: Quantizer) -> None:
+    """ValueError unless the arithmetic is the default: then a code is a function of ``x / s`` and the zero point."""
+    check_default_arithmetic(q, "a certificate")
+    if q.arithmetic.has_float_zeros:
+        raise ValueError("`zero_point_domain` must be 'integer' for a certificate: else no code is a function of x / s")
+
+
 @lru_cache(maxsize=512)
 def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     """The steps of the specification, found by bisection at scale 1; the granularity does not count.
@@ -82,7 +89,7 @@ def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
         ValueError: another arithmetic than the default, stochastic or learned rounding, a learned width: they depend on
             more than the quotient, or are not what is certified.
     """
-    check_default_arithmetic(q, "a certificate")
+    check_of_quotient(q)
     if q.learned_bits is not None:
         raise ValueError(f"`learned_bits` must be None for a certificate, got {q.learned_bits}")
     if q.rounding not in BY_QUOTIENT:

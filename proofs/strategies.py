@@ -33,7 +33,7 @@ from ..core.granularity import (
 from ..core.scales import Denominator, Restriction, ScaleRule, Statistic
 from .bits import from_ordinal, ordinal, stored_bits
 from .knife_edges import special_values
-from .numbers import decisions, numbers
+from .numbers import decisions, numbers, places_of_zero, zero_points
 
 Array = NDArray[Any]
 
@@ -252,7 +252,10 @@ def qparams(draw: st.DrawFn, q: Quantizer, shape: Shape, dtype: Any) -> QParams:
     ends = st.sampled_from([lo, hi, min(max(0, lo), hi)])
     codes = st.lists(st.one_of(ends, st.integers(lo, hi)), min_size=1, max_size=7)
     zero = np.resize(np.array(draw(codes, label="zero points"), np.int32), parameters).reshape(parameters)
-    return QParams(scale, zero)
+    if q.arithmetic.has_float_zeros:  # off the codes, too
+        between = draw(st.lists(st.floats(-20, 20), min_size=1, max_size=5), label="between codes")
+        zero = zero + np.resize(np.array([0.0, *between]), parameters).reshape(parameters)
+    return QParams(scale, zero_points(q, zero, scale))
 
 
 def near(random: np.random.Generator, q: Quantizer, zero: Array) -> Near:
@@ -277,7 +280,7 @@ def arrays(
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
     names = draw(st.lists(st.sampled_from(kinds or tuple(KINDS)), min_size=1, max_size=3), label="kinds")
     wide = np.asarray(qparams.scale, np.float64)
-    zero = np.zeros_like(wide) if qparams.zero_point is None else np.asarray(qparams.zero_point, np.float64)
+    zero = np.zeros_like(wide) if qparams.zero_point is None else places_of_zero(q, qparams.zero_point, wide)
     scale, offset = (expand_blocks(p, q.granularity, shape) for p in (wide, zero))
     choice = random.integers(0, len(names), shape)
     x = np.zeros(shape, dtype)

@@ -144,11 +144,11 @@ def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results,
     for name in (*(PER_BLOCK[: 1 + q.affine] if piece.qparams is None else ()), *per_element):
         total += _same(part(name))
     for name in SUMS[: 1 + q.affine] if sums else ():
-        total += _close(part(name), sum_bound(piece, g, expected, name)[blocks])
+        total += _close(part(name), sum_bound(q, piece, g, expected, name)[blocks])
     return total
 
 
-def sum_bound(piece: Piece, g: Array, expected: Results, name: str) -> Array:
+def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str) -> Array:
     """How far a mode's gradient of scale or zero point may lie from the correctly rounded sum, for each block. float64.
 
     ``64 * ceil(log64 n) * 2**-24 * sum(|terms|)`` for n float32 terms added in rows of at most 64, and then the sums of
@@ -159,10 +159,14 @@ def sum_bound(piece: Piece, g: Array, expected: Results, name: str) -> Array:
     scale, zero = _parameters(expected)
     x, cotangent, owner = piece.x.astype(np.float64), g.astype(np.float64), piece.block
     passes = (np.asarray(expected.gradients.x) != 0) | (g == 0)
+    offset: Any = 0 if zero is None else zero[owner]
+    per_zero = scale[owner]
     with np.errstate(all="ignore"):
-        centred = expected.codes.astype(np.float64) - (0 if zero is None else zero[owner])
-        distance = centred - np.where(passes, x / scale[owner].astype(np.float64), 0)
-        terms = np.abs(cotangent * (distance if name == SUMS[0] else np.where(passes, 0, scale[owner])))
+        if q.arithmetic.has_float_zeros:
+            x = (piece.x.astype(scale.dtype) - offset).astype(np.float64)
+            offset, per_zero = (q.format.lo + q.format.hi + 1) // 2, np.ones_like(per_zero)
+        distance = expected.codes.astype(np.float64) - offset - np.where(passes, x / scale[owner].astype(np.float64), 0)
+        terms = np.abs(cotangent * (distance if name == SUMS[0] else np.where(passes, 0, per_zero)))
     total = np.bincount(owner.reshape(-1), terms.reshape(-1), len(scale))
     n = owner.size // len(scale)
     ulp = np.spacing(np.abs(_result(expected, name).reshape(-1))).astype(np.float64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..core.descriptions import Gradient, Quantizer, ZeroPoint
 from ..core.granularity import PerAxis, PerTensor
 from ..core.scales import ScaleRule
-from .steps import LARGEST, Steps, steps
+from .steps import LARGEST, Steps, check_of_quotient, steps
 
 ONE = 0x3F800000  # the bits of 1.0
 BINADE = 1 << 23  # scales in a binade
@@ -162,6 +162,7 @@ def exhaustive_plan(
     Raises:
         ValueError: a scale that is no positive normal float32, a zero point missing or not wanted or no code.
     """
+    check_of_quotient(q)
     if q.affine != (zero_point is not None):
         raise ValueError(f"`zero_point` must be {'given' if q.affine else 'None'} for this quantizer")
     if zero_point is not None and not q.format.lo <= zero_point <= q.format.hi:

@@ -13,6 +13,7 @@ from samebits.proofs.blockwise import owners, per_element
 from samebits.proofs.execution import Case, Implementation, Results, implementation, run_all, run_together
 from samebits.proofs.knife_edges import knife_edges
 from samebits.proofs.laws import LAWS, applies
+from samebits.proofs.numbers import places_of_zero, zero_points
 from samebits.proofs.strategies import DTYPES, KINDS, near
 
 Array = NDArray[Any]
@@ -180,6 +181,8 @@ def _parameters(random: np.random.Generator, q: Quantizer, first: int) -> QParam
     zero = random.integers(q.format.lo, q.format.hi + 1, shape).astype(np.int32)
     zero.reshape(-1)[1::4] = q.format.lo
     zero.reshape(-1)[2::4] = q.format.hi
+    if q.arithmetic.has_float_zeros:
+        return QParams(scale, zero_points(q, zero + random.normal(0, 4, shape) * random.integers(0, 2, shape), scale))
     return QParams(scale, zero)
 
 
@@ -198,7 +201,7 @@ def _kinds(random: np.random.Generator, q: Quantizer, dtype: Any) -> LawCase:
     """Every kind of the strategies, element by element; a gradient that holds zeros of both signs."""
     qparams = _parameters(random, q, 3)
     scale, zero = per_element(q, qparams, SHAPE)
-    numbers = near(random, q, zero)
+    numbers = near(random, q, places_of_zero(q, zero, scale))
     with np.errstate(all="ignore"):
         every = np.stack([kind(random, scale, numbers, dtype) for kind in KINDS.values()])
     x = np.take_along_axis(every, random.integers(0, len(every), (1, *SHAPE)), 0)[0]

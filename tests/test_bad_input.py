@@ -308,7 +308,7 @@ def test_other_arithmetics_are_left_to_core(name: str, function: str) -> None:
         (
             lambda: INT8.replace(restriction="po2"),
             ValueError,
-            "`restriction` must be one of 'float', 'power_of_two', 'power_of_two_floor'",
+            "`restriction` must be one of 'float', 'log_float', 'power_of_two'",
         ),
         (
             lambda: INT8.replace(widht=4),

@@ -36,6 +36,7 @@ INT2, INT4 = catalog["int2_per_channel"], catalog["int4_per_channel"]
 UINT4 = catalog["uint4_affine_per_group32"]
 SCALES = tuple(float(np.float32(s)) for s in (0.1, 0.25, 0.3, 1.7, 2.0**-20, 5.0, 6.0, 7.0))
 SMALL = Request("int4_per_channel", INT4, ("numpy", "torch eager"), "exhaustive", SCALES, "bfloat16")
+ENTRIES = [name for name, q in catalog.items() if q.format.bits <= 8 and q.arithmetic.is_default]
 
 
 class FewTiles(Request):
@@ -93,7 +94,7 @@ def test_every_part_of_a_plan_passes() -> None:
             assert not few(q, short, "numpy", "torch eager").findings, part.name
 
 
-@pytest.mark.parametrize("name", [name for name, q in catalog.items() if q.format.bits <= 8])
+@pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_of_the_catalog_passes_at_a_few_scales(name: str) -> None:
     """Whatever its format: the engine knows steps, not formats."""
     zero_point = 3 if catalog[name].affine else None
@@ -293,6 +294,12 @@ def test_wrong_requests_are_refused(wanted: dict[str, Any], message: str) -> Non
 def test_another_arithmetic_is_refused() -> None:
     with pytest.raises(ValueError, match="must be the default"):
         Request("other", INT4.replace(division="reciprocal")).plan()
+
+
+def test_zero_points_that_are_no_codes_are_refused() -> None:
+    for engine in ("boundary", "exhaustive", "scales"):
+        with pytest.raises(ValueError, match="`zero_point_domain` must be 'integer'"):
+            requested("uint4_affine_float_zero_per_group64", engine, zero_point=3 if engine == "exhaustive" else None)
 
 
 def test_a_learned_width_is_refused() -> None:

@@ -244,7 +244,7 @@ def test_the_bound_of_a_sum_admits_orders_and_nothing_more() -> None:
     given = QParams(np.float32(0.01))  # most elements are clamped, so terms are large
     piece = Piece(piece.x, piece.real, piece.block, piece.sources, given)
     expected = execution.run_all("numpy", q, piece.x, g, given)
-    bound = float(sum_bound(piece, g, expected, "gradients.scale")[0])
+    bound = float(sum_bound(q, piece, g, expected, "gradients.scale")[0])
     codes, x = expected.codes.astype(np.float32), piece.x
     passes = np.asarray(expected.gradients.x) != 0
     terms = g * (codes - np.where(passes, x / np.float32(0.01), np.float32(0)))

@@ -17,9 +17,10 @@ from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
 from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
-from .elementwise import Terms, gradient_terms
+from .elementwise import Terms, gradient_terms, value_of_code_0
 from .in_place import from_codes, to_codes, to_grid
 from .thresholds import passing_interval
+from .zero_point import middle_code
 
 MASK = torch.ops.aten.hardtanh_backward.grad_input
 MASK_CHUNK = 2 * CHUNK  # two passes over it, which the last-level cache serves; fewer calls then count for more
@@ -35,7 +36,9 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
         _codes_into(work, q, xs, s, z)
-        if z is not None:
+        if z is not None and q.arithmetic.has_float_zeros:
+            _values_into(work, q, s, z)
+        elif z is not None:
             work.sub_(z).mul_(s)
         elif not one_zero:
             work.mul_(s)
@@ -60,8 +63,9 @@ def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: to
         else:
             _codes_into(work, q, xs, s, z)
         if scratch is not None:
-            if not q.format.has_nan:
-                checks.check_no_nan(math.isnan(work.amax().item()))
+            if not q.format.has_nan and math.isnan(work.amax().item()):
+                checks.check_no_nan(bool(xs.isnan().any()))
+                work.nan_to_num_(nan=min(max(0, q.format.lo), q.format.hi))  # inf - inf of floating-point zero points
             ys.copy_(to_codes(q, work))
         elif one_zero:
             work.add_(0.0)
@@ -76,9 +80,10 @@ def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtyp
     for cs, ys, s, z in pieces(view(codes), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: cs.numel()].view(cs.shape)
         from_codes(q, cs, work)
-        if z is not None:
-            work.sub_(z)
-        work.mul_(s)
+        if z is not None and q.arithmetic.has_float_zeros:
+            _values_into(work, q, s, z)
+        else:
+            work.mul_(s) if z is None else work.sub_(z).mul_(s)
         if work is not ys:
             ys.copy_(work)
     return out
@@ -91,7 +96,8 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
     if q.gradient is Gradient.PASS_THROUGH and not any(wanted[1:]):
         return Terms(g.clone(), None, None)
-    if not any(wanted[1:]) and x.dtype != torch.float64 and q.gradient not in ON_QUOTIENT:
+    by_interval = q.gradient not in ON_QUOTIENT and (zero is None or not q.arithmetic.has_float_zeros)
+    if not any(wanted[1:]) and x.dtype != torch.float64 and by_interval:
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
         if scale.numel() == 1:
             low, high = (end.item() for end in ends)
@@ -135,8 +141,19 @@ def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
 
 def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | None) -> None:
     """Numbers of the format for ``x``, in the wide dtype; a zero of integers may have either sign."""
-    _quotients_into(work, x, s)
+    if z is not None and q.arithmetic.has_float_zeros:
+        work.copy_(x).sub_(value_of_code_0(q, s, z)).div_(s)
+        z = None
+    else:
+        _quotients_into(work, x, s)
     to_grid(q, work, z)
+
+
+def _values_into(work: Tensor, q: Quantizer, s: Tensor, z: Tensor) -> None:
+    """``(code - mid) * s + z`` for the codes in ``work``."""
+    middle = middle_code(q)
+    work.sub_(middle) if middle else work.add_(0.0)  # one zero
+    work.mul_(s).add_(z)
 
 
 def _quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:

@@ -1,7 +1,8 @@
 """What happens to each element, as expressions that a compiler fuses and ``torch.func`` transforms.
 
 Every argument is in the wide dtype (float32 or float64), the scale ``s`` and the zero point ``z`` (None when symmetric)
-broadcast against the value.
+broadcast against the value. Where ``z`` is the value of the middle code (`Arithmetic.has_float_zeros`), the value of
+code 0 is subtracted from ``x``, and ``z`` added to the product; each of these operations is rounded.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ..core.formats import IntegerFormat
 from .arrays import widened
 from .grid import limit_to_grid, round_to_grid
 from .ste import passing_mask
+from .zero_point import middle_code
 
 
 class Terms(NamedTuple):
@@ -36,16 +38,33 @@ def codes_of(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``value / s``, what the clipping mask looks at, and the numbers of the format (0 of either sign: `one_zero`).
 
+    With floating-point zero points ``(value - (z - mid * s)) / s`` in the place of the first.
+
     Args:
         noise: of stochastic rounding, shape of ``value``.
         limits: smallest and largest code, 0-d, where they are not the format's.
     """
+    if z is not None and q.arithmetic.has_float_zeros:
+        value, z = value - value_of_code_0(q, s, z), None
     quotient = value / s
     rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
     if _rounds_last(q):
         return quotient, unclamped, _nearest(_limited(q, quotient, limits))
     return quotient, unclamped, _limited(q, unclamped, limits)
+
+
+def value_of_code_0(q: Quantizer, s: Tensor, z: Tensor) -> Tensor:
+    """What code 0 stands for where the middle code stands for ``z``: ``z - mid * s``."""
+    return z - s * middle_code(q) if middle_code(q) else z
+
+
+def centred(q: Quantizer, codes: Tensor, z: Tensor | None) -> Tensor:
+    """``code - z``, or ``code - mid`` with floating-point zero points. Exact; +0 where it is zero."""
+    if z is not None and q.arithmetic.has_float_zeros:
+        codes = one_zero(q, codes)
+        return codes - middle_code(q) if middle_code(q) else codes
+    return one_zero(q, codes) if z is None else codes - z
 
 
 def _limited(q: Quantizer, unclamped: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -88,8 +107,9 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
 
 
 def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
-    """``(code - z) * s``; -0.0 only in formats that have it."""
-    return (one_zero(q, codes) if z is None else codes - z) * s
+    """``(code - z) * s``, or ``(code - mid) * s + z``; -0.0 only in formats that have it."""
+    product = centred(q, codes, z) * s
+    return product + z if z is not None and q.arithmetic.has_float_zeros else product
 
 
 def gradient_terms(
@@ -108,10 +128,13 @@ def gradient_terms(
     dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
     wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:
-        centred = codes if z is None else codes - z
-        d_scale = wide * (centred - torch.where(passes, quotient, torch.zeros_like(quotient)))
+        steps = codes if z is None else centred(q, codes, z)
+        if z is not None and q.arithmetic.has_float_zeros:
+            quotient = (value - z) / s
+        d_scale = wide * (steps - torch.where(passes, quotient, torch.zeros_like(quotient)))
         if q.gradient is Gradient.LEARNED_CLIP:
             d_scale = torch.where(passes, torch.zeros_like(d_scale), d_scale)
     if wanted[2]:
-        d_zero = torch.where(passes, torch.zeros_like(wide), wide * -s)
+        per_zero = wide if q.arithmetic.has_float_zeros else wide * -s
+        d_zero = torch.where(passes, torch.zeros_like(wide), per_zero)
     return Terms(dx, d_scale, d_zero)

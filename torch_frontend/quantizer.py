@@ -6,7 +6,12 @@ format. Computed in float32 (float64 for float64 input; 16-bit input is widened 
     code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
-and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. Only the default `Arithmetic`.
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. Only the default `Arithmetic`,
+and the one with floating-point zero points (`ZeroPointDomain.FLOAT`): ``z`` is then the value of the middle code, mid =
+(lo + hi + 1) // 2, and every operation is rounded:
+
+    code  = clamp(round((x - (z - mid * s)) / s), lo, hi)
+    x_hat = (code - mid) * s + z
 
 Shapes and dtypes as in `samebits.core.quantizer`. Values are checked where they can be looked at: in eager mode, on
 ordinary tensors. In compiled code and under ``torch.func`` a block with NaN or an infinity gets a NaN scale, `quantize`
@@ -36,7 +41,7 @@ from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max, positive_peak
-from .zero_point import affine_zero_point
+from .zero_point import affine_zero_point, float_zero_point
 
 
 def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
@@ -54,7 +59,8 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     if q.scale.scale_value is not None:
         given = torch.empty(qparams_shape(q.granularity, tuple(x.shape)), dtype=wide_dtype(x.dtype), device=x.device)
         scale = restrict_scale(q, torch.full_like(given, q.scale.scale_value))
-        return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=torch.int32) if q.affine else None)
+        kind = given.dtype if q.arithmetic.has_float_zeros else torch.int32
+        return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=kind) if q.affine else None)
     x = x.detach()
     low, high = _range(q, x)
     if is_concrete(x):
@@ -83,10 +89,13 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
             narrow = q if width is None else checks.at_width(q, width.item())
             return eager.codes(narrow, x, scale, zero, getattr(torch, q.format.storage))
         checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
+    if zero is not None and q.arithmetic.has_float_zeros:
+        x = torch.where(x != x, torch.zeros_like(x), x)
     value, _, z = routes.views(q, x, scale, zero)
     codes = routes.codes(q, x, scale, zero, seed, width).reshape(value.shape)
     if not q.format.has_nan:
-        of_zero = limit_to_grid(q, torch.zeros_like(codes)) if z is None else z
+        own = None if q.arithmetic.has_float_zeros else z
+        of_zero = limit_to_grid(q, torch.zeros_like(codes)) if own is None else own
         codes = torch.where(codes != codes, of_zero, codes)
     return encode(q, codes).reshape(x.shape)
 
@@ -118,8 +127,8 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point tensor, wrong dtype of scale or zero point, or a zero
             point missing or not wanted.
         ValueError: wrong shape of scale or zero point, another arithmetic than the default; in eager mode a scale that
-            is no positive normal finite number, a zero point that is no integer of the format; and as `choose_qparams`
-            when it chooses.
+            is no positive normal finite number, a zero point that is no integer of the format (NaN, where it is no
+            code); and as `choose_qparams` when it chooses.
     """
     if qparams is None:
         qparams = choose_qparams(q, x)
@@ -223,7 +232,8 @@ def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
 def _parameters(q: Quantizer, low: Tensor, high: Tensor) -> QParams:
     """Scale and zero point of ranges."""
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
-    return QParams(scale, affine_zero_point(q, low, scale) if q.affine else None)
+    zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point
+    return QParams(scale, zero_point(q, low, scale) if q.affine else None)
 
 
 def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:

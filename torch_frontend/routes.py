@@ -84,6 +84,8 @@ def _values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | Non
     if is_concrete(codes, scale, zero) and not records_gradient(scale, zero):
         return eager.values(q, codes, scale, zero, dtype)
     value, s, z = views(q, decode(q, codes, wide_dtype(dtype)), scale, zero)
+    if z is not None and q.arithmetic.has_float_zeros:
+        return narrowed(values_of(q, value, s, z), dtype).reshape(codes.shape)
     return narrowed((value if z is None else value - z) * s, dtype).reshape(codes.shape)
 
 

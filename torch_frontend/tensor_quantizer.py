@@ -43,8 +43,8 @@ class TensorQuantizer(nn.Module):
       statistic, to which no gradient goes (it is 0); from then on learned.
 
     Affine quantizers keep ``zero_point`` beside it, in floating point. What is used is the scale raised to the floor of
-    the rule and restricted, and the zero point rounded into the format's range; gradients pass both unchanged. A
-    learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is used is
+    the rule and restricted, and the zero point, if it is a code, rounded into the format's range; gradients pass both
+    unchanged. A learned `log_float` scale is kept as its logarithm ``v``, also while it is averaged: what is used is
     ``s = exp2(v)``, and the gradient of v is that of s times ``s * ln 2``.
 
     With `learned_bits` there is the parameter ``bit_width``, which begins there. What is used is that number rounded to
@@ -192,6 +192,8 @@ class TensorQuantizer(nn.Module):
         if zero_point is None:
             return QParams(used, bit_width=width)
         zero = zero_point.to(scale.dtype)
+        if q.arithmetic.has_float_zeros:
+            return QParams(used, zero, width)
         code = clamp(round_to_integer(zero.detach(), Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
         if width is not None:
             lo, hi = code_range(q, width.detach())
