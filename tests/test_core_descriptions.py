@@ -267,3 +267,16 @@ def test_accumulator_bound_is_the_largest_sum() -> None:
         ]
         assert [largest_code(q) for q in (q_x, q_w)] == [max(map(abs, c)) for c in centred]
         assert accumulator_bound(q_x, q_w, 7) == 7 * max(abs(a) for a in centred[0]) * max(abs(b) for b in centred[1])
+
+
+def test_quantizers_refuse_zero_points_that_are_none() -> None:
+    affine = catalog["uint8_affine_per_tensor"]
+    for value in (256, -1, 2.5, float("nan")):
+        with pytest.raises(ValueError, match=r"`zero_point_value` must be an integer in \[0, 255\], got"):
+            affine.replace(source="constant", scale_value=0.1, zero_point_value=value)
+    with pytest.raises(ValueError, match="`zero_point_value` must be 0 where the quantizer is symmetric, got 1"):
+        catalog["int8_per_tensor"].replace(source="constant", scale_value=0.1, zero_point_value=1)
+    with pytest.raises(ValueError, match="`delay` must be at least 0, got -1"):
+        affine.replace(delay=-1)
+    with pytest.raises(TypeError, match="`delay` must be an int, got True"):
+        affine.replace(delay=True)

@@ -96,3 +96,32 @@ def test_compiled_layers(pair: tuple[str, str]) -> None:
             x_hat, w_hat = core.fake_quantize(q_x, x, x_qparams), core.fake_quantize(q_w, w, w_qparams)
             exact = x_hat.astype(np.float64) @ w_hat.astype(np.float64).T + bias
             assert (np.abs(got - exact) <= contraction_bound(x_hat, w_hat, bias)).all()
+
+
+def test_jax_layers_contract_codes_or_floats() -> None:
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((32, 96)).astype(np.float32), rng.standard_normal((48, 96)).astype(np.float32)
+    bias = rng.standard_normal(48).astype(np.float32)
+    for q_x, q_w in (("int8_per_token", "binary_per_channel"), ("ternary_per_tensor", "ternary_per_channel")):
+        args = (
+            catalog[q_x],
+            x,
+            core.choose_qparams(catalog[q_x], x),
+            catalog[q_w],
+            w,
+            core.choose_qparams(catalog[q_w], w),
+        )
+        got = jax.jit(lambda bias, args=args: jax_backend.linear(*args, bias))(bias)
+        assert_same_bits(core.linear(*args, bias), to_numpy(got))
+    for q_x, q_w in (
+        ("float8_e4m3fn_per_token", "float8_e4m3fn_per_channel"),
+        ("int8_per_tensor", "float4_e2m1_per_tensor"),
+    ):
+        q_x, q_w = catalog[q_x], catalog[q_w]
+        x_qparams, w_qparams = core.choose_qparams(q_x, x), core.choose_qparams(q_w, w)
+        x_hat, w_hat = core.fake_quantize(q_x, x, x_qparams), core.fake_quantize(q_w, w, w_qparams)
+        exact = x_hat.astype(np.float64) @ w_hat.astype(np.float64).T + bias
+        got = to_numpy(jax_backend.linear(q_x, x, x_qparams, q_w, w, w_qparams, bias))
+        assert (np.abs(got - exact) <= contraction_bound(x_hat, w_hat, bias)).all()
+        gradient = jax.grad(lambda x: jax_backend.linear(q_x, x, x_qparams, q_w, w, w_qparams).sum())(to_jax(x))  # noqa: B023
+        assert np.isfinite(to_numpy(gradient)).all()

@@ -397,15 +397,3 @@ def test_layers_contract_floats_during_a_delay_and_codes_after_it() -> None:
 def test_rules_that_make_no_sense(error: type[Exception], message: str, rule: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):
         ScaleRule(**rule)
-
-
-def test_quantizers_refuse_zero_points_that_are_none() -> None:
-    for value in (256, -1, 2.5, float("nan")):
-        with pytest.raises(ValueError, match=r"`zero_point_value` must be an integer in \[0, 255\], got"):
-            AFFINE.replace(source="constant", scale_value=0.1, zero_point_value=value)
-    with pytest.raises(ValueError, match="`zero_point_value` must be 0 where the quantizer is symmetric, got 1"):
-        catalog["int8_per_tensor"].replace(source="constant", scale_value=0.1, zero_point_value=1)
-    with pytest.raises(ValueError, match="`delay` must be at least 0, got -1"):
-        AFFINE.replace(delay=-1)
-    with pytest.raises(TypeError, match="`delay` must be an int, got True"):
-        AFFINE.replace(delay=True)
