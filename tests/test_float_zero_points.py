@@ -66,7 +66,7 @@ def edges(q: Quantizer, qparams: QParams, dtype: Any) -> Array:
     return np.stack(rows)
 
 
-def torch_room(name: str) -> Callable[..., Array]:
+def torch_room(name: str) -> Callable[..., Any]:
     def run(q: Quantizer, *arrays: Any, **options: Any) -> Any:
         given = [QParams(*map(to_torch, a[:2])) if isinstance(a, QParams) else to_torch(a) for a in arrays]
         return getattr(torch_frontend, name)(q, *given, **options)
@@ -74,7 +74,7 @@ def torch_room(name: str) -> Callable[..., Array]:
     return run
 
 
-def jax_room(name: str) -> Callable[..., Array]:
+def jax_room(name: str) -> Callable[..., Any]:
     return lambda q, *arrays, **options: getattr(jax_backend, name)(q, *arrays, **options)
 
 
@@ -296,7 +296,7 @@ def test_faults_differ_on_knife_edges(name: str) -> None:
     fine &= same_bits(core.fake_quantize(q, x, qparams), value)
     assert fine == (not name)
     ours = implementation("numpy")
-    changed = {
+    changed: dict[str, Any] = {
         "quantize": lambda q, x, p: parts(x, p)[0].astype(q.format.storage),
         "fake_quantize": lambda q, x, p=None: parts(x, p or ours.choose_qparams(q, x))[1],
     }
