@@ -17,7 +17,7 @@ from .descriptions import ON_QUOTIENT, Quantizer
 from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import qparams_shape
-from .scales import ScaleRule, Statistic
+from .scales import ScaleRule
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -219,8 +219,7 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
     """ValueError for an `Arithmetic` other than the default, in a room that implements only that one.
 
     For integers with a zero point also the one that differs in nothing but a floating-point zero point is accepted.
-    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), no floor at all,
-    and the search for zero points.
+    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor.
     """
     for name in q.scale.only_in_core:
         raise ValueError(
@@ -233,10 +232,6 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
         raise ValueError(
             f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; with a zero point "
             "zero_point_domain may be 'float', nothing else; samebits.core reproduces every other arithmetic"
-        )
-    if q.affine and q.scale.statistic is Statistic.HQO:
-        raise ValueError(
-            f"`q.scale.statistic` must not be 'hqo' for zero points in samebits.{room}; samebits.core computes that"
         )
 
 

@@ -1,4 +1,4 @@
-"""Half-quadratic optimization of symmetric scales (HQO): `Statistic.HQO`.
+"""Half-quadratic optimization of scales (HQO) and of zero points that are not rounded (HQQ): `Statistic.HQO`.
 
 Formulas and sources stand in `samebits.core.half_quadratic`. Every product that a sum follows is an `arrays.product`,
 and differences that may be subnormal are those of `arrays.add`.
@@ -28,7 +28,7 @@ LEAST = 2.0**-100
 def half_quadratic_range(
     q: Quantizer, x: Array, low: Array, high: Array, attempt: Callable[..., tuple[Array, Array, Array]]
 ) -> tuple[Array, ...]:
-    """The range that the search finds.
+    """The range that the search finds. When affine it stays, and a third end follows, for the zero point.
 
     Args:
         x: float32 or float64; ``low``, ``high``: where the search starts.
@@ -41,20 +41,26 @@ def half_quadratic_range(
 
     def advance(k: Any, state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         candidate, best, least, going = state
-        _, codes, hat = attempt(-candidate, candidate)
+        scale, codes, hat = attempt(low, high, candidate) if q.affine else attempt(-candidate, candidate)
         e = in_units(add(values, -split_blocks(hat, q.granularity)), unit)
         error = ordered_sum(jnp.abs(e))
         going = going & (error < least)
         y = in_units(values, unit) - outliers(q, e, unit, inverses[k])
-        ratio = _median_ratio(y, split_blocks(codes, q.granularity))
-        found = product(ratio, jnp.full(ratio.shape, divisor(q), ratio.dtype))
-        good = (found > 0) & jnp.isfinite(found)
+        codes = split_blocks(codes, q.granularity)
+        if q.affine:
+            found = _mean_rest(y, codes, scale, unit)
+            good = jnp.isfinite(found)
+        else:
+            ratio = _median_ratio(y, codes)
+            found = product(ratio, jnp.full(ratio.shape, divisor(q), ratio.dtype))
+            good = (found > 0) & jnp.isfinite(found)
         candidate, best = jnp.where(good, of_units(found, unit), candidate), jnp.where(going, candidate, best)
         return candidate, best, jnp.where(going, error, least), going
 
-    start = high, high, jnp.full_like(high, jnp.inf), jnp.ones(high.shape, bool)
+    moved = low if q.affine else high
+    start = moved, moved, jnp.full_like(high, jnp.inf), jnp.ones(high.shape, bool)
     best: Array = lax.fori_loop(0, len(inverses), advance, start)[1]
-    return -best, best
+    return (low, high, best) if q.affine else (-best, best)
 
 
 def outliers(q: Quantizer, e: Array, unit: Array, inverse_beta: Array) -> Array:
@@ -78,3 +84,10 @@ def _median_ratio(y: Array, codes: Array) -> Array:
     ratios = divide(y, jnp.where(counts, codes, 1), subnormals=False)
     middle = jnp.maximum((jnp.sum(counts, -1, dtype=np.int32) + 1) // 2, 1)
     return nth_smallest(jnp.where(counts, ratios, jnp.inf), middle)
+
+
+def _mean_rest(y: Array, codes: Array, scale: Array, unit: Array) -> Array:
+    """The mean of what the codes leave, in units."""
+    step = jnp.broadcast_to(in_units(scale[..., None], unit), codes.shape)
+    total = ordered_sum(y - product(step, codes))  # that order: of codes compilers know where they are 0
+    return divide(total, jnp.full_like(total, y.shape[-1]))

@@ -174,9 +174,8 @@ def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     work = widen(lax.stop_gradient(x))
     low, high = _range(q, work)
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
-    if q.scale.statistic in SEARCHED:
-        low, high = _searched(q, work, low, high)
-    scale, zero_point = _parameters(q, low, high)
+    found = _searched(q, work, low, high) if q.scale.statistic in SEARCHED else (low, high)
+    scale, zero_point = _parameters(q, *found)
     if q.scale.signed:
         scale = jnp.where(positive_peak(x, q.granularity), -scale, scale)
     return scale, zero_point, finite
@@ -196,11 +195,11 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     return jnp.where(jnp.signbit(low) | jnp.isnan(low), low, zero), jnp.where(jnp.signbit(high), zero, high)
 
 
-def _parameters(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array | None]:
-    """Scale and zero point of ranges."""
+def _parameters(q: Quantizer, low: Array, high: Array, lower_end: Array | None = None) -> tuple[Array, Array | None]:
+    """Scale and zero point of ranges; the zero point from ``lower_end``, where there is one."""
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
     zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point
-    return scale, zero_point(q, low, scale) if q.affine else None
+    return scale, zero_point(q, low if lower_end is None else lower_end, scale) if q.affine else None
 
 
 def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
@@ -211,8 +210,8 @@ def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, .
     def fake(low: Array, high: Array) -> Array:
         return _fake_quantize(q, x, *_parameters(q, low, high), None, None)  # type: ignore[no-any-return]
 
-    def attempt(low: Array, high: Array) -> tuple[Array, Array, Array]:
-        scale, zero = _parameters(q, low, high)
+    def attempt(low: Array, high: Array, lower_end: Array | None = None) -> tuple[Array, Array, Array]:
+        scale, zero = _parameters(q, low, high, lower_end)
         codes, _ = _codes_and_zero_points(q, x, scale, zero, None, None)
         return scale, codes, _fake_quantize(q, x, scale, zero, None, None)
 

@@ -156,6 +156,7 @@ OF_REAL_ZEROS = (
     "order_within_a_block_is_indifferent",
     "blocks_do_not_touch",
     "gradient_is_g_or_zero",
+    "chosen_scale_is_the_statistic",
     "infinite_data_has_no_scale",
 )
 """Laws of floating-point zero points: those that need neither 0.0 to be the value of a code, nor ``x_hat`` a product of

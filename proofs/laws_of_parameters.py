@@ -15,7 +15,7 @@ from .blockwise import owners, per_element
 from .execution import Implementation
 from .judging import claim, only_finite, refuses, require, same, with_every
 from .numbers import DIRECTED, number_of
-from .scale_rules import ends, raised, raw_scale, signs, zero_point
+from .scale_rules import ends, line, raised, raw_scale, signs, zero_point
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
     Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2). Of
     a search: they are those of one of the candidates, and no candidate has a smaller squared error (computed in
     float64, which may tell errors apart that the search, whose sum is rounded, does not). Of HQO: their absolute error
-    is no larger than where it started.
+    is no larger than where it started; where it moves zero points, scales are those of the extremes.
     """
     finite, work = only_finite(x), np.asarray(qparams.scale).dtype
     rows = finite.reshape(-1)[owners(q.granularity, x.shape)].astype(work)
@@ -61,9 +61,12 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
         return
     low, high = ends(q, rows)
     if q.scale.statistic is Statistic.HQO:
-        own = _error(f, q, finite, chosen, 1)
-        start = _error(f, q, finite, _of_range(q, low, high, shape), 1)
-        require(own <= start * (1 + 2.0**-16), claim(f, q, "no worse than at the start"), error=own, start=start)
+        own, first = _error(f, q, finite, chosen, 1), _of_range(q, low, high, shape)
+        if q.affine:
+            same(f, q, "scale", first.scale, chosen.scale)
+        start = _error(f, q, finite, first, 1)
+        better = own <= start * (1 + 2.0**-16)
+        require(better | np.isnan(start), claim(f, q, "no worse than at the start"), error=own, start=start)
         return
     error, found = np.full(shape, np.inf), np.zeros(shape, np.bool_)
     for k in range(1, q.scale.search_steps + 1):
@@ -84,12 +87,18 @@ def _of_range(q: Quantizer, low: Array, high: Array, shape: tuple[int, ...]) -> 
 
 
 def _error(f: Implementation, q: Quantizer, x: Array, qparams: QParams, p: int) -> Array:
-    """Mean of ``|error|**p`` of each block in units of its absmax, of values rounded once; infinite if they are."""
+    """Mean of ``|error|**p`` of each block in units of its absmax, of values as they are rounded; infinite if they are.
+
+    NaN where a zero point is infinite.
+    """
     plain = q if q.rounding in DETERMINISTIC else q.replace(rounding=Rounding.TIES_TO_EVEN)
     codes = number_of(q.format, f.quantize(plain, x, qparams)).astype(np.float64)
     scale, zero = per_element(q, qparams, x.shape)
+    work = np.asarray(qparams.scale).dtype
     with np.errstate(over="ignore"):
-        values = ((codes - zero) * scale).astype(np.asarray(qparams.scale).dtype)
+        values = ((codes - zero) * scale).astype(work)
+    if q.arithmetic.has_float_zeros:
+        values = line(scale.astype(work), codes - (q.format.lo + q.format.hi + 1) // 2, zero)
     difference = (values.astype(np.float64) - x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)]
     unit = np.maximum(np.abs(x.astype(np.float64)).reshape(-1)[owners(q.granularity, x.shape)].max(-1), 2.0**-149)
     return np.asarray(np.mean(np.abs(difference / unit[:, None]) ** p, -1).reshape(np.shape(qparams.scale)))

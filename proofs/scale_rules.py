@@ -61,7 +61,9 @@ def signs(q: Quantizer, rows: Array) -> Array:
 
 
 def zero_point(q: Quantizer, low: Array, scale: Array) -> Array:
-    """The zero points of such ranges."""
+    """The zero points of such ranges: the codes of 0.0, or the values of the middle code."""
+    if q.arithmetic.has_float_zeros:
+        return line(scale, int(q.format.lo + q.format.hi + 1) // 2, low)
     ratio = np.asarray((low.astype(np.float64) / scale.astype(np.float64)).astype(scale.dtype), np.float64)
     floor = np.floor(ratio)
     rest, to_even = ratio - floor, floor + floor % 2  # of a half
@@ -82,6 +84,13 @@ def zero_point(q: Quantizer, low: Array, scale: Array) -> Array:
         case direction:
             whole = np.where(rest < 0.5, below, np.where(rest > 0.5, above, half[direction]))
     return np.asarray(np.clip(q.format.lo - whole, q.format.lo, q.format.hi), np.int32)
+
+
+def line(scale: Array, steps: Any, start: Array) -> Array:
+    """``steps * scale + start``, the product and the sum rounded to the dtype of the scale."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = (steps * scale.astype(np.float64)).astype(scale.dtype).astype(np.float64)
+        return np.asarray((product + start).astype(scale.dtype))
 
 
 def _percentiles(q: Quantizer, rows: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Half-quadratic optimization of symmetric scales (HQO): `Statistic.HQO`.
+"""Half-quadratic optimization of scales (HQO) and of zero points that are not rounded (HQQ): `Statistic.HQO`.
 
 Formulas and sources stand in `samebits.core.half_quadratic`. One step after another; in compiled code one step is
 compiled, and a loop of the program repeats it.
@@ -26,7 +26,7 @@ State = tuple[Tensor, Tensor, Tensor, Tensor]  # candidate, the best so far, its
 def half_quadratic_range(
     q: Quantizer, x: Tensor, low: Tensor, high: Tensor, attempt: Callable[..., tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[Tensor, ...]:
-    """The range that the search finds.
+    """The range that the search finds. When affine it stays, and a third end follows, for the zero point.
 
     Args:
         x: float32 or float64; ``low``, ``high``: where the search starts.
@@ -36,17 +36,23 @@ def half_quadratic_range(
     unit = unit_of(absmax(x, q.granularity))
     inverses = torch.tensor(inverse_betas(q.scale, q.affine), dtype=x.dtype, device=x.device)
     start = torch.full_like(high, torch.inf)
-    state: State = (high.clone(), high.clone(), start, start > 0)
+    moved = low if q.affine else high
+    state: State = (moved.clone(), moved.clone(), start, start > 0)
 
     def advanced(state: Sequence[Tensor], inverse_beta: Tensor) -> State:
         candidate, best, least, going = state
-        _, codes, hat = attempt(-candidate, candidate)
+        scale, codes, hat = attempt(low, high, candidate) if q.affine else attempt(-candidate, candidate)
         e = in_units(blocks - hat, unit)
         error = ordered_sum(e.abs())
         going = going & (error < least)
         y = in_units(blocks, unit) - outliers(q, e, unit, inverse_beta)
-        found = _median_ratio(y, codes) * float(divisor(q))
-        better = torch.where((found > 0) & (found < torch.inf), of_units(found, unit), candidate)
+        if q.affine:
+            found = _mean_rest(y, codes, scale, unit)
+            good = found.abs() < torch.inf
+        else:
+            found = _median_ratio(y, codes) * float(divisor(q))
+            good = (found > 0) & (found < torch.inf)
+        better = torch.where(good, of_units(found, unit), candidate)
         return better, torch.where(going, candidate, best), torch.where(going, error, least), going
 
     if torch.compiler.is_compiling():
@@ -60,12 +66,12 @@ def half_quadratic_range(
 
         first = torch.zeros(1, dtype=torch.int64, device=x.device)
         best: Tensor = while_loop(goes_on, proceed, (first, *state))[2]  # type: ignore[no-untyped-call]
-        return -best, best
+        return (low, high, best) if q.affine else (-best, best)
     for inverse_beta in inverses:
         state = advanced(state, inverse_beta)
         if is_concrete(x) and not state[3].any():
             break
-    return -state[1], state[1]
+    return (low, high, state[1]) if q.affine else (-state[1], state[1])
 
 
 def outliers(q: Quantizer, e: Tensor, unit: Tensor, inverse_beta: Tensor) -> Tensor:
@@ -89,3 +95,9 @@ def _median_ratio(y: Tensor, codes: Tensor) -> Tensor:
         return y.new_full(y.shape[:-1], torch.inf)
     ratios = torch.where(counts, y / codes, torch.inf)
     return nth_smallest(ratios, ((counts.sum(-1) + 1) // 2).clamp(min=1))
+
+
+def _mean_rest(y: Tensor, codes: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
+    """The mean of what the codes leave, in units."""
+    total = ordered_sum(y - codes * in_units(scale[..., None], unit))
+    return total / torch.full_like(total, y.shape[-1])

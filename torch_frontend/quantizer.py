@@ -65,9 +65,8 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     low, high = _range(q, x)
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
-    if q.scale.statistic in SEARCHED:
-        low, high = _searched(q, widened(x), low, high)
-    chosen = _parameters(q, low, high)
+    found = _searched(q, widened(x), low, high) if q.scale.statistic in SEARCHED else (low, high)
+    chosen = _parameters(q, *found)
     if q.scale.signed:
         chosen = QParams(torch.where(positive_peak(x, q.granularity), -chosen.scale, chosen.scale))
     return chosen
@@ -229,11 +228,11 @@ def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     return (low.clamp(max=0), high.clamp(min=0)) if q.affine else (low, high)
 
 
-def _parameters(q: Quantizer, low: Tensor, high: Tensor) -> QParams:
-    """Scale and zero point of ranges."""
+def _parameters(q: Quantizer, low: Tensor, high: Tensor, lower_end: Tensor | None = None) -> QParams:
+    """Scale and zero point of ranges; the zero point from ``lower_end``, where there is one."""
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
     zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point
-    return QParams(scale, zero_point(q, low, scale) if q.affine else None)
+    return QParams(scale, zero_point(q, low if lower_end is None else lower_end, scale) if q.affine else None)
 
 
 def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
@@ -242,8 +241,8 @@ def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tenso
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
     blocks = split_blocks(x, q.granularity)
 
-    def attempt(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale, zero, *_ = _parameters(q, low, high)
+    def attempt(low: Tensor, high: Tensor, lower_end: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        scale, zero, *_ = _parameters(q, low, high, lower_end)
         s, z = scale[..., None], None if zero is None else zero.to(scale.dtype)[..., None]
         codes = codes_of(q, blocks, s, z)[2]
         return scale, codes, values_of(q, codes, s, z)
