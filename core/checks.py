@@ -189,6 +189,30 @@ def check_no_bit_width(name: str, bit_width: object) -> None:
         raise ValueError(f"`{name}.bit_width` must be None in a layer; contract what fake_quantize gives instead")
 
 
+def check_sigma(q: Quantizer, x_dtype: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Sigma for an array: a number, of a symmetric quantizer by mean and sigma.
+
+    Raises:
+        TypeError: neither float32 nor the dtype of the scale. ValueError: not 0-d, or another quantizer.
+    """
+    if q.affine or q.scale.statistic is not Statistic.MEAN_SIGMA:
+        got = f"'{q.scale.statistic}'{' of an affine one' if q.affine else ''}"
+        raise ValueError(f"`q.scale.statistic` must be 'mean_sigma' of a symmetric quantizer, got {got}")
+    if shape != ():
+        raise ValueError(f"`sigma` must be 0-d, got shape {shape}")
+    if dtype not in ("float32", scale_dtype(x_dtype)):
+        raise TypeError(f"`sigma` must have dtype float32 or that of the scale, {scale_dtype(x_dtype)}, got {dtype}")
+
+
+def check_d_scale(q: Quantizer, x_shape: tuple[int, ...], x_dtype: str, shape: tuple[int, ...], dtype: str) -> None:
+    """ValueError, TypeError for a gradient of another shape or dtype than the scale of an array."""
+    if shape != qparams_shape(q.granularity, x_shape):
+        wanted = qparams_shape(q.granularity, x_shape)
+        raise ValueError(f"`d_scale` must have the shape of the scale, {wanted}, got {shape}")
+    if dtype != scale_dtype(x_dtype):
+        raise TypeError(f"`d_scale` must have the dtype of the scale, {scale_dtype(x_dtype)}, got {dtype}")
+
+
 def check_finite_statistic(finite: bool) -> None:
     """ValueError when the data that a scale is chosen from holds NaN or an infinity."""
     if not finite:

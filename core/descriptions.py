@@ -175,6 +175,8 @@ class Quantizer:
         two_ends = (Statistic.EXTREMES, Statistic.PERCENTILE, Statistic.MEAN_SIGMA, Statistic.MSE, Statistic.HQO)
         if self.affine and statistic not in two_ends:
             raise ValueError(f"`statistic` of an affine scale must be {', '.join(two_ends)}, got '{statistic}'")
+        if self.affine and self.scale.learned_sigma:
+            raise ValueError("`learned_sigma` must be False for an affine quantizer, got True")
         if self.scale.denominator is Denominator.LARGER and statistic is not Statistic.EXTREMES:
             raise ValueError(f"`statistic` must be 'extremes' for the denominator 'larger', got '{statistic}'")
         if self.scale.signed and not (isinstance(self.format, IntegerFormat) and self.format.lo < 0):

@@ -60,17 +60,34 @@ def average_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
         case Statistic.ABSMEAN:
             high = ordered_sum(np.abs(v)) / size
         case Statistic.MEAN_SIGMA:
-            terms = v if q.affine else np.abs(v)
-            mean = ordered_sum(terms) / size
-            difference = without_small(terms - mean[..., None])
-            variance = ordered_sum(difference * difference) / np.asarray(max(n - 1, 1), x.dtype)
-            spread = np.asarray(q.scale.sigma, x.dtype) * square_root(variance)
+            mean, deviation, _ = mean_and_deviation(q, x)
+            spread = np.asarray(q.scale.sigma, x.dtype) * deviation
             low, high = mean - spread, mean + spread
         case other:
             raise ValueError(f"`q.scale.statistic` must be a mean or a norm, got '{other}'")
     bad = np.where(np.isfinite(largest), 0, np.nan).astype(x.dtype)
     high = of_units(high, unit) + bad
     return (of_units(low, unit) + bad if low is not None and q.affine else -high), high
+
+
+def mean_and_deviation(q: Quantizer, x: Array) -> tuple[Array, Array, Array]:
+    """Mean and standard deviation of ``|x|`` (affine: of ``x``), divided by the unit, and the unit of each block.
+
+    The deviation divides by n - 1, every operation rounds. NaN for a block that holds NaN or an infinity, 0 for an
+    empty one.
+
+    Args:
+        x: float32 or float64.
+    """
+    largest = absmax(x, q.granularity)
+    unit = unit_of(largest)
+    v = in_units(split_blocks(x, q.granularity), unit)
+    terms, n = v if q.affine else np.abs(v), v.shape[-1]
+    mean = ordered_sum(terms) / np.asarray(max(n, 1), x.dtype)
+    difference = without_small(terms - mean[..., None])
+    variance = ordered_sum(difference * difference) / np.asarray(max(n - 1, 1), x.dtype)
+    bad = np.where(np.isfinite(largest), 0, np.nan).astype(x.dtype)
+    return mean + bad, square_root(variance) + bad, unit
 
 
 def searched_range(

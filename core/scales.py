@@ -125,6 +125,8 @@ class ScaleRule:
         percentile: in percent, in (0, 100]: the ``floor(0.01 * p * n + 0.5)``-th number from below, at least the first.
         low_percentile: in percent, in [0, 100): the ``ceil(0.01 * p * n)``-th number from below, at least the first.
         sigma: how many standard deviations MEAN_SIGMA goes beyond the mean; in [0, 2**20].
+        learned_sigma: whether layers hold sigma as a parameter, which begins there; the functions use the number.
+            MEAN_SIGMA and the source STATISTIC only, symmetric quantizers only.
         search_steps: how many candidates MSE tries, and HQO at most; in 1..1000.
         search_norm: p of the error ``|x - x_hat|**p`` that HQO makes small; in (0, 1].
         search_beta: how little HQO takes for an outlier at the beginning, in [2**-40, 2**40]; None for the usual 1e5
@@ -155,7 +157,7 @@ class ScaleRule:
             would take the numbers themselves for variables of the program.)
 
     Raises:
-        TypeError: ``steps`` or ``window`` is no int, ``batch_in_training`` no bool.
+        TypeError: ``steps`` or ``window`` is no int, ``batch_in_training`` or ``learned_sigma`` no bool.
         ValueError: a name that is no member, a ``scale_format`` or ``two_level`` without QUANTIZED scales, ``momentum``
             outside [0, 1), ``steps`` or ``window`` below 1, ``floor`` neither 0.0 nor in [2**-126, 2**127], another
             negative number; a ``scale_value`` that is no positive normal float32, that is missing or not wanted; a
@@ -179,6 +181,7 @@ class ScaleRule:
     percentile: float = 99.999
     low_percentile: float = 0.001
     sigma: float = 3.0
+    learned_sigma: bool = False
     search_steps: int = 20
     search_norm: float = 0.7
     search_beta: float | None = None
@@ -246,6 +249,7 @@ class ScaleRule:
             raise ValueError(f"`low_percentile` must be in [0, 100), got {self.low_percentile!r}")
         if not 0 <= self.sigma <= 2**20:
             raise ValueError(f"`sigma` must be in [0, 2**20], got {self.sigma!r}")
+        self._check_learned_sigma()
         if not isinstance(self.search_steps, int) or not 1 <= self.search_steps <= 1000:
             raise ValueError(f"`search_steps` must be an int in 1..1000, got {self.search_steps!r}")
         for name, low, high in (("search_beta", 2.0**-40, 2.0**40), ("search_kappa", 1.0, 2.0)):
@@ -257,6 +261,15 @@ class ScaleRule:
         object.__setattr__(self, "search_norm", float(self.search_norm))
         if not 0 < self.search_norm <= 1:
             raise ValueError(f"`search_norm` must be in (0, 1], got {self.search_norm!r}")
+
+    def _check_learned_sigma(self) -> None:
+        if not isinstance(self.learned_sigma, bool):
+            raise TypeError(f"`learned_sigma` must be a bool, got {self.learned_sigma!r}")
+        if self.learned_sigma and (self.statistic, self.source) != (Statistic.MEAN_SIGMA, ScaleSource.STATISTIC):
+            raise ValueError(
+                "`learned_sigma` must be False unless the statistic is 'mean_sigma' and the source 'statistic', "
+                f"got '{self.statistic}' and '{self.source}'"
+            )
 
     def _check_signed(self) -> None:
         if self.restriction is not Restriction.FLOAT:

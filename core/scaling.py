@@ -114,6 +114,20 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
 
 
+def scale_slope(q: Quantizer, magnitude: Array, slope: Array) -> Array:
+    """Derivative of a symmetric scale whose magnitude has the derivative ``slope``: ``fl(slope / divisor)``.
+
+    +0.0 where the magnitude over the divisor lies below the floor, where that is NaN, and where the quotient is below
+    the smallest normal number. Restrictions pass it unchanged.
+
+    Args:
+        magnitude: per block, at least 0; ``slope``: of the same shape and dtype, at least 0.
+    """
+    level, quotient = (_over(v, divisor(q), q.arithmetic) for v in (magnitude, slope))
+    moves = (level >= _floor(q, level.dtype)) & (quotient >= np.finfo(quotient.dtype).smallest_normal)
+    return np.where(moves, quotient, np.zeros_like(quotient))
+
+
 def scale_of_logarithm(q: Quantizer, v: Array) -> Array:
     """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN.
 

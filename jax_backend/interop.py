@@ -14,6 +14,7 @@ flax module            variable              torch name and layout
 all of these           ``bias``              ``bias``
 `TensorQuantizer`      ``scale``             ``scale``
 `TensorQuantizer`      ``zero_point``        ``zero_point``
+`TensorQuantizer`      ``sigma``             ``sigma``
 `TensorQuantizer`      ``step``              ``step``, int64, here uint32
 =====================  ====================  =================================================
 

@@ -64,15 +64,33 @@ def average_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
         case Statistic.RMS:
             return range_of(largest, square_root(_over(ordered_sum(product(v, v)), n)))
         case Statistic.MEAN_SIGMA:
-            mean = _over(ordered_sum(v), n)
-            difference = without_small(v - mean[..., None])
-            variance = _over(ordered_sum(product(difference, difference)), n - 1)
-            spread = product(square_root(variance), jnp.full_like(mean, q.scale.sigma))
+            mean, deviation, _ = mean_and_deviation(q, x)
+            spread = product(deviation, jnp.full_like(mean, q.scale.sigma))
             return range_of(mean - spread, mean + spread)
         case Statistic.L1:
             return range_of(largest, ordered_sum(v))
         case _:
             return range_of(largest, _over(ordered_sum(v), n))
+
+
+def mean_and_deviation(q: Quantizer, x: Array) -> tuple[Array, Array, Array]:
+    """Mean and standard deviation of ``|x|`` (affine: of ``x``), divided by the unit, and the unit of each block.
+
+    The deviation divides by n - 1, every operation rounds. NaN for a block that holds NaN or an infinity, 0 for an
+    empty one.
+
+    Args:
+        x: float32 or float64.
+    """
+    largest = absmax(x, q.granularity)
+    unit = unit_of(largest)
+    v = in_units(split_blocks(x, q.granularity), unit)
+    v, n = v if q.affine else jnp.abs(v), v.shape[-1]
+    mean = _over(ordered_sum(v), n)
+    difference = without_small(v - mean[..., None])
+    deviation = square_root(_over(ordered_sum(product(difference, difference)), n - 1))
+    mean, deviation = (jnp.where(jnp.isfinite(largest), number, jnp.nan) for number in (mean, deviation))
+    return mean, deviation, unit
 
 
 def searched_range(

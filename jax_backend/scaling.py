@@ -126,6 +126,21 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
 
 
+def scale_slope(q: Quantizer, magnitude: jax.Array, slope: jax.Array) -> jax.Array:
+    """Derivative of a symmetric scale whose magnitude has the derivative ``slope``: ``fl(slope / divisor)``.
+
+    +0.0 where the magnitude over the divisor lies below the floor, where that is NaN, and where the quotient is below
+    the smallest normal number. Restrictions pass it unchanged.
+
+    Args:
+        magnitude: per block, at least 0; ``slope``: of the same shape and dtype, at least 0.
+    """
+    form = layout(slope.dtype)
+    raised = _over(magnitude, divisor(q)) < _floor(q, form)
+    quotient = _over(slope, divisor(q))
+    return jnp.where(raised | jnp.isnan(magnitude) | ~(quotient >= form.smallest), jnp.zeros_like(quotient), quotient)
+
+
 def scale_of_logarithm(q: Quantizer, v: jax.Array) -> jax.Array:
     """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN."""
     limits = _floor(q, layout(v.dtype)), type(layout(v.dtype).smallest)(np.finfo(np.float32).max)

@@ -22,6 +22,7 @@ from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
 from .layers import Axes, laid_out, laid_out_qparams
+from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
@@ -35,7 +36,8 @@ _NUMBERS = count()  # of the quantizers that draw, in the order in which they ar
 class TensorQuantizer(nnx.Module):
     """Quantizes one tensor of a network, with a scale from where ``q.scale.source`` says.
 
-    - ``statistic``: of the tensor at hand, at every call; no state.
+    - ``statistic``: of the tensor at hand, at every call; no state. With ``learned_sigma`` the parameter ``sigma``,
+      first the number in the rule: the scale is `scale_at_sigma`, whose gradient goes to sigma and not to the tensor.
     - ``constant``: the number in the rule; no state.
     - ``running_statistic``: the variable ``scale`` (an ``nnx.BatchStat``), the `running_average` of the scales of the
       tensors seen while training; the first is copied. With a ``window`` the `running_percentile` of the last ones,
@@ -95,6 +97,7 @@ class TensorQuantizer(nnx.Module):
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.step = nnx.BatchStat(jnp.asarray(first_step(seed), np.uint32)) if stochastic else None
         self.bit_width = None if q.learned_bits is None else nnx.Param(jnp.asarray(q.learned_bits, np.float32))
+        self.sigma = nnx.Param(jnp.asarray(q.scale.sigma, np.float32)) if q.scale.learned_sigma else None
         counts = q.delay > 0 or q.scale.source is ScaleSource.STATISTIC_THEN_LEARNED or _is_mean(q)
         self.seen = nnx.BatchStat(jnp.zeros((), np.uint32)) if counts else None
         if q.scale.source in (ScaleSource.STATISTIC, ScaleSource.CONSTANT):
@@ -158,6 +161,8 @@ class TensorQuantizer(nnx.Module):
         q, seen = self.quantizer, None if self.seen is None else self.seen[...]
         dtype = checks.scale_dtype(x.dtype.name)
         width = None if self.bit_width is None else _used_width(q, self.bit_width[...].astype(dtype))
+        if self.sigma is not None:
+            return QParams(scale_at_sigma(q, x if axes is None else x.transpose(axes), self.sigma[...]))
         if self.scale is None:
             return _chosen(q, x, axes)._replace(bit_width=width)
         before, batch = self._state(), None

@@ -47,6 +47,7 @@ VERBS = {
     "grid",
     "half_quadratic",
     "learned_rounding",
+    "learned_sigma",
     "matmul",
     "minifloat",
     "quantizer",

@@ -62,7 +62,7 @@ def test_every_way_to_choose_that_is_left_to_core_is_refused() -> None:
     ours = {"source", "restriction", "denominator", "scale_format", "two_level", "momentum", "floor"}
     ours |= {"window", "window_percentile", "batch_in_training", "steps", "scale_value", "zero_point_value"}
     ours |= {"statistic", "percentile", "low_percentile", "sigma", "search_steps", "zero_point_rounding"}
-    ours |= {"search_norm", "search_beta", "search_kappa"}
+    ours |= {"search_norm", "search_beta", "search_kappa", "learned_sigma"}
     assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(ONLY_IN_CORE)
 
 

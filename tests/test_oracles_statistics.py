@@ -31,6 +31,7 @@ from samebits.core import (
     fake_quantize,
     quantize,
 )
+from samebits.core.learned_sigma import scale_at_sigma, sigma_gradient
 from samebits.proofs.arrays import to_jax, to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits
 
@@ -129,6 +130,26 @@ def test_mean_and_sigma_lies_near_that_of_brevitas(sigma: float) -> None:
         size = np.abs(x.astype(np.float64))
         scale = size.mean(1) + sigma * np.sqrt((size**2).mean(1))  # the error of a variance is one of the second moment
         assert (np.abs(got - want) <= 4 * bound(shape[1], 8) * scale).all()
+
+
+@pytest.mark.parametrize("sigma", [0.5, 3.0])
+def test_a_learned_sigma_and_its_gradient_lie_near_those_of_brevitas(sigma: float) -> None:
+    """Its epsilon is 0 here, as above; the gradient is the sum of the deviations, times what comes in."""
+    q = INT8.replace(statistic="mean_sigma", learned_sigma=True)
+    for shape in SHAPES[1:]:
+        x, g = data(shape), np.exp2(-np.arange(shape[0], dtype=np.float32))
+        oracle = stats.MeanLearnedSigmaStd(sigma, (), 1, std_dev_epsilon=0.0)
+        want = oracle(to_torch(x)).ravel()
+        (want * to_torch(g)).sum().backward()
+        got = scale_at_sigma(q, x, np.float32(sigma)).ravel().astype(np.float64) * 128
+        size = np.abs(x.astype(np.float64))
+        rms = np.sqrt((size**2).mean(1))
+        scale = size.mean(1) + sigma * rms
+        assert (np.abs(got - to_numpy(want.detach())) <= 4 * bound(shape[1], 8) * scale).all()
+        d = float(sigma_gradient(q, x, np.float32(sigma), g.reshape(-1, 1))) * 128
+        allowed = 4 * bound(shape[1], 8) * (g * rms).sum() + bound(shape[0], 2) * (g * rms).sum()
+        assert abs(d - float(oracle.value.grad)) <= allowed
+        assert d > 100 * allowed
 
 
 def test_rms_lies_near_that_of_qwix() -> None:

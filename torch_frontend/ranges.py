@@ -44,24 +44,40 @@ def average_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         x: float32 or float64.
     """
+    if q.scale.statistic is Statistic.MEAN_SIGMA:
+        mean, deviation, unit = mean_and_deviation(q, x)
+        spread = deviation * float(q.scale.decimals[2])
+        high = of_units(mean + spread, unit)
+        return of_units(mean - spread, unit) if q.affine else -high, high
     largest = absmax(x, q.granularity)
     unit, finite = unit_of(largest), largest < torch.inf
     v = in_units(split_blocks(x, q.granularity), unit)
     n = int(v.shape[-1])
-    if q.scale.statistic is Statistic.MEAN_SIGMA:
-        v = v if q.affine else v.abs()
-        mean = _over(ordered_sum(v), max(n, 1))
-        difference = without_small(v - mean[..., None])
-        variance = _over(ordered_sum(difference * difference), max(n - 1, 1))
-        spread = square_root(variance) * float(q.scale.decimals[2])
-        high = torch.where(finite, of_units(mean + spread, unit), torch.nan)
-        return torch.where(finite, of_units(mean - spread, unit), torch.nan) if q.affine else -high, high
     squared = q.scale.statistic in (Statistic.L2, Statistic.RMS)
     total = ordered_sum(v * v if squared else v.abs())
     if q.scale.statistic in (Statistic.ABSMEAN, Statistic.RMS):
         total = _over(total, max(n, 1))
     high = torch.where(finite, of_units(square_root(total) if squared else total, unit), torch.nan)
     return -high, high
+
+
+def mean_and_deviation(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and standard deviation of ``|x|`` (affine: of ``x``), divided by the unit, and the unit of each block.
+
+    The deviation divides by n - 1, every operation rounds. NaN for a block that holds NaN or an infinity, 0 for an
+    empty one.
+
+    Args:
+        x: float32 or float64.
+    """
+    largest = absmax(x, q.granularity)
+    unit, finite = unit_of(largest), largest < torch.inf
+    v = in_units(split_blocks(x, q.granularity), unit)
+    n, v = int(v.shape[-1]), v if q.affine else v.abs()
+    mean = _over(ordered_sum(v), max(n, 1))
+    difference = without_small(v - mean[..., None])
+    deviation = square_root(_over(ordered_sum(difference * difference), max(n - 1, 1)))
+    return torch.where(finite, mean, torch.nan), torch.where(finite, deviation, torch.nan), unit
 
 
 def searched_range(

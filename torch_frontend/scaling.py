@@ -104,6 +104,20 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
     return torch.where(scale < torch.inf, restricted, torch.nan)
 
 
+def scale_slope(q: Quantizer, magnitude: Tensor, slope: Tensor) -> Tensor:
+    """Derivative of a symmetric scale whose magnitude has the derivative ``slope``: ``fl(slope / divisor)``.
+
+    +0.0 where the magnitude over the divisor lies below the floor, where that is NaN, and where the quotient is below
+    the smallest normal number. Restrictions pass it unchanged.
+
+    Args:
+        magnitude: per block, at least 0; ``slope``: of the same shape and dtype, at least 0.
+    """
+    quotient = _over(slope, divisor(q))
+    still = (quotient < torch.finfo(quotient.dtype).smallest_normal) | (quotient != quotient)
+    return torch.where(_over(magnitude, divisor(q)) >= _floor(q, slope.dtype), quotient.masked_fill(still, 0.0), 0.0)
+
+
 def scale_of_logarithm(q: Quantizer, v: Tensor) -> Tensor:
     """``exp2(v)``, at least the floor of the rule and at most the largest float32. NaN for NaN."""
     return exp2(v).clamp(max=torch.finfo(torch.float32).max).clamp(min=_floor(q, v.dtype))

@@ -1,6 +1,5 @@
 """A quantizer with the state of its scale: what the layers hold for each tensor that they quantize."""
 
-import math
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -17,14 +16,16 @@ from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
 from . import routes
 from .arguments import check_array
-from .arrays import apply_plainly, is_concrete, records_gradient, wide_dtype
+from .arrays import is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
+from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
+from .states import replaced
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -32,7 +33,8 @@ _NUMBERS = count()  # of the quantizers that draw, in the order in which they ar
 class TensorQuantizer(nn.Module):
     """Quantizes one tensor of a network, with a scale from where ``q.scale.source`` says.
 
-    - ``statistic``: of the tensor at hand, at every call; no state.
+    - ``statistic``: of the tensor at hand, at every call; no state. With ``learned_sigma`` the parameter ``sigma``,
+      first the number in the rule: the scale is `scale_at_sigma`, whose gradient goes to sigma and not to the tensor.
     - ``constant``: the number in the rule; no state.
     - ``running_statistic``: the buffer ``scale``, the `running_average` of the scales of the tensors seen while
       training; the first one is copied. With a ``window`` the `running_percentile` of the last ones, which the buffer
@@ -78,6 +80,7 @@ class TensorQuantizer(nn.Module):
     seen: Tensor | None
     history: Tensor | None
     bit_width: nn.Parameter | None
+    sigma: nn.Parameter | None
 
     def __init__(
         self, quantizer: str | Quantizer, shape: tuple[int, ...] | None = None, seed: int | None = None
@@ -100,6 +103,8 @@ class TensorQuantizer(nn.Module):
                 self.register_buffer(name, unset if wanted else None)
         start = None if q.learned_bits is None else nn.Parameter(torch.tensor(float(q.learned_bits)))
         self.register_parameter("bit_width", start)
+        sigma = nn.Parameter(torch.tensor(float(q.scale.decimals[2]))) if q.scale.learned_sigma else None
+        self.register_parameter("sigma", sigma)
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.register_buffer("step", torch.tensor(first_step(seed)) if stochastic else None)
         runs = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
@@ -158,6 +163,8 @@ class TensorQuantizer(nn.Module):
     def _used(self, x: Tensor) -> QParams:
         """Scale and zero point."""
         q = self.quantizer
+        if self.sigma is not None:
+            return QParams(scale_at_sigma(q, x, self.sigma))
         if self.scale is None:
             given = choose_qparams(q, x)
             if self.bit_width is None:
@@ -185,9 +192,9 @@ class TensorQuantizer(nn.Module):
             zero_point = None if zero_point is None else _unlearned(zero_point, of_batch.zero_point, collects)
         scale = scale.to(wide_dtype(x.dtype))
         if q.scale.learns_logarithm:
-            used = _replaced(scale, scale_of_logarithm(q, scale.detach()), logarithm=True)
+            used = replaced(scale, scale_of_logarithm(q, scale.detach()), logarithm=True)
         else:
-            used = _replaced(scale, restrict_scale(q, scale.detach()))
+            used = replaced(scale, restrict_scale(q, scale.detach()))
         width = None if self.bit_width is None else self._used_width(self.bit_width.to(scale.dtype))
         if zero_point is None:
             return QParams(used, bit_width=width)
@@ -198,11 +205,11 @@ class TensorQuantizer(nn.Module):
         if width is not None:
             lo, hi = code_range(q, width.detach())
             code = torch.minimum(torch.maximum(code, lo.to(code.dtype)), hi.to(code.dtype))
-        return QParams(used, _replaced(zero, code), width)
+        return QParams(used, replaced(zero, code), width)
 
     def _used_width(self, width: Tensor) -> Tensor:
         """The width rounded into what the format allows."""
-        return _replaced(width, clamp(width.detach().round(), *checks.widths(self.quantizer)))
+        return replaced(width, clamp(width.detach().round(), *checks.widths(self.quantizer)))
 
     def _collects(self) -> Tensor | None:
         """Whether the state, learned later, still is a statistic at the tensor to come: 0-d, or None if not."""
@@ -314,43 +321,6 @@ def _kept(q: Quantizer, chosen: QParams) -> QParams:
     return chosen._replace(scale=log2(chosen.scale)) if q.scale.learns_logarithm else chosen
 
 
-class _OfLogarithm(torch.autograd.Function):
-    """The scale of a logarithm, with the gradient ``g * (s * ln 2)``, both products rounded."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(state: Tensor, used: Tensor) -> Tensor:
-        return used.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        (used,) = ctx.saved_tensors
-        return g * (used * math.log(2)), None
-
-
-class _Replaced(torch.autograd.Function):
-    """The value that is used instead of a state, with the gradient of the identity."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(state: Tensor, used: Tensor) -> Tensor:
-        return used.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g, None
-
-
 class _UnlessWaiting(torch.autograd.Function):
     """`fake_quantize`, but the identity where ``waits``: one function, so that no gradient is added to another."""
 
@@ -384,11 +354,3 @@ class _UnlessWaiting(torch.autograd.Function):
 def _unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tensor:
     """The state, or what the batch gives instead, with a gradient of 0, where the state ``collects``."""
     return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)
-
-
-def _replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
-    function: type[torch.autograd.Function] = _OfLogarithm if logarithm else _Replaced
-    if is_concrete(state):
-        return apply_plainly(function, state, used) if records_gradient(state) else used
-    value: Tensor = function.apply(state, used)  # type: ignore[no-untyped-call]
-    return value

@@ -1,0 +1,110 @@
+"""Scales by mean and standard deviation with a sigma that is a number of a program, and its gradient.
+
+Formulas and sources stand in `samebits.core.learned_sigma`. The slopes are residuals of a `custom_vjp`.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..core import checks
+from ..core.descriptions import Quantizer
+from ..core.granularity import PerTensor
+from .arguments import check_array
+from .arrays import as_array, is_concrete, product, widen
+from .ranges import mean_and_deviation
+from .scaling import restrict_scale, scale_slope, symmetric_scale
+from .ste import block_sum
+from .sums import of_units
+
+Array = jax.Array
+LARGEST = 2.0**20  # sigma
+
+
+def scale_at_sigma(q: Quantizer, x: Array, sigma: Array) -> Array:
+    """The scale of `choose_qparams` for the statistic MEAN_SIGMA with this sigma: that of ``m = mean + sigma * std``.
+
+    Differentiable (reverse mode) in sigma (`sigma_gradient`), constant in ``x``. Specials as in core.
+
+    Args:
+        x: any floating-point dtype; ``sigma``: 0-d, float32 or the dtype of the scale.
+    Raises:
+        TypeError: wrong dtypes. ValueError: an affine quantizer, another statistic, a sigma that is not 0-d, another
+            arithmetic than the default; NaN or an infinity in ``x``, where values are at hand.
+    """
+    scale: Array = _scale(q, *_operands(q, x, sigma))
+    return scale
+
+
+def sigma_gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Array:
+    """Gradient of sigma: the sum over all blocks of ``fl(d_scale * slope)``; 0-d, dtype of the scale.
+
+    Subnormal terms may count as zero; summed as `ste.block_sum` states.
+
+    Args:
+        d_scale: gradient of the scale, of its shape and dtype; the others as `scale_at_sigma`.
+    Raises:
+        TypeError, ValueError: as `scale_at_sigma`, and another shape or dtype of ``d_scale``.
+    """
+    x, sigma = _operands(q, x, sigma)
+    d_scale = as_array("d_scale", d_scale)
+    checks.check_d_scale(q, x.shape, x.dtype.name, d_scale.shape, d_scale.dtype.name)
+    d_sigma: Array = _gradient(q, x, sigma, d_scale)
+    return d_sigma
+
+
+def _operands(q: Quantizer, x: Any, sigma: Any) -> tuple[Array, Array]:
+    """Both as arrays, if they fit."""
+    array, number = check_array(q, x), as_array("sigma", sigma)
+    checks.check_sigma(q, array.dtype.name, number.shape, number.dtype.name)
+    finite = jnp.isfinite(array).all()
+    if is_concrete(finite):
+        checks.check_finite_statistic(bool(finite))
+    return array, number
+
+
+@partial(jax.jit, static_argnums=0)
+def _scale(q: Quantizer, x: Array, sigma: Array) -> Array:
+    magnitude, deviation = _magnitude(q, x, sigma)
+    scale = restrict_scale(q, symmetric_scale(q, -magnitude, magnitude))
+    return _of_sigma(sigma, scale, scale_slope(q, magnitude, deviation))
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Array:
+    return _summed(scale_slope(q, *_magnitude(q, x, sigma)), d_scale)
+
+
+def _magnitude(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array]:
+    """``m`` and the std of ``|x|``, in the wide dtype; constants in the gradient."""
+    mean, deviation, unit = mean_and_deviation(q, widen(lax.stop_gradient(x)))
+    used = jnp.clip(lax.stop_gradient(sigma).astype(mean.dtype), 0, LARGEST)
+    total = mean + product(deviation, jnp.broadcast_to(used, mean.shape))
+    magnitude, size = of_units(total, unit), of_units(deviation, unit)
+    return jnp.where(jnp.isnan(mean) | jnp.isnan(used), jnp.nan, magnitude), jnp.where(jnp.isnan(mean), jnp.nan, size)
+
+
+def _summed(slope: Array, d_scale: Array) -> Array:
+    terms = jnp.where(slope == 0, jnp.zeros_like(slope), product(d_scale, slope))
+    return block_sum(terms, PerTensor())
+
+
+@jax.custom_vjp
+def _of_sigma(sigma: Array, scale: Array, slope: Array) -> Array:
+    """The scale, with its slopes as derivatives by sigma."""
+    return scale
+
+
+def _of_sigma_forward(sigma: Array, scale: Array, slope: Array) -> tuple[Array, tuple[Array, Array]]:
+    return scale, (slope, jnp.zeros_like(sigma))
+
+
+def _of_sigma_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    slope, zero = saved
+    return _summed(slope, g).astype(zero.dtype), jnp.zeros_like(slope), jnp.zeros_like(slope)
+
+
+_of_sigma.defvjp(_of_sigma_forward, _of_sigma_backward)
