@@ -17,7 +17,7 @@ from .descriptions import ON_QUOTIENT, Quantizer
 from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import qparams_shape
-from .scales import ScaleRule
+from .scales import ScaleRule, Statistic
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 
