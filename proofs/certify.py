@@ -25,11 +25,12 @@ from .evaluate import Finding, TileResult, run_tile
 from .evaluate_scales import run_scale_tile, scales_plan
 from .execution import MODES, Implementation
 from .scale_steps import check_scale_steps
-from .schedule import Pools, run_anywhere
+from .schedule import Pools, give_back_memory, resident_memory, run_anywhere
 from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive", "scales")
+ENOUGH = 3 << 29  # bytes that a process may hold between two tiles: 1.5 GiB
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ def run_job(job: Job) -> TileResult:
         return _run(job, [execution.implementation(mode) for mode in job.modes])
     finally:
         torch.set_num_threads(threads)
+        _stay_small()
+
+
+def _stay_small() -> None:
+    """Keep a process that works for many quantizers within limits: free memory goes first, then compiled programs."""
+    if resident_memory() > ENOUGH:
+        give_back_memory()
+    if resident_memory() > ENOUGH:
+        import jax
+        import torch
+
+        jax.clear_caches()  # type: ignore[no-untyped-call]
+        torch._dynamo.reset()
+        give_back_memory()
 
 
 def _run(job: Job, implementations: Sequence[Implementation]) -> TileResult:

@@ -5,6 +5,7 @@ dies takes with it only the job it was at, and that job is done again.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import threading
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
+from pathlib import Path
 from typing import Any, TypeVar
 
 Job = TypeVar("Job")
@@ -124,6 +126,21 @@ def keep_memory() -> None:
         mallopt(ARENA_MAX, 1)
         mallopt(MMAP_THRESHOLD, 1 << 30)
         mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def give_back_memory() -> None:
+    """Have this process give back the memory that it keeps and does not use."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
 
 
 def _end_with_parent() -> None:
