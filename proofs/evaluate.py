@@ -23,6 +23,7 @@ from .steps import steps
 from .tiles import BY_ROWS, Tile, as_run, elementwise
 
 Array = NDArray[Any]
+EAGER_JAX = 1 << 20  # elements of which eager JAX is asked for gradients at a time
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,24 @@ def _run_masks(q: Quantizer, mask: MaskCase, implementations: Sequence[Implement
     account.results += mask.x.size
     for position, implementation in enumerate(implementations):
         start = time.perf_counter()
-        gradients = gradients_of_x(implementation, q, mask.x, mask.qparams, mask.g)
+        gradients = _gradients_in_parts(implementation, q, mask)
         _spent(account, implementation.name, start)
         if position == 0:
             account.hash.update(raw_bits(gradients["fake_quantize_vjp"]).data)
         for name, got in gradients.items():
             compare(implementation.name, name, mask.x, mask.s, mask.expected, got, account)
+
+
+def _gradients_in_parts(implementation: Implementation, q: Quantizer, mask: MaskCase) -> dict[str, Array]:
+    """`gradients_of_x`; of eager JAX in parts, since it takes memory for operations long before their turn."""
+    rows = max(1, EAGER_JAX // max(1, mask.x[:1].size))
+    if implementation.name != "jax eager" or len(mask.x) <= rows or q.granularity != BY_ROWS:
+        return gradients_of_x(implementation, q, mask.x, mask.qparams, mask.g)
+    parts = []
+    for i in range(0, len(mask.x), rows):
+        here = QParams(*(None if v is None else v[i : i + rows] for v in mask.qparams[:2]))
+        parts.append(gradients_of_x(implementation, q, mask.x[i : i + rows], here, mask.g[i : i + rows]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _in_parts(
