@@ -1,12 +1,13 @@
 """Fake quantization beside its competitors: forward, and forward with backward, in one process.
 
-    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 15] [--markdown FILE]
+    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 15] [--default-memory] [--markdown FILE]
 
 float32, int8 symmetric, one scale given, per tensor and per channel (rows of 4,096). A row is a competitor, a column a
 size; figures are medians in milliseconds and, behind them, the ratio to the compiled textbook kernel of that framework.
 
-The process keeps the memory that it frees. Else glibc gives large arrays back and asks for them anew, page by page, or
-not, as the sizes that happen to be free together decide: that changes a figure more than anything a kernel does.
+The process keeps the memory that it frees, unless told otherwise. Else glibc gives large arrays back and asks for them
+anew, page by page, or not, as the sizes that happen to be free together decide: that changes a figure more than
+anything a kernel does.
 """
 
 import argparse
@@ -151,10 +152,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="elements, multiples of 4,096")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--default-memory", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    keep_memory()
+    if not arguments.default_memory:
+        keep_memory()
     libraries = ", ".join(f"{p} {version(p)}" for p in ("torch", "jax", "torchao", "brevitas", "qwix"))
     lines = [f"{libraries}; Python {platform.python_version()}; {torch.get_num_threads()} threads.", ""]
     for name in ("int8_per_tensor", "int8_per_channel"):

@@ -6,7 +6,7 @@ They take what every framework can say of an array (its shape, the name of its d
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from .granularity import qparams_shape
 from .scales import ScaleRule, Statistic
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
 def check_quantizer(q: object) -> None:
@@ -73,6 +74,11 @@ def check_qparams(
         raise ValueError(f"`qparams.zero_point` must have shape {want}, got {tuple(zero_point_shape)}")
     if zero_point_dtype not in ("int32", scale_dtype_name):
         raise TypeError(f"`qparams.zero_point` must have dtype int32 or {scale_dtype_name}, got {zero_point_dtype}")
+
+
+def is_scale(value: float, dtype: str) -> bool:
+    """Whether a number is positive, normal and finite in this dtype; one number costs less than arrays do."""
+    return SMALLEST_NORMAL[dtype] <= value < inf
 
 
 def check_scale_values(scale: NDArray[Any], floored: bool = True, signed: bool = False) -> None:
@@ -245,18 +251,19 @@ def check_default_arithmetic(q: Quantizer, room: str) -> None:
     For integers with a zero point also the one that differs in nothing but a floating-point zero point is accepted.
     Refused are, too, those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor.
     """
+    if q.in_frontends:
+        return
     for name in q.scale.only_in_core:
         raise ValueError(
             f"`q.scale.{name}` must be the default, {getattr(ScaleRule(), name)!s}, in samebits.{room}, got "
             f"{getattr(q.scale, name)!s}; samebits.core computes every other"
         )
-    if q.scale.has_no_floor:
+    if q.scale.floor == 0:
         raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
-    if not (q.arithmetic.is_default or (q.affine and q.arithmetic.has_float_zeros)):
-        raise ValueError(
-            f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; with a zero point "
-            "zero_point_domain may be 'float', nothing else; samebits.core reproduces every other arithmetic"
-        )
+    raise ValueError(
+        f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; with a zero point "
+        "zero_point_domain may be 'float', nothing else; samebits.core reproduces every other arithmetic"
+    )
 
 
 def check_interval(lo: float, hi: float) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from .arithmetic import Arithmetic, ZeroPointDomain
 from .choice import check_count, choice
@@ -94,6 +94,11 @@ class Quantizer:
         delay: how many tensors of training a layer passes unquantized before it begins; the functions know no time.
         learned_rounding: what `Rounding.LEARNED` does with its parameter.
 
+    Attributes:
+        affine: whether there is a zero point.
+        relaxed: whether `fake_quantize` gives what lies between two codes: learned rounding while it is soft.
+        in_frontends: whether the frontends compute it. (All are known from the start, as those of `Arithmetic` are.)
+
     Raises:
         TypeError: a field of the wrong kind.
         ValueError: a name that is no member, a symmetric quantizer whose format has no positive code, a negative
@@ -110,6 +115,9 @@ class Quantizer:
     learned_bits: float | None = None
     delay: int = 0
     learned_rounding: LearnedRounding = field(default_factory=LearnedRounding)
+    affine: ClassVar[bool] = False
+    relaxed: ClassVar[bool] = False
+    in_frontends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -123,6 +131,10 @@ class Quantizer:
                 raise TypeError(f"`{name}` must be of type {_names(kind)}, got {getattr(self, name)!r}")
         for name, enum in (("zero_point", ZeroPoint), ("rounding", Rounding), ("gradient", Gradient)):
             object.__setattr__(self, name, choice(name, getattr(self, name), enum))
+        object.__setattr__(self, "affine", self.zero_point is not ZeroPoint.NONE)
+        object.__setattr__(self, "relaxed", self.rounding is Rounding.LEARNED and self.learned_rounding.soft)
+        usual = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
+        object.__setattr__(self, "in_frontends", usual and self.scale.in_frontends)
         if self.affine and not isinstance(self.format, IntegerFormat):
             raise ValueError(f"`zero_point` must be 'none' for {self.format}: only integers have one")
         nearest_only = isinstance(self.format, BinaryFormat | TernaryFormat | CodebookFormat)
@@ -200,16 +212,6 @@ class Quantizer:
                 "`statistic` 'hqo' of an affine scale needs a `zero_point_domain` of 'float' or 'shift', got 'integer' "
                 "(where rounding takes back what a step moves a zero point, less than half a code)"
             )
-
-    @property
-    def affine(self) -> bool:
-        """Whether there is a zero point."""
-        return self.zero_point is not ZeroPoint.NONE
-
-    @property
-    def relaxed(self) -> bool:
-        """Whether `fake_quantize` gives what lies between two codes: learned rounding while it is soft."""
-        return self.rounding is Rounding.LEARNED and self.learned_rounding.soft
 
     @property
     def decided(self) -> "Quantizer":

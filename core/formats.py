@@ -3,6 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from .choice import choice
 
@@ -19,6 +20,10 @@ class IntegerFormat:
         signed: whether negative integers exist.
         narrow: whether the range is shortened by one, see above.
 
+    Attributes:
+        lo, hi: smallest and largest code; known from the start, since compilers that trace the frontends would look at
+            every field that they come from.
+
     Raises:
         TypeError: ``bits`` is no ``int``, or a flag is no ``bool``.
         ValueError: ``bits`` is outside 1..16, or the range would hold a single number.
@@ -29,6 +34,8 @@ class IntegerFormat:
     bits: int
     signed: bool = True
     narrow: bool = False
+    lo: ClassVar[int] = 0
+    hi: ClassVar[int] = 0
     negative_zero = False  # whether the format has a -0.0 beside 0.0
     has_nan = False  # whether a code stands for NaN
 
@@ -42,16 +49,10 @@ class IntegerFormat:
             raise ValueError(f"`bits` must be in 1..16, got {self.bits}")
         if self.narrow and self.bits == 1:
             raise ValueError("`bits` must be at least 2 for a narrow range (1 bit would leave only 0), got 1")
-
-    @property
-    def lo(self) -> int:
-        """Smallest code."""
-        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
-
-    @property
-    def hi(self) -> int:
-        """Largest code."""
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1 - self.narrow
+        half = 1 << (self.bits - 1)
+        lo, hi = (self.narrow - half, half - 1) if self.signed else (0, 2 * half - 1 - self.narrow)
+        object.__setattr__(self, "lo", lo)
+        object.__setattr__(self, "hi", hi)
 
     @property
     def storage(self) -> str:

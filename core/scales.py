@@ -153,8 +153,10 @@ class ScaleRule:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
         decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``, ``search_beta``
             and ``search_kappa`` as text.
-        has_no_floor: whether ``floor`` is 0. (All are known from the start because compilers that trace the frontends
-            would take the numbers themselves for variables of the program.)
+        in_frontends: whether there are no such fields, and a floor.
+        signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are
+            known from the start because compilers that trace the frontends would take the numbers themselves for
+            variables of the program, and look at all that a property looks at whenever it runs.)
 
     Raises:
         TypeError: ``steps`` or ``window`` is no int, ``batch_in_training`` or ``learned_sigma`` no bool.
@@ -198,7 +200,8 @@ class ScaleRule:
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
     decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01")
-    has_no_floor: ClassVar[bool] = False
+    in_frontends: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, kind in (("source", ScaleSource), ("restriction", Restriction), ("denominator", Denominator)):
@@ -219,7 +222,8 @@ class ScaleRule:
         usual = {f.name: f.default for f in fields(self)}
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
-        object.__setattr__(self, "has_no_floor", self.floor == 0)
+        object.__setattr__(self, "in_frontends", not others and self.floor != 0)
+        object.__setattr__(self, "signed", self.statistic is Statistic.SIGNED_ABSMAX)
         names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
@@ -228,11 +232,6 @@ class ScaleRule:
         """Whether layers keep the logarithm of the scale: a parameter, also while it is a statistic still."""
         learned = (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED)
         return self.restriction is Restriction.LOG_FLOAT and self.source in learned
-
-    @property
-    def signed(self) -> bool:
-        """Whether scales may be negative: then no code but one for 0 has the sign that its value has."""
-        return self.statistic is Statistic.SIGNED_ABSMAX
 
     def _check_statistic(self) -> None:
         object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))

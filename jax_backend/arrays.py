@@ -223,6 +223,15 @@ def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> 
     return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
 
 
+def integer_product(code: jax.Array, scale: jax.Array) -> jax.Array:
+    """As `product`, for codes that are integers of at most 17 bits, or NaN: cheaper by two operations.
+
+    The last bit of such a number is 0, which compilers do not know. As a number of its own it is added: they may
+    contract the product with that addition, which changes no bit but the sign of a zero, and with no other.
+    """
+    return code * scale + from_pattern(bit_pattern(code) & 1, code.dtype)
+
+
 def multiple(number: int, scale: jax.Array) -> jax.Array:
     """``number * scale`` rounded, NaN for NaN; not to be fused with what follows, as in `product`.
 

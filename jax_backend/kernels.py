@@ -20,6 +20,7 @@ from .arrays import (
     add,
     bit_pattern,
     divide,
+    integer_product,
     is_subnormal_or_zero,
     layout,
     magnitude,
@@ -193,8 +194,10 @@ def values(
         return narrow_exactly(total, dtype)
     if subnormals and (isinstance(q.format, FloatFormat | CodebookFormat) or q.relaxed):  # other codes are at least 1
         return narrow_exactly(multiply_exactly(centred(q, codes, scale, zero_point), expanded), dtype)
-    value = product(centred(q, codes, scale, zero_point), expanded, signed_zero=q.format.negative_zero)
-    return narrow(value, dtype)
+    steps = centred(q, codes, scale, zero_point)
+    if isinstance(q.format, IntegerFormat) and not q.relaxed:
+        return narrow(integer_product(steps, expanded), dtype)
+    return narrow(product(steps, expanded, signed_zero=q.format.negative_zero), dtype)
 
 
 def _from_code_0(q: Quantizer, x: Array, scale: Array, zero_point: Array, subnormals: bool) -> Array:

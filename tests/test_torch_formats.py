@@ -16,7 +16,7 @@ from samebits.proofs.arrays import to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits
 from samebits.proofs.knife_edges import knife_edge_array, special_values
 from samebits.proofs.numbers import every_code
-from samebits.torch_frontend.arrays import CHUNK
+from samebits.torch_frontend.arrays import CHUNK, WHOLE
 
 from .exact import DTYPES
 from .torch_beside_core import assert_same_functions, cotangent, gradient, in_torch
@@ -103,12 +103,12 @@ def test_every_code_has_its_value(name: str, dtype: str) -> None:
 def test_arrays_of_several_chunks(kind: str) -> None:
     """Special values stand at the seams and in the middle; some chunks hold no NaN, and take another way."""
     q = KINDS[kind].replace(granularity=PerAxis(0))
-    x = np.random.default_rng(0).standard_normal((2, CHUNK + 320)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, WHOLE // 2 + 320)).astype(np.float32)
     qparams = core.choose_qparams(q, x)
     x[0, CHUNK - 12 : CHUNK + 14] = special_values(np.float32)
     assert_same_functions(q, x, qparams)
     whole = q.replace(granularity=PerTensor())
-    flat = x.reshape(-1)[: CHUNK + 77]
+    flat = x.reshape(-1)[: WHOLE + 77]
     assert_same_functions(whole, flat, QParams(qparams.scale.reshape(-1)[0]))
 
 

@@ -31,8 +31,7 @@ from samebits.proofs import strategies
 from samebits.proofs.arrays import to_numpy, to_torch
 from samebits.proofs.compare import assert_same_bits, same_bits
 from samebits.proofs.knife_edges import knife_edge_array, special_values
-from samebits.torch_frontend.arrays import CHUNK, rounded_to
-from samebits.torch_frontend.eager import MASK_CHUNK
+from samebits.torch_frontend.arrays import CHUNK, WHOLE, rounded_to
 from samebits.torch_frontend.rounding import round_to_integer
 
 from .exact import DIRECTIONS, DTYPES
@@ -238,14 +237,14 @@ def test_layouts(granularity: Any) -> None:
 @pytest.mark.parametrize(
     ("granularity", "shape"),
     [
-        (PerTensor(), (MASK_CHUNK + 20,)),
-        (PerTensor(), (3, CHUNK - 1)),
-        (PerAxis(0), (2, CHUNK + 5)),
-        (PerAxis(1), (3, 5, CHUNK // 4)),
-        (PerAxis(1), (1, CHUNK // 2, 3)),
-        (PerToken(), (CHUNK, 3)),
-        (PerGroup(7, 1), (2, 14, CHUNK // 9)),
-        (PerBlock((2, 4)), (10, CHUNK // 8)),
+        (PerTensor(), (WHOLE + 20,)),
+        (PerTensor(), (5, CHUNK - 1)),
+        (PerAxis(0), (2, 2 * CHUNK + 5)),
+        (PerAxis(1), (3, 5, CHUNK // 2)),
+        (PerAxis(1), (1, 2 * CHUNK, 3)),
+        (PerToken(), (2 * CHUNK, 3)),
+        (PerGroup(7, 1), (2, 14, CHUNK // 5)),
+        (PerBlock((2, 4)), (10, CHUNK // 2)),
     ],
     ids=str,
 )

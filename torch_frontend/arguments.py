@@ -39,7 +39,8 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
         if is_concrete(width):
             q = checks.at_width(q, width.item())
     if is_concrete(scale, zero):
-        checks.check_scale_values(numpy_of(scale), signed=q.scale.signed)
+        if scale.numel() != 1 or not checks.is_scale(scale.item(), dtype_name(scale.dtype)):
+            checks.check_scale_values(numpy_of(scale), signed=q.scale.signed)
         if zero is not None:
             checks.check_zero_point_values(q, numpy_of(zero))
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:

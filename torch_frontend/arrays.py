@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..core.granularity import Granularity, PerTensor, Shape
 
-CHUNK = 512 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
+CHUNK = 256 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
+WHOLE = 4 * CHUNK  # the last-level cache serves passes over so many: fewer calls then count for more
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -101,14 +102,15 @@ def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], 
 
 
 def pieces(reference: Tensor, *others: Tensor | None, size: int = CHUNK) -> Iterator[tuple[Any, ...]]:
-    """Views of at most ``size`` elements that together cover ``reference``, each with what broadcasts against it.
+    """Views that together cover ``reference``, each with what broadcasts against it.
 
-    ``others`` have the axes of ``reference``, each as long or of length 1, or no axes, or are None.
+    An array of at most `WHOLE` elements, and each so long row of a longer one, comes whole; else at most ``size`` of
+    them. ``others`` have the axes of ``reference``, each as long or of length 1, or no axes, or are None.
     """
     total = reference.numel()
     if total == 0:
         return
-    if total <= size:
+    if total <= WHOLE:
         yield (reference, *others)
         return
     step = max(1, size * reference.shape[0] // total)

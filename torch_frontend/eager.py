@@ -7,6 +7,7 @@ arrays are not copied. Scale and zero point come in the wide dtype.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,26 +17,34 @@ from ..core import checks
 from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
-from .arrays import CHUNK, broadcast_views, dense_order, numpy_of, pieces
+from .arrays import WHOLE, broadcast_views, dense_order, numpy_of, pieces
 from .elementwise import Terms, gradient_terms, value_of_code_0
 from .in_place import from_codes, to_codes, to_grid
 from .thresholds import passing_interval
 from .zero_point import middle_code
 
 MASK = torch.ops.aten.hardtanh_backward.grad_input
-MASK_CHUNK = 2 * CHUNK  # two passes over it, which the last-level cache serves; fewer calls then count for more
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
 
 
 def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """``(code - z) * s`` in the dtype of ``x``."""
+    return fake_quantize_and_nan(q, x, scale, zero, False)[0]
+
+
+def fake_quantize_and_nan(
+    q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, watched: bool
+) -> tuple[Tensor, bool]:
+    """`fake_quantize`, and whether NaN may be among the codes: known only if ``watched``, while they are in cache."""
     x, view, spread = _layout(q, x)
     out = torch.empty_like(x)
     scratch = None if x.dtype == scale.dtype else _scratch(x, scale.dtype)
-    nothing, one_zero = scale.new_zeros(()), _needs_one_zero(q)
+    nothing, one_zero = _zero(scale.dtype, scale.device), _needs_one_zero(q)
+    may_be_nan = not watched
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
         _codes_into(work, q, xs, s, z)
+        may_be_nan = may_be_nan or math.isnan(work.sum().item())
         if z is not None and q.arithmetic.has_float_zeros:
             _values_into(work, q, s, z)
         elif z is not None:
@@ -48,7 +57,7 @@ def fake_quantize(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -
             work.add_(0.0).mul_(s)
         if work is not ys:
             ys.copy_(work)
-    return out
+    return out, may_be_nan
 
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -89,7 +98,15 @@ def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtyp
     return out
 
 
-def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Tensor, wanted: Sequence[bool]) -> Terms:
+def gradients(
+    q: Quantizer,
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    g: Tensor,
+    wanted: Sequence[bool],
+    may_be_nan: bool = True,
+) -> Terms:
     """Gradients of x, scale and zero point; the latter two float64 sums over each block, not yet rounded."""
     x, view, spread = _layout(q, x)
     dx = torch.empty_like(x) if wanted[0] else None
@@ -101,8 +118,8 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
         ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
         if scale.numel() == 1:
             low, high = (end.item() for end in ends)
-            for xs, gs, out in pieces(view(x), view(g), view(dx), size=MASK_CHUNK):
-                _mask_into(out, xs, gs, low, high)
+            for xs, gs, out in pieces(view(x), view(g), view(dx), size=WHOLE):
+                _mask_into(out, xs, gs, low, high, may_be_nan)
         else:
             below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
             for xs, gs, out, lows, highs in pieces(view(x), view(g), view(dx), below, above):
@@ -120,10 +137,10 @@ def gradients(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, g: Te
     return Terms(dx, d_scale, d_zero)
 
 
-def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: float, high: float) -> None:
+def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: float, high: float, may_be_nan: bool) -> None:
     """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
     MASK(g, x, low, high, grad_input=out)
-    if math.isnan(x.sum().item()):  # perhaps there is NaN: its vectorized loop stops that, its scalar loop passes it
+    if may_be_nan and math.isnan(x.sum().item()):  # its vectorized loop stops NaN, its scalar loop passes it
         out.copy_(torch.where(x.isnan(), g, out))
 
 
@@ -169,9 +186,15 @@ def _needs_one_zero(q: Quantizer) -> bool:
     return isinstance(q.format, IntegerFormat | FloatFormat) and not q.format.negative_zero
 
 
+@lru_cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0, to be read only."""
+    return torch.zeros((), dtype=dtype, device=device)
+
+
 def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Room for one chunk."""
-    return torch.empty(min(x.numel(), CHUNK), dtype=dtype, device=x.device)
+    """Room for one piece."""
+    return torch.empty(min(x.numel(), WHOLE), dtype=dtype, device=x.device)
 
 
 def _summed_to(term: Tensor, total: Tensor) -> Tensor:

@@ -140,6 +140,8 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
             if seed is None and width is None and not q.scale.signed:
                 return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
             return routes.forward(q, x, scale, zero_point, seed, width)
+        if seed is None and width is None and not q.scale.signed:
+            return apply_plainly(_FakeQuantizeEagerly, x, scale, zero_point, q)
         return apply_plainly(_FakeQuantize, x, scale, zero_point, width, seed, q)
     value: Tensor = _FakeQuantize.apply(x, scale, zero_point, width, seed, q)  # type: ignore[no-untyped-call]
     return value
@@ -213,6 +215,26 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[4]:  # that of learned rounding
             d_seed = routes.rounding_gradient(ctx.q, x, scale, zero_point, g, seed)
         return *d[:4], d_seed, None
+
+
+class _FakeQuantizeEagerly(torch.autograd.Function):
+    """The same around `eager.fake_quantize`, which tells cheaply whether the backward pass has to look for NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, q: Quantizer) -> Tensor:
+        ctx.q = q
+        ctx.save_for_backward(x, scale, zero_point)
+        value, ctx.may_be_nan = eager.fake_quantize_and_nan(
+            q, x, scale, routes.wide(zero_point, scale), scale.numel() == 1 and ctx.needs_input_grad[0]
+        )
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        wanted = (*ctx.needs_input_grad[:3], False)
+        d = routes.gradients(ctx.q, x, scale, zero_point, g, wanted, may_be_nan=ctx.may_be_nan)
+        return d.x, d.scale, d.zero_point, None
 
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,15 +98,20 @@ def gradients(
     wanted: Sequence[bool],
     seed: Tensor | None = None,
     bit_width: Tensor | None = None,
+    may_be_nan: bool = True,
 ) -> QuantizerGradients:
-    """Those of the gradients of x, scale, zero point and bit width (where there is one) that are wanted, else None."""
+    """Those of the gradients of x, scale, zero point and bit width (where there is one) that are wanted, else None.
+
+    Args:
+        may_be_nan: False where it is known that ``x`` holds no NaN.
+    """
     if q.scale.signed:  # the signs cancel in d(code * s) / dx and / ds
         x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
     plain = seed is None and limits is None
     if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g):
-        dx, *sums = eager.gradients(q, x, scale, zero, g, wanted[:3])
+        dx, *sums = eager.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
     else:
         value, s, z = views(q, x, scale, zero)
         noise = noise_like(q, value, x, seed)
