@@ -223,7 +223,6 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "in_frontends", not others and self.floor != 0)
-        object.__setattr__(self, "signed", self.statistic is Statistic.SIGNED_ABSMAX)
         names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
@@ -235,6 +234,7 @@ class ScaleRule:
 
     def _check_statistic(self) -> None:
         object.__setattr__(self, "statistic", choice("statistic", self.statistic, Statistic))
+        object.__setattr__(self, "signed", self.statistic is Statistic.SIGNED_ABSMAX)
         rounding = choice("zero_point_rounding", self.zero_point_rounding, Rounding)
         object.__setattr__(self, "zero_point_rounding", rounding)
         if rounding not in DETERMINISTIC:

@@ -223,13 +223,14 @@ def product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> 
     return jnp.where(code == 0, code if signed_zero else jnp.abs(code), code * scale)
 
 
-def integer_product(code: jax.Array, scale: jax.Array) -> jax.Array:
-    """As `product`, for codes that are integers of at most 17 bits, or NaN: cheaper by two operations.
+def short_product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = False) -> jax.Array:
+    """As `product`, for codes whose last bit is 0, such as integers of at most 17 bits, or that are NaN: cheaper.
 
-    The last bit of such a number is 0, which compilers do not know. As a number of its own it is added: they may
+    Compilers do not know that it is 0. As a number of its own, +0.0 (with ``signed_zero`` -0.0), it is added: they may
     contract the product with that addition, which changes no bit but the sign of a zero, and with no other.
     """
-    return code * scale + from_pattern(bit_pattern(code) & 1, code.dtype)
+    last = bit_pattern(code) & 1
+    return code * scale + from_pattern(last | layout(code.dtype).sign if signed_zero else last, code.dtype)
 
 
 def multiple(number: int, scale: jax.Array) -> jax.Array:

@@ -20,13 +20,12 @@ from .arrays import (
     add,
     bit_pattern,
     divide,
-    integer_product,
-    is_subnormal_or_zero,
     layout,
     magnitude,
     multiple,
     narrow,
     product,
+    short_product,
     tiny_quotient,
     vanishing,
     widen,
@@ -186,7 +185,7 @@ def values(
     expanded = expand_blocks(scale, q.granularity, codes.shape)
     if q.arithmetic.has_float_zeros:
         zeros = zero_points(q, zero_point, scale, codes.shape)
-        steps = (multiply_exactly if q.relaxed else product)(centred(q, codes, scale, zero_point), expanded)
+        steps = (multiply_exactly if q.relaxed else short_product)(centred(q, codes, scale, zero_point), expanded)
         total = add(steps, zeros) if subnormals else _sum(steps, zeros)
         if q.relaxed:  # where a product may be -0
             both = (bit_pattern(steps) == bit_pattern(zeros)) & (magnitude(zeros) < 1)
@@ -194,10 +193,10 @@ def values(
         return narrow_exactly(total, dtype)
     if subnormals and (isinstance(q.format, FloatFormat | CodebookFormat) or q.relaxed):  # other codes are at least 1
         return narrow_exactly(multiply_exactly(centred(q, codes, scale, zero_point), expanded), dtype)
-    steps = centred(q, codes, scale, zero_point)
-    if isinstance(q.format, IntegerFormat) and not q.relaxed:
-        return narrow(integer_product(steps, expanded), dtype)
-    return narrow(product(steps, expanded, signed_zero=q.format.negative_zero), dtype)
+    short = isinstance(q.format, IntegerFormat | FloatFormat) and not q.relaxed
+    multiply = short_product if short else product
+    value = multiply(centred(q, codes, scale, zero_point), expanded, signed_zero=q.format.negative_zero)
+    return narrow(value, dtype)
 
 
 def _from_code_0(q: Quantizer, x: Array, scale: Array, zero_point: Array, subnormals: bool) -> Array:
@@ -206,8 +205,8 @@ def _from_code_0(q: Quantizer, x: Array, scale: Array, zero_point: Array, subnor
     Where subnormals need no heed, the value of code 0 is 0 or at least 2**-87 (or z itself, if mid is 0), so that what
     XLA flushes is less than half a unit of ``x`` or of the difference, or the quotient is below 2**-60.
     """
-    low = add(zero_point.astype(scale.dtype), -multiple(middle_code(q), scale))
-    low = expand_blocks(low, q.granularity, x.shape)
+    zero, steps = zero_point.astype(scale.dtype), multiple(middle_code(q), scale)
+    low = expand_blocks(add(zero, -steps) if subnormals else zero - steps, q.granularity, x.shape)
     return add(x, -low) if subnormals else x - low
 
 
@@ -219,9 +218,8 @@ def quotient_of_rest(q: Quantizer, x: Array, scale: Array, zero_point: Array | N
 
 def _sum(steps: Array, zeros: Array) -> Array:
     """``steps + zeros``, where ``steps`` are 0 or at least 2**-63; zeros may be subnormal, and there is one zero."""
-    small = is_subnormal_or_zero(zeros)
     alone = jnp.where(bit_pattern(zeros) == layout(zeros.dtype).sign, jnp.zeros_like(zeros), zeros)
-    return jnp.where(small, jnp.where(steps == 0, alone, steps), steps + zeros)
+    return jnp.where(steps == 0, alone, steps + zeros)
 
 
 def code_of_zero(q: Quantizer, zero_point: Array | None, scale: Array, shape: Shape) -> Array:

@@ -1,7 +1,8 @@
 """Rounding to floating-point formats, and their codes, on bit patterns: shifted, compared with one half, put back.
 
-No number is computed with as a float, so subnormals of the dtype are like any others. A format's numbers are numbers of
-float32, its smallest normal number included, so a pattern never needs more exponents than it has.
+Where subnormals of the dtype decide, no number is computed with as a float, so they are like any others. A format's
+numbers are numbers of float32, its smallest normal number included, so a pattern never needs more exponents than it
+has. Rounding to nearest even of other formats is one addition and one subtraction.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..core.directions import Rounding
 from ..core.formats import FloatFormat, Specials
-from .arrays import bit_pattern, constant_pattern, from_pattern, layout, magnitude
+from .arrays import Layout, barrier, bit_pattern, constant_pattern, from_pattern, layout, magnitude
 
 Array = jax.Array
 
@@ -28,6 +29,8 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Arr
         negative zero.
     """
     form, bits, size = layout(u.dtype), bit_pattern(u), magnitude(u)
+    if rounding is Rounding.TIES_TO_EVEN and _halves_are_normal(format, form):
+        return _nearest(u, format)
     one = form.integer(1)
     significand, drop = _quanta(size, format, u.dtype)
     rest, odd = significand & ((one << drop) - 1), (significand >> drop) & 1 == 1
@@ -40,6 +43,30 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Arr
     step = jnp.where(drop <= form.mantissa, one << drop, constant_pattern(_quantum(format), u.dtype))
     rounded = kept + jnp.where(up, step, 0)
     signed = rounded | (bits & form.sign)
+    if format.specials is Specials.NEGATIVE_ZERO:
+        signed = jnp.where(rounded == 0, 0, signed)
+    return jnp.where(jnp.isnan(u), u, from_pattern(signed, u.dtype))
+
+
+def _halves_are_normal(format: FloatFormat, form: Layout) -> bool:
+    """Whether half the smallest number of the format is a normal number of the dtype."""
+    return format.min_exponent - format.mantissa_bits - 1 >= form.min_exponent
+
+
+def _nearest(u: Array, format: FloatFormat) -> Array:
+    """`round_to_float` to nearest even, where `_halves_are_normal`: a subnormal ``u`` may then be read as zero.
+
+    From the format's smallest normal number upwards by adding to the pattern half of what its last bits can be. Below
+    by adding and subtracting a number next to which floats lie a quantum apart.
+    """
+    form, size = layout(u.dtype), magnitude(u)
+    one, dropped = form.integer(1), form.mantissa - format.mantissa_bits
+    half, odd = (one << (dropped - 1)) - 1, (size >> dropped) & 1
+    normal = (size + half + odd) & ~((one << dropped) - 1)
+    large = barrier(jnp.asarray(1.5 * 2.0 ** (format.min_exponent + dropped), u.dtype))
+    subnormal = bit_pattern((from_pattern(size, u.dtype) + large) - large)
+    rounded = jnp.where(size < _first_field(format, form) << form.mantissa, subnormal, normal)
+    signed = rounded | (bit_pattern(u) & form.sign)
     if format.specials is Specials.NEGATIVE_ZERO:
         signed = jnp.where(rounded == 0, 0, signed)
     return jnp.where(jnp.isnan(u), u, from_pattern(signed, u.dtype))

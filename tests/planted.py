@@ -187,7 +187,11 @@ def value_faults() -> Iterator[Fault]:
     yield Fault(zero, "torch eager", [(f"{TORCH}.eager.fake_quantize", _negative_zero)], INT8, fake)
     yield Fault(zero, "torch func", [(f"{TORCH}.elementwise._nearest", lambda _: lambda x: x.round())], INT8, fake)
     yield Fault(
-        zero, "jax eager", [(f"{JAX}.arrays.integer_product", lambda _: lambda code, scale: code * scale)], INT8, fake
+        zero,
+        "jax eager",
+        [(f"{JAX}.arrays.short_product", lambda _: lambda code, scale, **how: code * scale)],
+        INT8,
+        fake,
     )
 
     twice = "bfloat16 reached through float16"
@@ -218,7 +222,7 @@ COMPILED: Sequence[Fault] = [
     Fault(
         "product left to be fused with a sum",
         "jax jit",
-        [(f"{JAX}.arrays.integer_product", lambda _: lambda code, scale: code * scale)],
+        [(f"{JAX}.arrays.short_product", lambda _: lambda code, scale, **how: code * scale)],
         INT8.replace(momentum=0.5),  # momentum changes no bits, but makes programs of their own
         frozenset({"sum"}),
     ),
