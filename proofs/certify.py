@@ -30,7 +30,8 @@ from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive", "scales")
-ENOUGH = 3 << 29  # bytes that a process may hold between two tiles: 1.5 GiB
+LIVE = 9 << 27  # bytes that a process may need between two quantizers: 1.125 GiB, compiled programs among it
+_LATEST: dict[str, Quantizer] = {}  # what this process ran last
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,25 @@ def run_job(job: Job) -> TileResult:
     """A tile in the modes of the job, on one thread of torch: the machine's cores are shared out by process."""
     import torch
 
+    _make_room(as_run(job.q, job.tile))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return _run(job, [execution.implementation(mode) for mode in job.modes])
     finally:
         torch.set_num_threads(threads)
-        _stay_small()
 
 
-def _stay_small() -> None:
-    """Keep a process that works for many quantizers within limits: free memory goes first, then compiled programs."""
-    if resident_memory() > ENOUGH:
-        give_back_memory()
-    if resident_memory() > ENOUGH:
+def _make_room(q: Quantizer) -> None:
+    """Between quantizers, give back free memory, and compiled programs where they have become many.
+
+    Not between tiles of one: what is given back costs the next tile, in pages that the system makes anew.
+    """
+    if q == _LATEST.get("quantizer"):
+        return
+    _LATEST["quantizer"] = q
+    give_back_memory()
+    if resident_memory() > LIVE:
         import jax
         import torch
 

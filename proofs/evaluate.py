@@ -20,7 +20,7 @@ from .cases import CASES, IN_CACHE, Case, rows_of
 from .execution import Implementation
 from .gradient_of_x import gradients_of_x
 from .steps import steps
-from .tiles import BY_ROWS, Tile, as_run, elementwise
+from .tiles import BY_ROWS, CHUNK, Tile, as_run, elementwise
 
 Array = NDArray[Any]
 EAGER_JAX = 1 << 20  # elements of which eager JAX is asked for gradients at a time
@@ -139,7 +139,8 @@ def _mask_case(case: Case) -> MaskCase:
 def _joined(masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
     """Arrays of few columns, or of some inputs at one scale, as one, since a call costs more than their elements."""
     rows = bool(masks) and masks[0].x.ndim == 2
-    if len(masks) < 2 or (rows and masks[0].x.shape[1] > 64) or (not rows and masks[0].s.ndim):
+    many = len(masks) > 1 and sum(m.x.size for m in masks) <= CHUNK
+    if not many or (rows and masks[0].x.shape[1] > 64) or (not rows and masks[0].s.ndim):
         yield from masks
         return
     x, g, expected = (np.concatenate([m[i] for m in masks]) for i in (0, 3, 4))

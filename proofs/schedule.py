@@ -31,7 +31,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # parameters of glibc's 
 @contextmanager
 def local_processes(count: int) -> Iterator[Pools]:
     """Processes for several calls of `run_anywhere`: what they have compiled stays at hand."""
-    pools = [_pool() for _ in range(count)]
+    pools = [_pool(place, count) for place in range(count)]
     try:
         yield pools
     finally:
@@ -94,7 +94,7 @@ def _in_processes(
                     if deaths[job] == ATTEMPTS:
                         raise RuntimeError(f"job {jobs[job]} ended {ATTEMPTS} processes") from None
                     pools[worker].shutdown(wait=False)
-                    pools[worker] = _pool()
+                    pools[worker] = _pool(worker, len(pools))
                     start(worker, job)
                     continue
                 start(worker)
@@ -104,14 +104,26 @@ def _in_processes(
             future.cancel()
 
 
-def _pool() -> ProcessPoolExecutor:
-    """One process, started afresh so that no framework is shared."""
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+def _pool(place: int, count: int) -> ProcessPoolExecutor:
+    """One process of so many, started afresh so that no framework is shared."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (place, count))
 
 
-def _begin() -> None:
+def _begin(place: int, count: int) -> None:
+    _keep_to_own_cores(place, count)
     keep_memory()
     _end_with_parent()
+
+
+def _keep_to_own_cores(place: int, count: int) -> None:
+    """Share the cores out among the processes, where the system can: XLA would use all of them in each.
+
+    Two processes on two cores take a quarter less time so.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))[place::count]
+        if own:
+            os.sched_setaffinity(0, own)
 
 
 def keep_memory() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from samebits import jax_backend
 from samebits.core import Quantizer
+from samebits.jax_backend import minifloat
 
 from .examine import quantizer
 
@@ -29,6 +30,7 @@ ROUTES: Mapping[str, tuple[str, Any]] = {
 }
 
 INT8, UINT8 = quantizer("int8_per_tensor"), quantizer("uint8_affine_per_tensor")
+FLOAT8 = quantizer("float8_e4m3fn_per_tensor")
 CHANNELS, GROUPS = quantizer("int8_per_channel"), quantizer("uint4_affine_per_group32")
 NARROW, POWER = quantizer("int8_narrow_per_channel"), quantizer("int8_power_of_two_per_tensor")
 LEARNED, PASSING = CHANNELS.replace(gradient="learned_scale"), INT8.replace(gradient="pass_through")
@@ -218,6 +220,18 @@ def value_faults() -> Iterator[Fault]:
 
 # --- faults that only a compiler brings out --------------------------------------------------------------------------
 
+
+def _folded(original: Any) -> Any:
+    """Rounding whose large number the compiler sees."""
+
+    def nearest(*arguments: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(minifloat, "barrier", lambda x: x)
+            return original(*arguments)
+
+    return nearest
+
+
 COMPILED: Sequence[Fault] = [
     Fault(
         "product left to be fused with a sum",
@@ -231,6 +245,20 @@ COMPILED: Sequence[Fault] = [
         "jax jit",
         [(f"{JAX}.arrays.barrier", lambda _: lambda x: x)],
         INT8.replace(momentum=0.25),
+        frozenset({"fake"}),
+    ),
+    Fault(
+        "product of floats left to be fused with a sum",
+        "jax jit",
+        [(f"{JAX}.arrays.short_product", lambda _: lambda code, scale, **how: code * scale)],
+        FLOAT8.replace(momentum=0.5),
+        frozenset({"sum"}),
+    ),
+    Fault(
+        "sum left to be folded",
+        "jax jit",
+        [(f"{JAX}.minifloat._nearest", _folded)],
+        FLOAT8.replace(momentum=0.25),
         frozenset({"fake"}),
     ),
     Fault(
