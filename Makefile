@@ -19,7 +19,7 @@ help:
 	@echo "make format   rewrite files in the project's format"
 	@echo "make bench    timings beside other libraries"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
-	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (25 minutes)"
+	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
 	@echo "make clean    remove the environment and everything built"
 
 check: $(VENV)/.installed
