@@ -1,19 +1,19 @@
 """Certificates as a process: planted faults are found, tiles are scheduled, kept, lost and done again."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samebits.core import Quantizer, catalog
-from samebits.proofs import cli
+from samebits.core import QParams, Quantizer, catalog
+from samebits.proofs import certify as certify_module
+from samebits.proofs import cli, evaluate
 from samebits.proofs.certificate import ITSELF, CertificateError, canonical, load
 from samebits.proofs.certify import (
     Request,
@@ -25,9 +25,8 @@ from samebits.proofs.certify import (
     run_together,
     tiles_of,
 )
-from samebits.proofs.evaluate import run_tile
+from samebits.proofs.evaluate import MaskCase, run_tile
 from samebits.proofs.execution import MODES, implementation
-from samebits.proofs.schedule import run_anywhere
 from samebits.proofs.steps import BY_QUOTIENT
 from samebits.proofs.tiles import BINADE, ONE, Part, Tile, boundary_plan, elementwise
 
@@ -127,28 +126,29 @@ def test_processes_give_the_same_certificate(certificate: dict[str, Any]) -> Non
     assert canonical(certify(SMALL, workers=2)) == canonical(certificate)
 
 
-def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
-    """The job is code; one of them ends its process the first time it is run."""
-    marker = tmp_path / "died"
-    deadly = f"import os, pathlib; p = pathlib.Path({str(marker)!r}); p.exists() or (p.touch(), os._exit(3))"
-    assert sorted(i for i, _ in run_anywhere(exec, ["1", deadly, "2", "3"], workers=2)) == [0, 1, 2, 3]
-    assert marker.exists()
+def test_room_is_made_between_quantizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory always, compiled programs where a process needs too much."""
+    done: list[str] = []
+    monkeypatch.setattr(certify_module, "give_back_memory", lambda: done.append("memory"))
+    monkeypatch.setattr(jax, "clear_caches", lambda: done.append("programs"))
+    monkeypatch.setattr(certify_module, "_LATEST", {})
+    monkeypatch.setattr(certify_module, "resident_memory", lambda: 0)
+    for name in ("int8_per_tensor", "int8_per_tensor", "int4_per_channel"):
+        certify_module._make_room(catalog[name])
+    assert done == ["memory", "memory"]
+    monkeypatch.setattr(certify_module, "resident_memory", lambda: certify_module.LIVE + 1)
+    certify_module._make_room(catalog["int2_per_channel"])
+    assert done[2:] == ["memory", "programs", "memory"]
 
 
-def test_a_job_that_always_kills_its_process_is_given_up() -> None:
-    with pytest.raises(RuntimeError, match="ended 4 processes"):
-        list(run_anywhere(exec, ["import os; os._exit(3)"], workers=1))
-
-
-def test_processes_end_with_the_one_that_started_them() -> None:
-    """They hold its standard output: it ends for the reader when the last of them does."""
-    program = "from samebits.proofs.schedule import run_anywhere\nif __name__ == '__main__':\n    "
-    program += "list(run_anywhere(exec, [\"print('begun', flush=True); import time; time.sleep(600)\"], workers=1))"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as main:
-        assert main.stdout is not None
-        assert main.stdout.readline() == "begun\n"
-        main.kill()
-        assert main.communicate(timeout=60)[0] == ""
+def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array for all, or one after the other, with the same bytes."""
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    masks = [MaskCase(rows + k, QParams(rows[:, :1] + 1), rows[:, :1], rows, rows) for k in range(2)]
+    (joined,) = evaluate._joined(masks)
+    assert joined.x.tobytes() == b"".join(m.x.tobytes() for m in masks)
+    monkeypatch.setattr(evaluate, "CHUNK", 11)
+    assert list(evaluate._joined(masks)) == masks
 
 
 @pytest.fixture

@@ -312,6 +312,11 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         "positive normal finite",
         lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.tensor(1e-40))),
     ),
+    "infinite scale": (
+        ValueError,
+        "positive normal finite",
+        lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.tensor(torch.inf))),
+    ),
     "NaN scale": (
         ValueError,
         "positive normal finite",
