@@ -137,7 +137,7 @@ def _mask_case(case: Case) -> MaskCase:
 
 
 def _joined(masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
-    """Arrays of few columns, or of some inputs at one scale, as one while that is small: a call costs more than they do."""
+    """Arrays of few columns, or of some inputs at one scale, as one while that is small: a call costs more than it."""
     rows = bool(masks) and masks[0].x.ndim == 2
     many = len(masks) > 1 and sum(m.x.size for m in masks) <= CHUNK
     if not many or (rows and masks[0].x.shape[1] > 64) or (not rows and masks[0].s.ndim):
