@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from .arithmetic import Arithmetic, ZeroPointDomain
 from .choice import check_count, choice
-from .directions import LearnedRounding, Rounding
+from .directions import DETERMINISTIC, LearnedRounding, Rounding
 from .formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, TernaryFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
 from .scales import INTEGER_SCALE, Denominator, Restriction, ScaleRule, ScaleSource, Statistic
@@ -97,6 +97,9 @@ class Quantizer:
     Attributes:
         affine: whether there is a zero point.
         relaxed: whether `fake_quantize` gives what lies between two codes: learned rounding while it is soft.
+        deterministic: whether rounding looks at nothing but the number.
+        nearest_integers: whether codes are integers without a zero point, rounded to nearest even: for which compilers
+            get the shortest form.
         in_frontends: whether the frontends compute it. (All are known from the start, as those of `Arithmetic` are.)
 
     Raises:
@@ -117,6 +120,8 @@ class Quantizer:
     learned_rounding: LearnedRounding = field(default_factory=LearnedRounding)
     affine: ClassVar[bool] = False
     relaxed: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
+    nearest_integers: ClassVar[bool] = False
     in_frontends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -133,6 +138,9 @@ class Quantizer:
             object.__setattr__(self, name, choice(name, getattr(self, name), enum))
         object.__setattr__(self, "affine", self.zero_point is not ZeroPoint.NONE)
         object.__setattr__(self, "relaxed", self.rounding is Rounding.LEARNED and self.learned_rounding.soft)
+        object.__setattr__(self, "deterministic", self.rounding in DETERMINISTIC)
+        nearest = self.rounding is Rounding.TIES_TO_EVEN and isinstance(self.format, IntegerFormat)
+        object.__setattr__(self, "nearest_integers", nearest and not self.affine)
         usual = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
         object.__setattr__(self, "in_frontends", usual and self.scale.in_frontends)
         if self.affine and not isinstance(self.format, IntegerFormat):

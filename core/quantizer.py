@@ -36,7 +36,7 @@ from .bit_width import range_slopes
 from .blocks import expand_blocks, split_blocks
 from .clamp import clamp
 from .descriptions import Gradient, QParams, Quantizer, QuantizerGradients
-from .directions import DETERMINISTIC, Rounding
+from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import PerTensor
 from .grid import decode, encode, limit_to_grid, round_to_grid
@@ -223,7 +223,7 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
 
 def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
     """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
-    if q.rounding not in DETERMINISTIC:
+    if not q.deterministic:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
     wide = np.dtype(checks.scale_dtype(x.dtype.name))
 

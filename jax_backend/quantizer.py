@@ -35,7 +35,7 @@ from jax import lax
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
-from ..core.directions import DETERMINISTIC, Rounding
+from ..core.directions import Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
@@ -204,7 +204,7 @@ def _parameters(q: Quantizer, low: Array, high: Array, lower_end: Array | None =
 
 def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
     """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
-    if q.rounding not in DETERMINISTIC:
+    if not q.deterministic:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
 
     def fake(low: Array, high: Array) -> Array:

@@ -43,6 +43,8 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
             checks.check_scale_values(numpy_of(scale), signed=q.scale.signed)
         if zero is not None:
             checks.check_zero_point_values(q, numpy_of(zero))
+    if q.deterministic:
+        return
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
         _check_seed(qparams.seed)
     if q.rounding is Rounding.LEARNED and qparams.rounding is not None:

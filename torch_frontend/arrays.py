@@ -56,12 +56,16 @@ def widened(x: Tensor) -> Tensor:
     A 16-bit ``x`` made by an earlier operation of the same compiled program arrives unrounded: inductor drops the
     narrowing that is widened again.
     """
-    wide = x.to(wide_dtype(x.dtype))
+    if x.element_size() > 2:
+        return x
+    wide = x.to(torch.float32)
     return rounded_to(wide, x.dtype) if torch.compiler.is_compiling() else wide
 
 
 def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` rounded once to ``dtype``, also where a compiler widens the result again."""
+    if value.dtype == dtype:
+        return value
     return (rounded_to(value, dtype) if torch.compiler.is_compiling() else value).to(dtype)
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Gradient, Quantizer
-from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
 from .arrays import widened
 from .grid import limit_to_grid, round_to_grid
@@ -47,11 +46,12 @@ def codes_of(
     if z is not None and q.arithmetic.has_float_zeros:
         value, z = value - value_of_code_0(q, s, z), None
     quotient = value / s
+    if q.nearest_integers:  # rounded after the clamp, whose limits are integers: the same codes
+        clamped = quotient.clamp(q.format.lo, q.format.hi) if limits is None else _limited(quotient, limits)
+        return quotient, quotient.round(), _nearest(clamped)
     rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
-    if _rounds_last(q):
-        return quotient, unclamped, _nearest(_limited(q, quotient, limits))
-    return quotient, unclamped, _limited(q, unclamped, limits)
+    return quotient, unclamped, limit_to_grid(q, unclamped) if limits is None else _limited(unclamped, limits)
 
 
 def value_of_code_0(q: Quantizer, s: Tensor, z: Tensor) -> Tensor:
@@ -67,15 +67,8 @@ def centred(q: Quantizer, codes: Tensor, z: Tensor | None) -> Tensor:
     return one_zero(q, codes) if z is None else codes - z
 
 
-def _limited(q: Quantizer, unclamped: Tensor, limits: tuple[Tensor, Tensor] | None) -> Tensor:
-    if limits is None:
-        return limit_to_grid(q, unclamped)
+def _limited(unclamped: Tensor, limits: tuple[Tensor, Tensor]) -> Tensor:
     return torch.minimum(torch.maximum(unclamped, limits[0]), limits[1])
-
-
-def _rounds_last(q: Quantizer) -> bool:
-    """Whether codes are rounded after the clamp, which gives the same codes, since its limits are integers."""
-    return isinstance(q.format, IntegerFormat) and q.rounding is Rounding.TIES_TO_EVEN and not q.affine
 
 
 def _nearest(x: Tensor) -> Tensor:
@@ -101,13 +94,15 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
     Adding 0.0 would do, were it not that inductor compiles with ``-fno-signed-zeros``. Numbers of the other formats
     come from `grid` with the zeros that they have.
     """
-    if not isinstance(q.format, IntegerFormat) or q.relaxed:  # what is no integer has had something added: no -0
-        return codes
-    return codes if _rounds_last(q) else _nearest(codes)
+    if q.nearest_integers or q.relaxed or not isinstance(q.format, IntegerFormat):
+        return codes  # of nearest integers `codes_of` made one zero, and what is relaxed has had something added: no -0
+    return _nearest(codes)
 
 
 def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
     """``(code - z) * s``, or ``(code - mid) * s + z``; -0.0 only in formats that have it."""
+    if q.nearest_integers:
+        return codes * s
     product = centred(q, codes, z) * s
     return product + z if z is not None and q.arithmetic.has_float_zeros else product
 

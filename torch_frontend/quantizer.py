@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
-from ..core.directions import DETERMINISTIC, Rounding
+from ..core.directions import Rounding
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
@@ -259,7 +259,7 @@ def _parameters(q: Quantizer, low: Tensor, high: Tensor, lower_end: Tensor | Non
 
 def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
-    if q.rounding not in DETERMINISTIC:
+    if not q.deterministic:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
     blocks = split_blocks(x, q.granularity)
 

@@ -42,13 +42,14 @@ def _forward(
     q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, seed: Tensor | None, bit_width: Tensor | None
 ) -> Tensor:
     """`forward` for positive scales."""
-    q, limits = _at_width(q, bit_width, scale.dtype)
-    zero = wide(zero_point, scale)
+    q, limits = (q, None) if bit_width is None else _at_width(q, bit_width, scale.dtype)
+    zero = None if zero_point is None else zero_point.to(scale.dtype)
     plain = seed is None and limits is None
     if plain and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
-    codes = codes_of(q, value, s, z, noise_like(q, value, x, seed), limits)[2]
+    noise = None if seed is None else noise_like(q, value, x, seed)
+    codes = codes_of(q, value, s, z, noise, limits)[2]
     return narrowed(values_of(q, codes, s, z), x.dtype).reshape(x.shape)
 
 
@@ -185,11 +186,11 @@ def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
 
     Of learned rounding the parameter, zeros where none is given and it is soft, else None.
     """
+    if q.deterministic:
+        return None
     if q.rounding is Rounding.LEARNED:
         v: Tensor | None = qparams.rounding
         return torch.zeros(x.shape, dtype=qparams.scale.dtype, device=x.device) if v is None and q.relaxed else v
-    if q.rounding is not Rounding.STOCHASTIC:
-        return None
     seed = 0 if qparams.seed is None else qparams.seed
     if isinstance(seed, Tensor):
         return seed.detach().to(x.device, torch.int64)
