@@ -9,12 +9,12 @@ from .granularity import Granularity, PerTensor, Shape, qparams_shape
 
 
 def expand_blocks(parameter: NDArray[Any], granularity: Granularity, shape: Shape) -> NDArray[Any]:
-    """A parameter of shape `qparams_shape`, repeated so that every element of an array of ``shape`` has its own."""
-    if isinstance(granularity, PerTensor):
-        return np.broadcast_to(parameter, shape)
-    for axis, (n, block) in enumerate(zip(shape, granularity.block_size(shape), strict=True)):
-        parameter = np.repeat(parameter, block if n else 0, axis)
-    return parameter
+    """A parameter of shape `qparams_shape`, repeated for every element of an array of ``shape``; read only."""
+    if not isinstance(granularity, PerTensor):
+        for axis, (count, block) in enumerate(zip(parameter.shape, granularity.block_size(shape), strict=True)):
+            if count > 1 and block > 1:
+                parameter = np.repeat(parameter, block, axis)
+    return np.broadcast_to(parameter, shape)
 
 
 def split_blocks(x: NDArray[Any], granularity: Granularity) -> NDArray[Any]:

@@ -104,7 +104,9 @@ def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
             raise ValueError("`qparams.zero_point` must hold numbers, got nan")
         return
     lo, hi = q.format.lo, q.format.hi
-    good = (zero_point >= lo) & (zero_point <= hi) & (zero_point == np.trunc(zero_point))
+    good = (zero_point >= lo) & (zero_point <= hi)
+    if zero_point.dtype.kind not in "iu":
+        good &= zero_point == np.trunc(zero_point)
     if not good.all():
         value = zero_point[~good].flat[0] if zero_point.ndim else zero_point
         raise ValueError(f"`qparams.zero_point` must hold integers in [{lo}, {hi}], got {value!s}")

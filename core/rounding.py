@@ -57,9 +57,10 @@ def round_to_integer(x: Array, rounding: Rounding, noise: Array | None = None) -
             if noise is not None:
                 return np.asarray(np.floor(x) + noise, x.dtype)
             away = (size > 0) & ~positive
-    step = np.copysign(np.asarray(away, x.dtype), x)  # one away from zero, or none
-    return np.asarray(np.copysign(whole + step, x), x.dtype)
+    step = np.copysign(np.asarray(away, x.dtype), x)  # one away from zero, or a zero of the sign of x
+    return np.asarray(whole + step, x.dtype)
 
 
 def _odd(whole: Array) -> Array:
-    return np.asarray(whole != 2 * np.trunc(whole / 2))
+    half = whole * whole.dtype.type(0.5)  # exact: an integer is 0 or at least 1
+    return np.asarray(half != np.trunc(half))

@@ -40,18 +40,19 @@ def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
 
 def limit_to_grid(q: Quantizer, rounded: Array) -> Array:
     """The number of the format for a result of `round_to_grid`. NaN stays NaN."""
-    form, sign = layout(rounded.dtype), bit_pattern(rounded) & layout(rounded.dtype).sign
+    form = layout(rounded.dtype)
     match q.format:
         case IntegerFormat():
             return clamp(rounded, q.format.lo, q.format.hi)
         case FloatFormat():
             return overflow(rounded, q.format)
         case BinaryFormat():
-            pattern = form.one | jnp.where(ordered(rounded) < constant_ordered(-0.0, rounded.dtype), sign, 0)
+            negative = ordered(rounded) < constant_ordered(-0.0, rounded.dtype)
+            pattern = form.one | jnp.where(negative, form.sign, 0)
         case TernaryFormat():
             lo, hi = constant_ordered((-q.format.threshold, q.format.threshold), rounded.dtype)
             beyond = (ordered(rounded) < lo) | (ordered(rounded) > hi)
-            pattern = jnp.where(beyond, form.one | sign, 0)
+            pattern = jnp.where(beyond, form.one | (bit_pattern(rounded) & form.sign), 0)
         case CodebookFormat():
             patterns = constant_pattern(q.format.values, rounded.dtype)
             ends = constant_ordered(tuple(end + 0.0 for end in q.format.midpoints), rounded.dtype)  # none is -0.0

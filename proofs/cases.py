@@ -20,6 +20,7 @@ from .tiles import CHUNK, Tile, critical_scales, rows_at_once
 
 Array = NDArray[Any]
 IN_CACHE = 1 << 17  # elements at a time in mode numpy, whose operations each read and write them anew
+CRITICAL = ("critical", "zero point")  # kinds of tiles that hold the critical scales
 SHARE = 1021  # of a long list of inputs one in so many is asked for its gradient
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 NAN, MINUS = 0x7F800001, 1 << 31  # bits of the first NaN and of -0.0
@@ -58,26 +59,27 @@ def _scale_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
     column = np.arange(len(row))
     beside = np.flatnonzero(np.isin(column % max(1, count) + start, changes) | (column >= 2 * count))
     scales = _scales_of(found, tile)
-    if tile.kind == "critical":  # filled up to a whole array, lest it be compiled for
-        scales = np.resize(scales, -(-len(scales) // rows_at_once(len(row))) * rows_at_once(len(row)))
     rows = rows_at_once(len(row))
+    if tile.kind in CRITICAL:  # filled up to a whole array, lest it be compiled for
+        scales = np.append(scales, np.full(-len(scales) % rows, scales[0]))
     for i in range(0, len(scales), rows):
         s = scales[i : i + rows]
         before, after = thresholds(part, s)
         x = np.empty((len(s), len(row)), np.float32)
         x[:, :count], x[:, count : 2 * count], x[:, 2 * count :] = before, after, np.array(special, np.float32)
         apart = (before[:, 1:] > before[:, :-1]).all(axis=1) & (np.abs(before).max(axis=1, initial=0) < LARGEST)
-        plateaus = row if apart.all() else np.where(apart[:, None], row, _plateaus_of_rows(found, s, x, ~apart))
+        plateaus = row
+        if not apart.all():
+            plateaus = np.tile(row, (len(s), 1))
+            plateaus[~apart] = _plateaus_of_rows(before[~apart], x[~apart])
         yield _case(found, x, rows_of(s, tile.zero_point), plateaus, s[:, None], beside)
 
 
-def _plateaus_of_rows(found: Steps, s: Array, x: Array, wanted: Array) -> Array:
-    """The plateaus of rows in which steps share their inputs, each different scale once; 0 in rows not wanted."""
-    plateaus = np.zeros(x.shape, np.intp)
-    for scale in np.unique(s[wanted]):
-        rows = s == scale
-        plateaus[rows] = plateau_of(found, scale, x[np.flatnonzero(rows)[0]])
-    return plateaus
+def _plateaus_of_rows(before: Array, x: Array) -> Array:
+    """`plateau_of` row by row, for rows in which steps may share their inputs; no NaN."""
+    row = np.arange(len(x))[:, None]
+    keys, wanted = place(before) + (row << 34), place(x) + (row << 34)  # one ascending list; places have 33 bits
+    return np.searchsorted(keys.reshape(-1), wanted) - row * before.shape[1]
 
 
 def _dtype_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
@@ -163,6 +165,7 @@ def _own_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:
 CASES: Mapping[str, Callable[[Quantizer, Steps, Tile], Iterator[Case]]] = {
     "scales": _scale_cases,
     "critical": _scale_cases,
+    "zero point": _scale_cases,
     "inputs": _input_cases,
     "whole": _input_cases,
     "dtype": _dtype_cases,
@@ -171,9 +174,10 @@ CASES: Mapping[str, Callable[[Quantizer, Steps, Tile], Iterator[Case]]] = {
 
 
 def _scales_of(found: Steps, tile: Tile) -> Array:
-    if tile.kind == "critical":
-        return np.array(critical_scales(found), np.uint32).view(np.float32)
-    return (tile.first + tile.stride * np.arange(tile.count, dtype=np.int64)).astype(np.uint32).view(np.float32)
+    bits = tile.first + tile.stride * np.arange(tile.count, dtype=np.int64)
+    if tile.kind in CRITICAL:
+        bits = np.concatenate([bits, critical_scales(found)])
+    return bits.astype(np.uint32).view(np.float32)
 
 
 def rows_of(s: Array, zero_point: int | None) -> QParams:

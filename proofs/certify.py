@@ -30,7 +30,8 @@ from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive", "scales")
-LIVE = 9 << 27  # bytes that a process may need between two quantizers: 1.125 GiB, compiled programs among it
+LIVE = 10 << 27  # bytes that a process may need between two quantizers: 1.25 GiB, compiled programs among it
+MOST = 14 << 27  # bytes that a process may hold between two tiles: 1.75 GiB, memory that it keeps among it
 _LATEST: dict[str, Quantizer] = {}  # what this process ran last
 
 
@@ -105,13 +106,15 @@ def run_job(job: Job) -> TileResult:
 def _make_room(q: Quantizer) -> None:
     """Between quantizers, give back free memory, and compiled programs where they have become many.
 
-    Not between tiles of one: what is given back costs the next tile, in pages that the system makes anew.
+    Not between tiles of one, unless there is need: what is given back costs the next tile, in pages that the system
+    makes anew.
     """
-    if q == _LATEST.get("quantizer"):
+    same = q == _LATEST.get("quantizer")
+    if same and resident_memory() <= MOST:
         return
     _LATEST["quantizer"] = q
     give_back_memory()
-    if resident_memory() > LIVE:
+    if same or resident_memory() > LIVE:
         import jax
         import torch
 

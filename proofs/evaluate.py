@@ -20,9 +20,10 @@ from .cases import CASES, IN_CACHE, Case, rows_of
 from .execution import Implementation
 from .gradient_of_x import gradients_of_x
 from .steps import steps
-from .tiles import BY_ROWS, CHUNK, Tile, as_run, elementwise
+from .tiles import BY_ROWS, CHUNK, ITSELF, POINTS, Tile, as_run, elementwise
 
 Array = NDArray[Any]
+FEW = 64  # columns
 EAGER_JAX = 1 << 20  # elements of which eager JAX is asked for gradients at a time
 
 
@@ -90,7 +91,7 @@ def run_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]
     for case in CASES[tile.kind](own, found, tile):
         _run_case(own, case, implementations, account)
         masks.append(_mask_case(case))
-    for mask in _joined([m for m in masks if m.x.size]):
+    for mask in _joined(tile, [m for m in masks if m.x.size]):
         _run_masks(own, mask, implementations, account)
     account.findings = [_shrunk(q, tile, implementations, finding) for finding in account.findings]
     return TileResult(account.hash.hexdigest()[:32], account.results, dict(account.seconds), tuple(account.findings))
@@ -136,20 +137,29 @@ def _mask_case(case: Case) -> MaskCase:
     return MaskCase(x, case.qparams, case.s, g, np.where(case.passes, g, np.zeros_like(g)))
 
 
-def _joined(masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
-    """Arrays of few columns, or of some inputs at one scale, as one while that is small: a call costs more than it."""
-    rows = bool(masks) and masks[0].x.ndim == 2
-    many = len(masks) > 1 and sum(m.x.size for m in masks) <= CHUNK
-    if not many or (rows and masks[0].x.shape[1] > 64) or (not rows and masks[0].s.ndim):
+def _joined(tile: Tile, masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
+    """Rows of few columns, or some inputs at one scale, as one array while that is small: a call costs more than it.
+
+    Rows are repeated until there are as many as in a whole tile: each other number of them would be compiled for.
+    """
+    small = bool(masks) and sum(m.x.size for m in masks) <= CHUNK
+    if small and tile.kind not in ITSELF and masks[0].x.shape[1] <= FEW:
+        rows = max(POINTS // CHUNK * len(masks[0].x), sum(len(m.x) for m in masks))
+        x, s, g, expected = (_filled([m[i] for m in masks], rows) for i in (0, 2, 3, 4))
+        zero = masks[0].qparams.zero_point
+        filled = None if zero is None else _filled([m.qparams.zero_point for m in masks], rows)
+        yield MaskCase(x, QParams(s, filled), s, g, expected)
+    elif small and len(masks) > 1 and masks[0].s.ndim == 0:
+        x, g, expected = (np.concatenate([m[i] for m in masks]) for i in (0, 3, 4))
+        yield MaskCase(x, masks[0].qparams, masks[0].s, g, expected)
+    else:
         yield from masks
-        return
-    x, g, expected = (np.concatenate([m[i] for m in masks]) for i in (0, 3, 4))
-    s, qparams = masks[0].s, masks[0].qparams
-    if rows:
-        s = np.concatenate([m.s for m in masks])
-        zeros = None if qparams.zero_point is None else np.concatenate([m.qparams.zero_point for m in masks])
-        qparams = QParams(s, zeros)
-    yield MaskCase(x, qparams, s, g, expected)
+
+
+def _filled(parts: Sequence[Array], rows: int) -> Array:
+    """The parts as one array, repeated from its first row on to so many rows."""
+    whole = np.concatenate(parts)
+    return np.resize(whole, (rows, *whole.shape[1:]))
 
 
 def _run_masks(q: Quantizer, mask: MaskCase, implementations: Sequence[Implementation], account: Account) -> None:

@@ -38,6 +38,7 @@ BY_QUOTIENT = (
 )
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
+AT_ONCE = 1 << 15  # thresholds computed at a time, which stay in cache
 GRID = 1 << 20  # places between the numbers that bisection begins with: a step may be undone by a later one
 
 
@@ -171,12 +172,15 @@ def thresholds(found: Steps, scales: Array) -> tuple[Array, Array]:
         Neighbours in float32, infinities included. Where a step lies beyond the largest number they are that and the
         infinity; several steps may then share them.
     """
-    exact = np.multiply.outer(scales.astype(np.float64), found.middles)
-    nearest = exact.astype(np.float32)
-    behind = (nearest > exact) | ((nearest == exact) & ~found.tie_stays)
+    before, after = np.empty((2, len(scales), len(found.last)), np.int32)
     toward_zero = np.where(found.middles > 0, 1, -1).astype(np.int32)  # what one place down adds to the magnitude
-    before = nearest.view(np.int32) - behind * toward_zero
-    after = before + toward_zero
+    rows = max(1, AT_ONCE // max(1, len(found.last)))
+    for i in range(0, len(scales), rows):
+        exact = np.multiply.outer(scales[i : i + rows].astype(np.float64), found.middles)
+        nearest = exact.astype(np.float32)
+        behind = (nearest > exact) | ((nearest == exact) & ~found.tie_stays)
+        np.subtract(nearest.view(np.int32), behind * toward_zero, out=before[i : i + rows])
+        np.add(before[i : i + rows], toward_zero, out=after[i : i + rows])
     between_zeros = found.middles == 0  # a step between -0.0 and +0.0, which formats with two zeros have
     if between_zeros.any():
         before[:, between_zeros], after[:, between_zeros] = ZEROS.view(np.int32)

@@ -21,6 +21,7 @@ BINADE = 1 << 23  # scales in a binade
 FIELDS = range(1, 255)  # exponent fields of normal numbers
 POINTS = 1 << 24  # inputs evaluated in a tile, about
 CHUNK = 1 << 22  # inputs evaluated at a time, at most
+NARROW = 32
 SECOND = 27  # exponent field of a second row of significands, 2**-100: small scales may take another path
 SECOND_STRIDE, SECOND_COUNT = 31, 1 << 18
 NORMAL_STRIDE, NORMAL_COUNT = 8127, 1 << 18  # a progression through all normal numbers, 1,032 in each binade
@@ -42,10 +43,10 @@ class Tile:
 
     Attributes:
         kind: "scales": every step at each scale, on both sides; "critical": the same at scales near which an input or
-            a value begins to overflow or to be subnormal; "inputs": consecutive inputs at one scale; "dtype": all
-            inputs of a 16-bit dtype at each scale; "granularity": the knife edges of each scale, in the quantizer's own
-            granularity instead of one scale per row; "whole": as "inputs", in a quantizer per tensor as it is;
-            "magnitudes", "blocks": of scales, see `evaluate_scales`.
+            a value begins to overflow or to be subnormal; "zero point": at both; "inputs": consecutive inputs at one
+            scale; "dtype": all inputs of a 16-bit dtype at each scale; "granularity": the knife edges of each scale, in
+            the quantizer's own granularity instead of one scale per row; "whole": as "inputs", in a quantizer per
+            tensor as it is; "magnitudes", "blocks": of scales, see `evaluate_scales`.
         first, count, stride: bits of the first scale (or input), how many, and the distance of their bits.
         zero_point: None when symmetric.
         steps: first and one past the last step; None for all of them and the special inputs.
@@ -136,7 +137,7 @@ def boundary_plan(q: Quantizer) -> tuple[Part, ...]:
             "zero points",
             f"every step at {ZERO_COUNT:,} scales, 8 in each binade, and at {CRITICAL}; with each of the {len(points)} "
             "zero points",
-            tuple(_zero_points(points)) if q.affine else (),
+            tuple(Tile("zero point", BINADE, ZERO_COUNT, ZERO_STRIDE, z) for z in points) if q.affine else (),
         ),
         Part(
             "sweeps",
@@ -199,8 +200,11 @@ def columns(found: Steps) -> int:
 
 
 def rows_at_once(inputs: int) -> int:
-    """How many scales of so many inputs each make one array: a power of two, so that few shapes occur."""
-    return 1 << max(0, (CHUNK // inputs).bit_length() - 1)
+    """How many scales of so many inputs each make one array: a power of two, so that few shapes occur.
+
+    Fewer inputs than `NARROW` count as so many, since scales take memory and time of their own.
+    """
+    return 1 << max(0, (CHUNK // max(inputs, NARROW)).bit_length() - 1)
 
 
 def critical_scales(found: Steps) -> list[int]:
@@ -265,12 +269,6 @@ def _runs(chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """First and one past the last of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
     yield from ((int(a), int(b)) for a, b in edges.reshape(-1, 2))
-
-
-def _zero_points(points: Sequence[int | None]) -> Iterator[Tile]:
-    for z in points:
-        yield Tile("scales", BINADE, ZERO_COUNT, ZERO_STRIDE, z)
-        yield Tile("critical", 0, 0, zero_point=z)
 
 
 def _whole(points: Sequence[int | None]) -> Iterator[Tile]:

@@ -142,13 +142,16 @@ def test_room_is_made_between_quantizers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array for all, or one after the other, with the same bytes."""
-    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    """An array for all, filled up to the rows of a whole tile, or one after the other, with the same bytes."""
+    rows, tile = np.arange(6, dtype=np.float32).reshape(3, 2), Tile("scales", ONE, 6)
     masks = [MaskCase(rows + k, QParams(rows[:, :1] + 1), rows[:, :1], rows, rows) for k in range(2)]
-    (joined,) = evaluate._joined(masks)
-    assert joined.x.tobytes() == b"".join(m.x.tobytes() for m in masks)
+    (joined,) = evaluate._joined(tile, masks)
+    whole = b"".join(m.x.tobytes() for m in masks)
+    assert len(joined.x) == 3 * (evaluate.POINTS // evaluate.CHUNK) == len(joined.qparams.scale)
+    assert joined.x.tobytes() == 2 * whole
+    assert list(evaluate._joined(replace(tile, kind="granularity"), masks)) == masks
     monkeypatch.setattr(evaluate, "CHUNK", 11)
-    assert list(evaluate._joined(masks)) == masks
+    assert list(evaluate._joined(tile, masks)) == masks
 
 
 @pytest.fixture
@@ -222,7 +225,7 @@ def test_every_zero_point_is_met_in_all_binades() -> None:
     part = next(part for part in boundary_plan(UINT4) if part.name == "zero points")
     for zero_point in range(16):
         tiles = [tile for tile in part.tiles if tile.zero_point == zero_point]
-        assert [tile.kind for tile in tiles] == ["scales", "critical"]
+        assert [tile.kind for tile in tiles] == ["zero point"]
         bits = tiles[0].first + tiles[0].stride * np.arange(tiles[0].count)
         assert np.bincount(bits >> 23, minlength=255)[1:255].min() >= 8
         assert bits[-1] < 255 << 23
