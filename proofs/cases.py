@@ -79,7 +79,7 @@ def _plateaus_of_rows(before: Array, x: Array) -> Array:
     """`plateau_of` row by row, for rows in which steps may share their inputs; no NaN."""
     row = np.arange(len(x))[:, None]
     keys, wanted = place(before) + (row << 34), place(x) + (row << 34)  # one ascending list; places have 33 bits
-    return np.searchsorted(keys.reshape(-1), wanted) - row * before.shape[1]
+    return np.asarray(np.searchsorted(keys.reshape(-1), wanted) - row * before.shape[1])
 
 
 def _dtype_cases(q: Quantizer, found: Steps, tile: Tile) -> Iterator[Case]:

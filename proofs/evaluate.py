@@ -145,7 +145,8 @@ def _joined(tile: Tile, masks: Sequence[MaskCase]) -> Iterator[MaskCase]:
     small = bool(masks) and sum(m.x.size for m in masks) <= CHUNK
     if small and tile.kind not in ITSELF and masks[0].x.shape[1] <= FEW:
         rows = max(POINTS // CHUNK * len(masks[0].x), sum(len(m.x) for m in masks))
-        x, s, g, expected = (_filled([m[i] for m in masks], rows) for i in (0, 2, 3, 4))
+        parts = zip(*((m.x, m.s, m.g, m.expected) for m in masks), strict=True)
+        x, s, g, expected = (_filled(part, rows) for part in parts)
         zero = masks[0].qparams.zero_point
         filled = None if zero is None else _filled([m.qparams.zero_point for m in masks], rows)
         yield MaskCase(x, QParams(s, filled), s, g, expected)
