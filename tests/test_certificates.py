@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
 from samebits.proofs import kept
-from samebits.proofs.cases import _runs_of
+from samebits.proofs.cases import CASES, _runs_of
 from samebits.proofs.certificate import (
     RESULTS,
     SECTIONS,
@@ -27,7 +27,7 @@ from samebits.proofs.certificate import (
 )
 from samebits.proofs.certify import Request, certify, check_steps
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
-from samebits.proofs.tiles import BINADE, boundary_plan, critical_scales, tiny_fields
+from samebits.proofs.tiles import BINADE, boundary_plan, critical_scales, elementwise, tiny_fields
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[1] / "docs" / "certificates"
@@ -145,6 +145,24 @@ def test_plateaus_of_consecutive_bits(name: str) -> None:
         np.testing.assert_array_equal(np.repeat(*_runs_of(bits, before)), plateau_of(found, s, x))
         nan = plateau_of(found, s, x) > len(found.last)
         np.testing.assert_array_equal(nan, np.isnan(x))
+
+
+@pytest.mark.parametrize("name", ["uint2_affine_per_group32", "uint4_affine_per_group32"])
+def test_every_input_of_a_zero_point_has_the_answer_of_its_plateau(name: str) -> None:
+    """Also where scales are so large that steps share the largest number and the infinity."""
+    q = catalog[name]
+    for z in (q.format.lo, q.format.hi):
+        found = steps(q, z)
+        (tile,) = (t for p in boundary_plan(q) for t in p.tiles if t.kind == "zero point" and t.zero_point == z)
+        codes, units, _ = found.answers
+        cases = list(CASES[tile.kind](elementwise(q), found, tile))
+        assert {int(b) for case in cases for b in case.s.view(np.uint32).ravel()} >= set(critical_scales(found))
+        for case in cases:
+            for row in range(0, len(case.x), 37):
+                plateaus = plateau_of(found, case.s[row, 0], case.x[row])
+                np.testing.assert_array_equal(np.broadcast_to(case.codes, case.x.shape)[row], codes[plateaus])
+                with np.errstate(over="ignore"):
+                    np.testing.assert_array_equal(case.values[row], units[plateaus] * case.s[row, 0])
 
 
 def test_critical_scales_hold_the_ends() -> None:

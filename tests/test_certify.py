@@ -28,7 +28,7 @@ from samebits.proofs.certify import (
 from samebits.proofs.evaluate import MaskCase, run_tile
 from samebits.proofs.execution import MODES, implementation
 from samebits.proofs.steps import BY_QUOTIENT
-from samebits.proofs.tiles import BINADE, ONE, Part, Tile, boundary_plan, elementwise
+from samebits.proofs.tiles import BINADE, CHUNK, ONE, POINTS, Part, Tile, boundary_plan, elementwise
 
 Array = NDArray[Any]
 INT2, INT4 = catalog["int2_per_channel"], catalog["int4_per_channel"]
@@ -147,7 +147,7 @@ def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) ->
     masks = [MaskCase(rows + k, QParams(rows[:, :1] + 1), rows[:, :1], rows, rows) for k in range(2)]
     (joined,) = evaluate._joined(tile, masks)
     whole = b"".join(m.x.tobytes() for m in masks)
-    assert len(joined.x) == 3 * (evaluate.POINTS // evaluate.CHUNK) == len(joined.qparams.scale)
+    assert len(joined.x) == 3 * (POINTS // CHUNK) == len(joined.qparams.scale)
     assert joined.x.tobytes() == 2 * whole
     assert list(evaluate._joined(replace(tile, kind="granularity"), masks)) == masks
     monkeypatch.setattr(evaluate, "CHUNK", 11)

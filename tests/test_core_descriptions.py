@@ -205,6 +205,19 @@ def beginning(format: Format) -> str:
             return "binary_" if isinstance(format, BinaryFormat) else "ternary_"
 
 
+def test_what_is_known_of_a_quantizer_from_the_start() -> None:
+    """It follows the fields, and follows them through `replace`."""
+    for q in catalog.values():
+        nearest = isinstance(q.format, IntegerFormat) and q.rounding == "ties_to_even" and q.zero_point == "none"
+        assert q.nearest_integers == nearest
+        assert q.deterministic == (q.rounding not in ("stochastic", "learned"))
+    int8 = catalog["int8_per_tensor"]
+    assert int8.nearest_integers
+    for other in ("stochastic", "learned", "dpu"):
+        assert not int8.replace(rounding=other).nearest_integers
+        assert int8.replace(rounding=other).deterministic == (other == "dpu")
+
+
 def test_catalog_holds_what_it_must_and_says_what_it_holds() -> None:
     assert set(ENTRIES) <= set(catalog)
     for name, q in catalog.items():

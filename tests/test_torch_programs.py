@@ -27,6 +27,7 @@ Array = NDArray[Any]
 SYMMETRIC = catalog["int8_per_tensor"]
 AFFINE = catalog["uint8_affine_per_channel"]
 COMPILED = ("int8_per_tensor", "uint8_affine_per_channel")
+MOST_GUARDS = 90  # of int8 per tensor; once there were 123
 LEARNED = SYMMETRIC.replace(rounding="ties_to_away", gradient="learned_scale")
 
 
@@ -81,6 +82,24 @@ def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> Non
         for name, want, d in zip(names, *both, strict=True):
             assert_same_bits(want, d, call=f"compiled gradient of {name}", inputs=x)
     assert counter.frame_count == 1
+
+
+def test_a_compiled_call_is_guarded_by_little() -> None:
+    """Guards are evaluated before every call. Each function and constant of a module that is traced makes some."""
+    torch._dynamo.reset()
+    counts: list[int] = []
+
+    def all_of_them(guards: Any) -> list[bool]:
+        counts.append(len(guards))
+        return [True] * len(guards)
+
+    def program(x: Tensor, scale: Tensor) -> Tensor:
+        return torch_frontend.fake_quantize(SYMMETRIC, x, QParams(scale))
+
+    compiled = torch.compile(program, fullgraph=True, options={"guard_filter_fn": all_of_them})
+    x, scale = torch.linspace(-3, 3, 64), torch.tensor(0.03)
+    assert_same_bits(program(x, scale), compiled(x, scale))
+    assert counts[-1] <= MOST_GUARDS
 
 
 def test_compiled_code_gives_nan_where_eager_code_raises() -> None:
