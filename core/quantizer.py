@@ -95,7 +95,8 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
     codes = _codes(_at_width(q, qparams), x, qparams)
-    if not q.format.has_nan and np.isnan(codes).any():  # inf - inf, where the least value of such a domain overflows
+    if not q.format.has_nan and np.isnan(codes).any():
+        # inf - inf, where the least value of a floating-point domain of zero points overflows
         codes = np.where(np.isnan(codes), np.clip(0, q.format.lo, q.format.hi).astype(codes.dtype), codes)
     return encode(q, codes)
 

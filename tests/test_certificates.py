@@ -27,7 +27,16 @@ from samebits.proofs.certificate import (
 )
 from samebits.proofs.certify import Request, certify, check_steps
 from samebits.proofs.steps import BY_QUOTIENT, exact_steps, place, plateau_of, same_steps, steps, thresholds
-from samebits.proofs.tiles import BINADE, boundary_plan, critical_scales, elementwise, tiny_fields
+from samebits.proofs.tiles import (
+    BINADE,
+    CHUNK,
+    NARROW,
+    boundary_plan,
+    critical_scales,
+    elementwise,
+    rows_at_once,
+    tiny_fields,
+)
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[1] / "docs" / "certificates"
@@ -163,6 +172,14 @@ def test_every_input_of_a_zero_point_has_the_answer_of_its_plateau(name: str) ->
                 np.testing.assert_array_equal(np.broadcast_to(case.codes, case.x.shape)[row], codes[plateaus])
                 with np.errstate(over="ignore"):
                     np.testing.assert_array_equal(case.values[row], units[plateaus] * case.s[row, 0])
+
+
+def test_narrow_tiles_have_no_more_rows_than_they_have_memory_for() -> None:
+    """Neither the inputs of an array nor its scales are more than memory is reckoned for."""
+    for inputs in (1, 2, NARROW, NARROW + 1, 520, 70_000):
+        rows = rows_at_once(inputs)
+        assert CHUNK // 2 < rows * max(inputs, NARROW) <= CHUNK
+    assert rows_at_once(CHUNK + 1) == 1
 
 
 def test_critical_scales_hold_the_ends() -> None:

@@ -139,6 +139,11 @@ def test_room_is_made_between_quantizers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(certify_module, "resident_memory", lambda: certify_module.LIVE + 1)
     certify_module._make_room(catalog["int2_per_channel"])
     assert done[2:] == ["memory", "programs", "memory"]
+    certify_module._make_room(catalog["int2_per_channel"])  # the same again: only where it holds too much
+    assert len(done) == 5
+    monkeypatch.setattr(certify_module, "resident_memory", lambda: certify_module.MOST + 1)
+    certify_module._make_room(catalog["int2_per_channel"])
+    assert done[5:] == ["memory", "programs", "memory"]
 
 
 def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
 
 def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
     """``(code - z) * s``, or ``(code - mid) * s + z``; -0.0 only in formats that have it."""
-    if q.nearest_integers:
+    if q.nearest_integers:  # as below, without functions that compiled code would be guarded by
         return codes * s
     product = centred(q, codes, z) * s
     return product + z if z is not None and q.arithmetic.has_float_zeros else product
