@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from .evaluate import Finding, TileResult, run_tile
 from .evaluate_scales import run_scale_tile, scales_plan
 from .execution import MODES, Implementation
 from .scale_steps import check_scale_steps
-from .schedule import Pools, give_back_memory, resident_memory, run_anywhere
+from .schedule import Pools, ask_for_fresh_process, give_back_memory, resident_memory, run_anywhere
 from .steps import exact_steps, same_steps, steps
-from .tiles import Part, Tile, as_run, boundary_plan, exhaustive_plan, zero_points
+from .tiles import Part, Tile, as_run, boundary_plan, elementwise, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive", "scales")
 LIVE = 10 << 27  # bytes that a process may need between two quantizers: 1.25 GiB, compiled programs among it
@@ -104,17 +105,20 @@ def run_job(job: Job) -> TileResult:
 
 
 def _make_room(q: Quantizer) -> None:
-    """Between quantizers, give back free memory, and compiled programs where they have become many.
+    """Between quantizers, give back free memory; where compiled programs have become many, go on in a fresh process.
 
     Not between tiles of one, unless there is need: what is given back costs the next tile, in pages that the system
-    makes anew.
+    makes anew. A process that cannot be replaced forgets its programs; its tiles take a tenth longer from then on.
     """
-    same = q == _LATEST.get("quantizer")
+    last = _LATEST.get("quantizer")
+    same = q == last
     if same and resident_memory() <= MOST:
         return
     _LATEST["quantizer"] = q
     give_back_memory()
     if same or resident_memory() > LIVE:
+        if last is not None:
+            ask_for_fresh_process()
         import jax
         import torch
 
@@ -184,6 +188,11 @@ def check_steps(q: Quantizer) -> None:
     Raises:
         AssertionError: they are not; nothing can be certified then.
     """
+    _check_steps(elementwise(q))
+
+
+@lru_cache
+def _check_steps(q: Quantizer) -> None:
     points = zero_points(q)
     ends = [steps(q, points[0]), steps(q, points[-1])]
     last, units = np.concatenate([e.last for e in ends]), np.concatenate([e.units for e in ends])

@@ -26,6 +26,11 @@ ATTEMPTS = 4  # of one job whose processes die
 CONNECT = 10  # seconds to wait for a scheduler
 IN_FLIGHT = 4  # jobs a cluster is given at a time, for each of its threads
 MMAP_THRESHOLD, TRIM_THRESHOLD, ARENA_MAX = -3, -1, -8  # parameters of glibc's mallopt
+_replaceable = False  # whether this process is one of `local_processes`
+
+
+class FreshProcessWanted(Exception):
+    """Raised by a job that is to be done by a new process instead, in place of this one."""
 
 
 @contextmanager
@@ -89,8 +94,8 @@ def _in_processes(
                 worker, job = running.pop(done)
                 try:
                     result = done.result()
-                except BrokenProcessPool:
-                    deaths[job] += 1
+                except (BrokenProcessPool, FreshProcessWanted) as reason:
+                    deaths[job] += isinstance(reason, BrokenProcessPool)
                     if deaths[job] == ATTEMPTS:
                         raise RuntimeError(f"job {jobs[job]} ended {ATTEMPTS} processes") from None
                     pools[worker].shutdown(wait=False)
@@ -110,6 +115,8 @@ def _pool(place: int, count: int) -> ProcessPoolExecutor:
 
 
 def _begin(place: int, count: int) -> None:
+    global _replaceable
+    _replaceable = True
     _keep_to_own_cores(place, count)
     keep_memory()
     _end_with_parent()
@@ -145,6 +152,15 @@ def give_back_memory() -> None:
     gc.collect()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def ask_for_fresh_process() -> None:
+    """Have the job that calls this done by a new process, where there can be one; else nothing happens.
+
+    Not to be called by the first job of a process.
+    """
+    if _replaceable:
+        raise FreshProcessWanted
 
 
 def resident_memory() -> int:

@@ -127,9 +127,10 @@ def test_processes_give_the_same_certificate(certificate: dict[str, Any]) -> Non
 
 
 def test_room_is_made_between_quantizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Free memory always, compiled programs where a process needs too much."""
+    """Free memory always; where a process needs too much, the whole process, or, where it has to stay, its programs."""
     done: list[str] = []
     monkeypatch.setattr(certify_module, "give_back_memory", lambda: done.append("memory"))
+    monkeypatch.setattr(certify_module, "ask_for_fresh_process", lambda: done.append("process"))
     monkeypatch.setattr(jax, "clear_caches", lambda: done.append("programs"))
     monkeypatch.setattr(certify_module, "_LATEST", {})
     monkeypatch.setattr(certify_module, "resident_memory", lambda: 0)
@@ -138,12 +139,15 @@ def test_room_is_made_between_quantizers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert done == ["memory", "memory"]
     monkeypatch.setattr(certify_module, "resident_memory", lambda: certify_module.LIVE + 1)
     certify_module._make_room(catalog["int2_per_channel"])
-    assert done[2:] == ["memory", "programs", "memory"]
+    assert done[2:] == ["memory", "process", "programs", "memory"]
     certify_module._make_room(catalog["int2_per_channel"])  # the same again: only where it holds too much
-    assert len(done) == 5
+    assert len(done) == 6
     monkeypatch.setattr(certify_module, "resident_memory", lambda: certify_module.MOST + 1)
     certify_module._make_room(catalog["int2_per_channel"])
-    assert done[5:] == ["memory", "programs", "memory"]
+    assert done[6:] == ["memory", "process", "programs", "memory"]
+    certify_module._LATEST.clear()  # a fresh process: another one would need no less
+    certify_module._make_room(catalog["int2_per_channel"])
+    assert done[10:] == ["memory", "programs", "memory"]
 
 
 def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Jobs in local processes: what happens when one dies, and which cores each has."""
+"""Jobs in local processes: what happens when one dies or wants to be replaced, and which cores each has."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samebits.proofs.schedule import run_anywhere
+from samebits.proofs.schedule import ask_for_fresh_process, run_anywhere
 
 
 def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
@@ -16,6 +16,18 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
     deadly = f"import os, pathlib; p = pathlib.Path({str(marker)!r}); p.exists() or (p.touch(), os._exit(3))"
     assert sorted(i for i, _ in run_anywhere(exec, ["1", deadly, "2", "3"], workers=2)) == [0, 1, 2, 3]
     assert marker.exists()
+
+
+def test_a_job_may_ask_for_a_fresh_process(tmp_path: Path) -> None:
+    """Each job but the first of its process does: every one is done once, by a process of its own."""
+    job = (
+        "import builtins, os, pathlib; from samebits.proofs.schedule import ask_for_fresh_process; "
+        f"hasattr(builtins, 'used') and ask_for_fresh_process(); builtins.used = True; "
+        f"(pathlib.Path({str(tmp_path)!r}) / str(os.getpid())).touch(exist_ok=False)"
+    )
+    assert [i for i, _ in run_anywhere(exec, [job] * 3, workers=1)] == [0, 1, 2]
+    assert len(list(tmp_path.iterdir())) == 3
+    ask_for_fresh_process()  # elsewhere nothing happens
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell cores apart")
