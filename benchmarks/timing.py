@@ -30,9 +30,13 @@ def medians(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02)
 
 
 def _repeats(program: Program, seconds: float) -> int:
+    """Calls that take so long. Found by doubling: one call alone may take ten times as long as it does in a row."""
     for _ in range(3):  # compile, allocate, warm up
         program()
-    return max(1, round(seconds / max(_sample(program, 1), 1e-7)))
+    calls = 1
+    while (total := calls * _sample(program, calls)) < seconds / 2:
+        calls *= 2
+    return max(1, round(calls * seconds / total))
 
 
 def _sample(program: Program, repeats: int) -> float:

@@ -31,8 +31,8 @@ from .steps import exact_steps, same_steps, steps
 from .tiles import Part, Tile, as_run, boundary_plan, elementwise, exhaustive_plan, zero_points
 
 ENGINES = ("boundary", "exhaustive", "scales")
-LIVE = 10 << 27  # bytes that a process may need between two quantizers: 1.25 GiB, compiled programs among it
-MOST = 14 << 27  # bytes that a process may hold between two tiles: 1.75 GiB, memory that it keeps among it
+LIVE = 11 << 27  # bytes that a process may need between two quantizers: 1.375 GiB, compiled programs among it
+MOST = 27 << 26  # bytes that a process may hold between two tiles: 1.69 GiB, memory that it keeps among it
 _LATEST: dict[str, Quantizer] = {}  # what this process ran last
 
 

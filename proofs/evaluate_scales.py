@@ -1,6 +1,5 @@
 """Carrying out a tile of the scale engine: `choose_qparams` of every mode, against the steps of the rule."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerGroup
-from .bits import raw_bits
 from .cases import IN_CACHE
 from .evaluate import Account, TileResult, compare
 from .execution import Implementation
@@ -58,7 +56,7 @@ def scales_plan(q: Quantizer) -> tuple[Part, ...]:
 def run_scale_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implementation]) -> TileResult:
     """All modes on one tile. Modes that refuse data that is not finite are given zeros in its place."""
     found = scale_steps(q)
-    account = Account(tile, hash=hashlib.sha256())
+    account = Account(tile)
     own, cases = (by_elements(q), _patterns(found, tile)) if tile.kind == "magnitudes" else (q, _blocks(q, found))
     for x, largest, expected, finite in cases:
         account.results += expected.size
@@ -74,7 +72,7 @@ def run_scale_tile(q: Quantizer, tile: Tile, implementations: Sequence[Implement
             if not whole:
                 want = np.where(finite, expected, found.scales[0] if refused else np.float32(np.nan))
             if position == 0:
-                account.hash.update(raw_bits(got if whole else np.where(np.isnan(got), np.float32(np.nan), got)).data)
+                account.digest(got if whole else np.where(np.isnan(got), np.float32(np.nan), got))
             compare(implementation.name, "choose_qparams", largest, want, want, got, account)
     return TileResult(account.hash.hexdigest()[:32], account.results, dict(account.seconds), tuple(account.findings))
 

@@ -19,9 +19,9 @@ from .steps import LARGEST, Steps, check_of_quotient, steps
 ONE = 0x3F800000  # the bits of 1.0
 BINADE = 1 << 23  # scales in a binade
 FIELDS = range(1, 255)  # exponent fields of normal numbers
-POINTS = 1 << 24  # inputs evaluated in a tile, about
+POINTS = 1 << 25  # inputs evaluated in a tile, about
 CHUNK = 1 << 22  # inputs evaluated at a time, at most
-NARROW = 32  # inputs at a scale, at least, as memory is reckoned
+NARROW = 64  # inputs at a scale, at least, as memory is reckoned
 SECOND = 27  # exponent field of a second row of significands, 2**-100: small scales may take another path
 SECOND_STRIDE, SECOND_COUNT = 31, 1 << 18
 NORMAL_STRIDE, NORMAL_COUNT = 8127, 1 << 18  # a progression through all normal numbers, 1,032 in each binade

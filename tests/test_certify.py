@@ -157,7 +157,7 @@ def test_masks_are_joined_while_they_are_few(monkeypatch: pytest.MonkeyPatch) ->
     (joined,) = evaluate._joined(tile, masks)
     whole = b"".join(m.x.tobytes() for m in masks)
     assert len(joined.x) == 3 * (POINTS // CHUNK) == len(joined.qparams.scale)
-    assert joined.x.tobytes() == 2 * whole
+    assert joined.x.tobytes() == POINTS // CHUNK // len(masks) * whole
     assert list(evaluate._joined(replace(tile, kind="granularity"), masks)) == masks
     monkeypatch.setattr(evaluate, "CHUNK", 11)
     assert list(evaluate._joined(tile, masks)) == masks
