@@ -1,13 +1,13 @@
 """Fake quantization beside its competitors: forward, and forward with backward, in one process.
 
-    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 15] [--memory kept] [--markdown FILE]
+    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 15] [--default-memory] [--markdown FILE]
 
 float32, int8 symmetric, one scale given, per tensor and per channel (rows of 4,096). A row is a competitor, a column a
 size; figures are medians in milliseconds and, behind them, the ratio to the compiled textbook kernel of that framework.
 
-Everything is measured twice: with memory as it is by default, and then in a process that keeps what it frees. By
-default glibc gives large arrays back and asks for them anew, page by page, or not, as the sizes that happen to be free
-together decide: that changes the figure of a program with many temporaries more than anything a kernel does.
+The process keeps the memory that it frees, unless told otherwise. Else glibc gives large arrays back and asks for them
+anew, page by page, or not, as the sizes that happen to be free together decide: that changes the figure of a program
+with many temporaries more than anything a kernel does.
 """
 
 import argparse
@@ -38,7 +38,6 @@ from samebits.proofs.schedule import keep_memory
 Forward = Callable[[Any], Any]
 SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)
 CHANNEL = 4096
-MEMORY = ("default", "kept")
 BASES = {"torch": "torch textbook, compiled", "jax": "jax textbook, jit"}
 
 
@@ -148,14 +147,25 @@ def cells(rows: dict[str, list[float]], row: str) -> list[str]:
     return [f"{ms:.3f} ms ({ratio(rows, row, column):.2f}x)" for column, ms in enumerate(rows[row])]
 
 
-def report(memory: str, sizes: list[int], rounds: int) -> list[str]:
-    """Measure, print the tables, and give them as lines of markdown."""
-    lines = []
+def main() -> None:
+    """Measure, print the tables, and write them as markdown when asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="elements, multiples of 4,096")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--default-memory", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    if not arguments.default_memory:
+        keep_memory()
+    libraries = ", ".join(f"{p} {version(p)}" for p in ("torch", "jax", "torchao", "brevitas", "qwix"))
+    lines = [f"{libraries}; Python {platform.python_version()}; {torch.get_num_threads()} threads.", ""]
     for name in ("int8_per_tensor", "int8_per_channel"):
         for backward in (False, True):
-            rows = measure(name, backward, sizes, rounds)
-            title = f"{name}, {'forward and backward' if backward else 'forward'}, memory: {memory}"
-            heads = [f"{size:,}" for size in sizes]
+            rows = measure(name, backward, arguments.sizes, arguments.rounds)
+            title = f"{name}, {'forward and backward' if backward else 'forward'}"
+            title += ", memory by default" if arguments.default_memory else ""
+            heads = [f"{size:,}" for size in arguments.sizes]
             table = Table("", *heads, title=title)
             lines += [f"### {title}", "", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
             for row in rows:
@@ -163,24 +173,6 @@ def report(memory: str, sizes: list[int], rounds: int) -> list[str]:
                 lines.append(f"| {row} | {' | '.join(cells(rows, row))} |")
             lines.append("")
             Console().print(table)
-    return lines
-
-
-def main() -> None:
-    """All tables, written as markdown when asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="elements, multiples of 4,096")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--memory", choices=MEMORY, help="only with memory so; both by default")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
-    arguments = parser.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
-    libraries = ", ".join(f"{p} {version(p)}" for p in ("torch", "jax", "torchao", "brevitas", "qwix"))
-    lines = [f"{libraries}; Python {platform.python_version()}; {torch.get_num_threads()} threads.", ""]
-    for memory in (arguments.memory,) if arguments.memory else MEMORY:
-        if memory == "kept":
-            keep_memory()
-        lines += report(memory, arguments.sizes, arguments.rounds)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n")
 
