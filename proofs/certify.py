@@ -108,7 +108,7 @@ def _make_room(q: Quantizer) -> None:
     """Between quantizers, give back free memory; where compiled programs have become many, go on in a fresh process.
 
     Not between tiles of one, unless there is need: what is given back costs the next tile, in pages that the system
-    makes anew. A process that cannot be replaced forgets its programs; its tiles take a tenth longer from then on.
+    makes anew. A process that cannot be replaced forgets its programs; its tiles take an eighth longer from then on.
     """
     last = _LATEST.get("quantizer")
     same = q == last
@@ -188,10 +188,14 @@ def check_steps(q: Quantizer) -> None:
     Raises:
         AssertionError: they are not; nothing can be certified then.
     """
-    _check_steps(elementwise(q))
+    own, points = elementwise(q), zero_points(q)
+    for z in (points[0], points[-1]):
+        if not same_steps(steps(q, z), steps(own, z)):
+            raise AssertionError(f"the steps of {q}, zero point {z}, are not those of its elementwise function")
+    _check_steps(own)
 
 
-@lru_cache
+@lru_cache  # quantizers share elementwise functions, and 256 zero points take seconds
 def _check_steps(q: Quantizer) -> None:
     points = zero_points(q)
     ends = [steps(q, points[0]), steps(q, points[-1])]

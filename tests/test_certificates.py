@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from samebits.core import PerTensor, QParams, Quantizer, Rounding, catalog, formats, quantize
+from samebits.proofs import certify as certify_module
 from samebits.proofs.cases import CASES, _runs_of
 from samebits.proofs.certificate import (
     SECTIONS,
@@ -88,6 +89,14 @@ def test_steps_of_another_rounding_are_other_steps() -> None:
     even, away = INT4, INT4.replace(rounding="ties_to_away")
     assert not same_steps(steps(even), exact_steps(away))
     assert not same_steps(steps(UINT4, 3), exact_steps(UINT4, 4))
+
+
+def test_steps_are_checked_of_the_quantizer_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its elementwise function does is evidence for it only if their steps are the same."""
+    check_steps(INT4)
+    monkeypatch.setattr(certify_module, "elementwise", lambda q: q.replace(rounding="toward_negative"))
+    with pytest.raises(AssertionError, match="not those of its elementwise function"):
+        check_steps(INT4)
 
 
 def test_steps_as_numbers() -> None:
