@@ -66,6 +66,20 @@ def test_each_mode_passes_a_few_scales_of_every_step(mode: str) -> None:
     assert result.digest == few(INT4, Tile("scales", ONE + 4711, 256, 8191), "numpy").digest
 
 
+@pytest.mark.parametrize("function", ["quantize", "fake_quantize", "fake_quantize_vjp"])
+def test_a_digest_is_of_codes_values_and_gradients(function: str) -> None:
+    """One bit of one result of any of them changes it."""
+    tile, right = Tile("scales", ONE + 4711, 256, 8191), implementation("numpy")
+
+    def wrong(*arguments: Any) -> Any:
+        result = getattr(right, function)(*arguments)
+        array = (result.x if function == "fake_quantize_vjp" else result).copy()
+        array.view(np.uint8).reshape(-1)[0] ^= 1
+        return result._replace(x=array) if function == "fake_quantize_vjp" else array
+
+    assert run_tile(INT4, tile, [replace(right, **{function: wrong})]).digest != few(INT4, tile, "numpy").digest
+
+
 @pytest.mark.parametrize("rounding", BY_QUOTIENT)
 def test_every_direction_passes_at_all_exponents(rounding: str) -> None:
     q = INT4.replace(rounding=rounding)
