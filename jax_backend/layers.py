@@ -21,7 +21,7 @@ from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape
 from . import kernels
 from .arguments import check_operands
-from .arrays import add, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
+from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
 from .gradients import gradients
 from .ste import passing_mask
@@ -139,14 +139,13 @@ def _over_codes(layer: Layer, operands: Operands) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, Coded, Coded]]:
-    """The output; and what the gradients need, the codes among it."""
+def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
+    """The output; and what the gradients need: no codes, which would double the memory of a step."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
     geometry, linear = layer.geometry, layer.geometry.stride is None
     summed = (geometry.inputs,) if linear else (0, 1, 2)
-    of_x = _coded(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
-    of_w = _coded(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
-    a, b = of_x.centred, of_w.centred
+    a = _coded(layer.q_x, x, x_scale, x_zero, x_noise, small=linear).centred
+    b = _coded(layer.q_w, w, w_scale, w_zero, w_noise, small=linear).centred
     largest = largest_code(layer.q_x), largest_code(layer.q_w)
     bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
     acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
@@ -155,16 +154,16 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, tuple[Operands, C
     per_output = w_scale if w_scale.ndim == 0 else w_scale.reshape(-1)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
-    return narrow(y, x.dtype), (operands, of_x, of_w)
+    return narrow(y, x.dtype), operands
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(layer: Layer, saved: tuple[Operands, Coded, Coded], g: Array) -> tuple[Operands]:
-    """Gradients of the contraction of the dequantized values, handed on to the quantizers.
-
-    Towards x and w by the masks of the forward pass, so that nothing is divided again unless scales are learned.
-    """
-    (x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise), (a, x_passes), (b, w_passes) = saved
+def _backward(layer: Layer, operands: Operands, g: Array) -> tuple[Operands]:
+    """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
+    linear, zero = layer.geometry.stride is None, _late_zero(lax.stop_gradient(g))
+    a, x_passes = _coded(layer.q_x, _late(x, zero), x_scale, x_zero, x_noise, small=linear)
+    b, w_passes = _coded(layer.q_w, _late(w, zero), w_scale, w_zero, w_noise, small=linear)
     x_hat, w_hat = _dequantized(layer.q_x, a, x_scale, x.dtype), _dequantized(layer.q_w, b, w_scale, w.dtype)
     dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
     _, d_x_scale, d_x_zero = gradients(layer.q_x, x, x_scale, x_zero, dx_hat, lambda: x_noise)
@@ -176,6 +175,29 @@ def _backward(layer: Layer, saved: tuple[Operands, Coded, Coded], g: Array) -> t
 
 
 _over_codes.defvjp(_forward, _backward)
+
+
+@jax.custom_batching.custom_vmap
+def _late_zero(g: Array) -> Array:
+    """0, which cannot be had before ``g``: made by shifts, through which XLA does not see (LLVM does, later)."""
+    first = g[(slice(1),) * g.ndim].sum().astype(np.float32)
+    zero: Array = lax.shift_right_logical(lax.shift_right_logical(bit_pattern(first), 31), 31)
+    return zero
+
+
+@_late_zero.def_vmap
+def _late_zero_of_one(size: int, batched: list[bool], g: Array) -> tuple[Array, bool]:
+    """Of the first of a batch, so that what waits for it is computed once for all."""
+    return _late_zero(g[0]), False
+
+
+def _late(x: Array, zero: Array) -> Array:
+    """``x``, as something that waits for `_late_zero`, so that codes of it are computed anew rather than kept.
+
+    (Of equal expressions XLA keeps the first. A barrier does not stop it: it has been removed by then.)
+    """
+    bits = bit_pattern(x)
+    return from_pattern(bits ^ zero.astype(bits.dtype), x.dtype)
 
 
 def _dequantized(q: Quantizer, centred: Array, scale: Array, dtype: Any) -> Array:

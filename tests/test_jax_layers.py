@@ -191,3 +191,43 @@ def _learnable(qparams: QParams) -> tuple[Any, Any]:
 def test_pairs_of_the_tests_contract_codes() -> None:
     every: list[tuple[Quantizer, Quantizer]] = [(catalog[a], catalog[b]) for a, b in PAIRS]
     assert all(contracts_codes(q_x, q_w, per_token=True) for q_x, q_w in every)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_of_gradients(layer: Callable[[Any, Any], Any], batch: int, width: int, layers: int) -> int:
+    """Bytes of temporary memory of the gradients of a network, towards its weights."""
+
+    def loss(weights: list[Any], x: Any) -> Any:
+        for w in weights:
+            x = jax.nn.relu(layer(x, w))
+        return (x**2).sum()
+
+    weights, x = [to_jax(random(width, width, seed=i)) for i in range(layers)], to_jax(random(batch, width))
+    analysis = jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def test_gradients_keep_no_codes() -> None:
+    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
+    scales = QParams(to_jax(np.array(0.05, np.float32))), QParams(to_jax(np.full((128, 1), 0.05, np.float32)))
+
+    def quantized(x: Any, w: Any) -> Any:
+        return jax_backend.linear(q_x, x, scales[0], q_w, w, scales[1])
+
+    for batch in (32, 512):  # mostly weights, mostly activations
+        floating = memory_of_gradients(lambda x, w: x @ w.T, batch, 128, 12)
+        assert memory_of_gradients(quantized, batch, 128, 12) < 1.2 * floating
+
+
+def test_a_batch_of_cotangents_shares_the_codes() -> None:
+    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
+    x, w, g = to_jax(random(3, 5)), to_jax(random(7, 5)), to_jax(random(11, 3, 7))
+    parts = q_x, jax_backend.choose_qparams(q_x, x), q_w, w, jax_backend.choose_qparams(q_w, w)
+    _, pull = jax.vjp(lambda x: jax_backend.linear(parts[0], x, *parts[1:]), x)
+    program = str(jax.make_jaxpr(jax.vmap(pull))(g))
+    assert "bf16[7,5]" in program
+    assert "bf16[11," not in program
+    each = np.stack([to_numpy(pull(one)[0]) for one in g])
+    np.testing.assert_allclose(to_numpy(jax.vmap(pull)(g)[0]), each, rtol=1e-5, atol=1e-6)  # sums of floats
