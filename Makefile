@@ -42,7 +42,7 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/fake_quantize.py
-	$(BIN)/python benchmarks/fake_quantize.py --default-memory
+	$(BIN)/python benchmarks/fake_quantize.py --keep-memory
 	$(BIN)/python benchmarks/qat_step.py
 	$(BIN)/python benchmarks/families.py
 

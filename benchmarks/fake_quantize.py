@@ -1,13 +1,13 @@
 """Fake quantization beside its competitors: forward, and forward with backward, in one process.
 
-    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 15] [--default-memory] [--markdown FILE]
+    python benchmarks/fake_quantize.py [--sizes 1048576 4194304] [--rounds 45] [--keep-memory] [--markdown FILE]
 
 float32, int8 symmetric, one scale given, per tensor and per channel (rows of 4,096). A row is a competitor, a column a
 size; figures are medians in milliseconds and, behind them, the ratio to the compiled textbook kernel of that framework.
 
-The process keeps the memory that it frees, unless told otherwise. Else glibc gives large arrays back and asks for them
-anew, page by page, or not, as the sizes that happen to be free together decide: that changes the figure of a program
-with many temporaries more than anything a kernel does.
+Memory is what a process gets by default: glibc gives large arrays back and asks for them anew, page by page, or not, as
+the sizes that happen to be free together decide. That costs programs with many temporaries more than anything a kernel
+does; ``--keep-memory`` has the process keep what it frees, and compares kernels alone.
 """
 
 import argparse
@@ -151,12 +151,12 @@ def main() -> None:
     """Measure, print the tables, and write them as markdown when asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="elements, multiples of 4,096")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--default-memory", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument("--rounds", type=int, default=45)
+    parser.add_argument("--keep-memory", action="store_true", help="give no memory back to the system")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    if not arguments.default_memory:
+    if arguments.keep_memory:
         keep_memory()
     libraries = ", ".join(f"{p} {version(p)}" for p in ("torch", "jax", "torchao", "brevitas", "qwix"))
     lines = [f"{libraries}; Python {platform.python_version()}; {torch.get_num_threads()} threads.", ""]
@@ -164,7 +164,7 @@ def main() -> None:
         for backward in (False, True):
             rows = measure(name, backward, arguments.sizes, arguments.rounds)
             title = f"{name}, {'forward and backward' if backward else 'forward'}"
-            title += ", memory by default" if arguments.default_memory else ""
+            title += ", memory kept" if arguments.keep_memory else ""
             heads = [f"{size:,}" for size in arguments.sizes]
             table = Table("", *heads, title=title)
             lines += [f"### {title}", "", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]

@@ -1,11 +1,9 @@
 """One quantization-aware training step relative to the float step, beside the peers, in one process.
 
-    python benchmarks/qat_step.py [--rounds 15] [--default-memory] [--markdown FILE]
+    python benchmarks/qat_step.py [--rounds 15] [--markdown FILE]
 
 A multilayer perceptron of four blocks 384-1536-384 with ReLU, batch 512, float32: int8 weights per output channel, int8
-activations per tensor. A step is forward, mean squared error, backward and plain gradient descent. The process keeps
-the memory that it frees, unless told otherwise: XLA asks for the memory of a step as one array, and from 32 MiB on
-glibc has the system make that anew, page by page, in every step.
+activations per tensor. A step is forward, mean squared error, backward and plain gradient descent.
 """
 
 import argparse
@@ -32,7 +30,6 @@ from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
 
 from samebits.core import catalog
 from samebits.jax_backend import nn as jax_nn
-from samebits.proofs.schedule import keep_memory
 from samebits.torch_frontend import nn as torch_nn
 
 BLOCKS, NARROW, WIDE, BATCH, RATE = 4, 384, 1536, 512, 1e-3
@@ -121,13 +118,10 @@ def main() -> None:
     """Measure, print the table, and write it as markdown when asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--default-memory", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    if not arguments.default_memory:
-        keep_memory()
     torch.manual_seed(0)
     x, y = torch.randn(BATCH, NARROW), torch.randn(BATCH, NARROW)
     programs = {name: torch_step(copy.deepcopy(model).train(), x, y) for name, model in torch_models().items()}

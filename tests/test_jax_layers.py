@@ -205,7 +205,7 @@ def memory_of_gradients(layer: Callable[[Any, Any], Any], batch: int, width: int
         return (x**2).sum()
 
     weights, x = [to_jax(random(width, width, seed=i)) for i in range(layers)], to_jax(random(batch, width))
-    analysis = jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis()
+    analysis: Any = jax.jit(jax.grad(loss)).lower(weights, x).compile().memory_analysis()
     return int(analysis.temp_size_in_bytes)
 
 
