@@ -24,7 +24,6 @@ from .arguments import check_operands
 from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .exact import integer_contraction
 from .gradients import gradients
-from .ste import passing_mask
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -65,18 +64,6 @@ class Operands(NamedTuple):
     bias: Array | None
     x_noise: Array | None  # what stochastic rounding compares with; None for other directions
     w_noise: Array | None
-
-
-class Coded(NamedTuple):
-    """An operand as it is contracted.
-
-    Attributes:
-        centred: ``code - z``, NaN for NaN.
-        passes: where its gradient passes.
-    """
-
-    centred: Array
-    passes: Array
 
 
 def laid_out(q: Quantizer, axes: Axes) -> Quantizer | None:
@@ -144,8 +131,8 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
     geometry, linear = layer.geometry, layer.geometry.stride is None
     summed = (geometry.inputs,) if linear else (0, 1, 2)
-    a = _coded(layer.q_x, x, x_scale, x_zero, x_noise, small=linear).centred
-    b = _coded(layer.q_w, w, w_scale, w_zero, w_noise, small=linear).centred
+    a = _centred_codes(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
+    b = _centred_codes(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
     largest = largest_code(layer.q_x), largest_code(layer.q_w)
     bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
     acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
@@ -161,15 +148,14 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
 def _backward(layer: Layer, operands: Operands, g: Array) -> tuple[Operands]:
     """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
-    linear, zero = layer.geometry.stride is None, _late_zero(lax.stop_gradient(g))
-    a, x_passes = _coded(layer.q_x, _late(x, zero), x_scale, x_zero, x_noise, small=linear)
-    b, w_passes = _coded(layer.q_w, _late(w, zero), w_scale, w_zero, w_noise, small=linear)
-    x_hat, w_hat = _dequantized(layer.q_x, a, x_scale, x.dtype), _dequantized(layer.q_w, b, w_scale, w.dtype)
+    zero = _late_zero(lax.stop_gradient(g))
+    x, w = _late(x, zero), _late(w, zero)
+    x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_noise)
+    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_noise)
     dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
-    _, d_x_scale, d_x_zero = gradients(layer.q_x, x, x_scale, x_zero, dx_hat, lambda: x_noise)
-    _, d_w_scale, d_w_zero = gradients(layer.q_w, w, w_scale, w_zero, dw_hat, lambda: w_noise)
+    dx, d_x_scale, d_x_zero = gradients(layer.q_x, x, x_scale, x_zero, dx_hat, lambda: x_noise)
+    dw, d_w_scale, d_w_zero = gradients(layer.q_w, w, w_scale, w_zero, dw_hat, lambda: w_noise)
     zeros = kernels.zero_point_cotangent(x_zero, d_x_zero), kernels.zero_point_cotangent(w_zero, d_w_zero)
-    dx, dw = jnp.where(x_passes, dx_hat, 0), jnp.where(w_passes, dw_hat, 0)
     nothing = [None if noise is None else jnp.zeros_like(noise) for noise in (x_noise, w_noise)]
     return (Operands(dx, d_x_scale, zeros[0], dw, d_w_scale, zeros[1], d_bias, *nothing),)
 
@@ -200,9 +186,14 @@ def _late(x: Array, zero: Array) -> Array:
     return from_pattern(bits ^ zero.astype(bits.dtype), x.dtype)
 
 
-def _dequantized(q: Quantizer, centred: Array, scale: Array, dtype: Any) -> Array:
-    """`fake_quantize`, from centred codes."""
-    return kernels.values(q, centred.astype(scale.dtype), scale, None, dtype, subnormals=False)
+def _dequantized(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None) -> Array:
+    """`fake_quantize`."""
+
+    def compute(subnormals: bool) -> Array:
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
+        return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
+
+    return kernels.by_scale(q, scale, compute, x)
 
 
 def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
@@ -229,19 +220,18 @@ def _noise(q: Quantizer, seed: Array | None, shape: Shape, axes: Axes | None) ->
     return None if moved is None else moved.transpose(np.argsort(axes))
 
 
-def _coded(
+def _centred_codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None, *, small: bool
-) -> Coded:
-    """The codes of an operand: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
+) -> Array:
+    """``code - z``, NaN for NaN: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
     exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
     dtype = jnp.bfloat16 if exact else scale.dtype
 
-    def compute(subnormals: bool) -> tuple[Array, Array]:
+    def compute(subnormals: bool) -> Array:
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
-        passes = passing_mask(q, *kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals))
-        return kernels.centred(q, codes, scale, zero_point).astype(dtype), passes
+        return kernels.centred(q, codes, scale, zero_point).astype(dtype)
 
-    return Coded(*kernels.by_scale(q, scale, compute))
+    return kernels.by_scale(q, scale, compute)
 
 
 def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
