@@ -167,7 +167,8 @@ _over_codes.defvjp(_forward, _backward)
 def _late_zero(g: Array) -> Array:
     """0, which cannot be had before ``g``: made by shifts, through which XLA does not see (LLVM does, later)."""
     first = g[(slice(1),) * g.ndim].sum().astype(np.float32)
-    zero: Array = lax.shift_right_logical(lax.shift_right_logical(bit_pattern(first), 31), 31)
+    shift = np.int32(31)  # typed, for where jax_enable_x64 makes integers 64 bits long
+    zero: Array = lax.shift_right_logical(lax.shift_right_logical(bit_pattern(first), shift), shift)
     return zero
 
 
@@ -187,7 +188,7 @@ def _late(x: Array, zero: Array) -> Array:
 
 
 def _dequantized(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None) -> Array:
-    """`fake_quantize`."""
+    """`fake_quantize`, without checks and with the noise given."""
 
     def compute(subnormals: bool) -> Array:
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)

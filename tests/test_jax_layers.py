@@ -182,6 +182,28 @@ def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * float(np.abs(want).max()))
 
 
+@pytest.mark.parametrize(("dtype", "x64"), [(d, x64) for d in DTYPES for x64 in (False, True) if x64 or d != "float64"])
+def test_gradients_in_every_dtype_and_of_no_rows(dtype: str, x64: bool) -> None:
+    """By scales of a power of two, which make the sums exact; some elements are clamped."""
+    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
+    wide = np.dtype(np.float64 if dtype == "float64" else np.float32)
+    x_qparams, w_qparams = QParams(np.full((), 2.0**-7, wide)), QParams(np.full((7, 1), 2.0**-7, wide))
+
+    def textbook(x: Any, w: Any) -> Any:
+        x_hat, w_hat = jax_backend.fake_quantize(q_x, x, x_qparams), jax_backend.fake_quantize(q_w, w, w_qparams)
+        return (x_hat.astype(wide) @ w_hat.astype(wide).T).astype(x.dtype)
+
+    def ours(x: Any, w: Any) -> Any:
+        return jax_backend.linear(q_x, x, x_qparams, q_w, w, w_qparams)
+
+    with jax.enable_x64(x64):
+        for shape in ((3, 64), (0, 64), (3, 0), (64,)):
+            x, w = to_jax(random(*shape, dtype=dtype)), to_jax(random(7, shape[-1], seed=1, dtype=dtype))
+            g = to_jax(np.ones((*shape[:-1], 7), DTYPES[dtype]))
+            want, got = (jax.vjp(layer, x, w)[1](g) for layer in (textbook, ours))
+            assert_same_bits(want, got, call=f"gradients of x and w, {dtype}, {shape}")
+
+
 def _learnable(qparams: QParams) -> tuple[Any, Any]:
     """Parameters in floating point, the scale small enough that some elements are clamped."""
     zero = None if qparams.zero_point is None else qparams.zero_point.astype(np.float32)
