@@ -51,9 +51,9 @@ proofs: $(VENV)/.installed
 
 # Entries of one elementwise function share their tiles. Interrupted, it goes on from the tiles that are finished.
 certificates: $(VENV)/.installed
-	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept boundary` --output docs/certificates --missing --workers $(JOBS)
-	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
-	$(BIN)/python -m samebits.proofs.kept docs/certificates
+	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept boundary` --output docs/certificates --missing --workers $(JOBS)
+	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
+	$(BIN)/python -m samebits.proofs.certificates.kept docs/certificates
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from samebits.core import catalog
 from samebits.core.scales import SHARED_EXPONENT
-from samebits.proofs.certify import Job, Request, jobs_of, run_job
-from samebits.proofs.execution import MODES
-from samebits.proofs.schedule import keep_memory
+from samebits.proofs.certificates.certify import Job, jobs_of, run_job
+from samebits.proofs.certificates.request import Request
+from samebits.proofs.certificates.schedule import keep_memory
+from samebits.proofs.modes.execution import MODES
 
 NAMES = ("int8_per_tensor", "int4_per_channel", "int2_per_channel", "mxfp4_e2m1")
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from samebits import jax_backend, torch_frontend
 from samebits.core import QParams, Quantizer, catalog, choose_qparams
-from samebits.proofs.schedule import keep_memory
+from samebits.proofs.certificates.schedule import keep_memory
 
 Forward = Callable[[Any], Any]
 SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)

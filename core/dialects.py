@@ -1,8 +1,8 @@
 """Dialects: the arithmetic and scale rules of other systems, as fields of ours.
 
 ``q.replace(**dialects["torch_fake_quantize"])`` is a quantizer of ours with the bits of theirs: codes, values, and the
-scale and zero point they choose. Each entry is compared with the installed library in ``tests/test_oracle*.py``. What
-stays different (overflow faults, say) is listed in ``tests/test_oracle_differences.py``, with its cause. Chosen
+scale and zero point they choose. Each entry is compared with the installed library in ``tests/oracles``. What
+stays different (overflow faults, say) is listed in ``tests/oracles/test_differences.py``, with its cause. Chosen
 parameters of data that holds NaN or an infinity are nobody's business: we refuse it, most others return NaN.
 
 ``R`` is rounding to nearest even, ``z`` the zero point, ``m`` the magnitude max(|x|), and min and max are widened to 0

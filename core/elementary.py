@@ -21,8 +21,8 @@ bits (ties to even), both products with ``k`` are exact, and
 Subnormal numbers count as zeros, and results below 2**-126 are 0: no machine that flushes them sees any. Exact at
 powers of two: ``log2(2**k) = k``, ``exp2(k) = 2**k``, ``power(2**k, r) = 2**(k * r)`` where that is a whole power.
 
-Errors in units in the last place of the exact result, as tests/test_elementary.py measures them: ``log2`` below 3 (over
-every ``m``, with the ``k`` where most is cancelled), ``exp2`` below 1.25, ``power`` below ``2 + |r|``.
+Errors in units in the last place of the exact result, as tests/verbs/test_elementary.py measures them: ``log2`` below 3
+(over every ``m``, with the ``k`` where most is cancelled), ``exp2`` below 1.25, ``power`` below ``2 + |r|``.
 """
 
 from typing import Any

@@ -31,7 +31,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from samebits.core import Quantizer, catalog
-from samebits.proofs.digits import (
+from samebits.proofs.inputs.digits import (
     LAYERS,
     Checkpoint,
     accuracy,
@@ -105,7 +105,7 @@ def torch_stage(tensors: Tensors, quantizers: Quantizers, epochs: int, peak: flo
     """Trains from the given tensors and returns them as they are then."""
     import torch
 
-    from samebits.proofs import digits_torch
+    from samebits.proofs.inputs import digits_torch
 
     torch.set_num_threads(1)  # the order of float sums, and with it the result, depends on the number of threads
     network = digits_torch.classifier(*quantizers)
@@ -135,7 +135,7 @@ def jax_stage(tensors: Tensors, quantizers: Quantizers, epochs: int, peak: float
     import optax
     from flax import nnx
 
-    from samebits.proofs import digits_jax
+    from samebits.proofs.inputs import digits_jax
 
     network = digits_jax.classifier(*quantizers)
     digits_jax.load_tensors(network, tensors)
@@ -169,7 +169,7 @@ def jax_stage(tensors: Tensors, quantizers: Quantizers, epochs: int, peak: float
 
 def float_logits(framework: str) -> Array:
     """Logits of all digits from the float weights, nothing quantized."""
-    room = importlib.import_module(f"samebits.proofs.digits_{framework}")
+    room = importlib.import_module(f"samebits.proofs.inputs.digits_{framework}")
     network = room.classifier(None, None)
     room.load_tensors(network, load_checkpoint().tensors)
     return np.asarray(room.inference(network, compiled=FASTER[framework] == "jax jit")(images()[0]))

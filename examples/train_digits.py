@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from samebits.core import catalog, choose_qparams
-from samebits.proofs.digits import DATA, LAYERS, Checkpoint, accuracy, batches, held_out, save_checkpoint
+from samebits.proofs.inputs.digits import DATA, LAYERS, Checkpoint, accuracy, batches, held_out, save_checkpoint
 
 BATCH = 64
 

@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, settings
 
-from samebits.proofs.workers import wait_idly
+from samebits.proofs.modes.workers import wait_idly
 
 wait_idly()  # one process for each core, each with threads of its own
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samebits.core import Arithmetic, Quantizer, Rounding
-from samebits.proofs.bits import neighbours
+from samebits.proofs.inputs.bits import neighbours
 
 Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

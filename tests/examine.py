@@ -22,9 +22,9 @@ from samebits import core, jax_backend, torch_frontend
 from samebits.core import PerAxis, PerGroup, PerTensor, QParams, Quantizer, catalog
 from samebits.core.blocks import expand_blocks
 from samebits.core.granularity import qparams_shape
-from samebits.proofs.arrays import to_jax, to_numpy, to_torch
-from samebits.proofs.compare import differences
-from samebits.proofs.knife_edges import knife_edges
+from samebits.proofs.inputs.compare import differences
+from samebits.proofs.inputs.knife_edges import knife_edges
+from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
 
 from .exact import DTYPES
 

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from samebits.core import QParams, Quantizer, catalog
 from samebits.core.granularity import qparams_shape
-from samebits.proofs import laws_of_parameters
-from samebits.proofs.blockwise import owners, per_element
-from samebits.proofs.execution import Case, Implementation, Results, implementation, run_all, run_together
-from samebits.proofs.knife_edges import knife_edges
-from samebits.proofs.laws import LAWS, applies
-from samebits.proofs.numbers import places_of_zero, zero_points
-from samebits.proofs.strategies import DTYPES, KINDS, near
+from samebits.proofs.inputs.knife_edges import knife_edges
+from samebits.proofs.inputs.numbers import places_of_zero, zero_points
+from samebits.proofs.inputs.strategies import DTYPES, KINDS, near
+from samebits.proofs.laws import parameters as laws_of_parameters
+from samebits.proofs.laws.blockwise import owners, per_element
+from samebits.proofs.laws.catalog_of_laws import LAWS, applies
+from samebits.proofs.modes.execution import Case, Implementation, Results, implementation, run_all, run_together
 
 Array = NDArray[Any]
 LawCase = tuple[Array, QParams, Array]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from samebits import core, torch_frontend
 from samebits.core import QParams, Quantizer
-from samebits.proofs.arrays import to_torch
-from samebits.proofs.compare import assert_same_bits
-from samebits.proofs.knife_edges import special_values
+from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.proofs.inputs.knife_edges import special_values
+from samebits.proofs.modes.arrays import to_torch
 
 Array = NDArray[Any]
 

@@ -1,0 +1,294 @@
+"""`samebits check`: every quantizer in every mode on the tensors of a checkpoint and the knife edges of their scales.
+
+For each quantizer and input dtype: the tensors of the checkpoint, cast to the dtype and cut into pieces (`pieces`),
+with parameters that each mode chooses itself; then the knife edges and special values of every scale that came out.
+Mode "numpy", the specification, is what the others are compared with, bit for bit (`compare`): parameters, codes,
+dequantized values, fake quantization, and the gradient of x. The gradients of scale and zero point are sums, and the
+order of a sum is the mode's own; they are held to `tally.sum_bound`.
+
+Compiling takes most of the time. So torch compiles a few quantizers in one program, and a check of the whole catalog
+that is not ``thorough`` takes every entry in every mode as float32, and the first of each kind (class of format, with a
+zero point or without) as bfloat16 and float16 too. (`prove` takes every entry on every input of those.)
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core import Quantizer, catalog
+from ...core.catalog import Named
+from ..inputs.checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
+from ..inputs.compare import differences
+from ..modes import execution
+from ..modes.execution import Case
+from ..modes.workers import run_jobs
+from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
+from .tally import Tally, tally
+
+Array = NDArray[Any]
+
+REFERENCE = "numpy"
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+)
+BATCH_SIZES = (1, 256)  # of the digit classifier
+TOGETHER = 4  # quantizers in one program that torch compiles
+SEEN = 2**16  # scales remembered, so that their knife edges are looked at once
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantizer in one mode, over all dtypes and tensors; ``missing`` says why it could not be run."""
+
+    quantizer: str
+    mode: str
+    tally: Tally
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of the checkpoint; ``skipped`` says why it was not used."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    skipped: str | None
+
+
+@dataclass(frozen=True)
+class DigitsRow:
+    """The logits of all digits in one mode, at one batch size, beside those of the specification."""
+
+    mode: str
+    batch_size: int
+    compared: int
+    differing: int
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Everything `check` found; ``dtypes`` says how many quantizers were taken as each of them."""
+
+    checkpoint: str
+    dtypes: Mapping[str, int]
+    modes: tuple[str, ...]
+    tensors: tuple[TensorReport, ...]
+    rows: tuple[Row, ...]
+    digits: tuple[DigitsRow, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether no mode that could be run differs anywhere."""
+        return all(row.tally.same for row in self.rows) and not any(row.differing for row in self.digits)
+
+
+@dataclass(frozen=True)
+class QuantizersJob:
+    """A few quantizers as one dtype on a whole checkpoint, in every mode asked for."""
+
+    path: Path
+    quantizers: tuple[str, ...]
+    dtype: str
+    modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DigitsJob:
+    """The digit classifier in one mode, at one batch size."""
+
+    mode: str
+    batch_size: int
+
+
+Job = QuantizersJob | DigitsJob
+JobResult = tuple[Row, ...] | tuple[DigitsRow, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a check will do, before it is done: its jobs are independent of each other."""
+
+    path: Path
+    tensors: tuple[StoredTensor, ...]
+    quantizers: tuple[str, ...]
+    modes: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    jobs: tuple[Job, ...] = field(repr=False)
+
+
+def plan(
+    path: Path | None = None,
+    quantizers: Sequence[str] = (),
+    modes: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    *,
+    thorough: bool = False,
+) -> Plan:
+    """The jobs of a check. Everything that can be wrong with the request is found here.
+
+    Args:
+        path: a safetensors file; None for the digit classifier of the package, with its logits.
+        quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+        thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
+    Raises:
+        CheckpointError: a file that cannot be read, or one without a tensor to check.
+        KeyError: an unknown name, with the nearest known ones.
+    """
+    from ..inputs.digits import DATA
+
+    names = _known("quantizer", quantizers, catalog)
+    chosen_modes = _known("mode", modes, execution.MODES)
+    chosen_dtypes = _known("dtype", dtypes, DTYPES)
+    others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
+    source = DATA if path is None else path
+    tensors = stored_tensors(source)
+    if all(tensor.skipped for tensor in tensors):
+        raise CheckpointError(f"{source}: holds no floating-point tensor to check ({len(tensors)} tensors)")
+    like = sorted(names, key=lambda name: str(catalog[name].granularity))  # neighbours share what eager JAX compiles
+    every = thorough or bool(quantizers or dtypes)
+    jobs: list[Job] = []
+    for dtype in chosen_dtypes if others else ():
+        picked = [name for name in like if every or dtype == "float32" or _first(name)]
+        groups = (tuple(picked[start : start + TOGETHER]) for start in range(0, len(picked), TOGETHER))
+        jobs += [QuantizersJob(source, group, dtype, others) for group in groups]
+    network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if path is None else []
+    return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs))
+
+
+def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
+    """What each job found, in the order in which they finish; `summary` puts it together."""
+    return run_jobs(run_job, wanted.jobs, workers)
+
+
+def check(
+    path: Path | None = None, *, workers: int = 0, thorough: bool = False, **wanted: Sequence[str]
+) -> CheckResult:
+    """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
+    chosen = plan(path, thorough=thorough, **wanted)
+    return summary(chosen, run_plan(chosen, workers=workers))
+
+
+def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
+    """One row for each quantizer and mode, over all dtypes; in the order of the request."""
+    found = [row for rows in results for row in rows]
+    rows: dict[tuple[str, str], Row] = {}
+    for row in found:
+        if isinstance(row, Row):
+            before = rows.get((row.quantizer, row.mode))
+            rows[row.quantizer, row.mode] = row if before is None else replace(before, tally=before.tally + row.tally)
+    tensors = tuple(TensorReport(t.name, t.dtype, t.shape, t.elements, t.skipped) for t in wanted.tensors)
+    ordered = tuple(rows[key] for key in ((q, m) for q in wanted.quantizers for m in wanted.modes) if key in rows)
+    network = (row for row in found if isinstance(row, DigitsRow))
+    digits = sorted(network, key=lambda row: (wanted.modes.index(row.mode), row.batch_size))
+    taken = dict.fromkeys(wanted.dtypes, 0)
+    for job in wanted.jobs:
+        if isinstance(job, QuantizersJob):
+            taken[job.dtype] += len(job.quantizers)
+    return CheckResult(str(wanted.path), taken, wanted.modes, tensors, ordered, tuple(digits))
+
+
+def run_job(job: Job) -> JobResult:
+    """One job, in this process."""
+    return _digits(job) if isinstance(job, DigitsJob) else _quantizers(job)
+
+
+def _first(name: str) -> bool:
+    """Whether an entry is the first of its kind in the catalog."""
+    kinds = {entry: (type(q.format), q.affine) for entry, q in catalog.items()}
+    return name == next(entry for entry, kind in kinds.items() if kind == kinds[name])
+
+
+def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The names asked for, each once, or all that are known."""
+    names = Named(kind, {name: name for name in known})
+    return tuple(dict.fromkeys(names[name] for name in asked)) or tuple(names)
+
+
+def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
+    """Each quantizer in every mode: first on tensors, then on the knife edges of the scales they have."""
+    dtype = DTYPES[job.dtype]
+    reasons = {name: not_applicable(catalog[name].granularity) for name in job.quantizers}
+    missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in reasons for mode in job.modes}
+    modes = [mode for mode in job.modes if not execution.unavailable(mode)]
+    totals = {key: Tally() for key in missing}
+    streams = {name: _pieces(job.path, catalog[name], dtype) for name in reasons if modes and not reasons[name]}
+    for pieces, ended in _in_step(streams):
+        cases = {
+            name: Case(catalog[name], piece.x, _cotangent(piece.x.shape, dtype.name), piece.qparams)
+            for name, piece in pieces.items()
+        }
+        expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
+        for mode in modes:
+            asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
+            found = dict(zip(asked, execution.run_together(mode, [cases[name] for name in asked]), strict=True))
+            for name in expected:
+                totals[name, mode] += tally(cases[name].q, pieces[name], cases[name].g, expected[name], found[name])
+    return tuple(Row(name, mode, totals[name, mode], why) for (name, mode), why in missing.items())
+
+
+def _in_step(streams: Mapping[str, Iterator[Piece]]) -> Iterator[tuple[dict[str, Piece], set[str]]]:
+    """The next piece of each stream while one has more, the last again of those that have ended; and which have."""
+    last = {name: piece for name, stream in streams.items() if (piece := next(stream, None)) is not None}
+    ended = set[str]()
+    while len(ended) < len(last):
+        yield dict(last), set(ended)
+        for name in last.keys() - ended:
+            piece = next(streams[name], None)
+            if piece is None:
+                ended.add(name)
+            else:
+                last[name] = piece
+
+
+def _pieces(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Piece]:
+    """Everything to compare on: tensors whose parameters each mode chooses, then all that has parameters given."""
+    yield from pack(q, (rows for rows in _rows(path, q, dtype) if rows.scale is None))
+    yield from pack(q, _given(path, q, dtype))
+
+
+def _rows(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Rows]:
+    for tensor in stored_tensors(path):
+        if not tensor.skipped:
+            yield from tensor_rows(q, mapped_values(path, tensor), dtype, tensor.name)
+
+
+def _given(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Rows]:
+    """Blocks that are not all finite, and the knife edges of every scale, once for each scale."""
+    seen: set[tuple[Any, Any]] = set()
+    for rows in _rows(path, q, dtype):
+        if rows.scale is not None:
+            yield rows
+        scales, zeros = chosen_parameters(q, rows)
+        for pair in zip(scales.tolist(), [None] * len(scales) if zeros is None else zeros.tolist(), strict=True):
+            if pair not in seen:
+                seen.add(pair)
+                yield edge_rows(q, *pair, dtype, rows.source)
+        if len(seen) > SEEN:
+            seen.clear()
+
+
+def _digits(job: DigitsJob) -> tuple[DigitsRow, ...]:
+    """The logits of the digit classifier against those of the specification."""
+    from ..inputs import digits
+
+    if reason := execution.unavailable(job.mode):
+        return (DigitsRow(job.mode, job.batch_size, 0, 0, reason),)
+    expected = digits.logits(REFERENCE, BATCH_SIZES[-1])
+    found = differences(expected, digits.logits(job.mode, job.batch_size))
+    return (DigitsRow(job.mode, job.batch_size, found.compared, found.differing),)
+
+
+@cache
+def _cotangent(shape: tuple[int, ...], dtype: str) -> Array:
+    """The incoming gradient: normal numbers, the same for every piece."""
+    return np.random.default_rng(0).standard_normal(shape).astype(DTYPES[dtype])

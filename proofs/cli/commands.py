@@ -1,0 +1,259 @@
+"""The command line: reads the request, shows progress, prints what functions of this package found.
+
+Frameworks, and everything that imports them or NumPy, are imported inside the commands: ``samebits --help`` needs none.
+Exit codes: 0 agreement, 1 a difference was found, 2 wrong usage (one line on standard error).
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+
+AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
+Item = TypeVar("Item")
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Names = Annotated[list[str] | None, typer.Option(help="Catalog name; may be repeated. All by default.", metavar="NAME")]
+Modes = Annotated[
+    list[str] | None, typer.Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
+]
+Dtypes = Annotated[
+    list[str] | None, typer.Option(help="float32, bfloat16 or float16; may be repeated.", metavar="DTYPE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that share the work; 0 for none but this one.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        sys.exit(app(prog_name="samebits", standalone_mode=False))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = None
+        sys.exit(AGREEMENT)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        # The command line library's own errors have format_message, whichever of its modules they come from.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if message:
+            print(f"samebits: {message} See samebits --help.", file=sys.stderr)
+        sys.exit(USAGE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"samebits {version('samebits')}")
+        raise typer.Exit(AGREEMENT)
+
+
+@app.callback()
+def samebits(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """One specification of quantization: the same bits in PyTorch and JAX, eager and compiled."""
+
+
+@app.command()
+def check(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="A .safetensors file; by default the digit classifier of the package.")
+    ] = None,
+    quantizer: Names = None,
+    mode: Modes = None,
+    dtype: Dtypes = None,
+    json: Json = False,
+    report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
+    workers: Workers = 2,
+) -> None:
+    """Compare every quantizer in every mode, bit for bit, on real tensors and the knife edges of their scales."""
+    from ..check.check import plan, run_plan, summary
+    from ..inputs.checkpoint import CheckpointError
+
+    if report and not report.parent.is_dir():
+        _refuse(f"{report}: no such directory: {report.parent}")
+    try:
+        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough)
+    except (CheckpointError, KeyError) as error:
+        _refuse(error.args[0])
+    start = time.monotonic()
+    result = summary(wanted, _shown("checking", len(wanted.jobs), run_plan(wanted, workers=workers), quiet=json))
+    from . import display
+    from . import report as page
+
+    seconds, command = time.monotonic() - start, _command()
+    if report:
+        report.write_text(page.check_page(result, command, seconds), encoding="utf-8")
+    if json:
+        print(page.check_json(result, command, seconds))
+    else:
+        display.show_check(result, seconds)
+    raise typer.Exit(AGREEMENT if result.same else DIFFERENCE)
+
+
+@app.command()
+def diverge(
+    target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
+    json: Json = False,
+    workers: Workers = 2,
+) -> None:
+    """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0."""
+    from ..divergence import divergence
+    from . import display
+    from . import report as page
+
+    names = tuple(target or divergence.TARGETS)
+    try:
+        jobs = divergence.jobs(names)
+    except KeyError as error:
+        _refuse(error.args[0])
+    results = divergence.diverge(names, workers=workers)
+    shown = _shown("comparing", len(jobs), results, quiet=json)
+    found = divergence.in_order(row for rows in shown for row in rows)
+    if json:
+        print(page.divergence_json(found, _command()))
+    else:
+        display.show_divergence(found)
+    ours = any(row.differing for row in found if row.target == divergence.OURS)
+    raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
+
+
+@app.command()
+def certify(
+    name: Annotated[
+        list[str] | None, typer.Argument(help="Catalog names; like ones share their work.", metavar="[NAME]...")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="boundary, exhaustive or scales.")] = "boundary",
+    mode: Modes = None,
+    rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,
+    dtype: Annotated[str, typer.Option(help="For exhaustive: float32, bfloat16 or float16.")] = "float32",
+    zero_point: Annotated[int | None, typer.Option(help="For exhaustive, where there is one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file, or a directory; NAME.json by default.")] = None,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Leave out files that are there, of this very code.")
+    ] = False,
+    replay: Annotated[Path | None, typer.Option(help="Run a certificate again.", metavar="FILE.json")] = None,
+    tiles: Annotated[int | None, typer.Option(min=1, help="Of a replay: so many, drawn at random.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="A Dask cluster.", metavar="tcp://HOST:PORT")] = None,
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Establish that the modes agree for every input and scale, and write a certificate; or run one again."""
+    from ..certificates.certificate import CertificateError, is_current, load, save
+    from ..certificates.certify import Difference
+    from ..certificates.certify import run_together as run_tiles
+    from ..certificates.request import requested
+    from . import display_certificates as display
+
+    try:
+        if bool(name) == bool(replay):
+            _refuse("give either catalog names or --replay FILE")
+        if output and not output.is_dir() and len(name or ()) > 1:
+            _refuse(f"{output}: must be a directory for several certificates")
+        if replay:
+            certificate, request = load(replay)
+        wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
+    except (CertificateError, KeyError, ValueError) as error:
+        _refuse(error.args[0])
+    try:
+        if replay:
+            agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
+            raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
+        targets = [_target(n, engine, output) for n in name or ()]
+        files = {r: t for r, t in zip(wanted, targets, strict=True) if not (missing and is_current(t, r))}
+        journals = [target.with_suffix(".tiles") for target in files.values()]
+        done = run_tiles(list(files), journals, workers=workers, scheduler=scheduler)
+        for found in display.show_runs(list(files), done, quiet=json) if files else ():
+            save(found.certificate, files[found.request])
+            files[found.request].with_suffix(".tiles").unlink()
+            display.show_certificate(found, files[found.request], quiet=json)
+    except Difference as difference:
+        display.show_difference(difference, quiet=json)
+        raise typer.Exit(DIFFERENCE) from None
+    except (CertificateError, ConnectionError) as error:
+        _refuse(error.args[0])
+
+
+@app.command()
+def prove(
+    name: Annotated[
+        list[str] | None, typer.Argument(help="Catalog names; all by default.", metavar="[NAME]...")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The page; figures beside it as JSON.", metavar="FILE.md")] = Path(
+        "proofs.md"
+    ),
+    missing: Annotated[bool, typer.Option("--missing", help="Leave out what the page has of this very code.")] = False,
+    workers: Workers = 2,
+) -> None:
+    """Compare every quantizer in every mode on all 16-bit inputs and knife edges of many scales; takes 20 minutes."""
+    from ..check import prove as proofs
+
+    known = proofs.load(output.with_suffix(".json"))
+    try:
+        wanted = proofs.jobs(name or (), without=proofs.valid(known) if missing else ())
+    except (KeyError, ValueError) as error:
+        _refuse(error.args[0])
+    same = True
+    shown = _shown("proving", len(wanted), proofs.run(wanted, workers=workers), quiet=False)
+    for proof in proofs.complete(shown):
+        known[proof.quantizer] = proof
+        proofs.save(known, output)
+        same &= proof.same
+        print(f"{proof.quantizer}: {proof.words}", flush=True)
+    raise typer.Exit(AGREEMENT if same else DIFFERENCE)
+
+
+@app.command()
+def catalog(json: Json = False) -> None:
+    """List the quantizers: format, granularity, scale, zero point, rounding, gradient."""
+    from . import display
+    from . import report as page
+
+    if json:
+        print(page.catalog_json())
+    else:
+        display.show_catalog()
+
+
+def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:
+    """The results as they come; a progress bar on standard error when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        for result in results:
+            yield result
+            bar.advance(task)
+
+
+def _target(name: str, engine: str, output: Path | None) -> Path:
+    """The file of a certificate."""
+    file = Path(f"{name}.scales.json" if engine == "scales" else f"{name}.json")
+    return file if output is None else output / file if output.is_dir() else output
+
+
+def _command() -> str:
+    """What was typed, to be typed again."""
+    return shlex.join(["samebits", *sys.argv[1:]])
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with exit code 2 and one line."""
+    print(f"samebits: {message}", file=sys.stderr)
+    raise typer.Exit(USAGE)

@@ -1,0 +1,1 @@
+"""`samebits.core` against exact fractions."""

@@ -1,0 +1,1 @@
+"""`samebits.jax_backend` beside core."""

@@ -1,0 +1,1 @@
+"""The specification against libraries by others."""

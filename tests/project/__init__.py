@@ -1,0 +1,1 @@
+"""The project itself: its structure, its packages, its documentation."""

@@ -1,0 +1,1 @@
+"""`samebits check` and `samebits prove`."""

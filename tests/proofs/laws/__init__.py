@@ -1,0 +1,1 @@
+"""The laws, and faults that they must find."""

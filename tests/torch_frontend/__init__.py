@@ -1,0 +1,1 @@
+"""`samebits.torch_frontend` beside core."""

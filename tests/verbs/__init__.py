@@ -1,0 +1,1 @@
+"""Verbs in all three rooms side by side."""

@@ -1,0 +1,14 @@
+"""Quantized layers as torch modules.
+
+A layer quantizes what it contracts: `QuantLinear` and `QuantConv2d` with both quantizers contract integer codes where
+`samebits.core.contraction` allows it, exactly, and so give the same bits everywhere; with ``weight_quant`` alone they
+contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
+`Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Scales are kept as `TensorQuantizer` says,
+under names like ``input_quant.scale`` in a ``state_dict``.
+"""
+
+from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
+from .activation import QuantIdentity as QuantIdentity
+from .activation import QuantReLU as QuantReLU
+from .conv import QuantConv2d as QuantConv2d
+from .linear import QuantLinear as QuantLinear

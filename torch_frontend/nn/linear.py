@@ -1,0 +1,49 @@
+"""Linear layers over quantized operands."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...core.descriptions import QParams, Quantizer
+from .. import matmul
+from .layer import Quant, contract, held, or_same
+
+
+class QuantLinear(nn.Linear):
+    """``x @ weight.T + bias`` over quantized operands; see `samebits.torch_frontend.linear`.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
+        weight_quant, input_quant, output_quant: see the module. The weight is ``(out, in)``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_quant: Quant = "int8_per_channel",
+        input_quant: Quant = None,
+        output_quant: Quant = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.weight_quant = held("weight_quant", weight_quant, self.weight)
+        self.input_quant = held("input_quant", input_quant)
+        self.output_quant = held("output_quant", output_quant)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
+
+        def over_values(x: Tensor, weight: Tensor) -> Tensor:
+            return F.linear(x, weight, self.bias)
+
+        def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
+            return matmul.linear(q_x, x, p, q_w, w, r, self.bias)
+
+        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes)
+        return or_same(self.output_quant, y)
