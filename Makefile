@@ -10,14 +10,18 @@ PROGRAMS := $(wildcard tests examples benchmarks)
 LINKS := build/types/samebits
 
 .DEFAULT_GOAL := help
-.PHONY: help check test lint format bench proofs certificates clean
+.PHONY: help check test lint format docs bench installs matrix findings proofs certificates clean
 
 help:
 	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
 	@echo "make test     set up, then run the whole test suite"
 	@echo "make lint     formatting, lint, strict types, import contracts"
 	@echo "make format   rewrite files in the project's format"
+	@echo "make docs     the documentation site in build/site: no broken link, no undocumented public name"
 	@echo "make bench    timings beside other libraries"
+	@echo "make installs   every extra in a fresh environment: what works in it and what says what is missing (10 minutes)"
+	@echo "make matrix   tests, check and diverge on other Pythons, on the newest and the oldest releases: docs/versions.md (half an hour)"
+	@echo "make findings what other libraries were seen to do on valid input: is it still so? (some minutes)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
 	@echo "make clean    remove the environment and everything built"
@@ -40,11 +44,32 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed $(LINKS)
+	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -q tests/project/test_documentation.py -k reference
+
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/fake_quantize.py
 	$(BIN)/python benchmarks/fake_quantize.py --keep-memory
 	$(BIN)/python benchmarks/qat_step.py
 	$(BIN)/python benchmarks/families.py
+
+# Other Python releases that are on this machine: make installs PYTHONS='python3.12 python3.13'
+installs: $(VENV)/.installed
+	$(BIN)/python tests/project/installs.py --resolve $(PYTHONS)
+
+# One environment or another Python: python -m tests.matrix --help
+matrix:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samebits needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	$(PYTHON) -m tests.matrix --jobs $(JOBS)
+
+# Each script installs what it states in a folder of its own; its output is shown where it is not what the script states.
+findings:
+	@bad=0; for script in findings/*.sh; do \
+		if output=$$(PYTHON=$(PYTHON) bash $$script 2>&1); then result="as stated"; else result="CHANGED"; bad=1; fi; \
+		printf '%-9s | %-46s | %s\n' "$$result" $$script "$$(sed -n 's/^# Finding: //p' $$script)"; \
+		if [ "$$result" = CHANGED ]; then printf '%s\n' "$$output"; fi; \
+	done; exit $$bad
 
 proofs: $(VENV)/.installed
 	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md
@@ -60,10 +85,10 @@ clean:
 	find $(ROOMS) $(PROGRAMS) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The exact versions of constraints.txt are what the promise was tested with.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "samebits needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[all,test,dev]'
 	touch $@
 
 $(VENV)/.peers: $(VENV)/.installed

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
-def clamp(x: NDArray[Any], lo: Any, hi: Any) -> NDArray[Any]:
+def clamp(x: NDArray[Any], lo: ArrayLike, hi: ArrayLike) -> NDArray[Any]:
     """``x`` limited to ``[lo, hi]``, bounds included; NaN stays NaN. Shape and dtype as ``x``."""
     low, high = np.asarray(lo, x.dtype), np.asarray(hi, x.dtype)
     limited = np.array(x)

@@ -21,7 +21,7 @@ float32, bfloat16, float16, float64. Codes come in the format's `storage` dtype,
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import checks
 from .arithmetic import (
@@ -102,7 +102,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
 
 
 @np.errstate(all="ignore")  # special values are meant
-def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) -> Array:
+def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | None = None) -> Array:
     """Real values ``(code - z) * s`` of integer codes.
 
     Args:

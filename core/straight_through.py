@@ -9,7 +9,7 @@ the same bits in all rooms. Oracle: ``brevitas.function.ops`` and ``ops_ste``; w
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import checks
 from .choice import choice
@@ -42,7 +42,7 @@ def round_ste(x: Array, rounding: Rounding | str = Rounding.TIES_TO_EVEN, noise:
     return round_to_integer(wide, choice("rounding", rounding, Rounding), noise).astype(x.dtype)
 
 
-def tensor_clamp(x: Array, lo: Any, hi: Any) -> Array:
+def tensor_clamp(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
     """``x`` limited to ``[lo, hi]``: hi where ``x > hi``, and of that lo where it is below lo; so lo wins if lo > hi.
 
     NaN in ``x`` stays, NaN in a bound limits nothing; where ``x`` equals a bound it stays, with its sign of zero.
@@ -60,7 +60,7 @@ def tensor_clamp(x: Array, lo: Any, hi: Any) -> Array:
     return np.where(below_hi < lo, lo, below_hi)
 
 
-def tensor_clamp_vjp(x: Array, lo: Any, hi: Any, g: Array) -> tuple[Array, Array, Array]:
+def tensor_clamp_vjp(x: Array, lo: ArrayLike, hi: ArrayLike, g: Array) -> tuple[Array, Array, Array]:
     """``g`` to the one of ``x``, ``lo`` and ``hi`` that `tensor_clamp` took, +0.0 to the others.
 
     So ``x`` gets it inside and at the bounds, and where it is NaN. All three in the shape of ``x``: whoever broadcasts
@@ -82,7 +82,7 @@ def tensor_clamp_vjp(x: Array, lo: Any, hi: Any, g: Array) -> tuple[Array, Array
     )
 
 
-def tensor_clamp_ste(x: Array, lo: Any, hi: Any) -> Array:
+def tensor_clamp_ste(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
     """As `tensor_clamp`, gradient 1 everywhere, none to the bounds. Source: Brevitas ``tensor_clamp_ste``."""
     return tensor_clamp(x, lo, hi)
 
@@ -171,5 +171,5 @@ def _as(dtype: np.dtype[Any], bound: Any) -> Array:
     return given.astype(checks.scale_dtype(dtype.name)).astype(dtype)
 
 
-def _bounds(x: Array, lo: Any, hi: Any) -> tuple[Array, Array]:
+def _bounds(x: Array, lo: ArrayLike, hi: ArrayLike) -> tuple[Array, Array]:
     return np.broadcast_to(_as(x.dtype, lo), x.shape), np.broadcast_to(_as(x.dtype, hi), x.shape)

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .granularity import Shape
 
@@ -38,7 +38,7 @@ def threefry2x32(key: Pair, counter: Pair) -> Pair:
     return x, y
 
 
-def rounding_noise(seed: Any, shape: Shape) -> Array:
+def rounding_noise(seed: ArrayLike, shape: Shape) -> Array:
     """What stochastic rounding compares with: for every element one of the integers 0 .. 2**24 - 1, all as likely.
 
     For the element at place i in row-major order, ``threefry2x32((seed, 0), (i % 2**32, i // 2**32))``: its first word

@@ -1,5 +1,9 @@
 """The quantizers of `samebits.core` for JAX: the same bits, op by op and under `jax.jit`, with gradients."""
 
+from ..core.requirements import require
+
+require("jax_backend")
+
 from .matmul import contraction_bound as contraction_bound
 from .matmul import conv2d as conv2d
 from .matmul import linear as linear

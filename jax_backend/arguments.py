@@ -24,7 +24,7 @@ def check_description(q: Quantizer) -> None:
     checks.check_default_arithmetic(q, "jax_backend")
 
 
-def check_array(q: Quantizer, x: Any) -> Array:
+def check_array(q: Quantizer, x: object) -> Array:
     """``x``, if ``q`` can quantize arrays of its dtype and shape."""
     check_description(q)
     array = as_array("x", x)
@@ -51,7 +51,7 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
     return scale, zero
 
 
-def check_operands(q: Quantizer, x: Any, qparams: QParams) -> tuple[Array, Array, Array | None, Array | None]:
+def check_operands(q: Quantizer, x: object, qparams: QParams) -> tuple[Array, Array, Array | None, Array | None]:
     """``x``, scale, zero point and seed, if they fit each other and ``q``; the seed is None unless ``q`` draws.
 
     Where rounding is learned, its parameter (or None) stands in the place of the seed.

@@ -7,12 +7,14 @@ kernel with channels last. Quantizers and their parameters are those of the arra
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from ..core import checks
 from ..core.contraction import accumulator_bound, largest_code
@@ -28,6 +30,16 @@ from .gradients import gradients
 Array = jax.Array
 Pair = tuple[int, int]
 Axes = tuple[int, ...]
+
+
+class Options(TypedDict, total=False):
+    """What a layer of `nn` hands on to that of flax, as it means them: ``nnx.Linear`` and ``nnx.Conv``."""
+
+    use_bias: bool
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    kernel_init: Initializer
+    bias_init: Initializer
 
 
 class Geometry(NamedTuple):

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
@@ -93,7 +94,7 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
     return codes
 
 
-def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: Any = None) -> Array:
+def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | None = None) -> Array:
     """Real values ``(code - z) * s`` of integer codes.
 
     Args:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from ..core import checks
 from ..core.choice import choice
@@ -39,7 +40,7 @@ def round_ste(x: Array, rounding: Rounding | str = Rounding.TIES_TO_EVEN, noise:
     return _straight_through(x, narrow(round_to_integer(widen(lax.stop_gradient(x)), direction, noise), x.dtype))
 
 
-def tensor_clamp(x: Array, lo: Any, hi: Any) -> Array:
+def tensor_clamp(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
     """``x`` limited to ``[lo, hi]``, lo wins if lo > hi; differentiable in all three, see `tensor_clamp_vjp`.
 
     Args:
@@ -52,7 +53,7 @@ def tensor_clamp(x: Array, lo: Any, hi: Any) -> Array:
     return value
 
 
-def tensor_clamp_vjp(x: Array, lo: Any, hi: Any, g: Array) -> tuple[Array, Array, Array]:
+def tensor_clamp_vjp(x: Array, lo: ArrayLike, hi: ArrayLike, g: Array) -> tuple[Array, Array, Array]:
     """``g`` to the one of ``x``, ``lo`` and ``hi`` that `tensor_clamp` took, +0.0 to the others; each shaped as ``x``.
 
     Raises:
@@ -65,7 +66,7 @@ def tensor_clamp_vjp(x: Array, lo: Any, hi: Any, g: Array) -> tuple[Array, Array
     return jnp.where(below | above, nothing, g), jnp.where(below, g, nothing), jnp.where(above & ~below, g, nothing)
 
 
-def tensor_clamp_ste(x: Array, lo: Any, hi: Any) -> Array:
+def tensor_clamp_ste(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
     """As `tensor_clamp`, gradient 1 everywhere, none to the bounds."""
     x = _checked("x", x)
     fixed = (lax.stop_gradient(v) for v in (x, _like(x, lo), _like(x, hi)))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from ..core.granularity import Shape
 
@@ -41,7 +42,7 @@ def threefry2x32(key: Pair, counter: Pair) -> Pair:
     return x, y
 
 
-def rounding_noise(seed: Any, shape: Shape) -> Array:
+def rounding_noise(seed: ArrayLike, shape: Shape) -> Array:
     """What stochastic rounding compares with: for every element one of the integers 0 .. 2**24 - 1, all as likely.
 
     For the element at place i in row-major order, ``threefry2x32((seed, 0), (i % 2**32, i // 2**32))``: its first word

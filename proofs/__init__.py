@@ -1,7 +1,8 @@
 """The instruments: what it takes to say "the same bits" and mean it, on your functions as well as on ours.
 
 The names that most users need are here; the rest is imported from the rooms. Each is imported when it is first used, so
-that importing this package costs nothing and needs no framework.
+that importing this package costs nothing and needs no framework. What compares arrays needs NumPy alone; a name that
+needs more says which extra brings it.
 """
 
 from importlib import import_module
@@ -40,7 +41,15 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    try:
+        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    except ImportError as error:
+        from ..core.requirements import explained
+
+        line = explained(error, f"{__name__}.{name}")
+        if line is None:
+            raise
+        raise ImportError(line, name=error.name) from None
 
 
 def __dir__() -> list[str]:

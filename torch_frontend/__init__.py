@@ -1,5 +1,9 @@
 """PyTorch: the verbs of the specification by native operators, eager and compiled, differentiable; layers on top."""
 
+from ..core.requirements import require
+
+require("torch_frontend")
+
 from .matmul import contraction_bound as contraction_bound
 from .matmul import conv2d as conv2d
 from .matmul import linear as linear

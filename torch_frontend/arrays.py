@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.granularity import Granularity, PerTensor, Shape
@@ -44,7 +45,7 @@ def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def apply_plainly(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+def apply_plainly(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
     """``function.apply`` for concrete tensors: what it does outside ``torch.func``, less the binding of a signature."""
     result: Tensor = super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
     return result
@@ -137,6 +138,6 @@ def dense_order(x: Tensor) -> list[int] | None:
     return order if x.permute(order).is_contiguous() else None
 
 
-def numpy_of(t: Tensor) -> Any:
+def numpy_of(t: Tensor) -> NDArray[Any]:
     """The values of a small tensor as a NumPy array."""
     return t.detach().cpu().numpy()

@@ -37,7 +37,7 @@ def round_ste(x: Tensor, rounding: Rounding | str = Rounding.TIES_TO_EVEN, noise
     return _straight_through(x, round_to_integer(value, direction, noise))
 
 
-def tensor_clamp(x: Tensor, lo: Any, hi: Any) -> Tensor:
+def tensor_clamp(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
     """``x`` limited to ``[lo, hi]``, lo wins if lo > hi; differentiable in all three, see `tensor_clamp_vjp`.
 
     Args:
@@ -50,7 +50,7 @@ def tensor_clamp(x: Tensor, lo: Any, hi: Any) -> Tensor:
     return value
 
 
-def tensor_clamp_vjp(x: Tensor, lo: Any, hi: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tensor_clamp_vjp(x: Tensor, lo: Tensor | float, hi: Tensor | float, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``g`` to the one of ``x``, ``lo`` and ``hi`` that `tensor_clamp` took, +0.0 to the others; each shaped as ``x``.
 
     Raises:
@@ -68,7 +68,7 @@ def tensor_clamp_vjp(x: Tensor, lo: Any, hi: Any, g: Tensor) -> tuple[Tensor, Te
     )
 
 
-def tensor_clamp_ste(x: Tensor, lo: Any, hi: Any) -> Tensor:
+def tensor_clamp_ste(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
     """As `tensor_clamp`, gradient 1 everywhere, none to the bounds."""
     return _straight_through(x, _clamped(_value(x), _bound(x, lo), _bound(x, hi)))
 

@@ -1,13 +1,13 @@
 """Convolutions over quantized operands."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 from flax import nnx
 from jax import lax
 
-from ..layers import Geometry
+from ..layers import Geometry, Options
 from .layer import Quant, apply, check_options, held
 
 Array = jax.Array
@@ -42,7 +42,7 @@ class QuantConv(nnx.Conv):
         input_quant: Quant = None,
         output_quant: Quant = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         check_options(options)
         size, self.steps = _pair("kernel_size", kernel_size), _pair("strides", strides)

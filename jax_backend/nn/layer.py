@@ -1,14 +1,12 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ...core.contraction import contracts_codes
 from ...core.descriptions import Quantizer
-from ..layers import Axes, Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
+from ..layers import Axes, Geometry, Layer, Options, contract, laid_out, laid_out_qparams, over_codes
 from ..tensor_quantizer import TensorQuantizer, either, quantizer_of
 
 Array = jax.Array
@@ -63,8 +61,8 @@ def apply(
     return y if q_y is None else q_y(y, frozen, x_axes)
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options(options: Options) -> None:
     """TypeError for arguments that a quantized layer does not take."""
-    unknown = sorted(set(options) - {"use_bias", "dtype", "param_dtype", "kernel_init", "bias_init"})
+    unknown = sorted(set(options) - Options.__annotations__.keys())
     if unknown:
         raise TypeError(f"unknown arguments {', '.join(unknown)} of a quantized layer")

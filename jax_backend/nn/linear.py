@@ -1,11 +1,11 @@
 """Linear layers over quantized operands."""
 
-from typing import Any
+from typing import Unpack
 
 import jax
 from flax import nnx
 
-from ..layers import Geometry
+from ..layers import Geometry, Options
 from .layer import Quant, apply, check_options, held
 
 Array = jax.Array
@@ -30,7 +30,7 @@ class QuantLinear(nnx.Linear):
         input_quant: Quant = None,
         output_quant: Quant = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         check_options(options)
         super().__init__(in_features, out_features, rngs=rngs, **options)

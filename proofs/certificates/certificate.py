@@ -17,6 +17,7 @@ from typing import Any
 
 from ... import core
 from ...core.descriptions import Gradient, Quantizer
+from ..modes import execution
 from ..modes.environment import versions
 from ..modes.source import FUNCTIONS as FIVE
 from ..modes.source import NAMES, source_digest
@@ -298,6 +299,8 @@ def _features() -> list[str]:
 
 def _compiler() -> dict[str, Any]:
     """What inductor compiles with: the compiler, its optimization and floating-point flags."""
+    if reason := execution.not_installed("torch compiled"):
+        return {"missing": reason}
     from torch._inductor import config, cpp_builder
 
     try:

@@ -5,8 +5,10 @@
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,13 +63,19 @@ class Difference(Exception):
 
 def run_job(job: Job) -> TileResult:
     """A tile in the modes of the job, on one thread of torch: the machine's cores are shared out by process."""
+    _make_room(as_run(job.q, job.tile))
+    with _one_thread() if any(mode.startswith("torch") for mode in job.modes) else nullcontext():
+        return _run(job, [execution.implementation(mode) for mode in job.modes])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     import torch
 
-    _make_room(as_run(job.q, job.tile))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _run(job, [execution.implementation(mode) for mode in job.modes])
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -87,11 +95,14 @@ def _make_room(q: Quantizer) -> None:
     if same or resident_memory() > LIVE:
         if last is not None:
             ask_for_fresh_process()
-        import jax
-        import torch
+        if "jax" in sys.modules:  # else nothing was compiled with it, and it may not be installed
+            import jax
 
-        jax.clear_caches()  # type: ignore[no-untyped-call]
-        torch._dynamo.reset()
+            jax.clear_caches()  # type: ignore[no-untyped-call]
+        if "torch" in sys.modules:
+            import torch
+
+            torch._dynamo.reset()
         give_back_memory()
 
 

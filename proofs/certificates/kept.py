@@ -1,8 +1,8 @@
-"""Which certificates are kept, and the tables of them in the README and in ``docs/certificates.md``.
+"""Which certificates are kept, and the table of them in ``docs/certificates.md``.
 
     python -m samebits.proofs.certificates.kept boundary            # entries whose every input and scale is certified
     python -m samebits.proofs.certificates.kept scales              # entries whose scale rule is
-    python -m samebits.proofs.certificates.kept docs/certificates   # the rows of both tables again, from the files
+    python -m samebits.proofs.certificates.kept docs/certificates   # the rows of the table again, from the files
 
 A file that does not hold together ends it with the reason.
 """
@@ -50,12 +50,13 @@ def _has_plan(request: Request) -> bool:
     return True
 
 
-def row(name: str, found: Certificate, folder: str) -> str:
-    """A line of a table; ``folder`` is where the file lies, seen from the page."""
+def row(name: str, found: Certificate) -> str:
+    """A line of the table; the files lie in the folder ``certificates`` beside the page."""
     tiles, results = (sum(part[key] for part in found["domain"]) for key in ("tiles", RESULTS))
     request, result = found["request"], found["statement"]["result"]
     modes = len(request["modes"])
-    return f"| [{name}]({folder}/{name}.json) | {request['engine']} | {modes} | {tiles:,} | {results:,} | {result} |\n"
+    cells = (f"[{name}](certificates/{name}.json)", request["engine"], modes, f"{tiles:,}", f"{results:,}", result)
+    return f"| {' | '.join(map(str, cells))} |\n"
 
 
 def rewrite(page: str, rows: str) -> str:
@@ -73,18 +74,15 @@ def rewrite(page: str, rows: str) -> str:
 
 
 def main() -> None:
-    """Print names, or read the folder that is the argument and write both pages."""
+    """Print names, or read the folder that is the argument and write the page beside it."""
     if sys.argv[1] in ("boundary", "scales"):
         print(*(boundary() if sys.argv[1] == "boundary" else scales()))
         return
     folder = Path(sys.argv[1]).absolute()
     found = {path.stem: load(path)[0] for path in sorted(folder.glob("*.json")) if path.name != "schema.json"}
-    for page, place in (
-        (folder.parent / "certificates.md", folder.name),
-        (folder.parents[1] / "README.md", f"docs/{folder.name}"),
-    ):
-        rows = "".join(row(name, certificate, place) for name, certificate in found.items())
-        page.write_text(rewrite(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+    rows = "".join(row(name, certificate) for name, certificate in found.items())
+    page = folder.parent / "certificates.md"
+    page.write_text(rewrite(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

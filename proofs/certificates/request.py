@@ -77,11 +77,16 @@ def requested(
     chosen = tuple(float(np.float32(s)) for s in scales or ((0.1,) if engine == "exhaustive" else ()))
     shown = name if rounding is None else f"{name}, {rounding}"
     request = Request(shown, q, tuple(m for m in MODES if not modes or m in modes), engine, chosen, dtype, zero_point)
-    for one in request.modes:
-        if reason := execution.unavailable(one):
-            raise ValueError(f"mode {one} cannot run here: {reason}")
+    check_modes(request.modes)
     request.plan()
     return request
+
+
+def check_modes(modes: Sequence[str]) -> None:
+    """ValueError with the reason unless every mode can run on this machine."""
+    for mode in modes:
+        if reason := execution.unavailable(mode):
+            raise ValueError(f"mode {mode} cannot run here: {reason}")
 
 
 def tiles_of(request: Request) -> list[Tile]:

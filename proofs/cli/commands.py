@@ -88,6 +88,7 @@ def check(
         wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough)
     except (CheckpointError, KeyError) as error:
         _refuse(error.args[0])
+    _refuse_if_alone(wanted.modes)
     start = time.monotonic()
     result = summary(wanted, _shown("checking", len(wanted.jobs), run_plan(wanted, workers=workers), quiet=json))
     from . import display
@@ -119,6 +120,7 @@ def diverge(
         jobs = divergence.jobs(names)
     except KeyError as error:
         _refuse(error.args[0])
+    _refuse_if_alone(divergence.MODES)
     results = divergence.diverge(names, workers=workers)
     shown = _shown("comparing", len(jobs), results, quiet=json)
     found = divergence.in_order(row for rows in shown for row in rows)
@@ -155,7 +157,7 @@ def certify(
     from ..certificates.certificate import CertificateError, is_current, load, save
     from ..certificates.certify import Difference
     from ..certificates.certify import run_together as run_tiles
-    from ..certificates.request import requested
+    from ..certificates.request import check_modes, requested
     from . import display_certificates as display
 
     try:
@@ -165,6 +167,7 @@ def certify(
             _refuse(f"{output}: must be a directory for several certificates")
         if replay:
             certificate, request = load(replay)
+            check_modes(request.modes)
         wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
     except (CertificateError, KeyError, ValueError) as error:
         _refuse(error.args[0])
@@ -200,12 +203,14 @@ def prove(
 ) -> None:
     """Compare every quantizer in every mode on all 16-bit inputs and knife edges of many scales; takes 20 minutes."""
     from ..check import prove as proofs
+    from ..modes.execution import MODES
 
     known = proofs.load(output.with_suffix(".json"))
     try:
         wanted = proofs.jobs(name or (), without=proofs.valid(known) if missing else ())
     except (KeyError, ValueError) as error:
         _refuse(error.args[0])
+    _refuse_if_alone(MODES)
     same = True
     shown = _shown("proving", len(wanted), proofs.run(wanted, workers=workers), quiet=False)
     for proof in proofs.complete(shown):
@@ -251,6 +256,18 @@ def _target(name: str, engine: str, output: Path | None) -> Path:
 def _command() -> str:
     """What was typed, to be typed again."""
     return shlex.join(["samebits", *sys.argv[1:]])
+
+
+def _refuse_if_alone(modes: Iterable[str]) -> None:
+    """End where no framework of the modes is installed: that nothing was compared would pass for agreement."""
+    from ..modes.execution import not_installed
+
+    others = [mode for mode in modes if mode != "numpy"]
+    reasons: dict[str | None, str] = {}
+    for mode in others:
+        reasons.setdefault(not_installed(mode), mode)
+    if others and None not in reasons:
+        _refuse("; ".join(f"{mode} cannot run here: {reason}" for reason, mode in reasons.items()))
 
 
 def _refuse(message: str) -> NoReturn:

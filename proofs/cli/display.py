@@ -198,6 +198,9 @@ def _table(*columns: str, right: Iterable[int] = ()) -> Table:
 
 
 def _console() -> Console:
-    """On a terminal as wide as it is; elsewhere wide enough that no table breaks, and without colour."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """On a terminal as wide as it is; elsewhere wide enough that no table breaks, and without colour.
+
+    Without markup: the brackets of ``pip install 'samebits[jax]'`` are no tags.
+    """
+    console = Console(highlight=False, soft_wrap=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, width=160, markup=False)

@@ -5,10 +5,10 @@ special values, agree on every input between; random inputs hardly ever meet a s
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ...core.arithmetic import ZeroPointDomain
 from ...core.descriptions import QParams, Quantizer
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 NEIGHBOURS = 2  # two inputs on each side of a step can still have the quotient of the step itself
 
 
-def special_values(dtype: Any) -> Array:
+def special_values(dtype: DTypeLike) -> Array:
     """Both zeros, the ends of the subnormal and normal numbers, infinities, NaN of both signs, +-1/2, +-1 and around.
 
     1-D, in the dtype given; each magnitude with both signs.
@@ -33,7 +33,7 @@ def special_values(dtype: Any) -> Array:
     return np.concatenate([magnitudes, -magnitudes])
 
 
-def boundaries(q: Quantizer, scale: Any, zero_point: Any = None) -> Array:
+def boundaries(q: Quantizer, scale: SupportsFloat, zero_point: SupportsFloat | None = None) -> Array:
     """Where the code changes, in real numbers: float64, 1-D, ascending, from below the first number to above the last.
 
     Of integers ``(k + 1/2 - z) * s`` for the nearest roundings, ``(k - z) * s`` for the directed ones, for each integer
@@ -57,7 +57,7 @@ def boundaries(q: Quantizer, scale: Any, zero_point: Any = None) -> Array:
         return np.asarray((step - z) * s)
 
 
-def knife_edges(q: Quantizer, scale: Any, zero_point: Any, dtype: Any) -> Array:
+def knife_edges(q: Quantizer, scale: SupportsFloat, zero_point: SupportsFloat | None, dtype: DTypeLike) -> Array:
     """Inputs of one block at which its quantizer is decided: 1-D, in ``dtype``.
 
     Every boundary rounded to ``dtype`` with `NEIGHBOURS` numbers on each side, ascending, without repetitions
@@ -73,7 +73,7 @@ def knife_edges(q: Quantizer, scale: Any, zero_point: Any, dtype: Any) -> Array:
     return np.concatenate([neighbours(edges, NEIGHBOURS), special_values(dtype)])
 
 
-def knife_edge_array(q: Quantizer, qparams: QParams, dtype: Any) -> tuple[Array, QParams]:
+def knife_edge_array(q: Quantizer, qparams: QParams, dtype: DTypeLike) -> tuple[Array, QParams]:
     """An array in whose blocks every edge of every given scale stands, and the parameters that belong to it.
 
     The parameters may have any shape; they are taken as a list of blocks (one only for `PerTensor`). Edges that do not

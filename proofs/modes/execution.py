@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ... import core
 from ...core.descriptions import QParams, Quantizer, QuantizerGradients
 from ...core.granularity import qparams_shape
+from ...core.requirements import lacking
 from . import programs
 from .arrays import to_jax, to_numpy, to_torch
 from .shapes import compiled_shape
@@ -158,14 +159,30 @@ def unavailable(mode: str) -> str | None:
     Raises:
         ValueError: a mode that is none of `MODES`.
     """
-    _check_mode(mode)
-    package = "torch" if mode.startswith("torch") else "jax" if mode.startswith("jax") else None
+    if reason := not_installed(mode):
+        return reason
+    package = _framework(mode)
     try:
         if package:
             __import__(package)
     except ImportError as error:
         return f"{package} cannot be imported: {error}"
     return programs.missing_compiler() if mode == "torch compiled" else None
+
+
+def not_installed(mode: str) -> str | None:
+    """What a mode lacks of the libraries of its room and what to install, in one line, or None. Imports none of them.
+
+    Raises:
+        ValueError: a mode that is none of `MODES`.
+    """
+    _check_mode(mode)
+    extra = _framework(mode)  # an extra has the name of its framework
+    return lacking(extra, "it") if extra else None
+
+
+def _framework(mode: str) -> str | None:
+    return "torch" if mode.startswith("torch") else "jax" if mode.startswith("jax") else None
 
 
 def _check_mode(mode: str) -> None:

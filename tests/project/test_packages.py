@@ -1,4 +1,4 @@
-"""What is installed: declared dependencies, pinned versions, the wheel and the source distribution."""
+"""What is installed: declared dependencies, pinned versions, the wheel and the source distribution, their metadata."""
 
 import os
 import re
@@ -7,30 +7,61 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from hashlib import sha256
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.metadata import Metadata
+
+from samebits.core.requirements import EXTRAS as MINIMUMS
+from samebits.core.requirements import ROOMS as ROOM_EXTRAS
 
 from .source import PROJECT, ROOMS, ROOT, imported_names, parsed
 
+EPOCH = "1600000000"  # seconds
+PYTHONS = ("3.11", "3.12", "3.13")  # that constraints.txt serves
+DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+NEEDED = {
+    "core": [],
+    "torch_frontend": ["torch"],
+    "jax_backend": ["jax"],
+    "proofs": ["proofs", "torch", "jax", "cluster"],
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_core_needs_and_what_its_extra_brings(room: str) -> None:
+    base, own = requirement_names(DEPENDENCIES), [requirement_names(EXTRAS[extra]) for extra in NEEDED[room]]
+    assert distributions([room]) | base == base.union(*own)
+    assert all(base.isdisjoint(one) for one in own)
+
+
+def test_the_extra_all_is_that_of_every_room() -> None:
+    assert EXTRAS["all"] == ["samebits[jax,proofs,torch]"]
+    assert {*ROOM_EXTRAS.values(), "proofs"} == {"jax", "proofs", "torch"}
+
 
 def test_dependencies_are_what_is_imported() -> None:
-    declared = requirement_names(PROJECT["project"]["dependencies"])
-    extras = PROJECT["project"]["optional-dependencies"]
-    assert distributions(ROOMS) == declared | requirement_names(extras["cluster"])
-    assert distributions(["tests", "examples"]) <= declared | requirement_names(extras["test"])
-    assert distributions(["benchmarks"]) <= declared | requirement_names(extras["peers"])
-    assert distributions(["examples"]) <= declared | requirement_names(extras["docs"])
+    every = requirement_names([*DEPENDENCIES, *(line for extra in MINIMUMS for line in EXTRAS[extra])])
+    assert distributions(ROOMS) == every
+    assert distributions(["tests", "examples"]) <= every | requirement_names(EXTRAS["test"])
+    assert distributions(["benchmarks"]) <= every | requirement_names(EXTRAS["peers"])
+    assert distributions(["examples"]) <= every | requirement_names(EXTRAS["docs"])
+
+
+def test_rooms_ask_for_the_releases_that_are_declared() -> None:
+    for extra, libraries in MINIMUMS.items():
+        assert sorted(EXTRAS[extra]) == sorted(f"{library}>={least}" for library, least in libraries.items())
 
 
 def test_constraints_pin_every_dependency() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "exact versions, no local ones"
-    project = PROJECT["project"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    wanted = requirement_names(project["dependencies"] + extras)
-    assert wanted <= requirement_names(lines)
+    wanted = requirement_names(DEPENDENCIES + [line for own in EXTRAS.values() for line in own])
+    assert wanted - {"samebits"} <= requirement_names(lines)
 
 
 def distributions(folders: list[str] | tuple[str, ...]) -> set[str]:
@@ -57,18 +88,88 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+BESIDE = ("pyproject.toml", "setup.py", "README.md", "LICENSE")  # the rooms, to build them
+
+
+def source_copy(folder: Path) -> Path:
+    """The folder, with a copy of everything in it that is built."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BESIDE:
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build(source: Path, out: Path, **how: Any) -> Path:
+    """The folder ``out``, with the source distribution of ``source`` and the wheel that was built from it."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, **how)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the source distribution, and the wheel that was built from it."""
-    copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return out
+    source = source_copy(tmp_path_factory.mktemp("source"))
+    return build(source, tmp_path_factory.mktemp("dist"), env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, umask=0o022)
+
+
+def test_the_same_files_make_the_same_archives(built: Path, tmp_path: Path) -> None:
+    """Elsewhere, later, by somebody who lets no one read files, from files of another day: byte for byte."""
+    source = source_copy(tmp_path / "elsewhere")
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+        os.utime(path, (10**9, 10**9))
+    out = build(source, tmp_path / "out", env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, umask=0o077)
+    digests = [
+        {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} for folder in (built, out)
+    ]
+    assert digests[0] == digests[1]
+    assert sorted(Path(name).suffix for name in digests[0]) == [".gz", ".whl"]
+
+
+def test_archives_have_one_time_and_two_permissions(built: Path) -> None:
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        entries = archive.infolist()
+    assert {entry.date_time for entry in entries} == {(2020, 9, 13, 12, 26, 40)}  # EPOCH
+    assert {entry.external_attr >> 16 for entry in entries} == {0o100644}
+    with tarfile.open(sdist) as packed:
+        members = packed.getmembers()
+    assert {member.mtime for member in members} == {int(EPOCH)}
+    assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
+    assert {member.mode for member in members} == {0o644, 0o755}
+
+
+def test_metadata_is_valid_and_complete(built: Path) -> None:
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        raw = archive.read(name)
+    with tarfile.open(sdist) as packed:
+        members = [packed.extractfile(name) for name in packed.getnames() if re.fullmatch(r"[^/]+/PKG-INFO", name)]
+        assert [member.read() for member in members if member] == [raw]
+    found = Metadata.from_email(raw, validate=True)  # raises for a field that package indexes refuse
+    project = PROJECT["project"]
+    assert (found.name, str(found.version)) == (project["name"], project["version"])
+    assert (found.summary, found.license_expression) == (project["description"], project["license"])
+    assert found.license_files == ["LICENSE"]
+    assert str(found.requires_python) == project["requires-python"] == ">=3.11"
+    assert (found.description_content_type, found.description) == ("text/markdown", (ROOT / "README.md").read_text())
+    assert found.classifiers == project["classifiers"]
+    assert {"Typing :: Typed", *(f"Programming Language :: Python :: {v}" for v in PYTHONS)} <= set(
+        found.classifiers or ()
+    )
+    assert not [name for name in project["classifiers"] if name.startswith("License ::")], "the expression says it"
+    assert set(found.provides_extra or ()) == set(EXTRAS)
+    assert {str(line) for line in found.requires_dist or () if not line.marker} == set(DEPENDENCIES)
+
+
+def test_the_type_checker_and_the_linter_take_the_oldest_python() -> None:
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert oldest == PYTHONS[0] == PROJECT["tool"]["mypy"]["python_version"]
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
 
 
 def package_files() -> set[str]:
@@ -84,13 +185,15 @@ def test_wheel_holds_every_file_and_nothing_else(built: Path) -> None:
         info = {name.split("/", 1)[1] for name in names if ".dist-info/" in name}
         assert {name for name in names if ".dist-info/" not in name} == package_files()
         assert {"entry_points.txt", "licenses/LICENSE"} <= info
+        (scripts,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    assert scripts.split() == ["[console_scripts]", "samebits", "=", "samebits.proofs.cli.main:main"]
     assert {f"samebits/{room}/py.typed" for room in ROOMS} <= package_files()
 
 
 def test_wheel_works_without_the_source_tree(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    program = "from samebits.proofs.cli import commands; print(commands.__file__, flush=True); commands.main()"
+    program = "from samebits.proofs.cli import main; print(main.__file__, flush=True); main.main()"
     command = [sys.executable, "-c", program, "catalog"]
     result = subprocess.run(
         command,

@@ -29,6 +29,7 @@ NOUNS = {
     "dialects",
     "formats",
     "granularity",
+    "requirements",
     "scales",
 }
 VERBS = {
@@ -76,13 +77,19 @@ def forbidden_imports(tree: ast.Module, package: str) -> list[str]:
 
 
 def bad_exports(tree: ast.Module) -> list[str]:
-    """Statements of an ``__init__`` other than its docstring and ``from .x import f as f``."""
+    """Statements of an ``__init__`` other than its docstring, the guard of a backend and ``from .x import f as f``."""
     found = []
-    for node in tree.body[1:]:
+    guarded = [ast.unparse(node) for node in tree.body[1:3]] in map(guard, BACKENDS)
+    for node in tree.body[3 if guarded else 1 :]:
         plain = isinstance(node, ast.ImportFrom) and node.level in (1, 2) and node.module
         if not plain or any(alias.asname != alias.name for alias in node.names):  # type: ignore[attr-defined]
             found.append(ast.unparse(node))
     return found
+
+
+def guard(room: str) -> list[str]:
+    """What a backend begins with, so that a missing framework is said in one line."""
+    return ["from ..core.requirements import require", f"require({room!r})"]
 
 
 def undocumented(tree: ast.Module) -> list[str]:
@@ -129,6 +136,16 @@ BAD += [
     (bad_exports, '"""."""\nfrom . import clamp as clamp', ["from . import clamp as clamp"]),
     (bad_exports, '"""."""\n__all__ = []', ["__all__ = []"]),
     (bad_exports, '"""."""\nfrom .clamp import clamp as clamp', []),
+    (bad_exports, f'"""."""\n{chr(10).join(guard("jax_backend"))}\nfrom .clamp import clamp as clamp', []),
+    (bad_exports, f'"""."""\n{guard("jax_backend")[0]}', [guard("jax_backend")[0]]),
+    (bad_exports, f'"""."""\n{guard("jax_backend")[1]}', [guard("jax_backend")[1]]),
+    (bad_exports, '"""."""\n' + "\n".join(guard("proofs")), guard("proofs")),
+    (bad_exports, '"""."""\n' + "\n".join([*guard("jax_backend"), "print()"]), ["print()"]),
+    (
+        bad_exports,
+        '"""."""\nfrom .clamp import clamp as clamp\n' + "\n".join(guard("jax_backend")),
+        guard("jax_backend"),
+    ),
     (undocumented, "def f(): ...\nclass C:\n    def m(self): ...\n    def _n(self): ...", ["module", "f", "C", "C.m"]),
     (unannotated, "def f(a, *b, c: int) -> int: ...", ["f(a)", "f(b)"]),
     (unannotated, "class C:\n    def m(self, x: int): ...", ["C.m -> ?"]),
@@ -229,6 +246,11 @@ def test_exports(room: str) -> None:
     assert len(names) == len(set(names))
     for module, name in names:
         assert getattr(package, name) is getattr(importlib.import_module(module, path), name), name
+
+
+@pytest.mark.parametrize("room", BACKENDS)
+def test_backends_ask_for_their_libraries_before_anything_imports_them(room: str) -> None:
+    assert [ast.unparse(node) for node in parsed(ROOT / room / "__init__.py").body[1:3]] == guard(room)
 
 
 def test_proofs_offers_its_names_lazily() -> None:

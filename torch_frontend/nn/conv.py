@@ -1,7 +1,5 @@
 """Convolutions over quantized operands."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +32,7 @@ class QuantConv2d(nn.Conv2d):
         weight_quant: Quant = "int8_per_channel",
         input_quant: Quant = None,
         output_quant: Quant = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         steps, margins = _pair("stride", stride), _pair("padding", padding)

@@ -1,7 +1,5 @@
 """Linear layers over quantized operands."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +26,7 @@ class QuantLinear(nn.Linear):
         weight_quant: Quant = "int8_per_channel",
         input_quant: Quant = None,
         output_quant: Quant = None,
-        device: Any = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)

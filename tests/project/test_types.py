@@ -1,0 +1,103 @@
+"""Type information: nothing public is `Any` but what has no type, and each of those with its reason."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from samebits.proofs import _PLACES
+
+from .source import BACKENDS, ROOT, definitions, is_public, parsed
+
+ROOMS = ("core", *BACKENDS)
+# Why something is `Any`, by the beginning of its place. A place without a line fails, a line without a place too.
+OF_ANY_LIBRARY = "arrays of NumPy, torch or JAX, or None: they have no type in common, and core imports no framework"
+WIDTHS = "dtypes and NumPy scalars of several widths, for other files of the room; no user calls it"
+REASONS = {
+    "core/descriptions.py QParams.": OF_ANY_LIBRARY,
+    "core/descriptions.py QuantizerGradients.": OF_ANY_LIBRARY,
+    "core/descriptions.py Quantizer.replace(changes)": "fields of the quantizer and of its nouns, each of its own type",
+    "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
+    "jax_backend/arrays.py ": WIDTHS,
+    "jax_backend/grid.py decode(dtype)": WIDTHS,
+    "jax_backend/ieee.py narrow_exactly(dtype)": WIDTHS,
+    "jax_backend/kernels.py ": WIDTHS,
+    "proofs/certificates/certify.py certify(how)": "the arguments of `run`, handed on",
+    "proofs/inputs/compare.py differences(": OF_ANY_LIBRARY,
+    "proofs/inputs/compare.py assert_same_bits(": OF_ANY_LIBRARY,
+}
+WHOLE = {"NDArray", "dtype"}  # NDArray[Any] and np.dtype[Any] are arrays and dtypes of every kind, not unknown things
+
+
+def loose(annotation: ast.expr | None) -> bool:
+    """Whether an annotation holds `Any` anywhere but as the argument of a type of `WHOLE`."""
+    match annotation:
+        case None:
+            return False
+        case ast.Name(id=name):
+            return name == "Any"
+        case ast.Constant(value=str() as text):
+            return loose(ast.parse(text, mode="eval").body)
+        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name)) if name in WHOLE:
+            return False
+        case _:
+            return any(loose(part) for part in ast.iter_child_nodes(annotation) if isinstance(part, ast.expr))
+
+
+def loose_places(tree: ast.Module) -> Iterator[str]:
+    """Where `Any` stands in public signatures and fields: ``function(argument)``, ``function -> ``, ``Class.field``."""
+    for name, node in definitions(tree):
+        if not is_public(name.removesuffix(".__init__")):
+            continue
+        if isinstance(node, ast.ClassDef):
+            fields = (part for part in node.body if isinstance(part, ast.AnnAssign))
+            yield from (f"{name}.{ast.unparse(field.target)}" for field in fields if loose(field.annotation))
+            continue
+        spec = node.args
+        every = [*spec.posonlyargs, *spec.args, *spec.kwonlyargs, *filter(None, (spec.vararg, spec.kwarg))]
+        yield from (f"{name}({argument.arg})" for argument in every if loose(argument.annotation))
+        if loose(node.returns):
+            yield f"{name} ->"
+
+
+def found() -> Iterator[str]:
+    """All such places of core and the backends, and of the names that `samebits.proofs` offers."""
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            file = path.relative_to(ROOT).as_posix()
+            yield from (f"{file} {place}" for place in loose_places(parsed(path)))
+    for file in sorted(set(_PLACES.values())):
+        path = ROOT / "proofs" / f"{file.replace('.', '/')}.py"
+        names = [name for name, home in _PLACES.items() if home == file]
+        for place in loose_places(parsed(path)):
+            if re.split(r"[.( ]", place)[0] in names:
+                yield f"{path.relative_to(ROOT).as_posix()} {place}"
+
+
+def test_what_is_public_has_a_type_or_a_reason() -> None:
+    places = list(found())
+    assert [place for place in places if not place.startswith(tuple(REASONS))] == []
+    assert [begin for begin in REASONS if not any(place.startswith(begin) for place in places)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "places"),
+    [
+        ("def f(x: Any, *y: 'Any', **z: int) -> list[Any]: ...", ["f(x)", "f(y)", "f ->"]),
+        ("def f(x: Any | None, *, y: Callable[[Any], int]) -> int: ...", ["f(x)", "f(y)"]),
+        ("def f(x: NDArray[Any], y: np.dtype[Any]) -> tuple[np.ndarray, ...]: ...", []),
+        ("def _f(x: Any) -> Any: ...\nclass _C:\n    x: Any", []),
+        ("class C:\n    x: Any\n    y: int\n    def m(self, z: Any) -> None: ...", ["C.x", "C.m(z)"]),
+        (
+            "class C:\n    def __init__(self, device: Any) -> None: ...\n    def _m(self, z: Any): ...",
+            ["C.__init__(device)"],
+        ),
+    ],
+)
+def test_the_check_sees(source: str, places: list[str]) -> None:
+    assert list(loose_places(ast.parse(source))) == places
+
+
+def test_every_room_says_that_it_is_typed() -> None:
+    assert all((ROOT / room / "py.typed").read_bytes() == b"" for room in (*ROOMS, "proofs"))
