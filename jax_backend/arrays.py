@@ -2,7 +2,7 @@
 
 XLA on CPU reads subnormal operands as zero and writes subnormal results as zero, turns ``x / s`` with a scalar or
 broadcast ``s`` into ``x * (1 / s)``, merges ``(a / b) / s`` into ``a / (b * s)``, and contracts ``a * b + c`` to a
-fused multiply-add. Bit patterns see subnormals; barriers and selects stop the rest.
+fused multiply-add. Bit patterns see subnormals; selects and barriers stop the rest.
 """
 
 from typing import Any, NamedTuple
@@ -118,8 +118,24 @@ def with_sign_of(value: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def barrier(x: jax.Array) -> jax.Array:
-    """``x``, of which the compiler's algebra knows nothing."""
+    """``x``, of which the compiler's algebra knows nothing.
+
+    For scalars, small arrays and what is stored anyway: from jax 0.11 on, what lies behind a barrier is an array in
+    memory. `veiled` is for others.
+    """
     return lax.optimization_barrier(x)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def veiled(x: jax.Array, other: jax.Array) -> jax.Array:
+    """``x``, which the compiler's algebra must take for one of two, ``x`` or ``other``; no array of its own.
+
+    A select whose condition is a False behind a barrier: to XLA the result is no constant, no broadcast and no quotient
+    (unless both are the same array). LLVM, which rewrites no division, may see through it.
+
+    Args:
+        other: same shape and dtype as ``x``.
+    """
+    return jnp.where(barrier(jnp.asarray(False)), other, x)
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -154,8 +170,8 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
         subnormals: False where the caller knows that subnormal ``x`` may be read as zero; saves the decoding.
     """
     divisor = jnp.broadcast_to(s, x.shape)
-    if not is_concrete(x, s):  # op by op there is nothing to be kept apart
-        x, divisor = barrier(x), barrier(divisor)
+    if not is_concrete(x, s, divisor):  # op by op there is nothing to be kept apart
+        x, divisor = veiled(x, divisor), veiled(divisor, x)
     if not subnormals:
         return x / divisor
     tiny = is_subnormal_or_zero(x)

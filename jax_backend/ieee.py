@@ -20,6 +20,7 @@ from .arrays import (
     magnitude,
     narrow,
     scaled_subnormal,
+    veiled,
 )
 
 Array = jax.Array
@@ -33,7 +34,8 @@ def divide_exactly(x: Array, s: Array) -> Array:
     """
     significand, exponent = _parts(x)
     divisor, divisor_exponent = _parts(s)
-    rounded = barrier(_from_one_to_two(significand, x.dtype)) / barrier(_from_one_to_two(divisor, x.dtype))
+    dividend, by = _from_one_to_two(significand, x.dtype), _from_one_to_two(divisor, x.dtype)
+    rounded = veiled(dividend, by) / veiled(by, dividend)
     quotient, shift = _parts(rounded)  # in (1/2, 2)
     lost = (significand << (layout(x.dtype).mantissa - shift)) - quotient * divisor  # small: wrapping does no harm
     return _rounded(x, s, quotient, exponent - divisor_exponent + shift, lost)

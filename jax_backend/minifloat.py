@@ -2,7 +2,7 @@
 
 Where subnormals of the dtype decide, no number is computed with as a float, so they are like any others. A format's
 numbers are numbers of float32, its smallest normal number included, so a pattern never needs more exponents than it
-has. Rounding to nearest even of other formats is one addition and one subtraction.
+has. Rounding to nearest even to other formats is one addition and one subtraction, of a number made from ``u``.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.directions import Rounding
 from ..core.formats import FloatFormat, Specials
-from .arrays import Layout, barrier, bit_pattern, constant_pattern, from_pattern, layout, magnitude
+from .arrays import Layout, bit_pattern, constant_pattern, from_pattern, layout, magnitude
 
 Array = jax.Array
 
@@ -29,7 +29,7 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Arr
         negative zero.
     """
     form, bits, size = layout(u.dtype), bit_pattern(u), magnitude(u)
-    if rounding is Rounding.TIES_TO_EVEN and _halves_are_normal(format, form):
+    if rounding is Rounding.TIES_TO_EVEN and _has_sums(format, form):
         return _nearest(u, format)
     one = form.integer(1)
     significand, drop = _quanta(size, format, u.dtype)
@@ -48,28 +48,30 @@ def round_to_float(u: Array, format: FloatFormat, rounding: Rounding, noise: Arr
     return jnp.where(jnp.isnan(u), u, from_pattern(signed, u.dtype))
 
 
-def _halves_are_normal(format: FloatFormat, form: Layout) -> bool:
-    """Whether half the smallest number of the format is a normal number of the dtype."""
-    return format.min_exponent - format.mantissa_bits - 1 >= form.min_exponent
+def _has_sums(format: FloatFormat, form: Layout) -> bool:
+    """Whether `_nearest` meets no subnormals of the dtype that decide."""
+    return format.min_exponent - form.mantissa - 2 >= form.min_exponent
 
 
 def _nearest(u: Array, format: FloatFormat) -> Array:
-    """`round_to_float` to nearest even, where `_halves_are_normal`: a subnormal ``u`` may then be read as zero.
+    """`round_to_float` to nearest even, where `_has_sums`: a subnormal ``u`` may then be read as zero.
 
-    From the format's smallest normal number upwards by adding to the pattern half of what its last bits can be. Below
-    by adding and subtracting a number next to which floats lie a quantum apart.
+    By adding and subtracting a number next to which floats lie as far apart as those of the format next to ``u``. Both
+    are made so much smaller first that no sum overflows: with ``2**e`` the power of two below ``u``, and not below the
+    format's smallest normal number, that number is ``1.5 * 2**(e - 1)``.
+
+    ``u`` is used once, as bits: XLA on CPU stores a quotient that is used twice, which takes as long as all of this.
+    XLA folds no sum here, since the number comes from ``u``.
     """
-    form, size = layout(u.dtype), magnitude(u)
-    one, dropped = form.integer(1), form.mantissa - format.mantissa_bits
-    half, odd = (one << (dropped - 1)) - 1, (size >> dropped) & 1
-    normal = (size + half + odd) & ~((one << dropped) - 1)
-    large = barrier(jnp.asarray(1.5 * 2.0 ** (format.min_exponent + dropped), u.dtype))
-    subnormal = bit_pattern((from_pattern(size, u.dtype) + large) - large)
-    rounded = jnp.where(size < _first_field(format, form) << form.mantissa, subnormal, normal)
-    signed = rounded | (bit_pattern(u) & form.sign)
+    form, bits = layout(u.dtype), bit_pattern(u)
+    size, down = bits & ~form.sign, u.dtype.type(2.0 ** (format.mantissa_bits - form.mantissa - 1))
+    power = jnp.maximum(size & form.exponent, form.integer(_first_field(format, form) << form.mantissa))
+    large = from_pattern(power - form.integer(1 << (form.mantissa - 1)), u.dtype)
+    rounded = bit_pattern(((from_pattern(size, u.dtype) * down + large) - large) * (1 / down))
+    signed = rounded | (bits & form.sign)
     if format.specials is Specials.NEGATIVE_ZERO:
         signed = jnp.where(rounded == 0, 0, signed)
-    return jnp.where(jnp.isnan(u), u, from_pattern(signed, u.dtype))
+    return from_pattern(signed, u.dtype)
 
 
 def overflow(rounded: Array, format: FloatFormat) -> Array:
