@@ -243,9 +243,11 @@ def short_product(code: jax.Array, scale: jax.Array, *, signed_zero: bool = Fals
     """As `product`, for codes whose last bit is 0, such as integers of at most 17 bits, or that are NaN: cheaper.
 
     Compilers do not know that it is 0. As a number of its own, +0.0 (with ``signed_zero`` -0.0), it is added: they may
-    contract the product with that addition, which changes no bit but the sign of a zero, and with no other.
+    contract the product with that addition, which changes no bit but the sign of a zero, and with no other. Of constant
+    ``code`` they do know it; so a bit of ``scale``, which is 0 too, is added to it. Where both are constants, so is the
+    product, and nothing is contracted.
     """
-    last = bit_pattern(code) & 1
+    last = (bit_pattern(code) & 1) | jnp.equal(bit_pattern(scale), 0).astype(layout(scale.dtype).integer)
     return code * scale + from_pattern(last | layout(code.dtype).sign if signed_zero else last, code.dtype)
 
 

@@ -17,7 +17,7 @@ def code_range(q: Quantizer, bit_width: Array) -> tuple[Array, Array]:
     """Smallest and largest code of the format at another width, rounded to nearest even; int32, 0-d."""
     format = _format(q)
     power = _power(format, bit_width, np.float32).astype(np.int32)
-    lo = format.narrow - power if format.signed else jnp.zeros_like(power)
+    lo = int(format.narrow) - power if format.signed else jnp.zeros_like(power)
     return lo, power - (1 if format.signed else 1 + format.narrow)
 
 
@@ -43,7 +43,7 @@ def whole_width(bit_width: Array) -> Array:
 def _power(format: IntegerFormat, bit_width: Array, dtype: type | np.dtype) -> Array:
     """``2**(b - 1)`` where signed, else ``2**b``."""
     form = layout(np.dtype(dtype))
-    exponent = whole_width(bit_width).astype(form.integer) - format.signed
+    exponent = whole_width(bit_width).astype(form.integer) - int(format.signed)
     return from_pattern((exponent + form.integer(1 - form.min_exponent)) << form.mantissa, dtype)
 
 

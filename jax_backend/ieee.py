@@ -97,6 +97,6 @@ def _rounded(x: Array, s: Array, significand: Array, exponent: Array, lost: Arra
     count, rest = significand >> drop, significand & ((form.integer(1) << drop) - 1)  # of the smallest subnormal
     half = form.integer(1) << (drop - 1)
     up = (rest > half) | ((rest == half) & ((lost > 0) | ((lost == 0) & (count & 1 == 1))))
-    result = jnp.where(field > 0, normal, count + up) | (bit_pattern(x) & form.sign)
+    result = jnp.where(field > 0, normal, count + up.astype(count.dtype)) | (bit_pattern(x) & form.sign)
     number = jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))
     return jnp.where(jnp.isnan(s), s, number)

@@ -24,6 +24,7 @@ from .arrays import (
     magnitude,
     multiple,
     narrow,
+    ordered,
     product,
     short_product,
     tiny_quotient,
@@ -165,7 +166,8 @@ def limited(q: Quantizer, x: Array, scale: Array, unclamped: Array, bit_width: A
     ends, zeros = vanishing(scale), scale - scale  # NaN where the scale is
     expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
     wide = widen(x)
-    return limit_to_grid(q, jnp.where(magnitude(wide) <= expand(ends), expand(zeros), wide))
+    place, end = ordered(wide), expand(ends)  # as `magnitude(wide) <= end`, which a constant end of 0 makes a float's
+    return limit_to_grid(q, jnp.where((place <= end) & (place >= ~end), expand(zeros), wide))
 
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:

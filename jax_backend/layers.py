@@ -128,7 +128,7 @@ def over_codes(
 def contract(geometry: Geometry, x_hat: Array, w_hat: Array, bias: Array | None) -> Array:
     """The layer over values, in float32 (float64 for float64), rounded once to the dtype of ``x_hat``."""
     y = _contract(geometry, widen(x_hat), widen(w_hat))
-    return narrow(y if bias is None else y + bias.astype(y.dtype), x_hat.dtype)
+    return narrow(y if bias is None else y + _of_channels(bias.astype(y.dtype), y), x_hat.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -150,7 +150,7 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
     acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
     if not linear:  # XLA leaves out products with the padding, but 0 * NaN is NaN
         acc = jnp.where(jnp.isnan(b).any(summed), jnp.nan, acc)
-    per_output = w_scale if w_scale.ndim == 0 else w_scale.reshape(-1)
+    per_output = w_scale if w_scale.ndim == 0 else _of_channels(w_scale.reshape(-1), x_scale)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
     return narrow(y, x.dtype), operands
@@ -247,6 +247,11 @@ def _centred_codes(
     return kernels.by_scale(q, scale, compute)
 
 
+def _of_channels(values: Array, y: Array) -> Array:
+    """One value per output channel (or one in all) with as many axes as ``y``, at least; channels are the last."""
+    return values.reshape((1,) * (y.ndim - values.ndim) + values.shape)
+
+
 def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
     """``acc * scale + bias``, each operation rounded, with +0.0 for a sum that is zero.
 
@@ -256,7 +261,7 @@ def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
 
     def value() -> Array:
         sums = jnp.where(acc == 0, 0, acc)
-        return jnp.where(jnp.isnan(sums), sums, sums * scale)
+        return jnp.where(jnp.isnan(sums), sums, sums * _of_channels(scale, acc))
 
     if bias is None:
         return value()
@@ -264,7 +269,7 @@ def _scaled(acc: Array, scale: Array, bias: Array | None) -> Array:
     ordinary &= ~jnp.any(is_subnormal_or_zero(bias) & (scaled_subnormal(bias) != 0))
 
     def plus_bias(addition: Callable[[Array, Array], Array]) -> Array:
-        return addition(value(), bias)
+        return addition(value(), _of_channels(bias, acc))
 
     y: Array = lax.cond(ordinary, lambda: plus_bias(jnp.add), lambda: plus_bias(add))
     return y

@@ -117,7 +117,7 @@ def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> 
     gamma = n * u / (1 - n * u)
     wide = jax.dtypes.canonicalize_dtype(np.float64)
     size = jnp.abs(x_hat).astype(wide) @ jnp.abs(w_hat).astype(wide).T
-    size = size if bias is None else size + jnp.abs(bias).astype(wide)
+    size = size if bias is None else size + jnp.broadcast_to(jnp.abs(bias).astype(wide), size.shape)
     return size * (gamma * (1 + 2 * gamma))
 
 

@@ -4,6 +4,7 @@ Nothing here quantizes. `rounded_to` is the one numerical function: a narrowing 
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
 
 
+def is_batched(g: Tensor) -> bool:
+    """Whether ``g`` is one of many gradients at once (``torch.autograd.grad(is_grads_batched=True)``).
+
+    That ``vmap`` is older than ``torch.func``, whose tensors `is_concrete` knows: only the dispatch keys tell.
+    """
+    return torch._C._dispatch_keys(g).has("Batched")
+
+
 def may_hold_nan(x: Tensor) -> bool:
     """Whether ``x`` holds NaN, as far as it can be seen: False only when there is none."""
     return not (is_concrete(x) and x.numel() and not x.amax().isnan().item())
@@ -45,10 +54,41 @@ def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
+    """``function.apply``, but no compiled program that would differentiate the forward pass of ``function``.
+
+    Raises:
+        RuntimeError: while ``torch.compile`` traces a transform of ``torch.func``: dynamo inlines the forward pass
+            there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code.
+    """
+    if torch.compiler.is_compiling() and _loses_gradients():
+        raise RuntimeError(
+            "torch.compile around torch.func (grad, vjp, jacrev, vmap) would give wrong gradients here: use "
+            "torch.autograd.grad inside of it, torch.no_grad() if there are none, or torch.func without torch.compile"
+        )
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _loses_gradients() -> bool:
+    """Whether a transform of ``torch.func`` is at work, and gradients are not switched off."""
+    return torch._C._functorch.peek_interpreter_stack() is not None and torch.is_grad_enabled()
+
+
+# Dynamo runs it for real while it traces. So says `torch.compiler.assume_constant_result` too, which imports dynamo.
+_loses_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def apply_plainly(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
     """``function.apply`` for concrete tensors: what it does outside ``torch.func``, less the binding of a signature."""
     result: Tensor = super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
     return result
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which operations on the device of ``x`` run in the dtypes that they are given."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def widened(x: Tensor) -> Tensor:

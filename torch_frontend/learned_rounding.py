@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import LearnedRounding, Relaxation
 from .arguments import check_array
-from .arrays import broadcast_views, widened
+from .arrays import apply, broadcast_views, widened
 
 LARGEST, LOG2_E = 32.0, 1.44269504088896341
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
@@ -36,8 +36,7 @@ def rounding_share(rule: LearnedRounding, v: Tensor) -> Tensor:
     Returns:
         Same shape and dtype.
     """
-    share: Tensor = _Share.apply(v, rule)  # type: ignore[no-untyped-call]
-    return share
+    return apply(_Share, v, rule)
 
 
 def rounding_slope(rule: LearnedRounding, v: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..core import checks
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerTensor
 from .arguments import check_array, check_tensor
-from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, widened
+from .arrays import apply, apply_plainly, dtype_name, is_concrete, records_gradient, widened
 from .ranges import mean_and_deviation
 from .scaling import restrict_scale, scale_slope, symmetric_scale
 from .ste import block_sum
@@ -39,8 +39,7 @@ def scale_at_sigma(q: Quantizer, x: Tensor, sigma: Tensor) -> Tensor:
         if not records_gradient(sigma):
             return scale
         return apply_plainly(_OfSigma, sigma, scale, scale_slope(q, magnitude, deviation))
-    value: Tensor = _OfSigma.apply(sigma, scale, scale_slope(q, magnitude, deviation))  # type: ignore[no-untyped-call]
-    return value
+    return apply(_OfSigma, sigma, scale, scale_slope(q, magnitude, deviation))
 
 
 def sigma_gradient(q: Quantizer, x: Tensor, sigma: Tensor, d_scale: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``; with
 `contraction_bound` holds. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
 
 Gradients are those of the contraction of the dequantized values, handed on as `fake_quantize_vjp` does. How native
-products are kept exact: see `exact`.
+products are kept exact: see `exact`. Under ``torch.autocast`` nothing here is cast: contractions stay exact, and the
+result has the dtype of ``x``.
 """
 
 import math
@@ -28,7 +29,17 @@ from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import exact, routes
 from .arguments import check_array, check_tensor
-from .arrays import apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, widened
+from .arrays import (
+    apply,
+    apply_plainly,
+    dtype_name,
+    is_concrete,
+    narrowed,
+    records_gradient,
+    wide_dtype,
+    widened,
+    without_autocast,
+)
 
 Pair = tuple[int, int]
 
@@ -47,7 +58,8 @@ class _Layer:
         return self.stride is None
 
     def contract(self, a: Tensor, b: Tensor) -> Tensor:
-        return F.linear(a, b) if self.stride is None else F.conv2d(a, b, None, self.stride, self.padding)
+        with without_autocast(a):
+            return F.linear(a, b) if self.stride is None else F.conv2d(a, b, None, self.stride, self.padding)
 
     def outputs(self, values: Tensor) -> Tensor:
         """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""
@@ -68,7 +80,8 @@ def linear(
     """``x @ w.T + bias`` over quantized ``x`` and ``w``; see the module.
 
     Args:
-        x: ``(..., in)``; ``w``: ``(out, in)``, same dtype; ``bias``: ``(out,)`` in the dtype of the scales.
+        x: ``(..., in)``; ``w``: ``(out, in)``, same dtype (under autocast one of them may be float32 and the other
+            of 16 bits); ``bias``: ``(out,)`` in the dtype of the scales.
     Returns:
         ``(..., out)``, dtype of ``x``.
     Raises:
@@ -131,10 +144,15 @@ def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None
     axis = -1 if w_ndim == 2 else 1
     if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
         raise ValueError(f"`x` must fit `w` of shape {tuple(w.shape)}, got shape {tuple(x.shape)}")
-    if x.dtype != w.dtype:
+    if x.dtype != w.dtype and not (torch.is_autocast_enabled(x.device.type) and _wide(x) == _wide(w)):
         raise TypeError(f"`w` must have the dtype of `x`, {dtype_name(x.dtype)}, got {dtype_name(w.dtype)}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
+
+
+def _wide(x: Tensor) -> torch.dtype | None:
+    """The dtype that ``x`` is computed in; None for what is no floating-point tensor."""
+    return wide_dtype(x.dtype) if x.is_floating_point() else None
 
 
 def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
@@ -146,8 +164,7 @@ def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: Q
     tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias, *seeds)
     if is_concrete(*tensors):
         return apply_plainly(_Contraction, layer, *tensors) if records_gradient(*tensors) else _values(layer, *tensors)
-    y: Tensor = _Contraction.apply(layer, *tensors)  # type: ignore[no-untyped-call]
-    return y
+    return apply(_Contraction, layer, *tensors)
 
 
 class _Contraction(torch.autograd.Function):
@@ -227,8 +244,9 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
     if layer.linear:
         wide = _rows(wide)
-        dx = (wide @ w_hat).reshape(x.shape) if for_x else None
-        dw = wide.t() @ _rows(x_hat) if for_w else None
+        with without_autocast(wide):
+            dx = (wide @ w_hat).reshape(x.shape) if for_x else None
+            dw = wide.t() @ _rows(x_hat) if for_w else None
     else:
         dx, dw, _ = torch.ops.aten.convolution_backward(
             wide, x_hat, w_hat, None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (for_x, for_w, False)

@@ -33,7 +33,7 @@ from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_parameters
-from .arrays import apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
+from .arrays import apply, apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
@@ -143,8 +143,7 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
         if seed is None and width is None and not q.scale.signed:
             return apply_plainly(_FakeQuantizeEagerly, x, scale, zero_point, q)
         return apply_plainly(_FakeQuantize, x, scale, zero_point, width, seed, q)
-    value: Tensor = _FakeQuantize.apply(x, scale, zero_point, width, seed, q)  # type: ignore[no-untyped-call]
-    return value
+    return apply(_FakeQuantize, x, scale, zero_point, width, seed, q)
 
 
 def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> QuantizerGradients:

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import apply_plainly, is_concrete, records_gradient
+from .arrays import apply, apply_plainly, is_concrete, records_gradient
 
 
 def replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
     """The value that is used instead of a state, with the gradient of the identity, or of ``exp2``."""
     if is_concrete(state):
         return apply_plainly(_Replaced, state, used, logarithm) if records_gradient(state) else used
-    value: Tensor = _Replaced.apply(state, used, logarithm)  # type: ignore[no-untyped-call]
-    return value
+    return apply(_Replaced, state, used, logarithm)
 
 
 class _Replaced(torch.autograd.Function):

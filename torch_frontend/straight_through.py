@@ -14,7 +14,7 @@ from ..core import checks
 from ..core.choice import choice
 from ..core.directions import Rounding
 from .arguments import check_tensor
-from .arrays import dtype_name, narrowed, rounded_to, wide_dtype, widened
+from .arrays import apply, dtype_name, narrowed, rounded_to, wide_dtype, widened
 from .rounding import round_to_integer
 
 
@@ -46,8 +46,7 @@ def tensor_clamp(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
         TypeError: ``x`` is no floating-point tensor.
     """
     _check("x", x)
-    value: Tensor = _TensorClamp.apply(x, _like(x, lo), _like(x, hi))  # type: ignore[no-untyped-call]
-    return value
+    return apply(_TensorClamp, x, _like(x, lo), _like(x, hi))
 
 
 def tensor_clamp_vjp(x: Tensor, lo: Tensor | float, hi: Tensor | float, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,8 +106,7 @@ def ternary_sign_ste(x: Tensor) -> Tensor:
 def abs_binary_sign_grad(x: Tensor) -> Tensor:
     """``|x|``, with the gradient of `abs_binary_sign_grad_vjp`, which is 1 at both zeros."""
     _check("x", x)
-    value: Tensor = _AbsBinarySignGrad.apply(x)  # type: ignore[no-untyped-call]
-    return value
+    return apply(_AbsBinarySignGrad, x)
 
 
 def abs_binary_sign_grad_vjp(x: Tensor, g: Tensor) -> Tensor:
@@ -191,8 +189,7 @@ class _AbsBinarySignGrad(torch.autograd.Function):
 
 
 def _straight_through(x: Tensor, value: Tensor) -> Tensor:
-    result: Tensor = _StraightThrough.apply(x, narrowed(value, x.dtype))  # type: ignore[no-untyped-call]
-    return result
+    return apply(_StraightThrough, x, narrowed(value, x.dtype))
 
 
 def _clamped(value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

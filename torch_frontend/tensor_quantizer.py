@@ -16,7 +16,7 @@ from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
 from . import routes
 from .arguments import check_array
-from .arrays import is_concrete, wide_dtype
+from .arrays import apply, is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
@@ -61,7 +61,8 @@ class TensorQuantizer(nn.Module):
     same bits. It begins at ``seed * 0x9E3779B9`` modulo 2**32, which keeps quantizers of different seeds apart for
     millions of steps. (A forward pass that activation checkpointing repeats is one more step.)
 
-    Until it is set, the state is NaN, also in a ``state_dict``; it stays in float32 when a module is moved to 16 bits.
+    Until it is set, the state is NaN, also in a ``state_dict``. It is float32 whatever the default dtype is, and stays
+    so when a module is moved to 16 bits.
 
     Args:
         quantizer: a catalog name or a `Quantizer`.
@@ -96,27 +97,33 @@ class TensorQuantizer(nn.Module):
             () if isinstance(granularity, PerTensor) else None if shape is None else qparams_shape(granularity, shape)
         )
         for name, wanted in (("scale", held), ("zero_point", held and q.affine)):
-            unset = torch.full((0,) if known is None else known, torch.nan)
+            unset = torch.full((0,) if known is None else known, torch.nan, dtype=torch.float32)
             if source in (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED):
                 self.register_parameter(name, nn.Parameter(unset) if wanted else None)
             else:
                 self.register_buffer(name, unset if wanted else None)
-        start = None if q.learned_bits is None else nn.Parameter(torch.tensor(float(q.learned_bits)))
+        start = None if q.learned_bits is None else _parameter(q.learned_bits)
         self.register_parameter("bit_width", start)
-        sigma = nn.Parameter(torch.tensor(float(q.scale.decimals[2]))) if q.scale.learned_sigma else None
+        sigma = _parameter(q.scale.decimals[2]) if q.scale.learned_sigma else None
         self.register_parameter("sigma", sigma)
         stochastic = q.rounding is Rounding.STOCHASTIC
         self.register_buffer("step", torch.tensor(first_step(seed)) if stochastic else None)
         runs = source in (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
         rows = None if not runs or q.scale.window is None else (q.scale.window, 1 + q.affine)
-        unseen = None if rows is None else torch.full((0,) if known is None else (*rows, *known), torch.nan)
+        unseen = (
+            None
+            if rows is None
+            else torch.full((0,) if known is None else (*rows, *known), torch.nan, dtype=torch.float32)
+        )
         self.register_buffer("history", unseen)
         self._mean = runs and q.scale.momentum is None and q.scale.window is None
         self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
         if q.scale.scale_value is not None and held and known is not None:
-            self._start(_kept(q, choose_qparams(q, torch.empty(known if shape is None else shape))))
+            self._start(
+                _kept(q, choose_qparams(q, torch.empty(known if shape is None else shape, dtype=torch.float32)))
+            )
 
     def qparams(self, x: Tensor) -> QParams:
         """Parameters for ``x``; while training, the state learns from it first, and a step is over.
@@ -146,8 +153,7 @@ class TensorQuantizer(nn.Module):
         if is_concrete(x, waits):
             return x
         check_array(self.quantizer, x, qparams)
-        value: Tensor = _UnlessWaiting.apply(x, *qparams[:4], waits, self.quantizer)  # type: ignore[no-untyped-call]
-        return value
+        return apply(_UnlessWaiting, x, *qparams[:4], waits, self.quantizer)
 
     def forward(self, x: Tensor) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` during the ``delay``."""
@@ -314,6 +320,11 @@ def _give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
                 "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
             )
         state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
+
+
+def _parameter(value: Any) -> nn.Parameter:
+    """A number as a parameter, in float32 whatever the default dtype is: state keeps its precision."""
+    return nn.Parameter(torch.tensor(float(value), dtype=torch.float32))
 
 
 def _kept(q: Quantizer, chosen: QParams) -> QParams:

@@ -52,7 +52,7 @@ def rounding_noise(seed: int | Tensor, shape: Shape) -> Tensor:
     word, count = _low_word(wide), math.prod(shape)
     if not is_concrete(wide):
         return _noise(word, 0, count).reshape(shape)
-    noise = torch.empty(count, device=device)
+    noise = torch.empty(count, dtype=torch.float32, device=device)
     for start in range(0, count, CHUNK):  # which stays in cache
         part = noise[start : start + CHUNK]
         part.copy_(_noise(word, start, start + part.numel()))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -118,7 +119,7 @@ def test_inside_a_larger_program_and_for_every_batch_size() -> None:
     assert_same_bits(want, layer(x))
     assert_same_bits(want[:20], np.concatenate([layer(row) for row in x[:20, None]]))
     assert_same_bits(want, jax.jit(jax.vmap(layer))(x))
-    plain = jax.jit(lambda x: jax_backend.linear(q_x, x, x_qparams, q_w, w, w_qparams) + bias)
+    plain = jax.jit(lambda x: jax_backend.linear(q_x, x, x_qparams, q_w, w, w_qparams) + bias[None])
     assert_same_bits(core.linear(*case[:6]) + bias, plain(x))
 
 
@@ -172,9 +173,9 @@ def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str
     def textbook(leaves: Any, bias: Any) -> Any:
         hats = [jax_backend.fake_quantize(q, a, QParams(*p)) for q, (a, *p) in zip((q_x, q_w), leaves, strict=True)]
         if kind == "linear":
-            return hats[0] @ hats[1].T + bias
+            return hats[0] @ hats[1].T + jnp.expand_dims(bias, tuple(range(hats[0].ndim - 1)))
         pads = [(n, n) for n in geometry[1]]
-        return jax.lax.conv_general_dilated(*hats, geometry[0], pads) + bias[:, None, None]
+        return jax.lax.conv_general_dilated(*hats, geometry[0], pads) + bias[None, :, None, None]
 
     both = [jax.jit(lambda g, f=f: jax.vjp(f, leaves, bias)[1](g)) for f in (ours, textbook)]
     g = random(*jax.eval_shape(ours, leaves, bias).shape, seed=2)

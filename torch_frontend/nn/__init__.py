@@ -5,6 +5,9 @@ A layer quantizes what it contracts: `QuantLinear` and `QuantConv2d` with both q
 contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
 `Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Scales are kept as `TensorQuantizer` says,
 under names like ``input_quant.scale`` in a ``state_dict``.
+
+Under ``torch.autocast`` a layer that contracts codes computes as without it, and gives the dtype of ``x``, which may
+then be of 16 bits while the weight is float32; one that contracts floats is cast as its float layer.
 """
 
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
