@@ -13,15 +13,15 @@ from types import MappingProxyType
 EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "torch": MappingProxyType({"torch": "2.13"}),
-        "jax": MappingProxyType({"jax": "0.10.2", "flax": "0.12.8"}),
+        "jax": MappingProxyType({"jax": "0.8.2", "flax": "0.12.4"}),
         "proofs": MappingProxyType(
             {
-                "hypothesis": "6.170",
-                "jinja2": "3.1.6",
-                "matplotlib": "3.11",
-                "rich": "15.0",
-                "safetensors": "0.8",
-                "typer": "0.29",
+                "hypothesis": "6.100",
+                "jinja2": "3.1",
+                "matplotlib": "3.9",
+                "rich": "13.0",
+                "safetensors": "0.5",
+                "typer": "0.15.4",
             }
         ),
         "cluster": MappingProxyType({"distributed": "2026.8"}),

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("torch_frontend", "jax_backend")
 ROOMS = ("core", *BACKENDS, "proofs")
-FOLDERS = (*ROOMS, "tests", "benchmarks", "examples", "docs")
+FOLDERS = (*ROOMS, "tests", "benchmarks", "examples", "docs", "findings")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
