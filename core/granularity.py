@@ -4,15 +4,15 @@ Every granularity is a ``block_size``: the shape of the block of elements that s
 parameters have one entry per block: shape ``()`` for `PerTensor`, else the rank of ``x`` with ``shape / block_size``
 entries on each axis, so an axis that lies whole inside a block keeps length 1:
 
-=====================  ===============  ================  ================
-granularity            x.shape          block_size        parameters' shape
-=====================  ===============  ================  ================
-``PerTensor()``        ``(4, 6)``       ``(4, 6)``        ``()``
-``PerAxis(0)``         ``(4, 6)``       ``(1, 6)``        ``(4, 1)``
-``PerToken()``         ``(2, 4, 6)``    ``(1, 1, 6)``     ``(2, 4, 1)``
-``PerGroup(3, -1)``    ``(4, 6)``       ``(1, 3)``        ``(4, 2)``
-``PerBlock((2, 3))``   ``(5, 4, 6)``    ``(1, 2, 3)``     ``(5, 2, 2)``
-=====================  ===============  ================  ================
+    =====================  ===============  ================  ================
+    granularity            x.shape          block_size        parameters' shape
+    =====================  ===============  ================  ================
+    ``PerTensor()``        ``(4, 6)``       ``(4, 6)``        ``()``
+    ``PerAxis(0)``         ``(4, 6)``       ``(1, 6)``        ``(4, 1)``
+    ``PerToken()``         ``(2, 4, 6)``    ``(1, 1, 6)``     ``(2, 4, 1)``
+    ``PerGroup(3, -1)``    ``(4, 6)``       ``(1, 3)``        ``(4, 2)``
+    ``PerBlock((2, 3))``   ``(5, 4, 6)``    ``(1, 2, 3)``     ``(5, 2, 2)``
+    =====================  ===============  ================  ================
 
 Source: torchao's ``granularity.py``, whose ``block_size`` this generalises with a defined parameter shape.
 """

@@ -2,21 +2,21 @@
 
 Names are those of the module's attributes joined by dots, as in torch; the parts of ``nnx.Sequential`` are numbered:
 
-=====================  ====================  =================================================
-flax module            variable              torch name and layout
-=====================  ====================  =================================================
-``Linear``             ``kernel``            ``weight``, ``(in, out)`` becomes ``(out, in)``
-``Conv``               ``kernel``            ``weight``, ``(h, w, in, out)`` becomes ``(out, in, h, w)``
-``Embed``              ``embedding``         ``weight``
-``LayerNorm``          ``scale``             ``weight``
-``BatchNorm``          ``scale``             ``weight``
-``BatchNorm``          ``mean``, ``var``     ``running_mean``, ``running_var``
-all of these           ``bias``              ``bias``
-`TensorQuantizer`      ``scale``             ``scale``
-`TensorQuantizer`      ``zero_point``        ``zero_point``
-`TensorQuantizer`      ``sigma``             ``sigma``
-`TensorQuantizer`      ``step``              ``step``, int64, here uint32
-=====================  ====================  =================================================
+    =====================  ====================  =================================================
+    flax module            variable              torch name and layout
+    =====================  ====================  =================================================
+    ``Linear``             ``kernel``            ``weight``, ``(in, out)`` becomes ``(out, in)``
+    ``Conv``               ``kernel``            ``weight``, ``(h, w, in, out)`` becomes ``(out, in, h, w)``
+    ``Embed``              ``embedding``         ``weight``
+    ``LayerNorm``          ``scale``             ``weight``
+    ``BatchNorm``          ``scale``             ``weight``
+    ``BatchNorm``          ``mean``, ``var``     ``running_mean``, ``running_var``
+    all of these           ``bias``              ``bias``
+    `TensorQuantizer`      ``scale``             ``scale``
+    `TensorQuantizer`      ``zero_point``        ``zero_point``
+    `TensorQuantizer`      ``sigma``             ``sigma``
+    `TensorQuantizer`      ``step``              ``step``, int64, here uint32
+    =====================  ====================  =================================================
 
 A variable of any other module keeps its name and layout. torch itself is not needed.
 """

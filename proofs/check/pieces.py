@@ -7,14 +7,14 @@ on in further rows, each of which repeats the smallest and largest element of th
 its block, where that comes from these. By any other statistic the rows of a long block, and blocks filled up, have
 scales of their own. What is filling or repetition is marked, and is not counted as compared.
 
-========================  =====================================  =====================  ============
-granularity               a block of the matrix                  elements of a row      in a piece
-========================  =====================================  =====================  ============
-``PerTensor``             all of it, in row-major order          all 128 * 256          one
-``PerAxis(0), PerToken``  a row                                  256                    128
-``PerGroup(n)``           n consecutive elements of a row        n                      128 * 256/n
-``PerBlock((a, b))``      a tile of a rows and b columns         a * b                  128/a * 256/b
-========================  =====================================  =====================  ============
+    ========================  =====================================  =====================  ============
+    granularity               a block of the matrix                  elements of a row      in a piece
+    ========================  =====================================  =====================  ============
+    ``PerTensor``             all of it, in row-major order          all 128 * 256          one
+    ``PerAxis(0), PerToken``  a row                                  256                    128
+    ``PerGroup(n)``           n consecutive elements of a row        n                      128 * 256/n
+    ``PerBlock((a, b))``      a tile of a rows and b columns         a * b                  128/a * 256/b
+    ========================  =====================================  =====================  ============
 
 Pieces are ``(128, 256)`` where groups and blocks divide that, so that even the operations of eager JAX, each of which
 is compiled for its shapes, are the same for all quantizers; of another height where that is asked for.

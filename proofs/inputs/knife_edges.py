@@ -79,17 +79,17 @@ def knife_edge_array(q: Quantizer, qparams: QParams, dtype: DTypeLike) -> tuple[
     The parameters may have any shape; they are taken as a list of blocks (one only for `PerTensor`). Edges that do not
     fit one block go on in further blocks of the same scale; blocks are filled up by repeating their edges.
 
-    ==================  =======================  ==================
-    granularity         shape of x               of the parameters
-    ==================  =======================  ==================
-    PerTensor           (edges,)                 ()
-    PerAxis(0)          (scales, edges)          (scales, 1)
-    PerAxis(axis)       2-d or as deep as the axis needs, scales along the axis
-    PerToken            (scales, edges)          (scales, 1)
-    PerGroup(n, -1)     (blocks, n)              (blocks, 1)
-    PerGroup(n, axis)   as deep as the axis needs, n along the axis, blocks along another
-    PerBlock(shape)     (blocks * shape[0], *shape[1:]), 2-d at least
-    ==================  =======================  ==================
+        ==================  =======================  ==================
+        granularity         shape of x               of the parameters
+        ==================  =======================  ==================
+        PerTensor           (edges,)                 ()
+        PerAxis(0)          (scales, edges)          (scales, 1)
+        PerAxis(axis)       2-d or as deep as the axis needs, scales along the axis
+        PerToken            (scales, edges)          (scales, 1)
+        PerGroup(n, -1)     (blocks, n)              (blocks, 1)
+        PerGroup(n, axis)   as deep as the axis needs, n along the axis, blocks along another
+        PerBlock(shape)     (blocks * shape[0], *shape[1:]), 2-d at least
+        ==================  =======================  ==================
 
     Raises:
         ValueError: more than one scale for `PerTensor`.

@@ -1,14 +1,14 @@
 """The five execution modes, and what it takes to run the five functions in each of them.
 
-====================  ==================================================================================
-mode                  runs
-====================  ==================================================================================
-``numpy``             `samebits.core`, the specification
-``torch eager``       `samebits.torch_frontend`, operation by operation
-``torch compiled``    the same in ``torch.compile(fullgraph=True)``, default settings of inductor
-``jax eager``         `samebits.jax_backend` under ``jax.disable_jit()``, operation by operation
-``jax jit``           the same in one ``jax.jit`` program
-====================  ==================================================================================
+    ====================  ==================================================================================
+    mode                  runs
+    ====================  ==================================================================================
+    ``numpy``             `samebits.core`, the specification
+    ``torch eager``       `samebits.torch_frontend`, operation by operation
+    ``torch compiled``    the same in ``torch.compile(fullgraph=True)``, default settings of inductor
+    ``jax eager``         `samebits.jax_backend` under ``jax.disable_jit()``, operation by operation
+    ``jax jit``           the same in one ``jax.jit`` program
+    ====================  ==================================================================================
 
 Everything here takes and gives NumPy arrays, so that results can be compared. Frameworks are imported when a mode that
 needs them is first used. No global setting is left changed: 64-bit types in JAX, for float64 arrays, are switched on

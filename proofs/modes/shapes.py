@@ -6,16 +6,16 @@ from ...core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTen
 def compiled_shape(granularity: Granularity, shape: Shape) -> Shape:
     """An equivalent shape whose rank depends on the granularity alone, where there is one; elements keep their order.
 
-    ======================  =====================================
-    granularity             from ``(a, b, c, d)`` to
-    ======================  =====================================
-    PerTensor               ``(a*b*c*d,)``
-    PerAxis(0)              ``(a, b*c*d)``
-    PerAxis(1)              ``(a, b, c*d)``
-    PerAxis(-1), PerToken   ``(a*b*c, d)``
-    PerGroup(n, -1)         ``(a*b*c, d)``
-    PerBlock((m, n))        ``(a*b*c, d)`` (m divides c)
-    ======================  =====================================
+        ======================  =====================================
+        granularity             from ``(a, b, c, d)`` to
+        ======================  =====================================
+        PerTensor               ``(a*b*c*d,)``
+        PerAxis(0)              ``(a, b*c*d)``
+        PerAxis(1)              ``(a, b, c*d)``
+        PerAxis(-1), PerToken   ``(a*b*c, d)``
+        PerGroup(n, -1)         ``(a*b*c, d)``
+        PerBlock((m, n))        ``(a*b*c, d)`` (m divides c)
+        ======================  =====================================
 
     Axes that an index from the other end must find are kept, so groups along axes counted from the front vary in rank.
     """
