@@ -5,6 +5,7 @@ broadcast ``s`` into ``x * (1 / s)``, merges ``(a / b) / s`` into ``a / (b * s)`
 fused multiply-add. Bit patterns see subnormals; selects and barriers stop the rest.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -129,13 +130,15 @@ def barrier(x: jax.Array) -> jax.Array:
 def veiled(x: jax.Array, other: jax.Array) -> jax.Array:
     """``x``, which the compiler's algebra must take for one of two, ``x`` or ``other``; no array of its own.
 
-    A select whose condition is a False behind a barrier: to XLA the result is no constant, no broadcast and no quotient
-    (unless both are the same array). LLVM, which rewrites no division, may see through it.
+    A select whose condition is False everywhere, since no place is below a 0 behind a barrier: to XLA the result is no
+    constant, no quotient (unless both are the same array), and no broadcast: one condition for all places would be
+    moved in front of the broadcasts of ``x`` and ``other``. LLVM, which rewrites no division, may see through it.
 
     Args:
         other: same shape and dtype as ``x``.
     """
-    return jnp.where(barrier(jnp.asarray(False)), other, x)
+    places = lax.iota(np.uint32, math.prod(x.shape)).reshape(x.shape)
+    return jnp.where(places < barrier(jnp.uint32(0)), other, x)
 
 
 def widen(x: jax.Array) -> jax.Array:
