@@ -74,10 +74,11 @@ def given(q: Quantizer, scale: Any, zero: Any, extra: Any) -> QParams:
     return QParams(scale, zero) if name is None else QParams(scale, zero)._replace(**{name: extra})
 
 
-def choices(count: int) -> list[tuple[bool, ...]]:
-    """Each alone, all but each, and all."""
-    alone = [tuple(i == j for j in range(count)) for i in range(count)]
-    return [*alone, *(tuple(not c for c in chosen) for chosen in alone), (True,) * count]
+def choices(operands: Sequence[Any]) -> list[tuple[bool, ...]]:
+    """Of the operands that there are: each alone, all but each, and all; each choice once."""
+    there = [i for i, operand in enumerate(operands) if operand is not None]
+    chosen = [{i} for i in there] + [set(there) - {i} for i in there] + [set(there)]
+    return list(dict.fromkeys(tuple(i in one for i in range(len(operands))) for one in chosen if one))
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -91,7 +92,8 @@ def test_codes_and_parameters_as_constants(name: str) -> None:
     def function(codes: Any, scale: Any, zero: Any, extra: Any) -> Any:
         return jax_backend.dequantize(q, codes, given(q, scale, zero, extra))
 
-    for chosen, got in each_as_a_constant(function, [jnp.asarray(codes), *operands], jnp.asarray(b), choices(4)):
+    given_here = [jnp.asarray(codes), *operands]
+    for chosen, got in each_as_a_constant(function, given_here, jnp.asarray(b), choices(given_here)):
         assert_same_bits(want, got, call=f"{name}, constants {chosen}")
 
 
@@ -105,7 +107,8 @@ def test_x_and_parameters_as_constants(name: str) -> None:
     def function(x: Any, scale: Any, zero: Any, extra: Any) -> Any:
         return jax_backend.fake_quantize(q, x, given(q, scale, zero, extra))
 
-    for chosen, got in each_as_a_constant(function, [jnp.asarray(x), *operands], jnp.asarray(b), choices(4)):
+    given_here = [jnp.asarray(x), *operands]
+    for chosen, got in each_as_a_constant(function, given_here, jnp.asarray(b), choices(given_here)):
         assert_same_bits(want, got, call=f"{name}, constants {chosen}", inputs=x)
 
 
@@ -161,5 +164,6 @@ def test_gradients_at_constants(name: str) -> None:
         return jax_backend.fake_quantize_vjp(q, x, QParams(scale, zero), jnp.asarray(g)).x
 
     nothing = jnp.zeros(SHAPE, np.float32) - 0.0
-    for chosen, got in each_as_a_constant(function, [jnp.asarray(x), *operands], nothing, choices(4)):
+    given_here = [jnp.asarray(x), *operands]
+    for chosen, got in each_as_a_constant(function, given_here, nothing, choices(given_here)):
         assert_same_bits(want.x + np.float32(0), got, call=f"{name}, constants {chosen}", inputs=x)
