@@ -1,6 +1,5 @@
 """Argument checks of tensors: core's, with what torch can say of a tensor. Values are checked only where concrete."""
 
-import torch
 from torch import Tensor
 
 from ..core import checks
@@ -65,16 +64,6 @@ def _check_seed(seed: object) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Whether ``value`` is a tensor, and its values are looked at as they are.
-
-    Raises:
-        TypeError: no tensor.
-        RuntimeError: under ``torch.jit.trace``.
-    """
+    """TypeError unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        raise RuntimeError(
-            "torch.jit.trace would keep what is looked at in this call, such as scales, as constants: use torch.export "
-            "or torch.compile"
-        )

@@ -28,8 +28,15 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_concrete(*tensors: Tensor | None) -> bool:
-    """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func.
+
+    Raises:
+        RuntimeError: under ``torch.jit.trace``.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    _refuse_trace()
+    if torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -59,15 +66,26 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
 
     Raises:
         RuntimeError: while ``torch.compile`` traces a transform of ``torch.func``: dynamo inlines the forward pass
-            there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code.
+            there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code. Under
+            ``torch.jit.trace``.
     """
-    if torch.compiler.is_compiling() and _loses_gradients():
+    if not torch.compiler.is_compiling():
+        _refuse_trace()
+    elif _loses_gradients():
         raise RuntimeError(
             "torch.compile around torch.func (grad, vjp, jacrev, vmap) would give wrong gradients here: use "
             "torch.autograd.grad inside of it, torch.no_grad() if there are none, or torch.func without torch.compile"
         )
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
+
+
+def _refuse_trace() -> None:
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would keep what is looked at in this call, such as scales, as constants: use torch.export "
+            "or torch.compile"
+        )
 
 
 def _loses_gradients() -> bool:
