@@ -19,7 +19,7 @@ help:
 	@echo "make format   rewrite files in the project's format"
 	@echo "make docs     the documentation site in build/site: no broken link, no undocumented public name"
 	@echo "make bench    timings beside other libraries"
-	@echo "make installs   every extra in a fresh environment: what works in it and what says what is missing (10 minutes)"
+	@echo "make installs   every extra in a fresh environment: what works in it and what says what is missing (many minutes)"
 	@echo "make matrix   tests, check and diverge on other Pythons, on the newest and the oldest releases: docs/versions.md (half an hour)"
 	@echo "make findings what other libraries were seen to do on valid input: is it still so? (some minutes)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
