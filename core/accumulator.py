@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
+from .arguments import as_array
 from .catalog import catalog
 from .choice import choice
 from .clamp import clamp
@@ -46,7 +47,7 @@ def accumulator_scale(w: Array, scale: Array, bound: float, centred: bool = Fals
     Source: Colbert et al., arXiv 2308.13504 (A2Q); for A2Q+ (arXiv 2401.10432) give ``w`` less its mean. Brevitas has
     no margin.
     """
-    w = np.asarray(w)
+    w, scale = as_array("w", w), as_array("scale", scale)
     checks.check_weight(w.dtype.name, bound)
     rows = w.reshape(len(w), -1)
     rows = np.where(np.abs(rows) < 2.0**-100, np.float32(0), rows)
@@ -70,7 +71,7 @@ def centred_channels(w: Array) -> Array:
     Source: Colbert et al., arXiv 2401.10432 (A2Q+). Brevitas adds ``-mean / s`` to the quotient instead, which rounds
     once more.
     """
-    w = np.asarray(w)
+    w = as_array("w", w)
     checks.check_weight(w.dtype.name, 1)
     rows = w.reshape(len(w), -1)
     rows = np.where(np.abs(rows) < 2.0**-100, np.float32(0), rows)
@@ -119,7 +120,7 @@ def weight_norm_scale(w: Array, scale: Array, g: Array) -> Array:
     Source: Salimans and Kingma, arXiv 1602.07868; Brevitas ``Int8WeightNormL2PerChannelFixedPoint``, which keeps scale
     and g as logarithms.
     """
-    w = np.asarray(w)
+    w, scale, g = as_array("w", w), as_array("scale", scale), as_array("g", g)
     checks.check_weight(w.dtype.name, 1)
     norm = average_range(_L2, w)[1]
     return np.maximum(scale * norm / g, np.finfo(np.float32).smallest_normal)
@@ -141,7 +142,7 @@ def truncate(
         TypeError: codes of another dtype. ValueError: formats of different signs, or a wider target.
     Source: Brevitas ``TruncIntQuant``.
     """
-    codes, direction = np.asarray(codes), choice("rounding", rounding, Rounding)
+    codes, direction = as_array("codes", codes), choice("rounding", rounding, Rounding)
     step = check_truncation(codes.dtype.name, source, target, direction)
     rounded = round_to_integer(codes.astype(np.float32) / np.float32(step), direction)
     return clamp(rounded, target.lo, target.hi).astype(target.storage)

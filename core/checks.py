@@ -20,6 +20,8 @@ from .granularity import qparams_shape
 from .scales import ScaleRule, Statistic
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+HALVES = ("bfloat16", "float16")  # a scale of these is the float32 scale of the same value
+INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64))
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -40,6 +42,17 @@ def scale_dtype(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+def widened_dtype(dtype: str) -> str:
+    """Dtype in which a parameter of this dtype is computed with: float32 for 16 bits, exactly; else its own."""
+    return "float32" if dtype in HALVES else dtype
+
+
+def check_unmasked(name: str, value: object) -> None:
+    """TypeError for a NumPy masked array: its mask would be lost."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must not be a masked array, whose mask would be lost: give its filled() or its data")
+
+
 def check_qparams(
     q: Quantizer,
     shape: Sequence[int],
@@ -56,8 +69,9 @@ def check_qparams(
         ValueError: wrong shape of scale or zero point.
     """
     allowed = ("float32", "float64") if dtype is None else (scale_dtype(dtype),)
-    if scale_dtype_name not in allowed:
-        raise TypeError(f"`qparams.scale` must have dtype {' or '.join(allowed)}, got {scale_dtype_name}")
+    if widened_dtype(scale_dtype_name) not in allowed:
+        allowed += HALVES if "float32" in allowed else ()
+        raise TypeError(f"`qparams.scale` must have dtype {', '.join(allowed)}; got {scale_dtype_name}")
     want = qparams_shape(q.granularity, tuple(shape))
     if tuple(scale_shape) != want:
         raise ValueError(
@@ -72,8 +86,12 @@ def check_qparams(
         return
     if tuple(zero_point_shape) != want:
         raise ValueError(f"`qparams.zero_point` must have shape {want}, got {tuple(zero_point_shape)}")
-    if zero_point_dtype not in ("int32", scale_dtype_name):
-        raise TypeError(f"`qparams.zero_point` must have dtype int32 or {scale_dtype_name}, got {zero_point_dtype}")
+    wide = widened_dtype(scale_dtype_name)
+    if zero_point_dtype not in INTEGERS and widened_dtype(str(zero_point_dtype)) != wide:
+        floats = (wide, *HALVES) if wide == "float32" else (wide,)
+        raise TypeError(
+            f"`qparams.zero_point` must have an integer dtype or {', '.join(floats)}; got {zero_point_dtype}"
+        )
 
 
 def is_scale(value: float, dtype: str) -> bool:
@@ -104,9 +122,10 @@ def check_zero_point_values(q: Quantizer, zero_point: NDArray[Any]) -> None:
             raise ValueError("`qparams.zero_point` must hold numbers, got nan")
         return
     lo, hi = q.format.lo, q.format.hi
-    good = (zero_point >= lo) & (zero_point <= hi)
-    if zero_point.dtype.kind not in "iu":
-        good &= zero_point == np.trunc(zero_point)
+    number = zero_point
+    if number.dtype.kind not in "iu":  # NumPy compares these, and not all others, such as int4
+        number = number.astype(np.float64)
+    good = (number >= lo) & (number <= hi) & (number == np.trunc(number))
     if not good.all():
         value = zero_point[~good].flat[0] if zero_point.ndim else zero_point
         raise ValueError(f"`qparams.zero_point` must hold integers in [{lo}, {hi}], got {value!s}")
@@ -116,11 +135,12 @@ def check_seed(shape: Sequence[int], dtype: str, value: int | None) -> None:
     """Whether ``qparams.seed`` is an integer in [0, 2**32).
 
     Args:
+        dtype: "int64" for a Python int.
         value: None where it is not known.
     Raises:
-        TypeError: no integer. ValueError: not 0-d, or out of range.
+        TypeError: no integer (a bool is none). ValueError: not 0-d, or out of range.
     """
-    if not dtype.startswith(("int", "uint")):
+    if dtype not in INTEGERS:
         raise TypeError(f"`qparams.seed` must be an integer, got dtype {dtype}")
     if tuple(shape) != ():
         raise ValueError(f"`qparams.seed` must be 0-d, got shape {tuple(shape)}")
@@ -132,8 +152,9 @@ def check_rounding(shape: Sequence[int], scale_dtype_name: str, v_shape: Sequenc
     """Whether ``qparams.rounding`` fits an array of this shape. ValueError for the shape, TypeError for the dtype."""
     if tuple(v_shape) != tuple(shape):
         raise ValueError(f"`qparams.rounding` must have the shape of x, {tuple(shape)}, got {tuple(v_shape)}")
-    if v_dtype != scale_dtype_name:
-        raise TypeError(f"`qparams.rounding` must have the dtype of the scale, {scale_dtype_name}, got {v_dtype}")
+    wide = widened_dtype(scale_dtype_name)
+    if v_dtype != wide:
+        raise TypeError(f"`qparams.rounding` must have the dtype of the scale, {wide}, got {v_dtype}")
 
 
 def at_width(q: Quantizer, bit_width: float) -> Quantizer:
@@ -145,7 +166,7 @@ def at_width(q: Quantizer, bit_width: float) -> Quantizer:
     least, most = widths(q)
     whole = round(bit_width) if isfinite(bit_width) else 0
     if not least <= whole <= most:
-        raise ValueError(f"`qparams.bit_width` must be in [{least}, {most}] ({q.format}), got {bit_width}")
+        raise ValueError(f"`qparams.bit_width` must be in [{least}, {most}] ({q.format}), got {bit_width:g}")
     return _narrowed(q, whole)
 
 
@@ -177,8 +198,9 @@ def check_bit_width(q: Quantizer, shape: Sequence[int], dtype: str, scale_dtype_
         ValueError: not 0-d, or zero points that are no codes.
     """
     widths(q)
-    if not dtype.startswith(("int", "uint")) and dtype != scale_dtype_name:
-        raise TypeError(f"`qparams.bit_width` must be an integer or have dtype {scale_dtype_name}, got {dtype}")
+    wide = widened_dtype(scale_dtype_name)
+    if dtype not in INTEGERS and dtype != wide:
+        raise TypeError(f"`qparams.bit_width` must be an integer or have dtype {wide}, got {dtype}")
     if tuple(shape) != ():
         raise ValueError(f"`qparams.bit_width` must be 0-d, got shape {tuple(shape)}")
     if q.rounding is Rounding.LEARNED:

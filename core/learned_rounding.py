@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import checks
+from .arguments import check_operands
 from .blocks import expand_blocks
 from .descriptions import QParams, Quantizer
 from .directions import LearnedRounding, Relaxation
@@ -96,12 +96,9 @@ def initial_rounding(q: Quantizer, x: Array, qparams: QParams) -> Array:
     Returns:
         The shape of ``x``, the dtype of the scale.
     Raises:
-        TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
+        TypeError, ValueError: as `fake_quantize`.
     """
-    checks.check_quantizer(q)
-    x = np.asarray(x)
-    checks.check_float("x", x.dtype.name)
-    scale = np.asarray(qparams.scale)
+    x, (scale, *_) = check_operands(q, x, qparams._replace(rounding=None))
     quotient = x.astype(scale.dtype) / expand_blocks(scale, q.granularity, x.shape)
     fraction = (quotient - np.floor(quotient)).astype(np.float32)
     rule = q.learned_rounding

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import checks
+from .arguments import as_array, check_array
 from .descriptions import Quantizer
 from .granularity import PerTensor
 from .operations import round_to_dtype
@@ -53,7 +54,7 @@ def sigma_gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Arra
         TypeError, ValueError: as `scale_at_sigma`, and another shape or dtype of ``d_scale``.
     """
     x, magnitude, deviation = _magnitude(q, x, sigma)
-    d_scale = np.asarray(d_scale)
+    d_scale = as_array("d_scale", d_scale)
     checks.check_d_scale(q, x.shape, x.dtype.name, d_scale.shape, d_scale.dtype.name)
     slope = scale_slope(q, magnitude.astype(d_scale.dtype), deviation.astype(d_scale.dtype))
     return block_sum(np.where(slope == 0, np.zeros_like(slope), d_scale * slope), PerTensor())
@@ -61,10 +62,7 @@ def sigma_gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Arra
 
 def _magnitude(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array, Array]:
     """``x`` as the range of `choose_qparams` sees it, ``m``, and the std of ``|x|``."""
-    checks.check_quantizer(q)
-    x, sigma = np.asarray(x), np.asarray(sigma)
-    checks.check_float("x", x.dtype.name)
-    q.granularity.block_size(x.shape)
+    x, sigma = check_array(q, x), as_array("sigma", sigma)
     checks.check_sigma(q, x.dtype.name, sigma.shape, sigma.dtype.name)
     seen = flushed(q, x, scale_dtypes(q, x.dtype)[0])
     wide = np.dtype(checks.scale_dtype(seen.dtype.name))

@@ -20,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from . import checks
+from .arguments import as_array, widened
 from .contraction import contracts_codes
 from .descriptions import QParams, Quantizer
 from .operations import round_to_dtype
@@ -47,9 +48,9 @@ def linear(
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
     """
-    _check_layer(x, w, bias, w_ndim=2, contracted=(x.shape[-1:], w.shape[1:]))
+    x, w, bias = _checked(x, w, bias, w_ndim=2)
     a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, per_token=True)
-    x_scale = np.asarray(x_qparams.scale)  # () or (..., 1): already broadcasts against (..., out)
+    x_scale = _scale(x_qparams)  # () or (..., 1): already broadcasts against (..., out)
     y = _contract(a, b.T, x_scale, _channel_scale(w_qparams), contracts_codes(q_x, q_w, per_token=True))
     return _finish(y, bias, x.dtype)
 
@@ -76,14 +77,14 @@ def conv2d(
     Raises:
         TypeError, ValueError: as `linear`.
     """
-    _check_layer(x, w, bias, w_ndim=4, contracted=(x.shape[1:2], w.shape[1:2]))
+    x, w, bias = _checked(x, w, bias, w_ndim=4)
     a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, per_token=False)
     (up, left), (down, right) = padding, stride
     padded = np.pad(a, ((0, 0), (0, 0), (up, up), (left, left)))
     windows = sliding_window_view(padded, w.shape[2:], axis=(2, 3))[:, :, ::down, ::right]
     batch, _, height, width = windows.shape[:4]
     rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch, height, width, -1)
-    scales = np.asarray(x_qparams.scale), _channel_scale(w_qparams)
+    scales = _scale(x_qparams), _channel_scale(w_qparams)
     y = _contract(rows, b.reshape(len(b), -1).T, *scales, contracts_codes(q_x, q_w, per_token=False))
     return _finish(y, bias, x.dtype).transpose(0, 3, 1, 2)
 
@@ -101,21 +102,30 @@ def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> 
     Returns:
         float64, ``(..., out)``.
     """
+    x_hat, w_hat, bias = as_array("x_hat", x_hat), as_array("w_hat", w_hat), _optional(bias)
     n, u = x_hat.shape[-1] + 2, 2.0**-24
     size = np.abs(x_hat.astype(np.float64)) @ np.abs(w_hat.astype(np.float64)).T
     size += 0 if bias is None else np.abs(bias.astype(np.float64))
     return np.asarray(n * u / (1 - n * u) * size)
 
 
-def _check_layer(x: Array, w: Array, bias: Array | None, w_ndim: int, contracted: tuple[Any, Any]) -> None:
+def _optional(bias: Array | None) -> Array | None:
+    return None if bias is None else as_array("bias", bias)
+
+
+def _checked(x: Array, w: Array, bias: Array | None, w_ndim: int) -> tuple[Array, Array, Array | None]:
+    """The arrays of a layer, if they fit each other."""
+    x, w, bias = as_array("x", x), as_array("w", w), _optional(bias)
     if w.ndim != w_ndim:
         raise ValueError(f"`w` must have {w_ndim} axes, got shape {w.shape}")
-    if (w_ndim == 4 and x.ndim != 4) or contracted[0] != contracted[1]:
+    axis = -1 if w_ndim == 2 else 1
+    if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
         raise ValueError(f"`x` must fit `w` of shape {w.shape}, got shape {x.shape}")
     if x.dtype != w.dtype:
         raise TypeError(f"`w` must have the dtype of `x`, {x.dtype.name}, got {w.dtype.name}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"`bias` must have shape {w.shape[:1]}, got {bias.shape}")
+    return x, w, bias
 
 
 def _operands(
@@ -141,9 +151,13 @@ def _contract(a: Array, b: Array, x_scale: Array, w_scale: Array, codes: bool) -
     return np.asarray(total * np.maximum(x_scale * w_scale, tiny))
 
 
+def _scale(qparams: QParams) -> Array:
+    return widened(as_array("qparams.scale", qparams.scale))
+
+
 def _channel_scale(w_qparams: QParams) -> Array:
     """Scale of the weight as ``()`` or ``(out,)``, for outputs whose last axis is the channel."""
-    scale = np.asarray(w_qparams.scale)
+    scale = _scale(w_qparams)
     return scale if scale.ndim == 0 or scale.size != len(scale) else scale.reshape(-1)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import checks
+from . import arguments, checks
 from .arithmetic import (
     Arithmetic,
     ClampOrder,
@@ -72,7 +72,7 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
         ValueError: a shape the granularity does not divide, or NaN or an infinity in ``x`` where it matters.
     """
-    x = _checked(q, x)
+    x = arguments.check_array(q, x)
     if q.scale.scale_value is not None:
         return given_parameters(q, x)
     of_range, _ = scale_dtypes(q, x.dtype)
@@ -91,7 +91,8 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` (under `NanRule.PROPAGATE`), since no
             integer stands for it.
     """
-    x, q = _checked(q, x, qparams), q.decided
+    x, qparams = arguments.check_operands(q, x, qparams)
+    q = q.decided
     if q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan:
         checks.check_no_nan(bool(np.isnan(x).any()))
     codes = _codes(_at_width(q, qparams), x, qparams)
@@ -106,17 +107,18 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
     """Real values ``(code - z) * s`` of integer codes.
 
     Args:
-        dtype: of the result; None for the dtype of the scale. The value is rounded to it once.
+        dtype: of the result; None for the dtype of the scale (float32 for one of 16 bits). Rounded to it once.
     Raises:
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape or values of the parameters.
     """
     checks.check_quantizer(q)
-    codes = np.asarray(codes)
+    codes = arguments.as_array("codes", codes)
     checks.check_codes(q, codes.dtype.name)
-    out = np.dtype(qparams.scale.dtype if dtype is None else dtype)
-    checks.check_float("dtype", out.name)
-    _check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
+    if dtype is not None:
+        checks.check_float("dtype", np.dtype(dtype).name)
+    qparams = arguments.check_qparams(q, codes.shape, None if dtype is None else np.dtype(dtype).name, qparams)
+    out = np.dtype(qparams.scale.dtype if dtype is None else np.dtype(dtype).name)  # of the machine's byte order
     return _values(q, decode(q, codes, working_dtype(q.arithmetic, out)), qparams, out)
 
 
@@ -132,8 +134,11 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
         ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
             that is no integer of the format (NaN in other domains); and as `choose_qparams` when it chooses.
     """
-    x = _checked(q, x, qparams)
-    qparams = choose_qparams(q, x) if qparams is None else qparams
+    if qparams is None:
+        x = arguments.check_array(q, x)
+        qparams = choose_qparams(q, x)
+    else:
+        x, qparams = arguments.check_operands(q, x, qparams)
     return _values(q, _codes(_at_width(q, qparams), x, qparams), qparams, x.dtype)
 
 
@@ -153,8 +158,9 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     Raises:
         TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
     """
-    x = _checked(q, x, qparams)
-    g = np.asarray(g)
+    given = qparams
+    x, qparams = arguments.check_operands(q, x, qparams)
+    g = arguments.as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     width, q = qparams.bit_width, _at_width(q, qparams)
     quotient, unclamped, later = _unclamped_codes(q, x, qparams)
@@ -187,9 +193,10 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
         d_width = block_sum(terms, PerTensor()) * range_slopes(q, width)[1].astype(terms.dtype)
         d_width = np.asarray(d_width, qparams.scale.dtype)
     if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
-        slope = rounding_slope(q.learned_rounding, np.asarray(qparams.rounding)).astype(work)
+        slope = rounding_slope(q.learned_rounding, qparams.rounding).astype(work)
         d_rounding = multiply(multiply(wide, scale, q.arithmetic), slope, q.arithmetic)
         d_rounding = np.where(passes & (slope != 0), d_rounding, zeros).astype(qparams.scale.dtype)
+    d_scale, d_zero = _in_dtype_of(given.scale, d_scale), _in_dtype_of(given.zero_point, d_zero)
     return QuantizerGradients(dx, d_scale, d_zero, d_width, d_rounding)
 
 
@@ -200,7 +207,7 @@ def codes_and_zero_points(q: Quantizer, x: Array, qparams: QParams) -> tuple[Arr
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    x = _checked(q, x, qparams)
+    x, qparams = arguments.check_operands(q, x, qparams)
     codes = _codes(_at_width(q.decided, qparams), x, qparams)
     return codes, _expanded(q, qparams, x.shape, codes.dtype)[1]
 
@@ -238,38 +245,6 @@ def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, .
     return half_quadratic_range(q, x.astype(wide), low, high, attempt)
 
 
-def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
-    checks.check_quantizer(q)
-    x = np.asarray(x)
-    checks.check_float("x", x.dtype.name)
-    if qparams is None:
-        q.granularity.block_size(x.shape)
-    else:
-        _check_qparams(q, x.shape, x.dtype.name, qparams)
-    return x
-
-
-def _check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> None:
-    scale = np.asarray(qparams.scale)
-    zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point)
-    zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
-    checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
-    checks.check_scale_values(scale, floored=q.scale.floor != 0, signed=q.scale.signed)
-    if qparams.bit_width is not None:
-        width = np.asarray(qparams.bit_width)
-        checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
-    if zero is not None:
-        checks.check_zero_point_values(_at_width(q, qparams), zero)
-    if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
-        seed = np.asarray(qparams.seed)
-        checks.check_seed(
-            seed.shape, seed.dtype.name, int(seed) if seed.size == 1 and seed.dtype.kind in "iu" else None
-        )
-    if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
-        v = np.asarray(qparams.rounding)
-        checks.check_rounding(shape, scale.dtype.name, v.shape, v.dtype.name)
-
-
 def _at_width(q: Quantizer, qparams: QParams) -> Quantizer:
     """The quantizer of the width that the parameters say."""
     return q if qparams.bit_width is None else checks.at_width(q, float(qparams.bit_width))
@@ -277,8 +252,8 @@ def _at_width(q: Quantizer, qparams: QParams) -> Quantizer:
 
 def _expanded(q: Quantizer, qparams: QParams, shape: tuple[int, ...], work: np.dtype[Any]) -> tuple[Array, Array]:
     """Scale and zero point (0 when symmetric) of every element, in the working dtype."""
-    scale = round_to_dtype(np.asarray(qparams.scale), work)
-    zero = np.zeros_like(scale) if qparams.zero_point is None else np.asarray(qparams.zero_point).astype(work)
+    scale = round_to_dtype(qparams.scale, work)
+    zero = np.zeros_like(scale) if qparams.zero_point is None else qparams.zero_point.astype(work)
     return expand_blocks(scale, q.granularity, shape), expand_blocks(zero, q.granularity, shape)
 
 
@@ -316,7 +291,7 @@ def _noise(q: Quantizer, qparams: QParams, shape: tuple[int, ...]) -> Array | No
     if q.rounding is Rounding.LEARNED:
         if qparams.rounding is None and not q.relaxed:
             return None
-        v = np.zeros(shape, qparams.scale.dtype) if qparams.rounding is None else np.asarray(qparams.rounding)
+        v = np.zeros(shape, qparams.scale.dtype) if qparams.rounding is None else qparams.rounding
         return rounding_offset(q.learned_rounding, v)
     if q.rounding is not Rounding.STOCHASTIC:
         return None
@@ -388,6 +363,12 @@ def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) 
         case ZeroPointDomain.SHIFT:
             value = multiply_add(codes, scale, -zero, q.arithmetic)
     return round_to_dtype(value, dtype)
+
+
+def _in_dtype_of(parameter: Any, gradient: Array | None) -> Array | None:
+    """The gradient rounded to the dtype of a parameter of 16 bits, as autodiff rounds what a widening hands back."""
+    dtype = np.asarray(parameter).dtype.name
+    return round_to_dtype(gradient, np.dtype(dtype)) if gradient is not None and dtype in checks.HALVES else gradient
 
 
 def _reduced(q: Quantizer, terms: Array, qparams: QParams) -> Array:

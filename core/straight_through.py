@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
+from .arguments import as_array
 from .choice import choice
 from .directions import Rounding
 from .rounding import round_to_integer
@@ -21,7 +22,7 @@ Array = NDArray[Any]
 
 def pass_through_vjp(g: Array) -> Array:
     """``g``: the gradient of every ``*_ste`` towards ``x``. Source: Bengio et al., arXiv 1308.3432."""
-    return np.asarray(g).copy()
+    return as_array("g", g).copy()
 
 
 @np.errstate(invalid="ignore")  # NaN is meant
@@ -39,6 +40,7 @@ def round_ste(x: Array, rounding: Rounding | str = Rounding.TIES_TO_EVEN, noise:
     """
     x = _checked("x", x)
     wide = x.astype(checks.scale_dtype(x.dtype.name))
+    noise = None if noise is None else as_array("noise", noise)
     return round_to_integer(wide, choice("rounding", rounding, Rounding), noise).astype(x.dtype)
 
 
@@ -69,7 +71,7 @@ def tensor_clamp_vjp(x: Array, lo: ArrayLike, hi: ArrayLike, g: Array) -> tuple[
     Raises:
         TypeError, ValueError: as `tensor_clamp`; ``g`` of another shape or dtype than ``x``.
     """
-    x, g = _checked("x", x), np.asarray(g)
+    x, g = _checked("x", x), as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     lo, hi = _bounds(x, lo, hi)
     above = x > hi
@@ -138,7 +140,7 @@ def abs_binary_sign_grad_vjp(x: Array, g: Array) -> Array:
     Raises:
         TypeError, ValueError: ``x`` is no floating-point array, ``g`` of another shape or dtype.
     """
-    x, g = _checked("x", x), np.asarray(g)
+    x, g = _checked("x", x), as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     return np.where(x >= 0, g, -g)
 
@@ -155,21 +157,21 @@ def signed_clamp_min_ste(x: Array, lo: float) -> Array:
     """
     checks.check_positive("lo", lo)
     x = _checked("x", x)
-    bound = _as(x.dtype, lo)
+    bound = _as(x.dtype, "lo", lo)
     return np.where(np.abs(x) < bound, np.where(x >= 0, bound, -bound), x)
 
 
 def _checked(name: str, x: Any) -> Array:
-    array = np.asarray(x)
+    array = as_array(name, x)
     checks.check_float(name, array.dtype.name)
     return array
 
 
-def _as(dtype: np.dtype[Any], bound: Any) -> Array:
+def _as(dtype: np.dtype[Any], name: str, bound: Any) -> Array:
     """A bound rounded to the dtype of ``x``, by way of the dtype that is computed in."""
-    given = np.asarray(bound + 0.0 if isinstance(bound, int | float) else bound)  # a number 0 has no sign
+    given = as_array(name, bound + 0.0 if isinstance(bound, int | float) else bound)  # a number 0 has no sign
     return given.astype(checks.scale_dtype(dtype.name)).astype(dtype)
 
 
 def _bounds(x: Array, lo: ArrayLike, hi: ArrayLike) -> tuple[Array, Array]:
-    return np.broadcast_to(_as(x.dtype, lo), x.shape), np.broadcast_to(_as(x.dtype, hi), x.shape)
+    return np.broadcast_to(_as(x.dtype, "lo", lo), x.shape), np.broadcast_to(_as(x.dtype, "hi", hi), x.shape)
