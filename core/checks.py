@@ -69,7 +69,7 @@ def check_qparams(
         ValueError: wrong shape of scale or zero point.
     """
     allowed = ("float32", "float64") if dtype is None else (scale_dtype(dtype),)
-    if widened_dtype(scale_dtype_name) not in allowed:
+    if scale_dtype_name not in allowed and widened_dtype(scale_dtype_name) not in allowed:
         allowed += HALVES if "float32" in allowed else ()
         raise TypeError(f"`qparams.scale` must have dtype {', '.join(allowed)}; got {scale_dtype_name}")
     want = qparams_shape(q.granularity, tuple(shape))

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arguments import as_array
 from .descriptions import Quantizer
 
 Array = NDArray[Any]
@@ -25,7 +24,6 @@ def running_average(q: Quantizer, old: Array, new: Array, seen: int) -> Array:
 
     Source: momentum as Brevitas `inplace_momentum_update` (whose momentum is the weight of the new value).
     """
-    old, new = as_array("old", old), as_array("new", new)
     if q.scale.momentum is None:
         count = np.float32(seen + 1)
         average = old * (np.float32(seen) / count) + new / count
@@ -48,8 +46,7 @@ def running_percentile(q: Quantizer, history: Array, new: Array) -> tuple[Array,
     Source: delayed scaling of float8 training (arXiv 2209.05433, Transformer Engine, AQT ``DelayedScalingCalibration``)
     is the largest; here the tensor at hand counts.
     """
-    new = as_array("new", new)
-    history, chosen = as_array("history", history).copy(), np.full_like(new, np.nan)
+    history, chosen = history.copy(), np.full_like(new, np.nan)
     for block in np.ndindex(new.shape[1:]):
         window = history[(..., *block)]  # a view: one row per tensor
         latest = new[(slice(None), *block)]

@@ -15,7 +15,7 @@ from ..core.contraction import check_truncation, norm_of_accumulator
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
-from .arrays import divide, layout, product
+from .arrays import as_array, divide, layout, product
 from .clamp import clamp
 from .ieee import divide_exactly, multiply_exactly
 from .quantizer import quantize
@@ -35,6 +35,7 @@ def accumulator_scale(w: jax.Array, scale: jax.Array, bound: float, centred: boo
     Raises:
         TypeError: ``w`` is not float32. ValueError: a bound that is not positive.
     """
+    w, scale = as_array("w", w), as_array("scale", scale)
     checks.check_weight(w.dtype.name, bound)
     rows = _counted(lax.stop_gradient(w).reshape(len(w), -1))
     if centred:
@@ -58,6 +59,7 @@ def centred_channels(w: jax.Array) -> jax.Array:
     Source: Colbert et al., arXiv 2401.10432 (A2Q+). Brevitas adds ``-mean / s`` to the quotient instead, which rounds
     once more.
     """
+    w = as_array("w", w)
     checks.check_weight(w.dtype.name, 1)
     rows = _counted(lax.stop_gradient(w).reshape(len(w), -1))
     total = ordered_sum(rows)
@@ -105,6 +107,7 @@ def weight_norm_scale(w: jax.Array, scale: jax.Array, g: jax.Array) -> jax.Array
     Source: Salimans and Kingma, arXiv 1602.07868; Brevitas ``Int8WeightNormL2PerChannelFixedPoint``, which keeps scale
     and g as logarithms.
     """
+    w, scale, g = as_array("w", w), as_array("scale", scale), as_array("g", g)
     checks.check_weight(w.dtype.name, 1)
     norm = average_range(_L2, lax.stop_gradient(w))[1]
     return jnp.maximum(divide_exactly(multiply_exactly(norm, scale), g), layout(w.dtype).smallest)
@@ -121,6 +124,7 @@ def truncate(
         TypeError: codes of another dtype. ValueError: formats of different signs, or a wider target.
     """
     direction = choice("rounding", rounding, Rounding)
+    codes = as_array("codes", codes)
     step = check_truncation(codes.dtype.name, source, target, direction)
     rounded = round_to_integer(codes.astype(np.float32) * np.float32(1 / step), direction)
     return clamp(rounded, target.lo, target.hi).astype(target.storage)

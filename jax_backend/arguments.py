@@ -13,7 +13,7 @@ from ..core import checks
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import Shape
-from .arrays import as_array, is_concrete
+from .arrays import as_array, in_numpy, is_concrete, widen
 
 Array = jax.Array
 
@@ -34,13 +34,15 @@ def check_array(q: Quantizer, x: object) -> Array:
 
 
 def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParams) -> tuple[Array, Array | None]:
-    """Scale and zero point, if they fit an array of this shape and dtype (None: any float)."""
+    """Scale and zero point, 16-bit ones widened, if they fit an array of this shape and dtype (None: any float)."""
     scale = as_array("qparams.scale", qparams.scale)
     zero = None if qparams.zero_point is None else as_array("qparams.zero_point", qparams.zero_point)
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
+    scale = widen(scale)
+    zero = zero if zero is None or not jnp.issubdtype(zero.dtype, jnp.floating) else widen(zero)
     if qparams.bit_width is not None:
-        width = as_array("qparams.bit_width", qparams.bit_width)
+        width = _as_given("qparams.bit_width", qparams.bit_width)
         checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
         if is_concrete(width):
             q = checks.at_width(q, float(width))
@@ -70,7 +72,15 @@ def check_operands(q: Quantizer, x: object, qparams: QParams) -> tuple[Array, Ar
 def _seed(q: Quantizer, seed: Any) -> Array | None:
     if q.rounding is not Rounding.STOCHASTIC:
         return None
-    given = seed if isinstance(seed, jax.Array) else np.asarray(0 if seed is None else seed)
-    known = is_concrete(given) and given.ndim == 0 and given.dtype.kind in "iu"
+    if isinstance(seed, int) and not isinstance(seed, bool):  # of any size
+        checks.check_seed((), "int64", seed)
+        return jnp.asarray(seed, np.uint32)
+    given = _as_given("qparams.seed", 0 if seed is None else seed)
+    known = is_concrete(given) and given.ndim == 0 and given.dtype.name in checks.INTEGERS
     checks.check_seed(given.shape, given.dtype.name, int(given) if known else None)
     return jnp.asarray(given.astype(np.uint32))
+
+
+def _as_given(name: str, value: Any) -> Any:
+    """An array of the dtype that was given, which `as_array` may not leave so: of JAX, else of NumPy."""
+    return value if isinstance(value, jax.Array) else in_numpy(name, value)

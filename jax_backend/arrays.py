@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.typing import NDArray
 
 from ..core import checks
 from ..core.granularity import Granularity, PerTensor, Shape, qparams_shape
@@ -46,18 +47,39 @@ def is_concrete(*arrays: Any) -> bool:
 
 
 def as_array(name: str, x: Any) -> jax.Array:
-    """``x`` as a JAX array of its own dtype.
+    """``x`` as a JAX array of its own dtype; as a NumPy array, if JAX has no such dtype: whoever asks refuses that.
 
     Raises:
-        TypeError: float64 while ``jax_enable_x64`` is off; JAX would round it to float32.
+        TypeError: a masked array, or what NumPy does not read; float64 while ``jax_enable_x64`` is off: JAX would round
+            it to float32. ValueError: integers of 64 bits, that are of fewer while it is off, and lose bits by that.
     """
-    if not isinstance(x, jax.Array):
-        x = np.asarray(x)
-        if x.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
-            raise TypeError(
-                f"`{name}` must not be float64 unless jax_enable_x64 is set (JAX would round it to float32)"
-            )
-    return jnp.asarray(x)
+    if isinstance(x, jax.Array):
+        return x
+    array = in_numpy(name, x)
+    kept = np.dtype(jax.dtypes.canonicalize_dtype(array.dtype))
+    if array.dtype == np.float64 and kept != np.float64:
+        raise TypeError(f"`{name}` must not be float64 unless jax_enable_x64 is set (JAX would round it to float32)")
+    if array.dtype.kind in "iu" and (array.astype(kept) != array).any():
+        raise ValueError(f"`{name}` must hold integers of {kept.name} unless jax_enable_x64 is set")
+    try:
+        return jnp.asarray(array)
+    except TypeError:  # of objects, text and the like
+        return array  # type: ignore[return-value]
+
+
+def in_numpy(name: str, x: Any) -> NDArray[Any]:
+    """What is no JAX array as one of NumPy, in the byte order of the machine.
+
+    Raises:
+        TypeError: a masked array, or what NumPy does not read.
+    """
+    checks.check_unmasked(name, x)
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise TypeError(f"`{name}` must be what NumPy reads as an array, got {type(x).__name__}: {reason}") from error
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def bit_pattern(x: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
-from .arrays import as_array, is_concrete, widen
+from .arrays import as_array, is_concrete, narrow, widen
 from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
@@ -98,7 +98,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
     """Real values ``(code - z) * s`` of integer codes.
 
     Args:
-        dtype: of the result; None for the dtype of the scale. The value is rounded to it once.
+        dtype: of the result; None for the dtype of the scale (float32 for one of 16 bits). Rounded to it once.
     Raises:
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape or values of the parameters.
@@ -106,9 +106,10 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
     check_description(q)
     codes = as_array("codes", codes)
     checks.check_codes(q, codes.dtype.name)
-    out = jnp.dtype(as_array("qparams.scale", qparams.scale).dtype if dtype is None else dtype)
-    checks.check_float("dtype", out.name)
-    scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
+    if dtype is not None:
+        checks.check_float("dtype", jnp.dtype(dtype).name)
+    scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else jnp.dtype(dtype).name, qparams)
+    out = jnp.dtype(scale.dtype if dtype is None else jnp.dtype(dtype).name)
     value: Array = _dequantize(q, codes, scale, zero_point, out)
     return value
 
@@ -149,6 +150,11 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
     g = as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
     d = QuantizerGradients(*_gradients(q, x, scale, zero_point, g, seed, _width(qparams)))
+    d = d._replace(scale=narrow(d.scale, as_array("qparams.scale", qparams.scale).dtype))
+    if q.affine and jnp.issubdtype(
+        zero_dtype := as_array("qparams.zero_point", qparams.zero_point).dtype, jnp.floating
+    ):
+        d = d._replace(zero_point=narrow(d.zero_point, zero_dtype))
     if q.rounding is not Rounding.LEARNED or seed is None:
         return d
     return d._replace(rounding=_rounding_gradient(q, x, scale, zero_point, g, seed))

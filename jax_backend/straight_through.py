@@ -49,7 +49,7 @@ def tensor_clamp(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
         TypeError: ``x`` is no floating-point array.
     """
     x = _checked("x", x)
-    value: Array = _tensor_clamp(x, _like(x, lo), _like(x, hi))
+    value: Array = _tensor_clamp(x, _like(x, "lo", lo), _like(x, "hi", hi))
     return value
 
 
@@ -61,7 +61,7 @@ def tensor_clamp_vjp(x: Array, lo: ArrayLike, hi: ArrayLike, g: Array) -> tuple[
     """
     x, g = _checked("x", x), as_array("g", g)
     checks.check_cotangent(x.shape, x.dtype.name, g.shape, g.dtype.name)
-    below, above = _sides(x, _like(x, lo), _like(x, hi))
+    below, above = _sides(x, _like(x, "lo", lo), _like(x, "hi", hi))
     nothing = jnp.zeros_like(g)
     return jnp.where(below | above, nothing, g), jnp.where(below, g, nothing), jnp.where(above & ~below, g, nothing)
 
@@ -69,7 +69,7 @@ def tensor_clamp_vjp(x: Array, lo: ArrayLike, hi: ArrayLike, g: Array) -> tuple[
 def tensor_clamp_ste(x: Array, lo: ArrayLike, hi: ArrayLike) -> Array:
     """As `tensor_clamp`, gradient 1 everywhere, none to the bounds."""
     x = _checked("x", x)
-    fixed = (lax.stop_gradient(v) for v in (x, _like(x, lo), _like(x, hi)))
+    fixed = (lax.stop_gradient(v) for v in (x, _like(x, "lo", lo), _like(x, "hi", hi)))
     return _straight_through(x, _clamped(*fixed))
 
 
@@ -134,7 +134,7 @@ def signed_clamp_min_ste(x: Array, lo: float) -> Array:
     """
     checks.check_positive("lo", lo)
     x = _checked("x", x)
-    bound = _like(x, lo)
+    bound = _like(x, "lo", lo)
     away = jnp.where(_not_negative(x), bound, -bound)
     return _straight_through(x, jnp.where(magnitude(x) < magnitude(bound), away, lax.stop_gradient(x)))
 
@@ -191,8 +191,9 @@ def _checked(name: str, x: Any) -> Array:
     return array
 
 
-def _like(x: Array, bound: Any) -> Array:
+def _like(x: Array, name: str, bound: Any) -> Array:
     """A bound in the dtype and shape of ``x``."""
+    checks.check_unmasked(name, bound)
     wide = checks.scale_dtype(x.dtype.name)
     if not isinstance(bound, jax.Array):
         number = bound + 0.0 if isinstance(bound, int | float) else bound  # a number 0 has no sign

@@ -17,7 +17,7 @@ from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from ..core.scales import ScaleSource, Statistic
 from .arguments import check_description, check_qparams
-from .arrays import is_concrete, product
+from .arrays import as_array, is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
@@ -110,8 +110,7 @@ class TensorQuantizer(nnx.Module):
                 f"a {q.scale.source} scale of activations must be per tensor or per axis, got {q.granularity}"
             )
         kind = nnx.BatchStat if q.scale.source is ScaleSource.RUNNING_STATISTIC else nnx.Param
-        start = _unset(q, shape) if qparams is None else _given(q, shape, qparams)
-        zero_point = start if qparams is None or not q.affine else qparams.zero_point.astype(np.float32)
+        start, zero_point = (_unset(q, shape),) * 2 if qparams is None else _given(q, shape, qparams)
         if qparams is None and q.scale.scale_value is not None and start.size:
             start = _kept(q, restrict_scale(q, jnp.full_like(start, q.scale.scale_value)))
             zero_point = jnp.full_like(start, q.scale.zero_point_value)
@@ -245,10 +244,11 @@ def _unset(q: Quantizer, shape: Shape | None) -> Array:
     return jnp.full((0,) if shape is None else qparams_shape(q.granularity, shape), jnp.nan, np.float32)
 
 
-def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> Array:
-    """The scale given, checked as far as it can be without knowing the shape of tensors."""
-    shape = tuple(qparams.scale.shape) if shape is None else shape
-    return _kept(q, check_qparams(q, shape, "float32", qparams)[0])
+def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> tuple[Array, Array | None]:
+    """Scale and zero point given, checked as far as they can be without knowing the shape of tensors."""
+    shape = tuple(as_array("qparams.scale", qparams.scale).shape) if shape is None else shape
+    scale, zero_point = check_qparams(q, shape, "float32", qparams)
+    return _kept(q, scale), None if zero_point is None else zero_point.astype(np.float32)
 
 
 def _kept(q: Quantizer, scale: Array) -> Array:

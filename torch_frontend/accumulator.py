@@ -13,6 +13,7 @@ from ..core.contraction import check_truncation, norm_of_accumulator
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
+from .arguments import check_tensor
 from .arrays import dtype_name
 from .clamp import clamp
 from .quantizer import quantize
@@ -32,6 +33,8 @@ def accumulator_scale(w: Tensor, scale: Tensor, bound: float, centred: bool = Fa
     Raises:
         TypeError: ``w`` is not float32. ValueError: a bound that is not positive.
     """
+    check_tensor("w", w)
+    check_tensor("scale", scale)
     checks.check_weight(dtype_name(w.dtype), bound)
     rows = _counted(w.detach().reshape(len(w), -1))
     if centred:
@@ -54,6 +57,7 @@ def centred_channels(w: Tensor) -> Tensor:
     Source: Colbert et al., arXiv 2401.10432 (A2Q+). Brevitas adds ``-mean / s`` to the quotient instead, which rounds
     once more.
     """
+    check_tensor("w", w)
     checks.check_weight(dtype_name(w.dtype), 1)
     rows = _counted(w.detach().reshape(len(w), -1))
     total = ordered_sum(rows)
@@ -101,6 +105,8 @@ def weight_norm_scale(w: Tensor, scale: Tensor, g: Tensor) -> Tensor:
     Source: Salimans and Kingma, arXiv 1602.07868; Brevitas ``Int8WeightNormL2PerChannelFixedPoint``, which keeps scale
     and g as logarithms.
     """
+    for name, tensor in (("w", w), ("scale", scale), ("g", g)):
+        check_tensor(name, tensor)
     checks.check_weight(dtype_name(w.dtype), 1)
     norm = average_range(_L2, w.detach())[1]
     return (scale * norm / g).clamp(min=torch.finfo(torch.float32).smallest_normal)
@@ -117,6 +123,7 @@ def truncate(
         TypeError: codes of another dtype. ValueError: formats of different signs, or a wider target.
     """
     direction = choice("rounding", rounding, Rounding)
+    check_tensor("codes", codes)
     step = check_truncation(dtype_name(codes.dtype), source, target, direction)
     rounded = round_to_integer(codes.to(torch.float32) * (1 / step), direction)
     return clamp(rounded, target.lo, target.hi).to(getattr(torch, target.storage))

@@ -1,15 +1,18 @@
 """Argument checks of tensors: core's, with what torch can say of a tensor. Values are checked only where concrete."""
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from .arrays import dtype_name, is_concrete, numpy_of
+from .states import widened_state
 
 
-def check_array(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> None:
-    """Whether ``x`` is an array that ``q`` accepts, and its parameters, if given, fit it.
+def check_array(q: Quantizer, x: Tensor) -> None:
+    """Whether ``x`` is an array that ``q`` accepts.
 
     Raises:
         TypeError, ValueError: as `samebits.core.fake_quantize`; ValueError for another arithmetic than the default.
@@ -18,23 +21,37 @@ def check_array(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> None
     checks.check_default_arithmetic(q, "torch_frontend")
     check_tensor("x", x)
     checks.check_float("x", dtype_name(x.dtype))
-    if qparams is None:
-        q.granularity.block_size(tuple(x.shape))
-    else:
-        check_parameters(q, tuple(x.shape), dtype_name(x.dtype), qparams)
+    q.granularity.block_size(tuple(x.shape))
 
 
-def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> None:
-    """Whether parameters fit an array of this shape and dtype (None: any float)."""
+def check_operands(q: Quantizer, x: Tensor, qparams: QParams) -> QParams:
+    """The parameters as `check_qparams` gives them, if they and ``x`` fit each other and ``q``."""
+    checks.check_quantizer(
+        q
+    )  # and so on, as `check_array`: a compiled call is guarded by every function that it traces
+    checks.check_default_arithmetic(q, "torch_frontend")
+    check_tensor("x", x)
+    checks.check_float("x", dtype_name(x.dtype))
+    return check_qparams(q, tuple(x.shape), dtype_name(x.dtype), qparams)
+
+
+def check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> QParams:
+    """Parameters as tensors, those of 16 bits widened, if they fit an array of this shape and dtype (None: any float).
+
+    The gradient of what was widened goes on to what was given.
+    """
     scale, zero = qparams.scale, qparams.zero_point
     check_tensor("qparams.scale", scale)
     if zero is not None:
         check_tensor("qparams.zero_point", zero)
     zero_shape, zero_dtype = (None, None) if zero is None else (tuple(zero.shape), dtype_name(zero.dtype))
     checks.check_qparams(q, shape, dtype, tuple(scale.shape), dtype_name(scale.dtype), zero_shape, zero_dtype)
-    width = qparams.bit_width
-    if width is not None:
-        check_tensor("qparams.bit_width", width)
+    if scale.element_size() == 2 or (zero is not None and zero.is_floating_point() and zero.element_size() == 2):
+        scale, zero = widened_state(scale), None if zero is None else widened_state(zero)
+        qparams = qparams._replace(scale=scale, zero_point=zero)
+    if qparams.bit_width is not None:
+        width = _integer("qparams.bit_width", qparams.bit_width)
+        qparams = qparams._replace(bit_width=width)
         checks.check_bit_width(q, tuple(width.shape), dtype_name(width.dtype), dtype_name(scale.dtype))
         if is_concrete(width):
             q = checks.at_width(q, width.item())
@@ -44,26 +61,39 @@ def check_parameters(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qp
         if zero is not None:
             checks.check_zero_point_values(q, numpy_of(zero))
     if q.deterministic:
-        return
+        return qparams
     if q.rounding is Rounding.STOCHASTIC and qparams.seed is not None:
-        _check_seed(qparams.seed)
+        return qparams._replace(seed=_checked_seed(qparams.seed))
     if q.rounding is Rounding.LEARNED and qparams.rounding is not None:
         v = qparams.rounding
         check_tensor("qparams.rounding", v)
         checks.check_rounding(shape, dtype_name(scale.dtype), tuple(v.shape), dtype_name(v.dtype))
+    return qparams
 
 
-def _check_seed(seed: object) -> None:
-    if isinstance(seed, Tensor):
-        known = seed.ndim == 0 and is_concrete(seed) and not seed.is_floating_point()
-        checks.check_seed(tuple(seed.shape), dtype_name(seed.dtype), int(seed) if known else None)
-    elif isinstance(seed, int):
-        checks.check_seed((), "int64", seed)
-    else:
-        raise TypeError(f"`qparams.seed` must be an int or a torch.Tensor, got {type(seed).__name__}")
+def _checked_seed(seed: object) -> int | Tensor:
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):  # of any size
+        checks.check_seed((), "int64", int(seed))
+        return int(seed)
+    given = _integer("qparams.seed", seed)
+    known = given.ndim == 0 and is_concrete(given) and dtype_name(given.dtype) in checks.INTEGERS
+    checks.check_seed(tuple(given.shape), dtype_name(given.dtype), int(given) if known else None)
+    return given
+
+
+def _integer(name: str, value: object) -> Tensor:
+    """What is to be an integer, as a tensor: numbers of Python and NumPy too."""
+    if isinstance(value, int | np.integer | np.bool_):
+        return torch.tensor(value if isinstance(value, bool | np.bool_) else min(max(int(value), -(2**63)), 2**63 - 1))
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be an integer or a torch.Tensor, got {type(value).__name__}")
+    return value
 
 
 def check_tensor(name: str, value: object) -> None:
-    """TypeError unless ``value`` is a tensor."""
+    """TypeError unless ``value`` is a tensor with strides: no sparse or nested one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(f"`{name}` must be a dense (strided) torch.Tensor, got a tensor of layout {kind}")

@@ -28,7 +28,7 @@ from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import exact, routes
-from .arguments import check_array, check_tensor
+from .arguments import check_operands, check_tensor
 from .arrays import (
     apply,
     apply_plainly,
@@ -158,8 +158,7 @@ def _wide(x: Tensor) -> torch.dtype | None:
 def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
-    check_array(layer.q_x, x, x_qparams)
-    check_array(layer.q_w, w, w_qparams)
+    x_qparams, w_qparams = check_operands(layer.q_x, x, x_qparams), check_operands(layer.q_w, w, w_qparams)
     seeds = routes.seed_of(layer.q_x, x, x_qparams), routes.seed_of(layer.q_w, w, w_qparams)
     tensors = (x, x_qparams.scale, x_qparams.zero_point, w, w_qparams.scale, w_qparams.zero_point, bias, *seeds)
     if is_concrete(*tensors):

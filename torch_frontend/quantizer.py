@@ -32,8 +32,8 @@ from ..core.directions import Rounding
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
-from .arguments import check_array, check_parameters
-from .arrays import apply, apply_plainly, dtype_name, is_concrete, records_gradient, wide_dtype, widened
+from .arguments import check_array, check_operands, check_qparams, check_tensor
+from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
@@ -78,7 +78,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     Raises:
         TypeError, ValueError: as `fake_quantize`; in eager mode ValueError for NaN in ``x``: no integer stands for it.
     """
-    check_array(q, x, qparams)
+    qparams = check_operands(q, x, qparams)
     q = q.decided
     x, scale, zero = _detached(x, qparams)
     seed = routes.seed_of(q, x, qparams)
@@ -103,17 +103,19 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
     """Real values ``(code - z) * s`` of integer codes.
 
     Args:
-        dtype: of the result; None for the dtype of the scale. The value is rounded to it once.
+        dtype: of the result; None for the dtype of the scale (float32 for one of 16 bits). Rounded to it once.
     Raises:
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape of the parameters, or, in eager mode, wrong values.
     """
     checks.check_quantizer(q)
     checks.check_default_arithmetic(q, "torch_frontend")
+    check_tensor("codes", codes)
     checks.check_codes(q, dtype_name(codes.dtype))
+    if dtype is not None:
+        checks.check_float("dtype", dtype_name(dtype))
+    qparams = check_qparams(q, tuple(codes.shape), None if dtype is None else dtype_name(dtype), qparams)
     out = qparams.scale.dtype if dtype is None else dtype
-    checks.check_float("dtype", dtype_name(out))
-    check_parameters(q, tuple(codes.shape), None if dtype is None else dtype_name(out), qparams)
     return routes.values(q, codes, qparams.scale, qparams.zero_point, out)
 
 
@@ -129,10 +131,7 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
             is no positive normal finite number, a zero point that is no integer of the format (NaN, where it is no
             code); and as `choose_qparams` when it chooses.
     """
-    if qparams is None:
-        qparams = choose_qparams(q, x)
-    else:
-        check_array(q, x, qparams)
+    qparams = choose_qparams(q, x) if qparams is None else check_operands(q, x, qparams)
     scale, zero_point, seed = qparams.scale, qparams.zero_point, routes.seed_of(q, x, qparams)
     width = qparams.bit_width
     if is_concrete(x, scale, zero_point, seed, width):
@@ -160,11 +159,15 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
     Raises:
         TypeError, ValueError: as `fake_quantize`, and when ``g`` has another shape or dtype than ``x``.
     """
-    check_array(q, x, qparams)
+    given, qparams = qparams, check_operands(q, x, qparams)
+    check_tensor("g", g)
     checks.check_cotangent(tuple(x.shape), dtype_name(x.dtype), tuple(g.shape), dtype_name(g.dtype))
     seed = routes.seed_of(q, x, qparams)
     wanted, width = (True, True, q.affine, qparams.bit_width is not None), qparams.bit_width
     d = routes.gradients(q, x, qparams.scale, qparams.zero_point, g, wanted, seed, width)
+    d = d._replace(scale=narrowed(d.scale, given.scale.dtype))
+    if q.affine and given.zero_point.is_floating_point():
+        d = d._replace(zero_point=narrowed(d.zero_point, given.zero_point.dtype))
     if q.rounding is not Rounding.LEARNED or qparams.rounding is None:
         return d
     return d._replace(rounding=routes.rounding_gradient(q, x, qparams.scale, qparams.zero_point, g, qparams.rounding))
@@ -176,7 +179,7 @@ def codes_and_zero_points(q: Quantizer, x: Tensor, qparams: QParams) -> tuple[Te
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    check_array(q, x, qparams)
+    qparams = check_operands(q, x, qparams)
     q = q.decided
     x, scale, zero = _detached(x, qparams)
     width = None if qparams.bit_width is None else qparams.bit_width.detach()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arrays import apply, apply_plainly, is_concrete, records_gradient
+from .arrays import apply, apply_plainly, is_concrete, records_gradient, rounded_to
 
 
 def replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
@@ -14,6 +14,17 @@ def replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
     if is_concrete(state):
         return apply_plainly(_Replaced, state, used, logarithm) if records_gradient(state) else used
     return apply(_Replaced, state, used, logarithm)
+
+
+def widened_state(state: Tensor) -> Tensor:
+    """A floating-point tensor of 16 bits in float32, exactly, with its history; others as they are.
+
+    In compiled code rounded to its own precision first, as in `arrays.widened`.
+    """
+    if state.element_size() != 2 or not state.is_floating_point():
+        return state
+    wide = state.to(torch.float32)
+    return replaced(wide, rounded_to(wide.detach(), state.dtype)) if torch.compiler.is_compiling() else wide
 
 
 class _Replaced(torch.autograd.Function):

@@ -46,7 +46,7 @@ def tensor_clamp(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
         TypeError: ``x`` is no floating-point tensor.
     """
     _check("x", x)
-    return apply(_TensorClamp, x, _like(x, lo), _like(x, hi))
+    return apply(_TensorClamp, x, _like(x, "lo", lo), _like(x, "hi", hi))
 
 
 def tensor_clamp_vjp(x: Tensor, lo: Tensor | float, hi: Tensor | float, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ def tensor_clamp_vjp(x: Tensor, lo: Tensor | float, hi: Tensor | float, g: Tenso
         TypeError, ValueError: as `tensor_clamp`; ``g`` of another shape or dtype than ``x``.
     """
     _check_cotangent(x, g)
-    value, low, high = _value(x), _bound(x, lo), _bound(x, hi)
+    value, low, high = _value(x), _bound(x, "lo", lo), _bound(x, "hi", hi)
     above = value > high
     below = torch.where(above, high, value) < low
     nothing = torch.zeros_like(g)
@@ -69,7 +69,7 @@ def tensor_clamp_vjp(x: Tensor, lo: Tensor | float, hi: Tensor | float, g: Tenso
 
 def tensor_clamp_ste(x: Tensor, lo: Tensor | float, hi: Tensor | float) -> Tensor:
     """As `tensor_clamp`, gradient 1 everywhere, none to the bounds."""
-    return _straight_through(x, _clamped(_value(x), _bound(x, lo), _bound(x, hi)))
+    return _straight_through(x, _clamped(_value(x), _bound(x, "lo", lo), _bound(x, "hi", hi)))
 
 
 def scalar_clamp_ste(x: Tensor, lo: float, hi: float) -> Tensor:
@@ -127,7 +127,7 @@ def signed_clamp_min_ste(x: Tensor, lo: float) -> Tensor:
     """
     checks.check_positive("lo", lo)
     value = _value(x)
-    bound = _bound(x, lo)
+    bound = _bound(x, "lo", lo)
     away = torch.where(value >= 0, bound, -bound)
     return _straight_through(x, torch.where(value.abs() < bound, away, value))
 
@@ -204,6 +204,7 @@ def _check(name: str, x: object) -> None:
 
 def _check_cotangent(x: Tensor, g: Tensor) -> None:
     _check("x", x)
+    check_tensor("g", g)
     checks.check_cotangent(tuple(x.shape), dtype_name(x.dtype), tuple(g.shape), dtype_name(g.dtype))
 
 
@@ -213,18 +214,19 @@ def _value(x: Tensor) -> Tensor:
     return widened(x.detach())
 
 
-def _bound(x: Tensor, bound: Any) -> Tensor:
+def _bound(x: Tensor, name: str, bound: Any) -> Tensor:
     """A bound in the wide dtype, rounded to that of ``x``, without its history."""
-    given = bound.detach() if isinstance(bound, Tensor) else _constant(x, bound)
+    given = bound.detach() if isinstance(bound, Tensor) else _constant(x, name, bound)
     return rounded_to(given.to(wide_dtype(x.dtype)), x.dtype)
 
 
-def _like(x: Tensor, bound: Any) -> Tensor:
+def _like(x: Tensor, name: str, bound: Any) -> Tensor:
     """A bound in the dtype and shape of ``x``, with its history."""
-    given = bound.to(wide_dtype(x.dtype)) if isinstance(bound, Tensor) else _constant(x, bound)
+    given = bound.to(wide_dtype(x.dtype)) if isinstance(bound, Tensor) else _constant(x, name, bound)
     return given.to(x.dtype).expand(x.shape)
 
 
-def _constant(x: Tensor, bound: Any) -> Tensor:
+def _constant(x: Tensor, name: str, bound: Any) -> Tensor:
     """A number in the wide dtype, +0 for -0 (whose sign inductor drops)."""
+    checks.check_unmasked(name, bound)
     return torch.tensor(bound + 0.0, dtype=wide_dtype(x.dtype), device=x.device)

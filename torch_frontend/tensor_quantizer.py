@@ -15,7 +15,7 @@ from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
 from . import routes
-from .arguments import check_array
+from .arguments import check_operands
 from .arrays import apply, is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
@@ -152,7 +152,7 @@ class TensorQuantizer(nn.Module):
             return fake_quantize(self.quantizer, x, qparams)
         if is_concrete(x, waits):
             return x
-        check_array(self.quantizer, x, qparams)
+        qparams = check_operands(self.quantizer, x, qparams)
         return apply(_UnlessWaiting, x, *qparams[:4], waits, self.quantizer)
 
     def forward(self, x: Tensor) -> Tensor:

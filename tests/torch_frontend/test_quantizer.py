@@ -299,7 +299,7 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
     ),
     "dtype": (
         TypeError,
-        "must have dtype float32, got float64",
+        "must have dtype float32, bfloat16, float16; got float64",
         lambda f: f.quantize(SYMMETRIC, ROW, QParams(torch.ones(()).double())),
     ),
     "zero": (

@@ -52,6 +52,8 @@ def a(*values: Any, dtype: str = "float32", shape: tuple[int, ...] | None = None
 X, MATRIX = a(1, 2, 3), np.ones((2, 4), np.float32)
 ONE, POINT = a(1), a(3, dtype="int32")
 NORMAL = "`qparams.scale` must hold positive normal finite numbers, got"
+SCALE_DTYPE = "`qparams.scale` must have dtype float32, bfloat16, float16"
+ZERO_DTYPE = "`qparams.zero_point` must have an integer dtype or float32, bfloat16, float16"
 RANGE = "`qparams.zero_point` must hold integers in [0, 255], got"
 
 
@@ -99,18 +101,18 @@ BAD = {
         CHANNELS, ValueError, "`qparams.scale` must have shape (2, 1)", x=MATRIX, scale=np.ones((1, 4), np.float32)
     ),
     "scalar scale for channels": fake(CHANNELS, ValueError, "`qparams.scale` must have shape (2, 1)", x=MATRIX),
-    "float16 scale": fake(
-        INT8, TypeError, "`qparams.scale` must have dtype float32, got float16", scale=a(1, dtype="float16")
+    "float16 scale of float64 data": fake(
+        INT8,
+        TypeError,
+        "`qparams.scale` must have dtype float64; got float16",
+        x=X.astype(float),
+        scale=a(1, dtype="float16"),
     ),
-    "float64 scale of float32 data": fake(
-        INT8, TypeError, "`qparams.scale` must have dtype float32, got float64", scale=a(1, dtype="float64")
-    ),
+    "float64 scale of float32 data": fake(INT8, TypeError, f"{SCALE_DTYPE}; got float64", scale=a(1, dtype="float64")),
     "float32 scale of float64 data": fake(
-        INT8, TypeError, "`qparams.scale` must have dtype float64, got float32", x=X.astype(float)
+        INT8, TypeError, "`qparams.scale` must have dtype float64; got float32", x=X.astype(float)
     ),
-    "integer scale": fake(
-        INT8, TypeError, "`qparams.scale` must have dtype float32, got int32", scale=a(1, dtype="int32")
-    ),
+    "integer scale": fake(INT8, TypeError, f"{SCALE_DTYPE}; got int32", scale=a(1, dtype="int32")),
     # zero points
     "missing zero point": fake(
         UINT8, TypeError, "`qparams.zero_point` must be an array (the quantizer is affine), got None"
@@ -125,14 +127,10 @@ BAD = {
     "zero point of the wrong shape": fake(
         UINT8, ValueError, "`qparams.zero_point` must have shape (), got (3,)", zero=a(1, 2, 3, dtype="int32")
     ),
-    "int64 zero point": fake(
-        UINT8, TypeError, "`qparams.zero_point` must have dtype int32 or float32, got int64", zero=a(3, dtype="int64")
-    ),
+    "boolean zero point": fake(UINT8, TypeError, f"{ZERO_DTYPE}; got bool", zero=a(1, dtype="bool")),
+    "int64 zero point beyond int32": zero(2**32 + 3, str(2**32 + 3), "int64"),
     "float64 zero point of float32 data": fake(
-        UINT8,
-        TypeError,
-        "`qparams.zero_point` must have dtype int32 or float32, got float64",
-        zero=a(3, dtype="float64"),
+        UINT8, TypeError, f"{ZERO_DTYPE}; got float64", zero=a(3, dtype="float64")
     ),
     # data
     "integer data": fake(
@@ -232,7 +230,7 @@ BAD = {
         INT8,
         {"codes": a(1, 2, dtype="int8"), "scale": ONE, "dtype": "float64"},
         TypeError,
-        "`qparams.scale` must have dtype float64, got float32",
+        "`qparams.scale` must have dtype float64; got float32",
     ),
     "cotangent of another shape": Bad(
         "fake_quantize_vjp",
