@@ -29,6 +29,7 @@ each_half = pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
 
 DATA = np.array([[0.1, -0.31, 2.0, 0.0], [-3.0, 1e-40, 7.7, np.nan], [1e5, -1e5, 2e5, 3e5]], np.float32)
 G = np.array([[1.0, -2.0, 3.0, 4.0], [5.0, 1.0, 1.0, 2.0], [3.0, -7.0, 2.0, 40.0]], np.float32)
+ZEROS = np.array([[3], [100]], np.int32)
 SCALES = np.array([[0.03], [0.7], [1.1]], np.float32)
 FIRST = (slice(2, 3), slice(None))  # whose codes are all clamped: sums of integers, exact in any order
 
@@ -51,16 +52,18 @@ def tools(mode: str) -> tuple[Any, Callable[[Array], Any], Callable[[Any], Any]]
     return room, into, jax.jit if mode == "jax jit" else lambda program: program
 
 
-def run(mode: str, q: core.Quantizer, x: Array, scale: Array, zero: Array | None, g: Array) -> list[Array | None]:
-    """`five` in a mode of `MODES`."""
+def run(mode: str, cases: list[tuple[Any, ...]]) -> list[Any]:
+    """`five` of every case ``(q, x, scale, zero_point, g)``, in one program of a mode of `MODES`."""
     room, into, wrapped = tools(mode)
+    descriptions = [case[0] for case in cases]
 
-    def program(x: Any, scale: Any, zero: Any, g: Any) -> tuple[Any, ...]:
-        return five(room, q, x, QParams(scale, zero), g)
+    def program(*arrays: Any) -> list[Any]:
+        rows = zip(descriptions, *(arrays[i::4] for i in range(4)), strict=True)
+        return [five(room, q, x, QParams(scale, zero), g) for q, x, scale, zero, g in rows]
 
     with jax.disable_jit(mode == "jax eager"):
-        results = wrapped(program)(*(None if a is None else into(a) for a in (x, scale, zero, g)))
-    return [None if r is None else to_numpy(r) for r in results]
+        results = wrapped(program)(*(None if a is None else into(a) for case in cases for a in case[1:]))
+    return [[None if r is None else to_numpy(r) for r in result] for result in results]
 
 
 def finite(rows: Array) -> Array:
@@ -69,17 +72,15 @@ def finite(rows: Array) -> Array:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@each_half
-def test_scales_of_16_bits_are_the_float32_scales_of_the_same_value(mode: str, half: np.dtype[Any]) -> None:
-    for q, zero in ((SYMMETRIC, None), (AFFINE, np.array([[3], [200]], np.int32))):
-        x, g, scale = finite(DATA), finite(G), finite(SCALES).astype(half)
-        expected = run("numpy", q, x, scale.astype(np.float32), zero, g)
-        got = run(mode, q, x, scale, zero, g)
-        for want, is_given in zip(expected[:4], got[:4], strict=True):
-            assert_same_bits(want, is_given, call=f"{mode} {q.format}")
-        assert to_numpy(got[2]).dtype == np.float32  # dequantize: that of the scale, widened
-        assert to_numpy(got[4]).dtype == half
-        assert_same_bits(to_numpy(expected[4]).astype(half)[1:], to_numpy(got[4])[1:], call=f"{mode} d scale")
+def test_scales_of_16_bits_are_the_float32_scales_of_the_same_value(mode: str) -> None:
+    kinds = [(q, zero, half) for q, zero in ((SYMMETRIC, None), (AFFINE, ZEROS)) for half in HALVES.values()]
+    x, g, scale = finite(DATA), finite(G), finite(SCALES)
+    found = run(mode, [(q, x, scale.astype(half), zero, g) for q, zero, half in kinds])
+    for (q, zero, half), got in zip(kinds, found, strict=True):
+        (expected,) = run("numpy", [(q, x, scale.astype(half).astype(np.float32), zero, g)])
+        assert_same_bits(tuple(expected[:4]), tuple(got[:4]), call=f"{mode} {q.format} {half}")
+        assert got[2].dtype == np.float32  # dequantize: that of the scale, widened
+        assert_same_bits(expected[4].astype(half)[1:], got[4][1:], call=f"{mode} d scale")
         assert got[5] is None or got[5].dtype == np.float32
 
 
@@ -131,20 +132,13 @@ def test_a_scale_that_the_same_program_rounds_is_rounded(mode: str, half: np.dty
 
 @pytest.mark.parametrize("mode", MODES)
 def test_zero_points_of_any_integer_dtype(mode: str) -> None:
-    """All in one program, which is compiled once."""
     x, g, scale = finite(DATA), finite(G), finite(SCALES)
-    dtypes = [name for name in INTEGERS if not (name.endswith("64") and mode.startswith("jax"))]
-    zeros = [np.array([[3], [100]], name) for name in dtypes]
-    room, into, wrapped = tools(mode)
-
-    def program(x: Any, scale: Any, g: Any, *zeros: Any) -> list[Any]:
-        return [five(room, AFFINE, x, QParams(scale, zero), g)[:4] for zero in zeros]
-
-    expected = five(core, AFFINE, x, QParams(scale, np.array([[3], [100]], np.int32)), g)[:4]
-    with jax.disable_jit(mode == "jax eager"):
-        results = wrapped(program)(*map(into, (x, scale, g, *zeros)))
-    for name, result in zip(dtypes, results, strict=True):
-        assert_same_bits(expected, tuple(map(to_numpy, result)), call=f"{mode} {name}")
+    (expected,) = run("numpy", [(AFFINE, x, scale, ZEROS, g)])
+    dtypes = [name for name in INTEGERS if not (name.endswith("64") and mode.startswith("jax"))]  # see the next test
+    dtypes = ["uint8", "int16", "uint64"] if mode == "torch compiled" else dtypes  # compilation takes seconds
+    found = run(mode, [(AFFINE, x, scale, ZEROS.astype(name), g) for name in dtypes])
+    for name, got in zip(dtypes, found, strict=True):
+        assert_same_bits(tuple(expected[:4]), tuple(got[:4]), call=f"{mode} {name}")
 
 
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
@@ -172,16 +166,17 @@ def test_zero_points_of_4_bits(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@each_half
-def test_floating_point_zero_points_of_16_bits(mode: str, half: np.dtype[Any]) -> None:
+def test_floating_point_zero_points_of_16_bits(mode: str) -> None:
     """With a float32 scale as with one of their own dtype; their gradient has their dtype."""
-    x, g, zero = finite(DATA), finite(G), np.array([[0.3], [-1.7]], np.float32).astype(half)
-    for scale in (finite(SCALES), finite(SCALES).astype(half)):
-        expected = run("numpy", FLOAT_ZEROS, x, scale.astype(np.float32), zero.astype(np.float32), g)
-        got = run(mode, FLOAT_ZEROS, x, scale, zero, g)
-        for want, given in zip(expected[:4], got[:4], strict=True):
-            assert_same_bits(want, given, call=mode)
-        assert_same_bits(to_numpy(expected[5]).astype(half)[1:], to_numpy(got[5])[1:], call=f"{mode} d zero point")
+    x, g, zero = finite(DATA), finite(G), np.array([[0.3], [-1.7]], np.float32)
+    halves = list(HALVES.values())[: 1 if mode == "torch compiled" else 2]  # compilation takes seconds
+    kinds = [(half, s) for half in halves for s in (finite(SCALES), finite(SCALES).astype(half))]
+    found = run(mode, [(FLOAT_ZEROS, x, scale, zero.astype(half), g) for half, scale in kinds])
+    for (half, scale), got in zip(kinds, found, strict=True):
+        wide = scale.astype(np.float32), zero.astype(half).astype(np.float32)
+        (expected,) = run("numpy", [(FLOAT_ZEROS, x, *wide, g)])
+        assert_same_bits(tuple(expected[:4]), tuple(got[:4]), call=mode)
+        assert_same_bits(expected[5].astype(half)[1:], got[5][1:], call=f"{mode} d zero point")
 
 
 @each_half
@@ -238,6 +233,6 @@ def test_the_largest_number_of_int8_may_be_infinite() -> None:
     assert core.fake_quantize(q, x).tolist() == [np.inf, 0.0]
     for mode in MODES:
         qparams = core.choose_qparams(q, x)
-        assert_same_bits(core.fake_quantize(q, x), run(mode, q, x, qparams.scale, None, x)[0], call=mode)
+        assert_same_bits(core.fake_quantize(q, x), run(mode, [(q, x, qparams.scale, None, x)])[0][0], call=mode)
     assert_same_bits(core.fake_quantize(q, x), to_numpy(torch_frontend.fake_quantize(q, to_torch(x))))
     assert_same_bits(core.fake_quantize(q, x), np.asarray(jax_backend.fake_quantize(q, to_jax(x))))
