@@ -14,9 +14,20 @@ def choice(name: str, value: object, kind: type[Kind]) -> Kind:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, map(str, kind)))}; got {value!r}") from None
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """TypeError unless ``value`` is an int, ValueError if it is below ``least``."""
+def check_int(name: str, value: object) -> None:
+    """TypeError unless ``value`` is an int: descriptions are compared, hashed and written down."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"`{name}` must be an int, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """TypeError unless ``value`` is an int or a float."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """TypeError unless ``value`` is an int, ValueError if it is below ``least``."""
+    check_int(name, value)
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}")

@@ -1,6 +1,7 @@
 """What a contraction of two quantized operands may do, decided from their descriptions alone. Nouns only."""
 
 from .arithmetic import ZeroPointDomain
+from .choice import check_count
 from .descriptions import Quantizer
 from .directions import Rounding
 from .formats import BinaryFormat, IntegerFormat, TernaryFormat
@@ -43,7 +44,12 @@ def largest_norm(accumulator_bits: int, input_bits: int, *, input_signed: bool, 
 
     ``(2**(P - 1) - 1) * 2**(signed - N)`` for P bits and inputs of N (A2Q, arXiv 2308.13504); for codes that sum to
     zero, ``centred``, ``(2**P - 2) / (2**N - 1)`` (A2Q+, arXiv 2401.10432).
+
+    Raises:
+        TypeError: a width that is no int. ValueError: an accumulator of less than 2 bits, inputs of less than 1.
     """
+    check_count("accumulator_bits", accumulator_bits, 2)
+    check_count("input_bits", input_bits, 1)
     if centred:
         return float((2**accumulator_bits - 2) / (2**input_bits - 1))
     return float((2 ** (accumulator_bits - 1) - 1) * 2.0 ** (input_signed - input_bits))

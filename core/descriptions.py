@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
 from .arithmetic import Arithmetic, ZeroPointDomain
-from .choice import check_count, choice
+from .choice import check_count, check_number, choice
 from .directions import DETERMINISTIC, LearnedRounding, Rounding
 from .formats import BinaryFormat, CodebookFormat, FloatFormat, Format, IntegerFormat, TernaryFormat
 from .granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken
@@ -175,6 +175,7 @@ class Quantizer:
             self._check_learned_bits(self.learned_bits)
 
     def _check_learned_bits(self, bits: float) -> None:
+        check_number("learned_bits", bits)
         if not isinstance(self.format, IntegerFormat) or not 1 <= bits <= self.format.bits:
             raise ValueError(f"`learned_bits` must be None, or in [1, bits] of an integer format, got {bits!r}")
         if self.scale.source in (ScaleSource.STATISTIC, ScaleSource.RUNNING_STATISTIC):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
-from .choice import choice
+from .choice import check_int, choice
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class IntegerFormat:
     has_nan = False  # whether a code stands for NaN
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or isinstance(self.bits, bool):
-            raise TypeError(f"`bits` must be an int, got {self.bits!r}")
+        check_int("bits", self.bits)
         for name in ("signed", "narrow"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"`{name}` must be a bool, got {getattr(self, name)!r}")
@@ -91,7 +90,7 @@ class FloatFormat:
             (with neither) the largest number.
 
     Raises:
-        TypeError: a width that is no int, ``saturate`` no bool.
+        TypeError: a width or bias that is no int, ``saturate`` no bool.
         ValueError: a width out of range, an unknown ``specials``, or a bias that puts numbers outside float32.
 
     Source: IEEE 754-2019, OCP 8-bit Floating Point Specification 1.0, OCP Microscaling Formats 1.0; "fnuz" is
@@ -118,8 +117,7 @@ class FloatFormat:
     def __post_init__(self) -> None:
         for name, low, high in (("exponent_bits", 1, 8), ("mantissa_bits", 0, 10)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"`{name}` must be an int, got {value!r}")
+            check_int(name, value)
             if not low <= value <= high:
                 raise ValueError(f"`{name}` must be in {low}..{high}, got {value}")
         if self.bits > 16:
@@ -130,6 +128,7 @@ class FloatFormat:
         if self.bias is None:
             usual = 2 ** (self.exponent_bits - 1) - (self.specials is not Specials.NEGATIVE_ZERO)
             object.__setattr__(self, "bias", usual)
+        check_int("bias", self.bias)
         if self.min_exponent < -126 or self.max_exponent > 127:
             raise ValueError(f"`bias` must keep the exponents within float32's -126..127, got {self.bias}")
 

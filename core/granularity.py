@@ -19,14 +19,9 @@ Source: torchao's ``granularity.py``, whose ``block_size`` this generalises with
 
 from dataclasses import dataclass
 
+from .choice import check_count, check_int
+
 Shape = tuple[int, ...]
-
-
-def _positive_int(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}")
 
 
 def _axis_of(axis: int, shape: Shape, who: object) -> int:
@@ -54,8 +49,7 @@ class PerAxis:
     axis: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.axis, int) or isinstance(self.axis, bool):
-            raise TypeError(f"`axis` must be an int, got {self.axis!r}")
+        check_int("axis", self.axis)
 
     def block_size(self, shape: Shape) -> Shape:
         """Shape of one block: 1 along the axis, everything along the others. ValueError when x has no such axis."""
@@ -87,9 +81,8 @@ class PerGroup:
     axis: int = -1
 
     def __post_init__(self) -> None:
-        _positive_int("size", self.size)
-        if not isinstance(self.axis, int) or isinstance(self.axis, bool):
-            raise TypeError(f"`axis` must be an int, got {self.axis!r}")
+        check_count("size", self.size, 1)
+        check_int("axis", self.axis)
 
     def block_size(self, shape: Shape) -> Shape:
         """Shape of one block. ValueError when the length of the axis is no multiple of ``size``."""
@@ -115,7 +108,7 @@ class PerBlock:
         if not isinstance(self.shape, tuple) or not self.shape:
             raise TypeError(f"`shape` must be a non-empty tuple of ints, got {self.shape!r}")
         for n in self.shape:
-            _positive_int("shape", n)
+            check_count("shape", n, 1)
 
     def block_size(self, shape: Shape) -> Shape:
         """Shape of one block. ValueError when x has too few axes or a length is no multiple of the block's."""

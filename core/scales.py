@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from .arithmetic import ComputeDtype, Division, RangeRule, Threshold, ZeroPointRule, ZeroPointScale
-from .choice import check_count, choice
+from .choice import check_count, check_int, check_number, choice
 from .directions import DETERMINISTIC, Rounding
 from .formats import FloatFormat
 
@@ -249,8 +249,9 @@ class ScaleRule:
         if not 0 <= self.sigma <= 2**20:
             raise ValueError(f"`sigma` must be in [0, 2**20], got {self.sigma!r}")
         self._check_learned_sigma()
-        if not isinstance(self.search_steps, int) or not 1 <= self.search_steps <= 1000:
-            raise ValueError(f"`search_steps` must be an int in 1..1000, got {self.search_steps!r}")
+        check_int("search_steps", self.search_steps)
+        if not 1 <= self.search_steps <= 1000:
+            raise ValueError(f"`search_steps` must be in 1..1000, got {self.search_steps}")
         for name, low, high in (("search_beta", 2.0**-40, 2.0**40), ("search_kappa", 1.0, 2.0)):
             value = getattr(self, name)
             if value is not None or name == "search_kappa":
@@ -281,6 +282,9 @@ class ScaleRule:
             )
 
     def _check_source(self) -> None:
+        for name in ("momentum", "scale_value", "zero_point_value"):
+            if getattr(self, name) is not None or name == "zero_point_value":
+                check_number(name, getattr(self, name))
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r} (None is the mean)")
         if not isinstance(self.batch_in_training, bool):
