@@ -70,8 +70,8 @@ def check_qparams(
     """
     allowed = ("float32", "float64") if dtype is None else (scale_dtype(dtype),)
     if scale_dtype_name not in allowed and widened_dtype(scale_dtype_name) not in allowed:
-        allowed += HALVES if "float32" in allowed else ()
-        raise TypeError(f"`qparams.scale` must have dtype {', '.join(allowed)}; got {scale_dtype_name}")
+        names = ", ".join((*allowed, *HALVES) if "float32" in allowed else allowed)
+        raise TypeError(f"`qparams.scale` must have dtype {names}; got {scale_dtype_name}")
     want = qparams_shape(q.granularity, tuple(shape))
     if tuple(scale_shape) != want:
         raise ValueError(

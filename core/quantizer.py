@@ -196,8 +196,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
         slope = rounding_slope(q.learned_rounding, qparams.rounding).astype(work)
         d_rounding = multiply(multiply(wide, scale, q.arithmetic), slope, q.arithmetic)
         d_rounding = np.where(passes & (slope != 0), d_rounding, zeros).astype(qparams.scale.dtype)
-    d_scale, d_zero = _in_dtype_of(given.scale, d_scale), _in_dtype_of(given.zero_point, d_zero)
-    return QuantizerGradients(dx, d_scale, d_zero, d_width, d_rounding)
+    d_zero = None if d_zero is None else _in_dtype_of(given.zero_point, d_zero)
+    return QuantizerGradients(dx, _in_dtype_of(given.scale, d_scale), d_zero, d_width, d_rounding)
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -365,10 +365,10 @@ def _values(q: Quantizer, codes: Array, qparams: QParams, dtype: np.dtype[Any]) 
     return round_to_dtype(value, dtype)
 
 
-def _in_dtype_of(parameter: Any, gradient: Array | None) -> Array | None:
+def _in_dtype_of(parameter: Any, gradient: Array) -> Array:
     """The gradient rounded to the dtype of a parameter of 16 bits, as autodiff rounds what a widening hands back."""
     dtype = np.asarray(parameter).dtype.name
-    return round_to_dtype(gradient, np.dtype(dtype)) if gradient is not None and dtype in checks.HALVES else gradient
+    return round_to_dtype(gradient, np.dtype(dtype)) if dtype in checks.HALVES else gradient
 
 
 def _reduced(q: Quantizer, terms: Array, qparams: QParams) -> Array:

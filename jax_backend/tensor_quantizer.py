@@ -244,11 +244,11 @@ def _unset(q: Quantizer, shape: Shape | None) -> Array:
     return jnp.full((0,) if shape is None else qparams_shape(q.granularity, shape), jnp.nan, np.float32)
 
 
-def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> tuple[Array, Array | None]:
-    """Scale and zero point given, checked as far as they can be without knowing the shape of tensors."""
+def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> tuple[Array, Array]:
+    """Scale and zero point given (anything, where there is none), checked as far as the shape of tensors is known."""
     shape = tuple(as_array("qparams.scale", qparams.scale).shape) if shape is None else shape
     scale, zero_point = check_qparams(q, shape, "float32", qparams)
-    return _kept(q, scale), None if zero_point is None else zero_point.astype(np.float32)
+    return _kept(q, scale), scale if zero_point is None else zero_point.astype(np.float32)
 
 
 def _kept(q: Quantizer, scale: Array) -> Array:

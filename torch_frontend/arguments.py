@@ -72,22 +72,29 @@ def check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpara
 
 
 def _checked_seed(seed: object) -> int | Tensor:
-    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):  # of any size
-        checks.check_seed((), "int64", int(seed))
-        return int(seed)
+    if isinstance(seed, int) and not isinstance(seed, bool):  # of any size
+        checks.check_seed((), "int64", seed)
+        return seed
     given = _integer("qparams.seed", seed)
     known = given.ndim == 0 and is_concrete(given) and dtype_name(given.dtype) in checks.INTEGERS
-    checks.check_seed(tuple(given.shape), dtype_name(given.dtype), int(given) if known else None)
+    checks.check_seed(tuple(given.shape), dtype_name(given.dtype), int(numpy_of(given)) if known else None)
     return given
 
 
 def _integer(name: str, value: object) -> Tensor:
-    """What is to be an integer, as a tensor: numbers of Python and NumPy too."""
-    if isinstance(value, int | np.integer | np.bool_):
-        return torch.tensor(value if isinstance(value, bool | np.bool_) else min(max(int(value), -(2**63)), 2**63 - 1))
-    if not isinstance(value, Tensor):
-        raise TypeError(f"`{name}` must be an integer or a torch.Tensor, got {type(value).__name__}")
-    return value
+    """What is to be an integer, as a tensor: numbers of Python, and numbers and arrays of NumPy too."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return torch.tensor(min(max(value, -(2**63)), 2**63 - 1))
+    checks.check_unmasked(name, value)
+    if isinstance(value, bool | np.ndarray | np.generic):
+        if torch.compiler.is_compiling():  # where numbers of NumPy are traced as arrays
+            return torch.as_tensor(value)
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf" and array.dtype != np.longdouble:
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    raise TypeError(f"`{name}` must be an integer or a torch.Tensor, got {type(value).__name__}")
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -139,6 +139,8 @@ def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) 
 def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None:
     check_tensor("x", x)
     check_tensor("w", w)
+    if bias is not None:
+        check_tensor("bias", bias)
     if w.ndim != w_ndim:
         raise ValueError(f"`w` must have {w_ndim} axes, got shape {tuple(w.shape)}")
     axis = -1 if w_ndim == 2 else 1

@@ -43,13 +43,12 @@ def five(room: Any, q: core.Quantizer, x: Any, qparams: QParams, g: Any) -> tupl
 
 def tools(mode: str) -> tuple[Any, Callable[[Array], Any], Callable[[Any], Any]]:
     """The room of a mode, what makes its arrays, and what makes a program of that mode."""
+    given: Any = {"torch": to_torch, "jax": to_jax}.get(mode.split()[0], np.asarray)
     if mode == "torch compiled":
         torch._dynamo.reset()
-        return torch_frontend, to_torch, torch.compile(fullgraph=True)
-    room, into = {"numpy": (core, np.asarray), "torch": (torch_frontend, to_torch), "jax": (jax_backend, to_jax)}[
-        mode.split()[0]
-    ]
-    return room, into, jax.jit if mode == "jax jit" else lambda program: program
+        return torch_frontend, given, torch.compile(fullgraph=True)
+    room: Any = {"numpy": core, "torch": torch_frontend, "jax": jax_backend}[mode.split()[0]]
+    return room, given, jax.jit if mode == "jax jit" else lambda program: program
 
 
 def run(mode: str, cases: list[tuple[Any, ...]]) -> list[Any]:
