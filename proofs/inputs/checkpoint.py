@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import ml_dtypes
 import numpy as np
@@ -19,8 +20,22 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),  # as safetensors means it: no infinities
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # powers of two, such as the scales of MX formats
+}
+PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+SAVED_AS = "; save its tensors with safetensors first"
+# How files of other kinds begin, and what is said of them
+SIGNATURES: dict[bytes, str] = {
+    b"\x93NUMPY": f"a NumPy array (.npy){SAVED_AS}",
+    b"GGUF": f"a GGUF file{SAVED_AS}",
+    b"\x89HDF\r\n\x1a\n": f"an HDF5 file{SAVED_AS}",
+    b"\x80": f"a pickle, such as old PyTorch checkpoints are{SAVED_AS}",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file that it stands for with git lfs pull",
+    b"\x1f\x8b": "a gzip file; unpack it first",
 }
 
 
@@ -45,6 +60,10 @@ class StoredTensor:
     @property
     def skipped(self) -> str | None:
         """Why its values cannot be quantized, or None when they can."""
+        if self.dtype in PACKED:
+            return f"dtype {self.dtype} packs elements into less than a byte each, which is not read"
+        if self.dtype == "C64":
+            return "dtype C64 is complex"
         if self.dtype not in FLOATS:
             return f"dtype {self.dtype} is not floating point"
         return None if self.elements else "it has no elements"
@@ -54,8 +73,8 @@ def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
     """Every tensor of a checkpoint, in the order of the file. Reads the header only.
 
     Raises:
-        CheckpointError: no such file, not a file, no permission, or a header that is truncated, corrupt or does not
-            cover the file exactly.
+        CheckpointError: no such file, not a file, no permission, a file of another kind (the message says which and
+            what to do), or a header that is truncated, corrupt or does not cover the file exactly.
     """
     try:
         if path.is_dir():
@@ -70,6 +89,8 @@ def stored_tensors(path: Path) -> tuple[StoredTensor, ...]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
+        if kind := _other_kind(path):
+            raise CheckpointError(f"{path}: is not a safetensors file but {kind}") from None
         raise CheckpointError(f"{path}: truncated or corrupt safetensors file: {_one_line(error)}") from None
     header.pop("__metadata__", None)
     found = (
@@ -91,6 +112,37 @@ def mapped_values(path: Path, tensor: StoredTensor) -> NDArray[Any]:
         return np.memmap(path, FLOATS[tensor.dtype], "r", tensor.offset, tensor.shape)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: tensor {tensor.name!r} cannot be read: {_one_line(error)}") from None
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file that is no safetensors file seems to be, and what to do about it; None where that cannot be said."""
+    with path.open("rb") as file:
+        head = file.read(2**20)
+    if not head:
+        return "empty"
+    if head[8:9] == b"{":  # a header of safetensors, after its length
+        return None
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_archive(path)
+    if head.lstrip().startswith(b"{"):
+        index = b'"weight_map"' in head
+        return "an index of safetensors files; give one of those that it names" if index else "a JSON file"
+    if head[:1] == b"\x08" and (
+        path.suffix == ".onnx" or head[2:3] in (b"\x12", b":")
+    ):  # its version, then a name or graph
+        return f"an ONNX model{SAVED_AS}"
+    return next((kind for start, kind in SIGNATURES.items() if head.startswith(start)), None)
+
+
+def _kind_of_archive(path: Path) -> str:
+    try:
+        names = ZipFile(path).namelist()
+    except (BadZipFile, OSError):
+        names = []
+    if any(name.endswith("data.pkl") for name in names):
+        return f"a PyTorch checkpoint{SAVED_AS}"
+    kind = "NumPy arrays (.npz)" if names and all(name.endswith(".npy") for name in names) else "a zip archive"
+    return kind + SAVED_AS
 
 
 def _one_line(error: Exception) -> str:

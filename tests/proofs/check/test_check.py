@@ -73,12 +73,11 @@ def _truncated(raw: bytes) -> bytes:
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated": _truncated,
     "truncated header": lambda raw: raw[:40],
-    "empty": lambda raw: b"",
     "header length": lambda raw: b"\xff" * 8 + raw[8:],
     "no JSON": lambda raw: raw[:8] + b"x" + raw[9:],
     "no such dtype": lambda raw: raw.replace(b"F32", b"X32", 1),
     "more bytes than the header says": lambda raw: raw + b"0",
-    "another kind of file": lambda raw: b"PK\x03\x04" + raw,
+    "noise": lambda raw: b"\xfe\xed\xfa\xce" + raw,
 }
 
 
