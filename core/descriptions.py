@@ -44,13 +44,19 @@ class QParams(NamedTuple):
     """Parameters of a quantizer for one array.
 
     Attributes:
-        scale: float32 (float64 for float64 arrays), shape `granularity.qparams_shape`, positive normal numbers.
-        zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, int32 (the frontends also take
-            the scale's floating dtype, so that it can be differentiated); in other domains numbers, dtype of the scale.
-        bit_width: None: the format's own width. Else one number, an integer or of the scale's dtype, rounded to nearest
-            even: codes are then those of a format of that width, at most the format's own, in whose storage they stay.
-        seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), 0-d; None for 0. The same seed
-            draws the same for the same place in arrays of the same shape, so every step of a training needs its own.
+        scale: float32 (float64 for float64 arrays), shape `granularity.qparams_shape`, positive normal numbers. One of
+            bfloat16 or float16 counts as the float32 scale of the same value, as which it is computed with; its
+            gradient alone is of its own dtype: the one in float32, rounded.
+        zero_point: None when symmetric, else integers in [lo, hi] of the scale's shape, of any integer dtype, or of a
+            floating one that a scale may have, so that it can be differentiated; in other domains numbers of such a
+            dtype. The gradient has the dtype of a floating zero point, else that of a scale of the array's.
+        bit_width: None: the format's own width. Else one number, an integer (as a seed may be given) or of the scale's
+            dtype, rounded to nearest even: codes are then those of a format of that width, at most the format's own, in
+            whose storage they stay.
+        seed: of stochastic rounding, which alone looks at it: integer in [0, 2**32), None for 0: of Python or NumPy, or
+            a 0-d array of any integer dtype; a bool is none. Where it is traced, its value cannot be looked at and its
+            last 32 bits count. The same seed draws the same for the same place in arrays of the same shape, so every
+            step of a training needs its own.
         rounding: of learned rounding, which alone looks at it: v, shape of the array, dtype of the scale; None for
             zeros, which round toward negative.
     """

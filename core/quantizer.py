@@ -148,7 +148,8 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
 
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
-    their sum over each block exact and rounded once. The same shapes as the parameters, dtype of the scale.
+    their sum over each block exact and rounded once. Shapes and dtypes of the parameters;
+    float32 (or float64) for integers, and for 16 bits the one in float32 rounded once more.
     ``rounding``: ``fl(fl(g * s) * h'(v))`` where the code was not clamped and ``h'(v)`` is not 0, else +0.0.
     ``bit_width``, where there is one: the sum, exact and rounded once, of ``g * s`` where codes were clamped above, and
     of ``-g * s`` below if signed, times the derivative of the largest code (`bit_width.range_slopes`).

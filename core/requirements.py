@@ -5,7 +5,8 @@ Every room but core needs libraries that `pip install samebits` does not bring. 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 
 # By extra, by the name under which a library is imported: the oldest release that the test suite has run with. The
@@ -47,9 +48,25 @@ def lacking(extra: str, what: str) -> str | None:
 
 def explained(error: ImportError, what: str) -> str | None:
     """The same line for an import that failed; None where it did not fail for want of a library of `EXTRAS`."""
-    library = (error.name or "").partition(".")[0]
+    return shortage((error.name or "").partition(".")[0], what)
+
+
+def shortage(library: str, what: str) -> str | None:
+    """The same line for one library; None where it is there and new enough, or not in `EXTRAS`."""
     extra = next((extra for extra, libraries in EXTRAS.items() if library in libraries), None)
     return _line(library, extra, what) if extra else None
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Around imports: an ImportError for want of a library of `EXTRAS` says the same line."""
+    try:
+        yield
+    except ImportError as error:
+        line = explained(error, what)
+        if line is None:
+            raise
+        raise ImportError(line, name=error.name) from None
 
 
 def _line(library: str, extra: str, what: str) -> str | None:

@@ -138,8 +138,9 @@ def fake_quantize_vjp(q: Quantizer, x: Array, qparams: QParams, g: Array) -> Qua
 
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), summed as `ste.block_sum`
-    states. The same shapes as the parameters, dtype of the scale. ``bit_width``, where there is one: summed so over the
-    whole array, times one number. ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
+    states. Shapes and dtypes of the parameters; float32 (or float64) for integers, and for 16 bits the one in float32
+    rounded once more. ``bit_width``, where there is one: summed so over the whole array, times one number; float32 (or
+    float64). ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
 
     Args:
         g: incoming gradient, shape and dtype of ``x``.

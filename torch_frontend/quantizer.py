@@ -150,8 +150,9 @@ def fake_quantize_vjp(q: Quantizer, x: Tensor, qparams: QParams, g: Tensor) -> Q
 
     ``x``: elementwise, ``g`` where the code was not clamped (NaN is not clamped), else +0.0; everywhere for
     `PASS_THROUGH`. ``scale`` and ``zero_point``: float32 terms (float64 for float64 ``x``), every operation rounded,
-    summed over each block in float64 (error at most ``n * 2**-53 * sum(|terms|)``), rounded once. Shape and dtype of
-    the scale. ``bit_width``, where there is one: summed so over the whole array, times one number; dtype of the scale.
+    summed over each block in float64 (error at most ``n * 2**-53 * sum(|terms|)``), rounded once. Shapes and dtypes
+    of the parameters; float32 (or float64) for integers, and for 16 bits the one in float32 rounded once more.
+    ``bit_width``, where there is one: summed so over the whole array, times one number; float32 (or float64).
     ``rounding``, if given: ``g * s * h'(v)`` where the code was not clamped, else +0.0.
 
     Args:

@@ -6,16 +6,22 @@ USAGE = 2  # as in `commands`, which cannot be imported without its libraries
 
 
 def main() -> None:
-    """`commands.main`; where a library is not there, exit code 2 and the line that says which extra brings it."""
+    """`commands.main`; where a library is not there, or typer is old, exit code 2 and the line that says what to do.
+
+    An old typer would fail somewhere in the middle, with a traceback.
+    """
+    from ...core.requirements import explained, shortage
+
     try:
-        from .commands import main as run
+        line = shortage("typer", "this command")
+        if not line:
+            from .commands import main as run
 
-        run()
+            run()
     except ImportError as error:
-        from ...core.requirements import explained
-
         line = explained(error, "this command")
         if line is None:
             raise
+    if line:
         print(f"samebits: {line}", file=sys.stderr)
         sys.exit(USAGE)

@@ -13,7 +13,11 @@ from zipfile import BadZipFile, ZipFile
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+
+from ...core.requirements import explaining
+
+with explaining(__name__):
+    from safetensors import SafetensorError, safe_open
 
 FLOATS: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),

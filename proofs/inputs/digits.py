@@ -26,13 +26,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from ...core import QParams, catalog, choose_qparams, conv2d, linear
 from ...core.granularity import qparams_shape
+from ...core.requirements import explaining
 from ..modes.execution import MODES, implementation
 from .checkpoint import stored_tensors
+
+with explaining(__name__):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
 
 Array = NDArray[Any]
 

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 from numpy.typing import NDArray
 
 from ...core import Quantizer
+from ...core.requirements import explaining
 from ...jax_backend.interop import load_state_dict, state_dict
 from ...jax_backend.nn import QuantConv, QuantLinear
 from ..modes.arrays import to_jax, to_numpy
+
+with explaining(__name__):
+    import jax
+    from flax import nnx
 
 Array = NDArray[Any]
 

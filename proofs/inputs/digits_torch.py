@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...core import Quantizer
+from ...core.requirements import explaining
 from ...torch_frontend.nn import QuantConv2d, QuantLinear
 from ..modes.arrays import to_numpy, to_torch
+
+with explaining(__name__):
+    import torch
 
 Array = NDArray[Any]
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ...core.blocks import expand_blocks
@@ -30,10 +29,14 @@ from ...core.granularity import (
     Shape,
     qparams_shape,
 )
+from ...core.requirements import explaining
 from ...core.scales import Denominator, Restriction, ScaleRule, Statistic
 from .bits import from_ordinal, ordinal, stored_bits
 from .knife_edges import special_values
 from .numbers import decisions, numbers, places_of_zero, zero_points
+
+with explaining(__name__):
+    from hypothesis import strategies as st
 
 Array = NDArray[Any]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from samebits.core.requirements import EXTRAS, ROOMS, explained, lacking, require
+from samebits.core.requirements import EXTRAS, ROOMS, explained, explaining, lacking, require
 
 Installed = Callable[[Mapping[str, str | None]], None]
 
@@ -177,6 +177,50 @@ def test_a_name_of_proofs_that_needs_more_says_so() -> None:
     done = run_without(OTHERS, "from samebits.proofs import diverge")
     line = "samebits.proofs.diverge needs safetensors, which is not installed: pip install 'samebits[proofs]'"
     assert done.stderr.splitlines()[-1] == f"ImportError: {line}"
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "extra"),
+    [
+        ("checkpoint", "safetensors", "proofs"),
+        ("digits", "safetensors", "proofs"),
+        ("strategies", "hypothesis", "proofs"),
+    ],
+)
+def test_a_module_of_proofs_that_needs_more_says_so(module: str, library: str, extra: str) -> None:
+    done = run_without(OTHERS, f"import samebits.proofs.inputs.{module}")
+    wanted = f" needs {library}, which is not installed: pip install 'samebits[{extra}]'"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: samebits.proofs.inputs.")
+    assert last.endswith(wanted)
+
+
+@pytest.mark.parametrize(("module", "room"), [("digits_torch", "torch_frontend"), ("digits_jax", "jax_backend")])
+def test_a_module_over_a_framework_says_so(module: str, room: str) -> None:
+    done = run_without(FRAMEWORKS, f"import samebits.proofs.inputs.{module}")
+    assert done.stderr.splitlines()[-1].startswith(f"ImportError: samebits.{room} needs {ROOMS[room]}, which is not")
+
+
+def test_imports_that_fail_for_other_reasons_stay_as_they_are(installed: Installed) -> None:
+    installed({"rich": "15.0"})
+    with pytest.raises(ImportError, match=r"^it needs typer, which is not"), explaining("it"):
+        raise ModuleNotFoundError("No module named 'typer'", name="typer")
+    with pytest.raises(ImportError, match=r"^broken$"), explaining("it"):
+        raise ImportError("broken", name="rich")
+
+
+def test_an_old_typer_is_one_line() -> None:
+    program = """
+import importlib.metadata, sys
+release = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.9.4" if name == "typer" else release(name)
+sys.argv = ["samebits", "catalog"]
+from samebits.proofs.cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    line = "this command needs typer 0.15.4 or newer, found 0.9.4: pip install -U 'samebits[proofs]'"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"samebits: {line}\n")
 
 
 def samebits(without: str, *arguments: str) -> subprocess.CompletedProcess[str]:
