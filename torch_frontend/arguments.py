@@ -101,6 +101,6 @@ def check_tensor(name: str, value: object) -> None:
     """TypeError unless ``value`` is a tensor with strides: no sparse or nested one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_nested:
+    if not torch.compiler.is_compiling() and (value.layout is not torch.strided or value.is_nested):
         kind = "nested" if value.is_nested else str(value.layout)
         raise TypeError(f"`{name}` must be a dense (strided) torch.Tensor, got a tensor of layout {kind}")
