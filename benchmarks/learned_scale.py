@@ -2,9 +2,9 @@
 
     python benchmarks/learned_scale.py [--sizes 1048576 4194304] [--runs 5] [--before FOLDER] [--markdown FILE]
 
-float32, int8 symmetric with the gradient of LSQ, per tensor and per channel (rows of 4,096); some elements are clamped. Figures
-are milliseconds, the median of the runs, each a median of rounds. ``--before`` names a folder in which `samebits` is an
-older state: it is measured by the same script in a process of its own, run by run in turn.
+float32, int8 symmetric with the gradient of LSQ, per tensor and per channel (rows of 4,096); some elements are clamped.
+Figures are milliseconds, the median of the runs, each a median of rounds. ``--before`` names a folder in which
+`samebits` is an older state: it is measured by the same script in a process of its own, run by run in turn.
 
 Memory is the peak of what is allocated during one eager call of torch, inputs apart.
 """
@@ -60,8 +60,8 @@ def torch_programs(name: str, elements: int) -> dict[str, Program]:
 
     def native(v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         if fixed.ndim == 0:
-            return torch._fake_quantize_learnable_per_tensor_affine(v, s, zeros, lo, hi, 1.0)  # type: ignore[no-any-return]
-        return torch._fake_quantize_learnable_per_channel_affine(v, s, zeros, 0, lo, hi, 1.0)  # type: ignore[no-any-return]
+            return torch._fake_quantize_learnable_per_tensor_affine(v, s, zeros, lo, hi, 1.0)
+        return torch._fake_quantize_learnable_per_channel_affine(v, s, zeros, 0, lo, hi, 1.0)
 
     def textbook(v: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         quotient = v / s
@@ -120,7 +120,7 @@ def peak(program: Program) -> float:
     with torch.profiler.profile(profile_memory=True) as profiler:
         program()
     held = most = 0
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
@@ -133,7 +133,7 @@ def measure(name: str, elements: int, rounds: int) -> Rows:
     found = {row: seconds * 1e3 for row, seconds in medians(programs | jax_programs(name, elements), rounds).items()}
     found |= {f"{row}, MiB": peak(programs[row]) for row in list(programs)[:2]}
     torch._dynamo.reset()
-    jax.clear_caches()
+    jax.clear_caches()  # type: ignore[no-untyped-call]
     return found
 
 
