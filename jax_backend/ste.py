@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ..core.descriptions import Gradient, Quantizer
 from ..core.formats import IntegerFormat
@@ -59,7 +60,7 @@ def learned_scale_factor(q: Quantizer, block_elements: int) -> float:
 def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
     """Sum over each block, in the dtype of ``terms``; 0 for an empty block.
 
-    Along each axis by rows of `ROW`, then by rows of those sums.
+    Along each axis `ROW` of them at a time, then as many of those sums.
 
     Off the exact sum of n terms by at most ``ROW * ceil(log(n, ROW)) * u * sum(|terms|)``, u = 2**-24 (2**-53 in
     float64), and the smallest normal number for every addition, since subnormal terms and sums may become zero.
@@ -69,5 +70,19 @@ def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
         while (n := sums.shape[axis]) > 1:
             rows = -(-n // ROW)
             padded = jnp.pad(sums, [(0, rows * ROW - n if i == axis else 0) for i in range(sums.ndim)])
-            sums = jnp.sum(padded.reshape(*sums.shape[:axis], rows, ROW, *sums.shape[axis + 1 :]), axis=axis + 1)
+            before, after = sums.shape[:axis], sums.shape[axis + 1 :]
+            if n > ROW * ROW:
+                sums = _added_one_by_one(padded.reshape(*before, ROW, rows, *after), axis)
+            else:
+                sums = jnp.sum(padded.reshape(*before, rows, ROW, *after), axis=axis + 1)
     return jnp.sum(sums, axis=axes).reshape(qparams_shape(granularity, terms.shape))
+
+
+def _added_one_by_one(x: jax.Array, axis: int) -> jax.Array:
+    """Sum over ``axis``, by a loop: XLA makes one number after the other of a sum that it fuses with its terms."""
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        return jnp.add(total, lax.dynamic_index_in_dim(x, i, axis, keepdims=False))
+
+    total: jax.Array = lax.fori_loop(1, x.shape[axis], add, lax.index_in_dim(x, 0, axis, keepdims=False))
+    return total

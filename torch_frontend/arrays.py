@@ -164,16 +164,18 @@ def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], 
     return array, parameter
 
 
-def pieces(reference: Tensor, *others: Tensor | None, size: int = CHUNK) -> Iterator[tuple[Any, ...]]:
+def pieces(
+    reference: Tensor, *others: Tensor | None, size: int = CHUNK, whole: int = WHOLE
+) -> Iterator[tuple[Any, ...]]:
     """Views that together cover ``reference``, each with what broadcasts against it.
 
-    An array of at most `WHOLE` elements, and each so long row of a longer one, comes whole; else at most ``size`` of
+    An array of at most ``whole`` elements, and each so long row of a longer one, comes whole; else at most ``size`` of
     them. ``others`` have the axes of ``reference``, each as long or of length 1, or no axes, or are None.
     """
     total = reference.numel()
     if total == 0:
         return
-    if total <= WHOLE:
+    if total <= whole:
         yield (reference, *others)
         return
     step = max(1, size * reference.shape[0] // total)
@@ -181,7 +183,7 @@ def pieces(reference: Tensor, *others: Tensor | None, size: int = CHUNK) -> Iter
         part = [_rows(t, start, step) for t in (reference, *others)]
         if step == 1 and reference.ndim > 1:
             inner, *rest = (t.squeeze(0) if t is not None and t.ndim else t for t in part)
-            yield from pieces(inner, *rest, size=size)  # type: ignore[arg-type]
+            yield from pieces(inner, *rest, size=size, whole=whole)  # type: ignore[arg-type]
         else:
             yield tuple(part)
 

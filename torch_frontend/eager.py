@@ -6,7 +6,7 @@ arrays are not copied. Scale and zero point come in the wide dtype.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
+from ..core.descriptions import Quantizer
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import PerTensor
-from .arrays import WHOLE, broadcast_views, dense_order, numpy_of, pieces
-from .elementwise import Terms, gradient_terms, value_of_code_0
+from .arrays import WHOLE, broadcast_views, dense_order, pieces
+from .elementwise import value_of_code_0
 from .in_place import from_codes, to_codes, to_grid
-from .thresholds import passing_interval
 from .zero_point import middle_code
 
-MASK = torch.ops.aten.hardtanh_backward.grad_input
 View = Callable[[Any], Any]  # of a tensor, or of None, which stays None
 
 
@@ -36,7 +34,7 @@ def fake_quantize_and_nan(
     q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, watched: bool
 ) -> tuple[Tensor, bool]:
     """`fake_quantize`, and whether NaN may be among the codes: known only if ``watched``, while they are in cache."""
-    x, view, spread = _layout(q, x)
+    x, view, spread = layout(q, x)
     out = torch.empty_like(x)
     scratch = None if x.dtype == scale.dtype else _scratch(x, scale.dtype)
     nothing, one_zero = _zero(scale.dtype, scale.device), _needs_one_zero(q)
@@ -62,13 +60,13 @@ def fake_quantize_and_nan(
 
 def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Codes in an integer ``dtype``, where NaN is refused if no code stands for it; in the wide one, the numbers."""
-    x, view, spread = _layout(q, x)
+    x, view, spread = layout(q, x)
     out = torch.empty_like(x, dtype=dtype)
     scratch, one_zero = None if dtype == scale.dtype else _scratch(x, scale.dtype), _needs_one_zero(q)
     for xs, ys, s, z in pieces(view(x), view(out), spread(scale), spread(zero)):
         work = ys if scratch is None else scratch[: xs.numel()].view(xs.shape)
         if scratch is not None and isinstance(q.format, CodebookFormat):
-            _quotients_into(work, xs, s)  # a code is found before its number
+            quotients_into(work, xs, s)  # a code is found before its number
         else:
             _codes_into(work, q, xs, s, z)
         if scratch is not None:
@@ -83,7 +81,7 @@ def codes(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, dtype: to
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``(code - z) * s`` of codes in the format's `storage`, in ``dtype``."""
-    codes, view, spread = _layout(q, codes)
+    codes, view, spread = layout(q, codes)
     out = torch.empty_like(codes, dtype=dtype)
     scratch = None if dtype == scale.dtype else _scratch(codes, scale.dtype)
     for cs, ys, s, z in pieces(view(codes), view(out), spread(scale), spread(zero)):
@@ -98,53 +96,7 @@ def values(q: Quantizer, codes: Tensor, scale: Tensor, zero: Tensor | None, dtyp
     return out
 
 
-def gradients(
-    q: Quantizer,
-    x: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    g: Tensor,
-    wanted: Sequence[bool],
-    may_be_nan: bool = True,
-) -> Terms:
-    """Gradients of x, scale and zero point; the latter two float64 sums over each block, not yet rounded."""
-    x, view, spread = _layout(q, x)
-    dx = torch.empty_like(x) if wanted[0] else None
-    d_scale, d_zero = (torch.zeros_like(scale, dtype=torch.float64) if w else None for w in wanted[1:])
-    if q.gradient is Gradient.PASS_THROUGH and not any(wanted[1:]):
-        return Terms(g.clone(), None, None)
-    by_interval = q.gradient not in ON_QUOTIENT and (zero is None or not q.arithmetic.has_float_zeros)
-    if not any(wanted[1:]) and x.dtype != torch.float64 and by_interval:
-        ends = passing_interval(q, numpy_of(scale), None if zero is None else numpy_of(zero))
-        if scale.numel() == 1:
-            low, high = (end.item() for end in ends)
-            for xs, gs, out in pieces(view(x), view(g), view(dx), size=WHOLE):
-                _mask_into(out, xs, gs, low, high, may_be_nan)
-        else:
-            below, above = (spread(torch.from_numpy(end).to(x.device)) for end in ends)
-            for xs, gs, out, lows, highs in pieces(view(x), view(g), view(dx), below, above):
-                out.copy_(gs).masked_fill_((xs <= lows) | (xs >= highs), 0.0)
-        return Terms(dx, None, None)
-    parameters = (spread(scale), spread(zero), spread(d_scale), spread(d_zero))
-    for xs, gs, out, s, z, scale_sum, zero_sum in pieces(view(x), view(g), view(dx), *parameters):
-        terms = gradient_terms(q, xs.to(scale.dtype), s, z, gs, wanted)
-        if out is not None:
-            out.copy_(terms.x)
-        if scale_sum is not None and terms.scale is not None:
-            scale_sum += _summed_to(terms.scale, scale_sum)
-        if zero_sum is not None and terms.zero_point is not None:
-            zero_sum += _summed_to(terms.zero_point, zero_sum)
-    return Terms(dx, d_scale, d_zero)
-
-
-def _mask_into(out: Tensor, x: Tensor, g: Tensor, low: float, high: float, may_be_nan: bool) -> None:
-    """``g`` where ``x`` is not clamped, else +0.0, by comparing ``x`` with the ends of the interval that passes."""
-    MASK(g, x, low, high, grad_input=out)
-    if may_be_nan and math.isnan(x.sum().item()):  # its vectorized loop stops NaN, its scalar loop passes it
-        out.copy_(torch.where(x.isnan(), g, out))
-
-
-def _layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
+def layout(q: Quantizer, x: Tensor) -> tuple[Tensor, View, View]:
     """``x``, dense, and the two views under which tensors laid out like it, and its parameters, broadcast."""
     if not isinstance(q.granularity, PerTensor):
         x = x.contiguous()
@@ -162,7 +114,7 @@ def _codes_into(work: Tensor, q: Quantizer, x: Tensor, s: Tensor, z: Tensor | No
         work.copy_(x).sub_(value_of_code_0(q, s, z)).div_(s)
         z = None
     else:
-        _quotients_into(work, x, s)
+        quotients_into(work, x, s)
     to_grid(q, work, z)
 
 
@@ -173,7 +125,7 @@ def _values_into(work: Tensor, q: Quantizer, s: Tensor, z: Tensor) -> None:
     work.mul_(s).add_(z)
 
 
-def _quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:
+def quotients_into(work: Tensor, x: Tensor, s: Tensor) -> None:
     """``x / s`` in the wide dtype."""
     if x.dtype == work.dtype:
         torch.div(x, s, out=work)
@@ -195,11 +147,3 @@ def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
 def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for one piece."""
     return torch.empty(min(x.numel(), WHOLE), dtype=dtype, device=x.device)
-
-
-def _summed_to(term: Tensor, total: Tensor) -> Tensor:
-    """``term`` summed in float64 over the axes along which ``total`` has one entry."""
-    if total.ndim == 0:
-        return term.sum(dtype=torch.float64)
-    axes = [axis for axis, n in enumerate(total.shape) if n == 1 and term.shape[axis] != 1]
-    return term.sum(axes, keepdim=True, dtype=torch.float64) if axes else term

@@ -120,7 +120,7 @@ def gradient_terms(
     """Gradients of x, scale and zero point before they are summed; ``g`` in the dtype of x. See `Gradient`."""
     quotient, unclamped, codes = codes_of(q, value, s, z, noise, limits)
     passes = passing(q, quotient, unclamped, limits)
-    dx = torch.where(passes, g, torch.zeros_like(g)) if wanted[0] else None
+    dx = _where(passes, g, quotient) if wanted[0] else None
     wide, d_scale, d_zero = widened(g), None, None
     if wanted[1]:
         steps = codes if z is None else centred(q, codes, z)
@@ -133,3 +133,17 @@ def gradient_terms(
         per_zero = wide if q.arithmetic.has_float_zeros else wide * -s
         d_zero = torch.where(passes, torch.zeros_like(wide), per_zero)
     return Terms(dx, d_scale, d_zero)
+
+
+def _where(passes: Tensor, g: Tensor, like: Tensor) -> Tensor:
+    """``g`` where the gradient passes, else +0.0.
+
+    Compiled, the mask is handed on to the backward pass. Inductor writes truth values one after the other, in thirty
+    times as long as small integers; and unless those become bits before they meet ``g``, it hands on truth values.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.where(passes, g, torch.zeros_like(g))
+    mask = torch.where(passes, torch.ones_like(like), torch.zeros_like(like)).to(torch.uint8)
+    wide = g.to(like.dtype)
+    integer = torch.int64 if wide.dtype == torch.float64 else torch.int32
+    return (wide.view(integer) & -mask.to(integer)).view(wide.dtype).to(g.dtype)

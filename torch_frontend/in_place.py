@@ -10,15 +10,16 @@ from torch import Tensor
 from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, Specials, TernaryFormat
-from .grid import decode, encode, limit_to_grid
+from . import grid
+from .grid import decode, encode
 from .minifloat import overflow, round_to_float
 from .rounding import round_to_integer
 
-IN_PLACE = {
-    Rounding.TIES_TO_EVEN: torch.round_,
-    Rounding.TOWARD_ZERO: torch.trunc_,
-    Rounding.TOWARD_POSITIVE: torch.ceil_,
-    Rounding.TOWARD_NEGATIVE: torch.floor_,
+NATIVE = {
+    Rounding.TIES_TO_EVEN: torch.round,
+    Rounding.TOWARD_ZERO: torch.trunc,
+    Rounding.TOWARD_POSITIVE: torch.ceil,
+    Rounding.TOWARD_NEGATIVE: torch.floor,
 }
 
 
@@ -29,14 +30,30 @@ def to_grid(q: Quantizer, u: Tensor, z: Tensor | None) -> None:
         u: quotients, float32 or float64, not empty, overwritten.
         z: zero point, which broadcasts; None when symmetric.
     """
+    round_to_grid(q, u, u)
+    if z is not None:
+        u.add_(z)
+    limit_to_grid(q, u)
+
+
+def round_to_grid(q: Quantizer, u: Tensor, out: Tensor) -> None:
+    """`grid.round_to_grid` of ``u`` into ``out``, which may be ``u``."""
+    if isinstance(q.format, IntegerFormat):
+        _round(u, q.rounding, out)
+        return
+    if out is not u:
+        out.copy_(u)
+    if isinstance(q.format, FloatFormat):
+        _round_to_float(out, q.format, q.rounding)
+
+
+def limit_to_grid(q: Quantizer, u: Tensor) -> None:
+    """`grid.limit_to_grid` in place; a zero may have either sign."""
     match q.format:
         case IntegerFormat():
-            _round(u, q.rounding)
-            if z is not None:
-                u.add_(z)
             u.clamp_(q.format.lo, q.format.hi)
         case FloatFormat():
-            _round_to_float(u, q.format, q.rounding)
+            _limit_float(u, q.format)
         case _:
             _choose(q, u)
 
@@ -75,11 +92,11 @@ def from_codes(q: Quantizer, codes: Tensor, out: Tensor) -> None:
         out.copy_(codes)
 
 
-def _round(u: Tensor, rounding: Rounding) -> None:
-    if rounding in IN_PLACE:
-        IN_PLACE[rounding](u)
+def _round(u: Tensor, rounding: Rounding, out: Tensor) -> None:
+    if rounding in NATIVE:
+        NATIVE[rounding](u, out=out)
     else:
-        u.copy_(round_to_integer(u, rounding))
+        out.copy_(round_to_integer(u, rounding))
 
 
 def _round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding) -> None:
@@ -92,8 +109,11 @@ def _round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding) -> None:
         quantum = torch.bitwise_and(u.view(integer), exponent).view(u.dtype)
         quantum.clamp_(2.0**format.min_exponent, largest).mul_(2.0**-format.mantissa_bits)
         u.div_(quantum)
-        _round(u, rounding)
+        _round(u, rounding, u)
         u.mul_(quantum)
+
+
+def _limit_float(u: Tensor, format: FloatFormat) -> None:
     if format.saturate:
         u.clamp_(format.lo, format.hi)
         return
@@ -119,7 +139,7 @@ def _encode_float(u: Tensor, format: FloatFormat) -> Tensor:
 def _choose(q: Quantizer, u: Tensor) -> None:
     """Binary, ternary and codebook numbers. The comparisons lose NaN, so a chunk that holds one takes the slow way."""
     if u.amax().isnan().item():
-        u.copy_(limit_to_grid(q, u))
+        u.copy_(grid.limit_to_grid(q, u))
         return
     match q.format:
         case BinaryFormat():

@@ -13,7 +13,7 @@ from ..core import checks
 from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients
 from ..core.directions import Rounding
 from ..core.granularity import PerTensor
-from . import eager
+from . import eager, eager_gradients
 from .arrays import broadcast_views, is_batched, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .bit_width import code_range, range_slopes, whole_width
 from .elementwise import codes_of, gradient_terms, one_zero, passing, values_of
@@ -115,7 +115,7 @@ def gradients(
     zero = wide(zero_point, scale)
     plain = seed is None and limits is None
     if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g) and not is_batched(g):
-        dx, *sums = eager.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
+        dx, *sums = eager_gradients.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
     else:
         value, s, z = views(q, x, scale, zero)
         noise = noise_like(q, value, x, seed)
