@@ -14,8 +14,11 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils import checkpoint
+
+CHANGES = "a quantizer whose state changes with every tensor of training is called inside a backward pass"
 
 
 class _Region:
@@ -49,9 +52,8 @@ def repeated(owner: object, *, ends: bool) -> Any:
             region.repeated[owner] = (repetition, count + ends)
             return of_owner[count]
     raise RuntimeError(
-        "a quantizer whose state changes with every tensor of training is called inside a backward pass, and not to "
-        "repeat what torch.utils.checkpoint ran before: what to use here is unknown; use torch.utils.checkpoint, or "
-        "put the module into evaluation mode (module.eval()) before both forward passes"
+        f"{CHANGES}, and not to repeat what torch.utils.checkpoint ran before: what to use here is unknown; use "
+        "torch.utils.checkpoint, or put the module into evaluation mode (module.eval()) before both forward passes"
     )
 
 
@@ -61,6 +63,34 @@ def lists_of(owner: object) -> list[list[Any]]:
     if not torch.is_grad_enabled():
         regions += _contexts()
     return [_REGIONS.setdefault(region, _Region()).used.setdefault(owner, []) for region in regions]
+
+
+def refuse_repetition(mark: Tensor) -> None:
+    """Has compiled code, which cannot tell what it repeats, refuse to run inside a backward pass.
+
+    Args:
+        mark: a tensor that nothing else reads or writes. An operator whose result only goes there is not run again by
+            checkpoints that are part of the compiled program, which need no refusal.
+    Raises:
+        RuntimeError: when the compiled code runs there. Nothing in eager and exported code.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        mark.copy_(torch.ops.samebits.first_run(mark))
+
+
+def _first_run(mark: Tensor) -> Tensor:
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{CHANGES}, in compiled code, which cannot tell what it repeats: compile the checkpoint together with what "
+            "is in it, put module.eval() before both forward passes, or leave the quantizer uncompiled"
+        )
+    return mark.clone()
+
+
+_OPERATORS = torch.library.Library("samebits", "DEF")  # which hold for as long as this object does
+_OPERATORS.define("first_run(Tensor mark) -> Tensor")
+_OPERATORS.impl("first_run", _first_run, "CompositeExplicitAutograd")
+_OPERATORS.impl("first_run", torch.empty_like, "Meta")
 
 
 def _repetition() -> tuple[_Region, object] | None:

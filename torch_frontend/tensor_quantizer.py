@@ -21,7 +21,7 @@ from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
-from .recomputation import lists_of, repeated
+from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
@@ -83,6 +83,7 @@ class TensorQuantizer(nn.Module):
     step: Tensor | None
     seen: Tensor | None
     history: Tensor | None
+    mark: Tensor | None
     bit_width: nn.Parameter | None
     sigma: nn.Parameter | None
 
@@ -122,6 +123,7 @@ class TensorQuantizer(nn.Module):
         self._mean = runs and q.scale.momentum is None and q.scale.window is None
         self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
         self._changes = runs or stochastic or q.delay > 0  # with every tensor of training
+        self.register_buffer("mark", torch.zeros(()) if self._changes else None, persistent=False)
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
         if q.scale.scale_value is not None and held and known is not None:
@@ -183,6 +185,8 @@ class TensorQuantizer(nn.Module):
 
     def _next(self, x: Tensor) -> tuple[QParams, Tensor | None]:
         """What the next tensor uses, and whether the state then is still collected; a step is over."""
+        if self.training and self.mark is not None:
+            refuse_repetition(self.mark)
         used, collects = self._used(x)
         if self.training and self.seen is not None and not self._settled:
             last = max(self._steps, self.quantizer.delay)

@@ -229,7 +229,7 @@ def test_checkpoints_in_compiled_code(way: str) -> None:
     expected(x, straight)
     model = Model(q)
     model(x, straight)
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend="aot_eager_decomp_partition")
     for given in batches(3):
         given.requires_grad_()
         want, got = expected(given, straight), compiled(given, WAYS[way])
@@ -237,3 +237,21 @@ def test_checkpoints_in_compiled_code(way: str) -> None:
         want.sum().backward()
         got.sum().backward()
         assert_all_same([*expected.state_dict().values()], [*model.state_dict().values()])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_code_in_a_checkpoint_is_right_or_refused(way: str) -> None:
+    x, *others = batches(3)
+    for name, changes in (("mean", True), ("stochastic", True), ("statistic", False)):
+        torch._dynamo.reset()
+        held, alone = (TensorQuantizer(QUANTIZERS[name], seed=1) for _ in range(2))
+        compiled = torch.compile(held, fullgraph=True, backend="aot_eager_decomp_partition")
+        for given in (x, *others):
+            y = WAYS[way](lambda t: compiled(t.sin()).sin(), given.requires_grad_())
+            assert_same_bits(alone(given.sin()).sin(), y)
+            if changes:
+                with pytest.raises(RuntimeError, match="compile the checkpoint together with what is in it"):
+                    y.sum().backward()
+            else:
+                y.sum().backward()
+        assert_all_same([*alone.state_dict().values()], [*held.state_dict().values()])
