@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.granularity import Granularity, PerTensor, Shape
+from . import operators as operators
 
 CHUNK = 256 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
 WHOLE = 4 * CHUNK  # the last-level cache serves passes over so many: fewer calls then count for more
@@ -67,7 +68,7 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
     Raises:
         RuntimeError: while ``torch.compile`` traces a transform of ``torch.func``: dynamo inlines the forward pass
             there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code. Under
-            ``torch.jit.trace``.
+            ``torch.jit.trace``. In a backward pass of a program that ``torch.export`` made.
     """
     if not torch.compiler.is_compiling():
         _refuse_trace()
@@ -77,7 +78,11 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
             "torch.autograd.grad inside of it, torch.no_grad() if there are none, or torch.func without torch.compile"
         )
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+    if not (torch.compiler.is_exporting() and torch.is_grad_enabled()):
+        return result
+    inputs = [t for t in arguments if isinstance(t, Tensor) and t.is_floating_point()]
+    value: Tensor = torch.ops.samebits.inference_only(result, inputs)
+    return value
 
 
 def _refuse_trace() -> None:

@@ -18,9 +18,6 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils import checkpoint
 
-CHANGES = "a quantizer whose state changes with every tensor of training is called inside a backward pass"
-
-
 class _Region:
     """What the calls within a region used, and how far each repetition of it has come."""
 
@@ -52,8 +49,9 @@ def repeated(owner: object, *, ends: bool) -> Any:
             region.repeated[owner] = (repetition, count + ends)
             return of_owner[count]
     raise RuntimeError(
-        f"{CHANGES}, and not to repeat what torch.utils.checkpoint ran before: what to use here is unknown; use "
-        "torch.utils.checkpoint, or put the module into evaluation mode (module.eval()) before both forward passes"
+        "a quantizer whose state changes with every tensor of training is called inside a backward pass, and not to "
+        "repeat what torch.utils.checkpoint ran before: what to use here is unknown; use torch.utils.checkpoint, or "
+        "put the module into evaluation mode (module.eval()) before both forward passes"
     )
 
 
@@ -76,21 +74,6 @@ def refuse_repetition(mark: Tensor) -> None:
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         mark.copy_(torch.ops.samebits.first_run(mark))
-
-
-def _first_run(mark: Tensor) -> Tensor:
-    if torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            f"{CHANGES}, in compiled code, which cannot tell what it repeats: compile the checkpoint together with what "
-            "is in it, put module.eval() before both forward passes, or leave the quantizer uncompiled"
-        )
-    return mark.clone()
-
-
-_OPERATORS = torch.library.Library("samebits", "DEF")  # which hold for as long as this object does
-_OPERATORS.define("first_run(Tensor mark) -> Tensor")
-_OPERATORS.impl("first_run", _first_run, "CompositeExplicitAutograd")
-_OPERATORS.impl("first_run", torch.empty_like, "Meta")
 
 
 def _repetition() -> tuple[_Region, object] | None:

@@ -83,7 +83,6 @@ class TensorQuantizer(nn.Module):
     step: Tensor | None
     seen: Tensor | None
     history: Tensor | None
-    mark: Tensor | None
     bit_width: nn.Parameter | None
     sigma: nn.Parameter | None
 
@@ -123,7 +122,8 @@ class TensorQuantizer(nn.Module):
         self._mean = runs and q.scale.momentum is None and q.scale.window is None
         self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
         self._changes = runs or stochastic or q.delay > 0  # with every tensor of training
-        self.register_buffer("mark", torch.zeros(()) if self._changes else None, persistent=False)
+        self._mark = torch.zeros(()) if self._changes else None  # of `refuse_repetition`; a buffer that programs of
+        # torch.export do not read is an error there
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
         if q.scale.scale_value is not None and held and known is not None:
@@ -185,8 +185,8 @@ class TensorQuantizer(nn.Module):
 
     def _next(self, x: Tensor) -> tuple[QParams, Tensor | None]:
         """What the next tensor uses, and whether the state then is still collected; a step is over."""
-        if self.training and self.mark is not None:
-            refuse_repetition(self.mark)
+        if self.training and self._mark is not None:
+            refuse_repetition(self._mark)
         used, collects = self._used(x)
         if self.training and self.seen is not None and not self._settled:
             last = max(self._steps, self.quantizer.delay)
@@ -325,6 +325,7 @@ class TensorQuantizer(nn.Module):
             return t.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
         super()._apply(precise, recurse)  # type: ignore[no-untyped-call]
+        self._mark = None if self._mark is None else precise(self._mark)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
