@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..core.granularity import Granularity, PerTensor, Shape
 from . import operators as operators
@@ -29,7 +30,8 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_concrete(*tensors: Tensor | None) -> bool:
-    """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func.
+    """Whether values can be read and buffers written: ordinary tensors without tangents, outside compilation, tracing
+    and torch.func.
 
     Raises:
         RuntimeError: under ``torch.jit.trace``.
@@ -41,7 +43,14 @@ def is_concrete(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
+    if forward_ad._current_level >= 0 and any(t is not None and has_tangent(t) for t in tensors):
+        return False
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
+
+
+def has_tangent(t: Tensor) -> bool:
+    """Whether forward mode (``torch.autograd.forward_ad``) differentiates along ``t``."""
+    return forward_ad.unpack_dual(t).tangent is not None
 
 
 def is_batched(g: Tensor) -> bool:

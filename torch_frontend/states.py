@@ -51,11 +51,17 @@ class _Replaced(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, used, ctx.logarithm = inputs
         ctx.save_for_backward(used)
+        ctx.save_for_forward(used)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (used,) = ctx.saved_tensors
         return g * (used * math.log(2)) if ctx.logarithm else g, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
+        (used,) = ctx.saved_tensors
+        return t * (used * math.log(2)) if ctx.logarithm else t.clone()
 
 
 class UnlessWaiting(torch.autograd.Function):
@@ -77,12 +83,22 @@ class UnlessWaiting(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # zeros times infinite slopes would be NaN
         *tensors, ctx.q = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 7
         x, scale, zero_point, width, seed, waits = ctx.saved_tensors
         d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:4], seed, width)
         others = (None if t is None else torch.where(waits, 0.0, t) for t in d[1:4])
         return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, scale, zero_point, width, seed, waits = ctx.saved_tensors
+        t = routes.tangent(ctx.q, x, scale, zero_point, tangents[:5], seed, width)
+        return torch.where(waits, torch.zeros_like(x) if tangents[0] is None else tangents[0], t)

@@ -149,6 +149,10 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return pass_through_vjp(g), None
 
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
+        return t.clone()
+
 
 class _TensorClamp(torch.autograd.Function):
     """`tensor_clamp` of three tensors of one shape and dtype."""
@@ -162,11 +166,19 @@ class _TensorClamp(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, lo, hi = ctx.saved_tensors
         return tensor_clamp_vjp(x, lo, hi, g)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, lo, hi = map(widened, ctx.saved_tensors)
+        t_x, t_lo, t_hi = (torch.zeros_like(ctx.saved_tensors[0]) if t is None else t for t in tangents)
+        above = x > hi
+        return torch.where(torch.where(above, hi, x) < lo, t_lo, torch.where(above, t_hi, t_x))
 
 
 class _AbsBinarySignGrad(torch.autograd.Function):
@@ -181,11 +193,17 @@ class _AbsBinarySignGrad(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return abs_binary_sign_grad_vjp(x, g)
+
+    @staticmethod
+    def jvp(ctx: Any, t: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return abs_binary_sign_grad_vjp(x, t)
 
 
 def _straight_through(x: Tensor, value: Tensor) -> Tensor:
