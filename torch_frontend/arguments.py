@@ -1,6 +1,7 @@
 """Argument checks of tensors: core's, with what torch can say of a tensor. Values are checked only where concrete."""
 
 from torch import Tensor
+from torch.fx import Proxy
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer
@@ -66,4 +67,9 @@ def _check_seed(seed: object) -> None:
 def check_tensor(name: str, value: object) -> None:
     """TypeError unless ``value`` is a tensor."""
     if not isinstance(value, Tensor):
+        if isinstance(value, Proxy):
+            raise TypeError(
+                f"`{name}` must be a torch.Tensor, got a Proxy: torch.fx.symbolic_trace knows no shapes and dtypes; wrap "
+                "the function (torch.fx.wrap), make the module a leaf (Tracer.is_leaf_module), or use torch.export"
+            )
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")

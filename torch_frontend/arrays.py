@@ -43,14 +43,17 @@ def is_concrete(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    if forward_ad._current_level >= 0 and any(t is not None and has_tangent(t) for t in tensors):
+    if forward_ad._current_level >= 0 and any(t is not None and may_have_tangent(t) for t in tensors):
         return False
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
 
 
-def has_tangent(t: Tensor) -> bool:
-    """Whether forward mode (``torch.autograd.forward_ad``) differentiates along ``t``."""
-    return forward_ad.unpack_dual(t).tangent is not None
+def may_have_tangent(t: Tensor) -> bool:
+    """Whether ``torch.autograd.forward_ad`` differentiates along ``t``, as far as that can be seen where it is at work.
+
+    The forward pass of an ``autograd.Function`` cannot see it.
+    """
+    return not torch._C._is_fwd_grad_enabled() or forward_ad.unpack_dual(t).tangent is not None
 
 
 def is_batched(g: Tensor) -> bool:
@@ -83,8 +86,9 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
         _refuse_trace()
     elif _loses_gradients():
         raise RuntimeError(
-            "torch.compile around torch.func (grad, vjp, jacrev, vmap) would give wrong gradients here: use "
-            "torch.autograd.grad inside of it, torch.no_grad() if there are none, or torch.func without torch.compile"
+            "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
+            "would with torch.autograd.forward_ad: use torch.autograd.grad inside of it, torch.no_grad() if there are "
+            "none, or these without torch.compile"
         )
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     if not (torch.compiler.is_exporting() and torch.is_grad_enabled()):
@@ -103,8 +107,16 @@ def _refuse_trace() -> None:
 
 
 def _loses_gradients() -> bool:
-    """Whether a transform of ``torch.func`` is at work, and gradients are not switched off."""
-    return torch._C._functorch.peek_interpreter_stack() is not None and torch.is_grad_enabled()
+    """Whether a transform of ``torch.func`` is at work that differentiates: gradients can be switched off, tangents not.
+
+    So with `torch.autograd.forward_ad`, whose tangents compiled functions lose.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) or (
+        len(stack) > 0 and torch.is_grad_enabled()
+    )
 
 
 # Dynamo runs it for real while it traces. So says `torch.compiler.assume_constant_result` too, which imports dynamo.

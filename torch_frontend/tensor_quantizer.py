@@ -305,7 +305,7 @@ class TensorQuantizer(nn.Module):
         if self.history is not None:
             _give_shape(self.history, (q.scale.window or 1, 1 + q.affine, *chosen.scale.shape))
             self._average(chosen, None)
-        self._is_set = True
+        self._is_set = torch.compiler.is_compiling() or type(chosen.scale) is Tensor  # a FakeTensor sets nothing
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:

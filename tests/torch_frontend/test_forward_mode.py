@@ -220,3 +220,25 @@ def test_a_quantizer_with_state(way: str) -> None:
         slopes = torch.func.jacrev(function)(p)
         assert torch.allclose(slopes.reshape(along.shape), along, rtol=1e-6)
         assert along.count_nonzero()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_it_is_right_or_refused(way: str, gradients: bool) -> None:
+    x, t, scale = numbers(4, 8), numbers(4, 8, seed=1), torch.tensor(0.03)
+
+    def along(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return WAYS[way](lambda x: fake_quantize(INT8, x, QParams(scale)), (x,), (t,))
+
+    expected = along(x, t)
+    with torch.set_grad_enabled(gradients):
+        torch._dynamo.reset()
+        for one, other in zip(expected, torch.compile(along, backend="aot_eager")(x, t), strict=True):
+            assert_same_bits(one, other)
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match=r"torch\.compile around torch\.func"):
+            torch.compile(along, backend="aot_eager", fullgraph=True)(x, t)
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda x: fake_quantize(INT8, x, QParams(scale)), backend="aot_eager")
+        for one, other in zip(expected, WAYS[way](compiled, (x,), (t,)), strict=True):
+            assert_same_bits(one, other)
