@@ -28,7 +28,7 @@ LAYER = layer()
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "fake_quantize": lambda x: fake_quantize(INT8, x),
     "quantize": lambda x: quantize(AFFINE, x, choose_qparams(AFFINE, x)),
-    "layer": lambda x: LAYER(x),
+    "layer": LAYER,
     "round_ste": lambda x: round_ste(x),
     "stochastic": lambda x: fake_quantize(INT8.replace(rounding="stochastic"), x, QParams(x.abs().amax() / 127, seed=3)),
 }
