@@ -98,6 +98,7 @@ def initial_rounding(q: Quantizer, x: Array, qparams: QParams) -> Array:
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
     """
+    checks.check_subnormals()
     checks.check_quantizer(q)
     x = np.asarray(x)
     checks.check_float("x", x.dtype.name)
@@ -116,6 +117,7 @@ def initial_rounding(q: Quantizer, x: Array, qparams: QParams) -> Array:
 
 def _argument(rule: LearnedRounding, v: Array) -> Array:
     """What the sigmoid is taken of, in float32; 0 for NaN."""
+    checks.check_subnormals()
     t = np.where(np.isnan(v), 0, v).astype(np.float32)
     return t / np.float32(rule.temperature) if rule.relaxation is Relaxation.SIGMOID else t
 

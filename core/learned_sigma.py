@@ -61,6 +61,7 @@ def sigma_gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Arra
 
 def _magnitude(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array, Array]:
     """``x`` as the range of `choose_qparams` sees it, ``m``, and the std of ``|x|``."""
+    checks.check_subnormals()
     checks.check_quantizer(q)
     x, sigma = np.asarray(x), np.asarray(sigma)
     checks.check_float("x", x.dtype.name)

@@ -111,6 +111,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape or values of the parameters.
     """
+    checks.check_subnormals()
     checks.check_quantizer(q)
     codes = np.asarray(codes)
     checks.check_codes(q, codes.dtype.name)
@@ -239,6 +240,7 @@ def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, .
 
 
 def _checked(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
+    checks.check_subnormals()
     checks.check_quantizer(q)
     x = np.asarray(x)
     checks.check_float("x", x.dtype.name)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..core import checks
 from ..core.granularity import Granularity, PerTensor, Shape
 from . import operators as operators
 
@@ -34,11 +35,12 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     and torch.func.
 
     Raises:
-        RuntimeError: under ``torch.jit.trace``.
+        RuntimeError: under ``torch.jit.trace``; for tensors of the CPU where this thread flushes subnormal numbers.
     """
     if torch.compiler.is_compiling():
         return False
     _refuse_trace()
+    refuse_flushing(*tensors)
     if torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -84,6 +86,7 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
     """
     if not torch.compiler.is_compiling():
         _refuse_trace()
+        refuse_flushing(*arguments)
     elif _loses_gradients():
         raise RuntimeError(
             "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
@@ -96,6 +99,12 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
     inputs = [t for t in arguments if isinstance(t, Tensor) and t.is_floating_point()]
     value: Tensor = torch.ops.samebits.inference_only(result, inputs)
     return value
+
+
+def refuse_flushing(*arguments: object) -> None:
+    """RuntimeError where this thread flushes subnormal numbers and computes with one of these. Not for compiled code."""
+    if not checks.keeps_subnormals() and any(isinstance(t, Tensor) and t.is_cpu for t in arguments):
+        checks.check_subnormals()
 
 
 def _refuse_trace() -> None:

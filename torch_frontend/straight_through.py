@@ -14,7 +14,7 @@ from ..core import checks
 from ..core.choice import choice
 from ..core.directions import Rounding
 from .arguments import check_tensor
-from .arrays import apply, dtype_name, narrowed, rounded_to, wide_dtype, widened
+from .arrays import apply, dtype_name, narrowed, refuse_flushing, rounded_to, wide_dtype, widened
 from .rounding import round_to_integer
 
 
@@ -217,6 +217,8 @@ def _clamped(value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 
 def _check(name: str, x: object) -> None:
     check_tensor(name, x)
+    if not torch.compiler.is_compiling():
+        refuse_flushing(x)
     checks.check_float(name, dtype_name(x.dtype))  # type: ignore[attr-defined]  # a tensor, as just checked
 
 
