@@ -69,7 +69,7 @@ def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         if isinstance(value, Proxy):
             raise TypeError(
-                f"`{name}` must be a torch.Tensor, got a Proxy: torch.fx.symbolic_trace knows no shapes and dtypes; wrap "
-                "the function (torch.fx.wrap), make the module a leaf (Tracer.is_leaf_module), or use torch.export"
+                f"`{name}` must be a torch.Tensor, got a Proxy: torch.fx.symbolic_trace knows no shapes and dtypes; "
+                "wrap the function (torch.fx.wrap), make the module a leaf (Tracer.is_leaf_module), or use torch.export"
             )
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")

@@ -5,6 +5,7 @@ Nothing here quantizes. `rounded_to` is the one numerical function: a narrowing 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ def is_concrete(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     _refuse_trace()
-    refuse_flushing(*tensors)
+    if not checks.keeps_subnormals():
+        refuse_flushing(*tensors)
     if torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -55,7 +57,9 @@ def may_have_tangent(t: Tensor) -> bool:
 
     The forward pass of an ``autograd.Function`` cannot see it.
     """
-    return not torch._C._is_fwd_grad_enabled() or forward_ad.unpack_dual(t).tangent is not None
+    if not torch._C._is_fwd_grad_enabled():
+        return True
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def is_batched(g: Tensor) -> bool:
@@ -79,6 +83,8 @@ def records_gradient(*tensors: Tensor | None) -> bool:
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
     """``function.apply``, but no compiled program that would differentiate the forward pass of ``function``.
 
+    Args:
+        function: with a static method ``tangent``, what ``jvp`` is elsewhere.
     Raises:
         RuntimeError: while ``torch.compile`` traces a transform of ``torch.func``: dynamo inlines the forward pass
             there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code. Under
@@ -86,7 +92,9 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
     """
     if not torch.compiler.is_compiling():
         _refuse_trace()
-        refuse_flushing(*arguments)
+        if not checks.keeps_subnormals():
+            refuse_flushing(*arguments)
+        function = _of_both_modes(function)
     elif _loses_gradients():
         raise RuntimeError(
             "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
@@ -101,9 +109,15 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
     return value
 
 
+@lru_cache
+def _of_both_modes(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """``function`` with its ``tangent`` as the derivative of forward mode. Dynamo takes no function that has one."""
+    return type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})  # type: ignore[attr-defined]
+
+
 def refuse_flushing(*arguments: object) -> None:
-    """RuntimeError where this thread flushes subnormal numbers and computes with one of these. Not for compiled code."""
-    if not checks.keeps_subnormals() and any(isinstance(t, Tensor) and t.is_cpu for t in arguments):
+    """RuntimeError if one of these is a tensor of the CPU, for threads that flush subnormal numbers. Not compiled."""
+    if any(isinstance(t, Tensor) and t.is_cpu for t in arguments):
         checks.check_subnormals()
 
 
@@ -116,7 +130,7 @@ def _refuse_trace() -> None:
 
 
 def _loses_gradients() -> bool:
-    """Whether a transform of ``torch.func`` is at work that differentiates: gradients can be switched off, tangents not.
+    """Whether a transform of ``torch.func`` is at work that differentiates: gradients can be off, tangents cannot.
 
     So with `torch.autograd.forward_ad`, whose tangents compiled functions lose.
     """

@@ -107,7 +107,7 @@ class _Share(torch.autograd.Function):
         return g * rounding_slope(ctx.rule, v), None
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
+    def tangent(ctx: Any, t: Tensor, _: None) -> Tensor:
         (v,) = ctx.saved_tensors
         return t * rounding_slope(ctx.rule, v)
 

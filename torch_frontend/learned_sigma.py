@@ -96,6 +96,6 @@ class _OfSigma(torch.autograd.Function):
         return _summed(g, slope).to(ctx.dtype), None, None
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
+    def tangent(ctx: Any, t: Tensor, *_: None) -> Tensor:
         (slope,) = ctx.saved_tensors
         return torch.where(slope == 0, 0.0, t.to(slope.dtype) * slope)

@@ -201,7 +201,7 @@ class _Contraction(torch.autograd.Function):
         return None, *_gradients(ctx.layer, ctx.saved_tensors, g, ctx.needs_input_grad[1:])
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+    def tangent(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
         return _tangent(ctx.layer, ctx.saved_tensors, tangents)
 
 

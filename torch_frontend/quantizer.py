@@ -120,6 +120,9 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
 def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Tensor:
     """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated; gradients as `fake_quantize_vjp`.
 
+    In forward mode the derivative is the sum of the same terms, each with its tangent in the place of ``g`` and before
+    it is summed over blocks: see "Forward mode" in docs/semantics.md.
+
     Args:
         qparams: None to choose them from ``x`` (a constant to autograd).
     Raises:
@@ -220,7 +223,7 @@ class _FakeQuantize(torch.autograd.Function):
         return *d[:4], d_seed, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, scale, zero_point, width, seed = ctx.saved_tensors
         return routes.tangent(ctx.q, x, scale, zero_point, tangents[:5], seed, width)
 

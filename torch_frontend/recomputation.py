@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils import checkpoint
 
+
 class _Region:
     """What the calls within a region used, and how far each repetition of it has come."""
 

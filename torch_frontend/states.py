@@ -26,6 +26,11 @@ class Call(NamedTuple):
         return cls(values, collects, waits)
 
 
+def unless_waiting(q: Quantizer, x: Tensor, qparams: QParams, waits: Tensor) -> Tensor:
+    """`fake_quantize` of ``x``, but ``x``, with the gradients of the identity, where it ``waits``."""
+    return apply(_UnlessWaiting, x, *qparams[:4], waits, q)
+
+
 def replaced(state: Tensor, used: Tensor, *, logarithm: bool = False) -> Tensor:
     """The value that is used instead of a state, with the gradient of the identity, or of ``exp2``."""
     if is_concrete(state):
@@ -59,12 +64,12 @@ class _Replaced(torch.autograd.Function):
         return g * (used * math.log(2)) if ctx.logarithm else g, None, None
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
+    def tangent(ctx: Any, t: Tensor, *_: None) -> Tensor:
         (used,) = ctx.saved_tensors
         return t * (used * math.log(2)) if ctx.logarithm else t.clone()
 
 
-class UnlessWaiting(torch.autograd.Function):
+class _UnlessWaiting(torch.autograd.Function):
     """`fake_quantize`, but the identity where ``waits``: one function, so that no gradient is added to another."""
 
     generate_vmap_rule = True
@@ -98,7 +103,7 @@ class UnlessWaiting(torch.autograd.Function):
         return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, scale, zero_point, width, seed, waits = ctx.saved_tensors
         t = routes.tangent(ctx.q, x, scale, zero_point, tangents[:5], seed, width)
         return torch.where(waits, torch.zeros_like(x) if tangents[0] is None else tangents[0], t)

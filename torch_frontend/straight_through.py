@@ -1,6 +1,6 @@
 """The named straight-through rules of the field, by torch's native operators and `torch.autograd.Function`.
 
-They work in eager code, in ``torch.compile(fullgraph=True)``, and under ``torch.func`` (``grad``, ``vmap``). Formulas,
+They work in eager code, in ``torch.compile(fullgraph=True)``, under ``torch.func`` and in forward mode. Formulas,
 special values and sources stand in `samebits.core.straight_through`, of which these have the bits. 16-bit ``x`` is
 widened, since a compiler may hand on a value that it has not rounded.
 """
@@ -150,7 +150,7 @@ class _StraightThrough(torch.autograd.Function):
         return pass_through_vjp(g), None
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, _: None) -> Tensor:
+    def tangent(ctx: Any, t: Tensor, _: None) -> Tensor:
         return t.clone()
 
 
@@ -174,7 +174,7 @@ class _TensorClamp(torch.autograd.Function):
         return tensor_clamp_vjp(x, lo, hi, g)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Tensor:
         x, lo, hi = map(widened, ctx.saved_tensors)
         t_x, t_lo, t_hi = (torch.zeros_like(ctx.saved_tensors[0]) if t is None else t for t in tangents)
         above = x > hi
@@ -201,7 +201,7 @@ class _AbsBinarySignGrad(torch.autograd.Function):
         return abs_binary_sign_grad_vjp(x, g)
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor) -> Tensor:
+    def tangent(ctx: Any, t: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return abs_binary_sign_grad_vjp(x, t)
 

@@ -15,7 +15,7 @@ from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
 from .arguments import check_array
-from .arrays import apply, is_concrete, wide_dtype
+from .arrays import is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
@@ -25,7 +25,7 @@ from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
-from .states import Call, UnlessWaiting, replaced, unlearned
+from .states import Call, replaced, unlearned, unless_waiting
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -166,7 +166,7 @@ class TensorQuantizer(nn.Module):
         if is_concrete(x, waits):
             return x
         check_array(self.quantizer, x, qparams)
-        return apply(UnlessWaiting, x, *qparams[:4], waits, self.quantizer)
+        return unless_waiting(self.quantizer, x, qparams, waits)
 
     def forward(self, x: Tensor) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` during the ``delay``."""

@@ -84,7 +84,10 @@ WAYS: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], ExportedProgram]] = {
 def test_a_program_has_the_bits_of_the_module_and_no_gradients(name: str, way: str) -> None:
     torch.manual_seed(0)
     module = MODULES[name]()
-    if (name, way) == ("sigma", "any number of rows"):  # sums in one fixed order need to know how many numbers there are
+    if (name, way) == (
+        "sigma",
+        "any number of rows",
+    ):  # sums in one fixed order need to know how many numbers there are
         with pytest.raises(Exception, match="marked rows as dynamic but your code specialized it"):
             WAYS[way](module, (numbers(4, 12),))
         return

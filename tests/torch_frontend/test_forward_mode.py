@@ -137,12 +137,12 @@ def test_along_all_at_once_the_terms_are_added_in_order() -> None:
         return fake_quantize(AFFINE, x, QParams(s, z))
 
     one_by_one = [
-        torch.func.jvp(function, (x, scale, zero), tuple(t[k] if k == j else torch.zeros_like(t[k]) for k in range(3)))[1]
+        torch.func.jvp(function, (x, scale, zero), tuple(t[k] if k == j else torch.zeros_like(t[k]) for k in range(3)))[
+            1
+        ]
         for j in range(3)
     ]
-    assert_same_bits(
-        (one_by_one[0] + one_by_one[1]) + one_by_one[2], torch.func.jvp(function, (x, scale, zero), t)[1]
-    )
+    assert_same_bits((one_by_one[0] + one_by_one[1]) + one_by_one[2], torch.func.jvp(function, (x, scale, zero), t)[1])
 
 
 @pytest.mark.parametrize("q", [INT8, AFFINE, catalog["int8_per_channel"], INT8.replace(rounding="stochastic")], ids=str)
@@ -183,14 +183,14 @@ def test_layers(way: str) -> None:
         layer(x.double())
         names, parameters = zip(*((n, p.detach()) for n, p in layer.named_parameters()), strict=True)
 
-        def function(x: Tensor, *values: Tensor, layer: torch.nn.Module = layer, names: tuple[str, ...] = names) -> Tensor:
+        def function(
+            x: Tensor, *values: Tensor, layer: torch.nn.Module = layer, names: tuple[str, ...] = names
+        ) -> Tensor:
             return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
 
         primals = (x.double(), *parameters)
         for chosen in (range(len(primals)), *([k] for k in range(len(primals)))):
-            t = tuple(
-                torch.randn_like(p) if k in chosen else torch.zeros_like(p) for k, p in enumerate(primals)
-            )
+            t = tuple(torch.randn_like(p) if k in chosen else torch.zeros_like(p) for k, p in enumerate(primals))
             y, along = WAYS[way](function, primals, t)
             assert_same_bits(layer(x.double()).detach(), y.detach())
             g = torch.randn_like(y)

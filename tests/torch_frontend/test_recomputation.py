@@ -247,7 +247,7 @@ def test_compiled_code_in_a_checkpoint_is_right_or_refused(way: str) -> None:
         held, alone = (TensorQuantizer(QUANTIZERS[name], seed=1) for _ in range(2))
         compiled = torch.compile(held, fullgraph=True, backend="aot_eager_decomp_partition")
         for given in (x, *others):
-            y = WAYS[way](lambda t: compiled(t.sin()).sin(), given.requires_grad_())
+            y = WAYS[way](lambda t, run=compiled: run(t.sin()).sin(), given.requires_grad_())
             assert_same_bits(alone(given.sin()).sin(), y)
             if changes:
                 with pytest.raises(RuntimeError, match="compile the checkpoint together with what is in it"):

@@ -30,7 +30,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quantize": lambda x: quantize(AFFINE, x, choose_qparams(AFFINE, x)),
     "layer": LAYER,
     "round_ste": lambda x: round_ste(x),
-    "stochastic": lambda x: fake_quantize(INT8.replace(rounding="stochastic"), x, QParams(x.abs().amax() / 127, seed=3)),
+    "stochastic": lambda x: fake_quantize(
+        INT8.replace(rounding="stochastic"), x, QParams(x.abs().amax() / 127, seed=3)
+    ),
 }
 
 
