@@ -1,6 +1,7 @@
 """A thread that flushes subnormal numbers: core and eager torch refuse to compute there, before anything changes."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from timeit import repeat
 from typing import Any
 
@@ -54,7 +55,7 @@ def calls(room: Any, rules: Any, x: Any, scale: Any, sigma: Any, codes: Any) -> 
         "scale_at_sigma": lambda: at_sigma(SIGMA, x, sigma),
         "tensor_clamp": lambda: rules.tensor_clamp(x, -1.0, 1.0),
         "tensor_clamp_vjp": lambda: rules.tensor_clamp_vjp(x, -1.0, 1.0, x)[0],
-        **{name: (lambda name=name: getattr(rules, name)(x)) for name in RULES},
+        **{name: partial(getattr(rules, name), x) for name in RULES},
     }
 
 
