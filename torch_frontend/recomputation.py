@@ -58,7 +58,9 @@ def repeated(owner: object, *, ends: bool) -> Any:
 
 def lists_of(owner: object) -> list[list[Any]]:
     """Where to add what this call of ``owner`` used: a list for each of the regions that it runs in."""
-    regions: list[object] = [frame for frame, _, repeats in _frames() if not repeats]
+    frames = _frames()
+    repeating = {frame for frame, _, repeats in frames if repeats}  # perhaps while they still run for the first time
+    regions: list[object] = [frame for frame, *_ in frames if frame not in repeating]
     if not torch.is_grad_enabled():
         regions += _contexts()
     return [_REGIONS.setdefault(region, _Region()).used.setdefault(owner, []) for region in regions]

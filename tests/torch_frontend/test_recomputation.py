@@ -176,6 +176,37 @@ def test_a_graph_that_is_kept_is_repeated_twice(way: str) -> None:
     assert_all_same(*found)
 
 
+def with_gradients_inside(q: Quantizer, inner: Callable[..., Tensor], outer: Callable[..., Tensor]) -> list[Tensor]:
+    """Outputs, gradients and states of a checkpoint within which a backward pass runs, along three tensors."""
+    held = TensorQuantizer(q, seed=1)
+
+    def part(x: Tensor) -> Tensor:
+        first = inner(lambda x: held(x.sin()).cos(), x)
+        (g,) = torch.autograd.grad(first.sum(), x, retain_graph=True)
+        return held(held(x * 3 + g).exp()).sin()
+
+    found: list[Tensor] = []
+    for x in batches(3):
+        y = outer(part, x.requires_grad_())
+        y.sum().backward()
+        assert x.grad is not None
+        found += [y.detach(), x.grad, *(t.clone() for t in held.state_dict().values())]
+    return found
+
+
+@pytest.mark.parametrize("name", ["mean", "stochastic"])
+def test_a_backward_pass_within_a_checkpoint(name: str) -> None:
+    """What is repeated there is repeated again with the whole, and the calls behind it still use what was theirs."""
+    q = QUANTIZERS[name]
+    assert_all_same(with_gradients_inside(q, straight, straight), with_gradients_inside(q, PLAIN, PLAIN))
+
+
+def test_a_checkpoint_that_is_repeated_before_it_has_run_is_refused() -> None:
+    """Without early stop torch repeats the whole, and with it calls that have not been made."""
+    with pytest.raises(RuntimeError, match="what to use here is unknown"):
+        with_gradients_inside(QUANTIZERS["mean"], PLAIN, partial(PLAIN, early_stop=False))
+
+
 def test_another_forward_pass_within_a_backward_pass_is_refused() -> None:
     x, other = batches(2)
     for name, changes in (("mean", True), ("stochastic", True), ("statistic", False), ("learned", False)):
