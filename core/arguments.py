@@ -30,6 +30,7 @@ def as_array(name: str, x: Any) -> Array:
 
 def check_array(q: Quantizer, x: Any) -> Array:
     """``x``, if ``q`` can quantize arrays of its dtype and shape."""
+    checks.check_subnormals()
     checks.check_quantizer(q)
     array = as_array("x", x)
     checks.check_float("x", array.dtype.name)

@@ -23,12 +23,27 @@ FLOATS = ("float32", "bfloat16", "float16", "float64")
 HALVES = ("bfloat16", "float16")  # a scale of these is the float32 scale of the same value
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64))
 SMALLEST_NORMAL = {"float32": 2.0**-126, "float64": 2.0**-1022}
+SUBNORMAL = 2.0**-1074
 
 
 def check_quantizer(q: object) -> None:
     """TypeError unless ``q`` is a `Quantizer`."""
     if not isinstance(q, Quantizer):
         raise TypeError(f"`q` must be a Quantizer (see samebits.core.catalog), got {q!r}")
+
+
+def keeps_subnormals() -> bool:
+    """Whether this thread computes with subnormal numbers: processors can be told to take them for zero, per thread."""
+    return SUBNORMAL * 1.0 != 0.0
+
+
+def check_subnormals() -> None:
+    """RuntimeError where this thread flushes subnormal numbers to zero. Not for code that a compiler traces."""
+    if not keeps_subnormals():
+        raise RuntimeError(
+            "this thread flushes subnormal numbers to zero, which changes results: switch that off, with "
+            "torch.set_flush_denormal(False) where torch.set_flush_denormal(True) did it"
+        )
 
 
 def check_float(name: str, dtype: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import checks
 from .arguments import check_operands
 from .blocks import expand_blocks
 from .descriptions import QParams, Quantizer
@@ -113,6 +114,7 @@ def initial_rounding(q: Quantizer, x: Array, qparams: QParams) -> Array:
 
 def _argument(rule: LearnedRounding, v: Array) -> Array:
     """What the sigmoid is taken of, in float32; 0 for NaN."""
+    checks.check_subnormals()
     t = np.where(np.isnan(v), 0, v).astype(np.float32)
     return t / np.float32(rule.temperature) if rule.relaxation is Relaxation.SIGMOID else t
 

@@ -112,6 +112,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
         TypeError: codes not in the format's storage dtype; wrong dtype of the parameters.
         ValueError: wrong shape or values of the parameters.
     """
+    checks.check_subnormals()
     checks.check_quantizer(q)
     codes = arguments.as_array("codes", codes)
     checks.check_codes(q, codes.dtype.name)

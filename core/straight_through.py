@@ -162,6 +162,7 @@ def signed_clamp_min_ste(x: Array, lo: float) -> Array:
 
 
 def _checked(name: str, x: Any) -> Array:
+    checks.check_subnormals()
     array = as_array(name, x)
     checks.check_float(name, array.dtype.name)
     return array

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer
@@ -26,9 +27,8 @@ def check_array(q: Quantizer, x: Tensor) -> None:
 
 def check_operands(q: Quantizer, x: Tensor, qparams: QParams) -> QParams:
     """The parameters as `check_qparams` gives them, if they and ``x`` fit each other and ``q``."""
-    checks.check_quantizer(
-        q
-    )  # and so on, as `check_array`: a compiled call is guarded by every function that it traces
+    # as `check_array`, which is not called: a compiled call is guarded by every function that it traces
+    checks.check_quantizer(q)
     checks.check_default_arithmetic(q, "torch_frontend")
     check_tensor("x", x)
     checks.check_float("x", dtype_name(x.dtype))
@@ -100,6 +100,11 @@ def _integer(name: str, value: object) -> Tensor:
 def check_tensor(name: str, value: object) -> None:
     """TypeError unless ``value`` is a tensor with strides: no sparse or nested one."""
     if not isinstance(value, Tensor):
+        if isinstance(value, Proxy):
+            raise TypeError(
+                f"`{name}` must be a torch.Tensor, got a Proxy: torch.fx.symbolic_trace knows no shapes and dtypes; "
+                "wrap the function (torch.fx.wrap), make the module a leaf (Tracer.is_leaf_module), or use torch.export"
+            )
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}")
     if not torch.compiler.is_compiling() and (value.layout is not torch.strided or value.is_nested):
         kind = "nested" if value.is_nested else str(value.layout)

@@ -5,13 +5,17 @@ Nothing here quantizes. `rounded_to` is the one numerical function: a narrowing 
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from ..core import checks
 from ..core.granularity import Granularity, PerTensor, Shape
+from . import operators as operators
 
 CHUNK = 256 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
 WHOLE = 4 * CHUNK  # the last-level cache serves passes over so many: fewer calls then count for more
@@ -28,19 +32,34 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_concrete(*tensors: Tensor | None) -> bool:
-    """Whether values can be read and buffers written: ordinary tensors, outside compilation, tracing and torch.func.
+    """Whether values can be read and buffers written: ordinary tensors without tangents, outside compilation, tracing
+    and torch.func.
 
     Raises:
-        RuntimeError: under ``torch.jit.trace``.
+        RuntimeError: under ``torch.jit.trace``; for tensors of the CPU where this thread flushes subnormal numbers.
     """
     if torch.compiler.is_compiling():
         return False
     _refuse_trace()
+    if not checks.keeps_subnormals():
+        refuse_flushing(*tensors)
     if torch._C._len_torch_dispatch_stack():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
+    if forward_ad._current_level >= 0 and any(t is not None and may_have_tangent(t) for t in tensors):
+        return False
     return all(t is None or (type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta) for t in tensors)
+
+
+def may_have_tangent(t: Tensor) -> bool:
+    """Whether ``torch.autograd.forward_ad`` differentiates along ``t``, as far as that can be seen where it is at work.
+
+    The forward pass of an ``autograd.Function`` cannot see it.
+    """
+    if not torch._C._is_fwd_grad_enabled():
+        return True
+    return forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def is_batched(g: Tensor) -> bool:
@@ -64,20 +83,42 @@ def records_gradient(*tensors: Tensor | None) -> bool:
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
     """``function.apply``, but no compiled program that would differentiate the forward pass of ``function``.
 
+    Args:
+        function: with a static method ``tangent``, what ``jvp`` is elsewhere.
     Raises:
         RuntimeError: while ``torch.compile`` traces a transform of ``torch.func``: dynamo inlines the forward pass
             there and forgets the backward pass. Without ``fullgraph`` it then leaves the function to eager code. Under
-            ``torch.jit.trace``.
+            ``torch.jit.trace``. In a backward pass of a program that ``torch.export`` made.
     """
     if not torch.compiler.is_compiling():
         _refuse_trace()
+        if not checks.keeps_subnormals():
+            refuse_flushing(*arguments)
+        function = _of_both_modes(function)
     elif _loses_gradients():
         raise RuntimeError(
-            "torch.compile around torch.func (grad, vjp, jacrev, vmap) would give wrong gradients here: use "
-            "torch.autograd.grad inside of it, torch.no_grad() if there are none, or torch.func without torch.compile"
+            "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
+            "would with torch.autograd.forward_ad: use torch.autograd.grad inside of it, torch.no_grad() if there are "
+            "none, or these without torch.compile"
         )
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
-    return result
+    if not (torch.compiler.is_exporting() and torch.is_grad_enabled()):
+        return result
+    inputs = [t for t in arguments if isinstance(t, Tensor) and t.is_floating_point()]
+    value: Tensor = torch.ops.samebits.inference_only(result, inputs)
+    return value
+
+
+@lru_cache
+def _of_both_modes(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """``function`` with its ``tangent`` as the derivative of forward mode. Dynamo takes no function that has one."""
+    return type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})  # type: ignore[attr-defined]
+
+
+def refuse_flushing(*arguments: object) -> None:
+    """RuntimeError if one of these is a tensor of the CPU, for threads that flush subnormal numbers. Not compiled."""
+    if any(isinstance(t, Tensor) and t.is_cpu for t in arguments):
+        checks.check_subnormals()
 
 
 def _refuse_trace() -> None:
@@ -89,8 +130,16 @@ def _refuse_trace() -> None:
 
 
 def _loses_gradients() -> bool:
-    """Whether a transform of ``torch.func`` is at work, and gradients are not switched off."""
-    return torch._C._functorch.peek_interpreter_stack() is not None and torch.is_grad_enabled()
+    """Whether a transform of ``torch.func`` is at work that differentiates: gradients can be off, tangents cannot.
+
+    So with `torch.autograd.forward_ad`, whose tangents compiled functions lose.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) or (
+        len(stack) > 0 and torch.is_grad_enabled()
+    )
 
 
 # Dynamo runs it for real while it traces. So says `torch.compiler.assume_constant_result` too, which imports dynamo.

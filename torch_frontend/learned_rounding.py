@@ -99,11 +99,17 @@ class _Share(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         v, ctx.rule = inputs
         ctx.save_for_backward(v)
+        ctx.save_for_forward(v)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (v,) = ctx.saved_tensors
         return g * rounding_slope(ctx.rule, v), None
+
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor, _: None) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return t * rounding_slope(ctx.rule, v)
 
 
 def _share(rule: LearnedRounding, v: Tensor) -> Tensor:

@@ -88,8 +88,14 @@ class _OfSigma(torch.autograd.Function):
         sigma, _, slope = inputs
         ctx.dtype = sigma.dtype
         ctx.save_for_backward(slope)
+        ctx.save_for_forward(slope)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return _summed(g, slope).to(ctx.dtype), None, None
+
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor, *_: None) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return torch.where(slope == 0, 0.0, t.to(slope.dtype) * slope)

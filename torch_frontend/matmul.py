@@ -190,12 +190,20 @@ class _Contraction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # zeros times infinite slopes would be NaN
         ctx.layer, *tensors = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 10
         return None, *_gradients(ctx.layer, ctx.saved_tensors, g, ctx.needs_input_grad[1:])
+
+    @staticmethod
+    def tangent(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        return _tangent(ctx.layer, ctx.saved_tensors, tangents)
 
 
 def _values(
@@ -265,6 +273,27 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
         d_w_seed = routes.rounding_gradient(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), w_seed)
     axes = [axis for axis in range(wide.ndim) if axis != 1]
     return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, d_x_seed, d_w_seed
+
+
+def _tangent(layer: _Layer, tensors: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
+    """The derivative along tangents of the nine tensors (None for no direction): contractions of floats, in any order.
+
+    ``t_x_hat * w_hat + x_hat * t_w_hat + t_bias`` in the wide dtype, rounded once to that of ``x``.
+    """
+    x, x_scale, x_zero, w, w_scale, w_zero, _, x_seed, w_seed = tensors
+    t_x, t_x_scale, t_x_zero, t_w, t_w_scale, t_w_zero, t_bias, t_x_seed, t_w_seed = tangents
+    along_x, along_w = (t_x, t_x_scale, t_x_zero, None, t_x_seed), (t_w, t_w_scale, t_w_zero, None, t_w_seed)
+    parts = []
+    if any(t is not None for t in along_x) or all(t is None for t in along_w):
+        t = widened(routes.tangent(layer.q_x, x, x_scale, x_zero, along_x, x_seed))
+        parts.append(layer.contract(t, _dequantized(layer.q_w, w, w_scale, w_zero, w_seed)))
+    if any(t is not None for t in along_w):
+        t = widened(routes.tangent(layer.q_w, w, w_scale, w_zero, along_w, w_seed))
+        parts.append(layer.contract(_dequantized(layer.q_x, x, x_scale, x_zero, x_seed), t))
+    total = parts[0] if len(parts) < 2 else parts[0] + parts[1]
+    if t_bias is not None:
+        total = total + (t_bias if layer.linear else t_bias.reshape(-1, 1, 1))
+    return narrowed(total, x.dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -122,6 +122,9 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
 def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Tensor:
     """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated; gradients as `fake_quantize_vjp`.
 
+    In forward mode the derivative is the sum of the same terms, each with its tangent in the place of ``g`` and before
+    it is summed over blocks: see "Forward mode" in docs/semantics.md.
+
     Args:
         qparams: None to choose them from ``x`` (a constant to autograd).
     Raises:
@@ -207,17 +210,26 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)  # zeros times infinite slopes would be NaN
         *tensors, ctx.q = inputs
         ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 6
         x, scale, zero_point, width, seed = ctx.saved_tensors
         d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:4], seed, width)
         d_seed = None
         if ctx.needs_input_grad[4]:  # that of learned rounding
             d_seed = routes.rounding_gradient(ctx.q, x, scale, zero_point, g, seed)
         return *d[:4], d_seed, None
+
+    @staticmethod
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, scale, zero_point, width, seed = ctx.saved_tensors
+        return routes.tangent(ctx.q, x, scale, zero_point, tangents[:5], seed, width)
 
 
 class _FakeQuantizeEagerly(torch.autograd.Function):

@@ -130,16 +130,70 @@ def gradients(
     if bit_width is None or not wanted[3]:
         return d
     value, s, z = views(q, x, scale, zero)
-    quotient, unclamped, _ = codes_of(q, value, s, z, noise_like(q, value, x, seed))
-    lo, hi = code_range(container, bit_width)
-    wide_g, nothing = widened(g).reshape(value.shape), torch.zeros_like(value)
-    ends = torch.where(
-        unclamped > hi, wide_g, torch.where(unclamped < lo, -wide_g if q.format.lo else nothing, nothing)
-    )
-    clamped = torch.where(passing(q, quotient, unclamped, limits), nothing, ends * s)
+    noise = noise_like(q, value, x, seed)
+    clamped = _ends(container, q, value, s, z, widened(g).reshape(value.shape), noise, bit_width, limits)
     return d._replace(
         bit_width=block_sum(clamped.reshape(x.shape), PerTensor()) * _slope(container, bit_width, scale.dtype)
     )
+
+
+def tangent(
+    q: Quantizer,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    tangents: Sequence[Tensor | None],
+    seed: Tensor | None = None,
+    bit_width: Tensor | None = None,
+) -> Tensor:
+    """The derivative of `forward` along tangents of x, scale, zero point, bit width and ``seed``; None: not along that.
+
+    The terms of `gradients`, each with its tangent in the place of ``g``, before they are summed over blocks; those of
+    scale, zero point and width with their factors, which multiply the tangent first. Added in the wide dtype in this
+    order, rounded once to the dtype of ``x``. One tangent alone gives the bits of its term.
+    """
+    if q.scale.signed:
+        x, scale = with_positive_scales(q, x, scale)
+    container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
+    value, s, z = views(q, x, scale, wide(zero_point, scale))
+    noise, block_elements = noise_like(q, value, x, seed), x.numel() // max(1, scale.numel())
+    factor: float | Tensor = learned_scale_factor(q, block_elements)
+    if limits is not None and bit_width is not None and q.gradient is Gradient.LEARNED_SCALE:
+        factor = _factor_at_width(q, bit_width, block_elements, scale.dtype)
+    parts: list[Tensor | None] = []
+    for place, t in enumerate(tangents[:3]):
+        if t is not None:
+            g = t.reshape(value.shape) if place == 0 else (t.to(scale.dtype) * factor).reshape(s.shape)
+            parts.append(gradient_terms(q, value, s, z, g, [place == k for k in range(3)], noise, limits)[place])
+    if tangents[3] is not None and bit_width is not None:
+        g = (tangents[3].to(scale.dtype) * _slope(container, bit_width, scale.dtype)).expand(value.shape)
+        parts.append(_ends(container, q, value, s, z, g, noise, bit_width, limits))
+    if tangents[4] is not None and seed is not None:
+        parts.append(rounding_gradient(q, x, scale, zero_point, tangents[4], seed).reshape(value.shape))
+    total = None
+    for part in parts:
+        if part is not None:
+            total = widened(part) if total is None else total + widened(part)
+    return torch.zeros_like(x) if total is None else narrowed(total, x.dtype).reshape(x.shape)
+
+
+def _ends(
+    container: Quantizer,
+    q: Quantizer,
+    value: Tensor,
+    s: Tensor,
+    z: Tensor | None,
+    g: Tensor,
+    noise: Tensor | None,
+    bit_width: Tensor,
+    limits: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """``g * s`` where a code was clamped to the largest of this width, ``-g * s`` to a smallest that moves, else 0."""
+    quotient, unclamped, _ = codes_of(q, value, s, z, noise)
+    lo, hi = code_range(container, bit_width)
+    nothing = torch.zeros_like(value)
+    ends = torch.where(unclamped > hi, g, torch.where(unclamped < lo, -g if q.format.lo else nothing, nothing))
+    return torch.where(passing(q, quotient, unclamped, limits), nothing, ends * s)
 
 
 def _slope(q: Quantizer, bit_width: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
 """The named straight-through rules of the field, by torch's native operators and `torch.autograd.Function`.
 
-They work in eager code, in ``torch.compile(fullgraph=True)``, and under ``torch.func`` (``grad``, ``vmap``). Formulas,
+They work in eager code, in ``torch.compile(fullgraph=True)``, under ``torch.func`` and in forward mode. Formulas,
 special values and sources stand in `samebits.core.straight_through`, of which these have the bits. 16-bit ``x`` is
 widened, since a compiler may hand on a value that it has not rounded.
 """
@@ -14,7 +14,7 @@ from ..core import checks
 from ..core.choice import choice
 from ..core.directions import Rounding
 from .arguments import check_tensor
-from .arrays import apply, dtype_name, narrowed, rounded_to, wide_dtype, widened
+from .arrays import apply, dtype_name, narrowed, refuse_flushing, rounded_to, wide_dtype, widened
 from .rounding import round_to_integer
 
 
@@ -149,6 +149,10 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return pass_through_vjp(g), None
 
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor, _: None) -> Tensor:
+        return t.clone()
+
 
 class _TensorClamp(torch.autograd.Function):
     """`tensor_clamp` of three tensors of one shape and dtype."""
@@ -162,11 +166,19 @@ class _TensorClamp(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, lo, hi = ctx.saved_tensors
         return tensor_clamp_vjp(x, lo, hi, g)
+
+    @staticmethod
+    def tangent(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        x, lo, hi = map(widened, ctx.saved_tensors)
+        t_x, t_lo, t_hi = (torch.zeros_like(ctx.saved_tensors[0]) if t is None else t for t in tangents)
+        above = x > hi
+        return torch.where(torch.where(above, hi, x) < lo, t_lo, torch.where(above, t_hi, t_x))
 
 
 class _AbsBinarySignGrad(torch.autograd.Function):
@@ -181,11 +193,17 @@ class _AbsBinarySignGrad(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return abs_binary_sign_grad_vjp(x, g)
+
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return abs_binary_sign_grad_vjp(x, t)
 
 
 def _straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -199,6 +217,8 @@ def _clamped(value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 
 def _check(name: str, x: object) -> None:
     check_tensor(name, x)
+    if not torch.compiler.is_compiling():
+        refuse_flushing(x)
     checks.check_float(name, dtype_name(x.dtype))  # type: ignore[attr-defined]  # a tensor, as just checked
 
 

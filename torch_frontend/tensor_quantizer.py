@@ -14,18 +14,18 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
-from . import routes
 from .arguments import check_operands
-from .arrays import apply, is_concrete, wide_dtype
+from .arrays import is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
+from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
-from .states import replaced
+from .states import Call, replaced, unlearned, unless_waiting
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -59,7 +59,10 @@ class TensorQuantizer(nn.Module):
     With stochastic rounding there is the buffer ``step``, the seed of what is drawn: an integer that every tensor seen
     in training increases by one, so that each of them draws anew; in evaluation it stays, and the same tensor has the
     same bits. It begins at ``seed * 0x9E3779B9`` modulo 2**32, which keeps quantizers of different seeds apart for
-    millions of steps. (A forward pass that activation checkpointing repeats is one more step.)
+    millions of steps.
+
+    A forward pass that ``torch.utils.checkpoint`` repeats is no step: the state stays, and each call uses what it used
+    before. Where the state changes with every tensor of training, any other call inside a backward pass is refused.
 
     Until it is set, the state is NaN, also in a ``state_dict``. It is float32 whatever the default dtype is, and stays
     so when a module is moved to 16 bits.
@@ -118,6 +121,9 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("history", unseen)
         self._mean = runs and q.scale.momentum is None and q.scale.window is None
         self._steps = q.scale.steps if source is ScaleSource.STATISTIC_THEN_LEARNED else 0
+        self._changes = runs or stochastic or q.delay > 0  # with every tensor of training
+        self._mark = torch.zeros(()) if self._changes else None  # of `refuse_repetition`; a buffer that programs of
+        # torch.export do not read is an error there
         self._settled = not (self._mean or self._steps or q.delay)  # whether nothing depends on `seen` any more
         self.register_buffer("seen", None if self._settled else torch.zeros((), dtype=torch.int64))
         if q.scale.scale_value is not None and held and known is not None:
@@ -129,19 +135,26 @@ class TensorQuantizer(nn.Module):
         """Parameters for ``x``; while training, the state learns from it first, and a step is over.
 
         Raises:
-            RuntimeError: no state yet, and not training.
+            RuntimeError: no state yet, and not training; inside a backward pass, as the class says.
             TypeError, ValueError: as `choose_qparams`.
         """
-        used = self._used(x)
-        if self.training and self.seen is not None and not self._settled:
-            last = max(self._steps, self.quantizer.delay)
-            with torch.no_grad():
-                self.seen.copy_(self.seen + 1 if self._mean else (self.seen + 1).clamp(max=last))
-        return used if self.step is None else used._replace(seed=self._seed(self.step))
+        if not self._is_repeatable():
+            return self._next(x)[0]
+        before: Call | None = repeated(self, ends=True)
+        waits = self.waits() if before is None else before.waits
+        used, collects = self._next(x) if before is None else (self._again(x, before), before.collects)
+        for calls in lists_of(self):
+            calls.append(Call.of(used, collects, waits))
+        return used
 
     def waits(self) -> Tensor | None:
         """Whether the tensor to come passes unquantized, because of a ``delay``: 0-d, or None once that is over."""
-        if self.quantizer.delay == 0 or self._has_settled() or self.seen is None:
+        if self.quantizer.delay == 0:
+            return None
+        before: Call | None = repeated(self, ends=False) if self._is_repeatable() else None
+        if before is not None:
+            return before.waits
+        if self._has_settled() or self.seen is None:
             return None
         waits = self.seen < self.quantizer.delay
         return None if is_concrete(waits) and not waits else waits
@@ -153,7 +166,7 @@ class TensorQuantizer(nn.Module):
         if is_concrete(x, waits):
             return x
         qparams = check_operands(self.quantizer, x, qparams)
-        return apply(_UnlessWaiting, x, *qparams[:4], waits, self.quantizer)
+        return unless_waiting(self.quantizer, x, qparams, waits)
 
     def forward(self, x: Tensor) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` during the ``delay``."""
@@ -166,16 +179,41 @@ class TensorQuantizer(nn.Module):
         self._has_settled()
         return self
 
-    def _used(self, x: Tensor) -> QParams:
-        """Scale and zero point."""
+    def _is_repeatable(self) -> bool:
+        """Whether this call has to use again what it used before, where it is repeated."""
+        return self._changes and self.training and not torch.compiler.is_compiling()
+
+    def _next(self, x: Tensor) -> tuple[QParams, Tensor | None]:
+        """What the next tensor uses, and whether the state then is still collected; a step is over."""
+        if self.training and self._mark is not None:
+            refuse_repetition(self._mark)
+        used, collects = self._used(x)
+        if self.training and self.seen is not None and not self._settled:
+            last = max(self._steps, self.quantizer.delay)
+            with torch.no_grad():
+                self.seen.copy_(self.seen + 1 if self._mean else (self.seen + 1).clamp(max=last))
+        return (used if self.step is None else used._replace(seed=self._seed(self.step))), collects
+
+    def _again(self, x: Tensor, before: Call) -> QParams:
+        """What a call used before, with the gradients that it had."""
+        if self.scale is None:
+            return self._used(x)[0]._replace(seed=before.used.seed)
+        scale, zero_point = self.scale, self.zero_point
+        if before.collects is not None:
+            scale = unlearned(scale, None, before.collects)
+            zero_point = None if zero_point is None else unlearned(zero_point, None, before.collects)
+        return self._handed_on(x, scale, zero_point, before.used)._replace(seed=before.used.seed)
+
+    def _used(self, x: Tensor) -> tuple[QParams, Tensor | None]:
+        """Scale and zero point, and `_collects`, after the state has learned."""
         q = self.quantizer
         if self.sigma is not None:
-            return QParams(scale_at_sigma(q, x, self.sigma))
+            return QParams(scale_at_sigma(q, x, self.sigma)), None
         if self.scale is None:
             given = choose_qparams(q, x)
             if self.bit_width is None:
-                return given
-            return given._replace(bit_width=self._used_width(self.bit_width.to(given.scale.dtype)))
+                return given, None
+            return given._replace(bit_width=self._used_width(self.bit_width.to(given.scale.dtype))), None
         collects, runs = self._collects(), q.scale.source is ScaleSource.RUNNING_STATISTIC
         chosen: QParams | None = None
         if not self._has_state():
@@ -194,19 +232,26 @@ class TensorQuantizer(nn.Module):
             scale, zero_point = chosen.scale, chosen.zero_point
         elif collects is not None:
             of_batch = chosen if chosen is not None and q.scale.batch_in_training else QParams(None)
-            scale = _unlearned(scale, of_batch.scale, collects)
-            zero_point = None if zero_point is None else _unlearned(zero_point, of_batch.zero_point, collects)
-        scale = scale.to(wide_dtype(x.dtype))
-        if q.scale.learns_logarithm:
-            used = replaced(scale, scale_of_logarithm(q, scale.detach()), logarithm=True)
+            scale = unlearned(scale, of_batch.scale, collects)
+            zero_point = None if zero_point is None else unlearned(zero_point, of_batch.zero_point, collects)
+        return self._handed_on(x, scale, zero_point), collects
+
+    def _handed_on(self, x: Tensor, scale: Tensor, zero_point: Tensor | None, before: QParams | None = None) -> QParams:
+        """What is used instead of these states, with gradients towards them; values as ``before``, if that is given."""
+        q, scale = self.quantizer, scale.to(wide_dtype(x.dtype))
+        if before is None:
+            value = (scale_of_logarithm if q.scale.learns_logarithm else restrict_scale)(q, scale.detach())
         else:
-            used = replaced(scale, restrict_scale(q, scale.detach()))
+            value = before.scale
+        used = replaced(scale, value, logarithm=q.scale.learns_logarithm)
         width = None if self.bit_width is None else self._used_width(self.bit_width.to(scale.dtype))
         if zero_point is None:
             return QParams(used, bit_width=width)
         zero = zero_point.to(scale.dtype)
+        if before is not None:
+            return QParams(used, replaced(zero, before.zero_point), width)
         if q.arithmetic.has_float_zeros:
-            return QParams(used, zero, width)
+            return QParams(used, replaced(zero, zero.detach().clone()), width)
         code = clamp(round_to_integer(zero.detach(), Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
         if width is not None:
             lo, hi = code_range(q, width.detach())
@@ -260,7 +305,7 @@ class TensorQuantizer(nn.Module):
         if self.history is not None:
             _give_shape(self.history, (q.scale.window or 1, 1 + q.affine, *chosen.scale.shape))
             self._average(chosen, None)
-        self._is_set = True
+        self._is_set = torch.compiler.is_compiling() or type(chosen.scale) is Tensor  # a FakeTensor sets nothing
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:
@@ -280,6 +325,7 @@ class TensorQuantizer(nn.Module):
             return t.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
         super()._apply(precise, recurse)  # type: ignore[no-untyped-call]
+        self._mark = None if self._mark is None else precise(self._mark)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
@@ -330,38 +376,3 @@ def _parameter(value: Any) -> nn.Parameter:
 def _kept(q: Quantizer, chosen: QParams) -> QParams:
     """What the state keeps of these: of a scale that is learned as a logarithm, that."""
     return chosen._replace(scale=log2(chosen.scale)) if q.scale.learns_logarithm else chosen
-
-
-class _UnlessWaiting(torch.autograd.Function):
-    """`fake_quantize`, but the identity where ``waits``: one function, so that no gradient is added to another."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        bit_width: Tensor | None,
-        seed: Tensor | None,
-        waits: Tensor,
-        q: Quantizer,
-    ) -> Tensor:
-        return torch.where(waits, x, routes.forward(q, x, scale, zero_point, seed, bit_width))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.q = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, zero_point, width, seed, waits = ctx.saved_tensors
-        d = routes.gradients(ctx.q, x, scale, zero_point, g, ctx.needs_input_grad[:4], seed, width)
-        others = (None if t is None else torch.where(waits, 0.0, t) for t in d[1:4])
-        return None if d.x is None else torch.where(waits, g, d.x), *others, None, None, None
-
-
-def _unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tensor:
-    """The state, or what the batch gives instead, with a gradient of 0, where the state ``collects``."""
-    return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)

@@ -1,0 +1,53 @@
+"""Operators that stand in traced programs as they are, because what they do is decided when the program runs.
+
+``samebits::first_run``: in compiled code, see `recomputation`. ``samebits::inference_only``: in exported programs,
+whose autograd would differentiate the operations of the forward pass: a backward pass raises instead. Decompositions
+(``ExportedProgram.run_decompositions``) dissolve it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
+_LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def _first_run(mark: Tensor) -> Tensor:
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a quantizer whose state changes with every tensor of training is called inside a backward pass, in "
+            "compiled code, which cannot tell what it repeats: compile the checkpoint together with what is in it, put "
+            "module.eval() before both forward passes, or leave the quantizer uncompiled"
+        )
+    return mark.clone()
+
+
+def _inference_only(value: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (value, *inputs)):
+        result: Tensor = _InferenceOnly.apply(value, *inputs)  # type: ignore[no-untyped-call]
+        return result
+    return value
+
+
+class _InferenceOnly(torch.autograd.Function):
+    """``value``, but no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *inputs: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "a program of torch.export has none of the gradients that quantizers of samebits define: train the module "
+            "that was exported, by itself or under torch.compile, and export it again"
+        )
+
+
+_LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
