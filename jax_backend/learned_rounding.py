@@ -33,7 +33,7 @@ STRETCH, SHIFT = np.float32(1.2), np.float32(-0.1)
 HALVINGS = 24
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rounding_share(rule: LearnedRounding, v: Array) -> Array:
     """``h(v)``, in [0, 1]: how much of a step is added to the floor. Differentiable, by `rounding_slope`.
 
@@ -115,7 +115,10 @@ def _initial(q: Quantizer, x: Array, scale: Array) -> Array:
     return low.astype(scale.dtype)
 
 
-rounding_share.defvjp(lambda rule, v: (rounding_share(rule, v), v), lambda rule, v, g: (g * rounding_slope(rule, v),))
+@rounding_share.defjvp
+def _rounding_share_jvp(rule: LearnedRounding, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (v,), (move,) = primals, tangents
+    return rounding_share(rule, v), move * rounding_slope(rule, v)
 
 
 def _argument(rule: LearnedRounding, v: Array) -> Array:

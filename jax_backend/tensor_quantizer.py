@@ -20,6 +20,7 @@ from .arguments import check_description, check_qparams
 from .arrays import is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
+from .derivatives import varying_as
 from .elementary import log2
 from .layers import Axes, laid_out, laid_out_qparams
 from .learned_sigma import scale_at_sigma
@@ -368,31 +369,25 @@ def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: 
     return QParams(scale, _replaced(before[1], code), width)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _replaced(state: Array, used: Array) -> Array:
-    """The value that is used instead of a state, with the gradient of the identity."""
+    """The value that is used instead of a state, with the derivative of the identity."""
     return used
 
 
-def _replaced_forward(state: Array, used: Array) -> tuple[Array, None]:
-    return used, None
+@_replaced.defjvp
+def _replaced_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    used = _replaced(*primals)
+    return used, varying_as(tangents[0], jax.typeof(used))
 
 
-def _replaced_backward(_: None, g: Array) -> tuple[Array, Array]:
-    return g, jnp.zeros_like(g)
-
-
-_replaced.defvjp(_replaced_forward, _replaced_backward)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def _of_logarithm(state: Array, used: Array) -> Array:
-    """The scale of a logarithm, with the gradient ``g * (s * ln 2)``, both products rounded."""
+    """The scale of a logarithm, with the derivative ``s * ln 2``; both products rounded."""
     return used
 
 
-def _of_logarithm_backward(used: Array, g: Array) -> tuple[Array, Array]:
-    return g * product(used, jnp.full_like(used, np.log(2))), jnp.zeros_like(g)
-
-
-_of_logarithm.defvjp(lambda state, used: (used, used), _of_logarithm_backward)
+@_of_logarithm.defjvp
+def _of_logarithm_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    used = _of_logarithm(*primals)
+    return used, varying_as(tangents[0], jax.typeof(used)) * product(used, jnp.full_like(used, np.log(2)))
