@@ -46,17 +46,17 @@ def differentiable(function: Rule, tangent: Rule, gradient: Rule) -> Any:
     return whole
 
 
-def varying_as(x: Array, kind: Any) -> Array:
-    """``x``, counted as different on all devices along the axes of `jax.shard_map` on which ``kind`` (a type) is.
+def varying_as(x: Array, *kinds: Any) -> Array:
+    """``x``, counted as different on all devices along the axes of `jax.shard_map` on which one of the types is.
 
     Transposed, that is the sum over these axes.
     """
-    axes = tuple(sorted(_varying(kind) - _varying(jax.typeof(x))))
-    return lax.pcast(x, axes, to="varying") if axes else x
+    axes = frozenset[str]().union(*map(_varying, kinds)) - _varying(jax.typeof(x))
+    return lax.pcast(x, tuple(sorted(axes)), to="varying") if axes else x
 
 
 def _varying(kind: Any) -> frozenset[str]:
-    """Axes on which an array of this type differs from device to device; releases of JAX differ in where that stands."""
+    """Axes on which an array of this type may differ from device to device; where that stands depends on the release."""
     axes: Any = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
     return frozenset(axes)
 
@@ -81,8 +81,10 @@ def _linear(tangent: Rule, gradient: Rule, operands: Tangents, tangents: Tangent
         return varying_as(result, jax.typeof(arrays[-1]))
 
     def transposed(*arrays: Array) -> tuple[Array, ...]:
-        gradients = gradient(among(there, arrays[:-1]), arrays[-1])
-        return tuple(varying_as(gradients[i], jax.typeof(arrays[-1])) for i in moving)
+        kind = jax.typeof(arrays[-1])
+        fixed = [varying_as(a, kind) for a in arrays[:-1]]  # else `jax.vjp` in a gradient would sum over devices too
+        gradients = gradient(among(there, fixed), arrays[-1])
+        return tuple(varying_as(gradients[i], kind) for i in moving)
 
     arrays = [operands[i] for i in there] + [varying_as(tangents[i], kind) for i in moving]  # type: ignore[arg-type]
     result: Array = _linear_p.bind(*arrays, forward=forward, transposed=transposed, count=len(there), kind=kind)

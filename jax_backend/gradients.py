@@ -80,7 +80,7 @@ def bit_width_gradient(
     bit_width: Array,
 ) -> Array:
     """Gradient towards the bit width, dtype of the scale; arguments as `gradients`."""
-    _, hi = code_range(q, bit_width)
+    hi = code_range(q, bit_width)[1].astype(scale.dtype)
 
     def towards_bit_width(subnormals: bool) -> Array:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
@@ -97,7 +97,7 @@ def passing(q: Quantizer, quotient: Array, unclamped: Array, bit_width: Array | 
     """Where the gradient passes."""
     if q.gradient is Gradient.PASS_THROUGH or bit_width is None:
         return passing_mask(q, quotient, unclamped)
-    lo, hi = code_range(q, bit_width)
+    lo, hi = (end.astype(unclamped.dtype) for end in code_range(q, bit_width))
     return ~((unclamped < lo) | (unclamped > hi))
 
 

@@ -71,7 +71,8 @@ def tangent(
         if moves.bit_width is not None and bit_width is not None:
             end = jnp.broadcast_to(moves.bit_width.astype(scale.dtype), x.shape)
             below = -end if q.format.lo else jnp.zeros_like(end)
-            terms = _product(jnp.where(unclamped > code_range(q, bit_width)[1], end, below), spread)
+            above = unclamped > code_range(q, bit_width)[1].astype(scale.dtype)
+            terms = _product(jnp.where(above, end, below), spread)
             slope = jnp.broadcast_to(range_slopes(q, bit_width)[1].astype(scale.dtype), x.shape)
             addends.append(jnp.where(passes, 0, _product(terms, slope)))
         total = addends[0] if len(addends) == 1 else reduce(add, map(widen, addends))

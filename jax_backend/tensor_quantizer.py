@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -316,6 +317,11 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     Also that of ``x`` alone, where it is used instead; None if not.
     """
 
+    def alike(branch: Callable[[], Any]) -> Callable[[], Any]:
+        """The branch, whose results may differ from device to device as those of the other may."""
+        kinds = [jax.typeof(a) for a in (*old, x)]
+        return lambda: jax.tree.map(lambda a: varying_as(a, *kinds), branch())
+
     def chosen() -> State:
         """Scale and zero point of ``x``."""
         qparams = _chosen(q, lax.stop_gradient(x), axes)
@@ -337,7 +343,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     if q.scale.source is ScaleSource.LEARNED:
         if not old[0].size:
             return chosen(), None
-        state: State = lax.cond(jnp.isnan(old[0]).any(), chosen, lambda: old)
+        state: State = lax.cond(jnp.isnan(old[0]).any(), alike(chosen), alike(lambda: old))
         return state, None
     over = None if seen is None or q.scale.source is ScaleSource.RUNNING_STATISTIC else seen >= q.scale.steps
     if over is None or not old[0].size:
@@ -345,7 +351,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     elif is_concrete(over):
         state, batch = (old, old[: 1 + q.affine]) if over else averaged()
     else:
-        state, batch = lax.cond(over, lambda: (old, old[: 1 + q.affine]), averaged)
+        state, batch = lax.cond(over, alike(lambda: (old, old[: 1 + q.affine])), alike(averaged))
     return state, batch if q.scale.batch_in_training else None
 
 
