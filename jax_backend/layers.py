@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.nn.initializers import Initializer
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..core import checks
@@ -27,6 +28,7 @@ from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout
 from .derivatives import Tangents, differentiable
 from .exact import integer_contraction
 from .gradients import gradients
+from .sharding import joined, laid_out_by, spec_of
 from .tangents import Moves, tangent
 
 Array = jax.Array
@@ -127,13 +129,28 @@ def over_codes(
     return y
 
 
+@laid_out_by(lambda geometry, x_hat, w_hat, bias: _spec(geometry, x_hat, w_hat))
 def contract(geometry: Geometry, x_hat: Array, w_hat: Array, bias: Array | None) -> Array:
     """The layer over values, in float32 (float64 for float64), rounded once to the dtype of ``x_hat``."""
     y = _contract(geometry, widen(x_hat), widen(w_hat))
     return narrow(y if bias is None else y + _of_channels(bias.astype(y.dtype), y), x_hat.dtype)
 
 
+def _spec(geometry: Geometry, x: Array, w: Array) -> PartitionSpec:
+    """How the output lies: rows as those of ``x``, channels as those of the weight."""
+    lies, w_lies = spec_of(x), spec_of(w)
+    if geometry.stride is None:
+        return joined(lies[:-1], w_lies[1 - geometry.inputs])
+    return joined((lies[0], None, None), w_lies[3])
+
+
+def _specs(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
+    """How gradients lie: as the operands."""
+    return tuple(None if a is None else spec_of(a) for a in operands[:7]) + (None, None)
+
+
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda layer, *operands: _spec(layer.geometry, operands[0], operands[3]))
 def _contracted(layer: Layer, *operands: Array | None) -> Array:
     """The output. Of operands, not of their codes, which would double the memory of a step."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = Operands(*operands)  # type: ignore[arg-type]
@@ -153,6 +170,7 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda layer, operands, _: _spec(layer.geometry, operands[0], operands[3]))
 def _tangent(layer: Layer, operands: Any, tangents: Tangents) -> Array:
     """Tangent of the contraction of the dequantized values."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
@@ -173,6 +191,7 @@ def _tangent(layer: Layer, operands: Any, tangents: Tangents) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(_specs)
 def _gradient(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
     """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands

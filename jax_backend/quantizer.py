@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..core import checks
@@ -49,6 +50,7 @@ from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
+from .sharding import laid_out_by, like_first, spec_of, spec_of_qparams
 from .signs import with_positive_scales, with_signs
 from .statistics import absmax, min_max, positive_peak
 from .tangents import Moves, tangent
@@ -111,7 +113,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
     out = jnp.dtype(as_array("qparams.scale", qparams.scale).dtype if dtype is None else dtype)
     checks.check_float("dtype", out.name)
     scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else out.name, qparams)
-    value: Array = _dequantize(q, codes, scale, zero_point, out)
+    value: Array = _dequantize((q, out), codes, scale, zero_point)
     return value
 
 
@@ -172,6 +174,7 @@ def _width(qparams: QParams) -> Array | None:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, PartitionSpec()))
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
     work = widen(lax.stop_gradient(x))
@@ -229,6 +232,7 @@ def _has_nan(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _quantize(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
@@ -247,8 +251,10 @@ def _quantize(
     return kernels.by_scale(q, scale, compute, x)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
+@partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
+def _dequantize(description: tuple[Quantizer, Any], codes: Array, scale: Array, zero_point: Array | None) -> Array:
+    q, dtype = description
     if q.scale.signed:
         return with_signs(q, _values(q, codes, jnp.abs(scale), zero_point, dtype), scale)
     return _values(q, codes, scale, zero_point, dtype)
@@ -266,6 +272,7 @@ def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, 
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, x, *_: (spec_of(x), spec_of(x)))
 def _codes_and_zero_points(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> tuple[Array, Array]:
@@ -282,6 +289,7 @@ def _codes_and_zero_points(
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _fake_quantized(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
@@ -299,6 +307,7 @@ def _fake_quantized(
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, operands, _: spec_of(operands[0]))
 def _tangent(q: Quantizer, operands: tuple[Array | None, ...], tangents: Tangents) -> Array:
     x, scale, zero_point, seed, bit_width = operands
     if x is None or scale is None:
@@ -321,6 +330,14 @@ _fake_quantize = differentiable(_fake_quantized, _tangent, _gradient)
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(
+    lambda q, x, scale, zero_point, g, seed, bit_width: (
+        spec_of(x),
+        spec_of(scale),
+        spec_of(scale) if q.affine else None,
+        None if bit_width is None else PartitionSpec(),
+    )
+)
 def _gradients(
     q: Quantizer,
     x: Array,
@@ -341,5 +358,6 @@ def _gradients(
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
     return rounding_gradient(q, x, scale, zero_point, g, v)

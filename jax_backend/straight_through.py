@@ -19,6 +19,7 @@ from ..core.directions import Rounding
 from .arrays import as_array, bit_pattern, from_pattern, layout, magnitude, narrow, ordered, widen
 from .derivatives import differentiable, varying_as
 from .rounding import round_to_integer
+from .sharding import lying_as
 
 Array = jax.Array
 
@@ -212,4 +213,4 @@ def _like(x: Array, bound: Any) -> Array:
         number = bound + 0.0 if isinstance(bound, int | float) else bound  # a number 0 has no sign
         bound = jnp.asarray(np.asarray(number).astype(wide).astype(x.dtype))
     given = bound if bound.dtype == x.dtype else narrow(bound.astype(wide), x.dtype)
-    return jnp.broadcast_to(given, x.shape)
+    return lying_as(jnp.broadcast_to(given, x.shape), x)

@@ -29,6 +29,7 @@ from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
+from .sharding import lying_as
 
 Array = jax.Array
 State = tuple[Array, ...]  # scale, zero point when affine, and history where there is a window
@@ -326,7 +327,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
         """Scale and zero point of ``x``."""
         qparams = _chosen(q, lax.stop_gradient(x), axes)
         qparams = qparams._replace(scale=_kept(q, qparams.scale))
-        return tuple(p.astype(np.float32) for p in qparams[:2] if p is not None)
+        return tuple(lying_as(p.astype(np.float32), old[0]) for p in qparams[:2] if p is not None)
 
     def averaged() -> tuple[State, State]:
         """The average with ``x``, and ``x`` alone."""
