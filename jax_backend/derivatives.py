@@ -56,7 +56,7 @@ def varying_as(x: Array, *kinds: Any) -> Array:
 
 
 def _varying(kind: Any) -> frozenset[str]:
-    """Axes on which an array of this type may differ from device to device; where that stands depends on the release."""
+    """Axes on which an array of this type may differ between devices; where that stands depends on the release."""
     axes: Any = kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
     return frozenset(axes)
 
@@ -87,7 +87,7 @@ def _linear(tangent: Rule, gradient: Rule, operands: Tangents, tangents: Tangent
         return tuple(varying_as(gradients[i], kind) for i in moving)
 
     arrays = [operands[i] for i in there] + [varying_as(tangents[i], kind) for i in moving]  # type: ignore[arg-type]
-    result: Array = _linear_p.bind(*arrays, forward=forward, transposed=transposed, count=len(there), kind=kind)
+    result: Array = _linear_p.bind(*arrays, forward=forward, transposed=transposed, count=len(there), kind=kind)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -106,7 +106,7 @@ def _differentiated(arrays: Sequence[Array], moves: Sequence[Any], *, count: int
 
 
 def _transposed(g: Any, *arrays: Any, transposed: Rule, count: int, **_: Any) -> list[Any]:
-    asked = [ad.is_undefined_primal(a) for a in arrays]
+    asked = [isinstance(a, ad.UndefinedPrimal) for a in arrays]
     if isinstance(g, ad.Zero):
         return [ad.Zero(a.aval) if ask else None for a, ask in zip(arrays, asked, strict=True)]
     gradients = transposed(*arrays[:count], g)
@@ -128,11 +128,11 @@ def _batched(
         "transposed": jax.vmap(transposed, (*places, 0)),
     }
     kind = jax.make_jaxpr(rules["forward"])(*moved).out_avals[0]
-    return _linear_p.bind(*moved, **rules, count=count, kind=kind), 0
+    return _linear_p.bind(*moved, **rules, count=count, kind=kind), 0  # type: ignore[no-untyped-call]
 
 
-_linear_p.def_impl(_compute)
-_linear_p.def_abstract_eval(lambda *_, kind, **__: kind)
+_linear_p.def_impl(_compute)  # type: ignore[no-untyped-call]
+_linear_p.def_abstract_eval(lambda *_, kind, **__: kind)  # type: ignore[no-untyped-call]
 ad.primitive_jvps[_linear_p] = _differentiated
 ad.primitive_transposes[_linear_p] = _transposed
 batching.primitive_batchers[_linear_p] = _batched

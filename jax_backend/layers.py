@@ -5,7 +5,7 @@ kernel with channels last. Quantizers and their parameters are those of the arra
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any, NamedTuple, TypedDict
 
@@ -146,7 +146,7 @@ def _spec(geometry: Geometry, x: Array, w: Array) -> PartitionSpec:
 
 def _specs(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
     """How gradients lie: as the operands."""
-    return tuple(None if a is None else spec_of(a) for a in operands[:7]) + (None, None)
+    return (*(None if a is None else spec_of(a) for a in operands[:7]), None, None)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -187,7 +187,7 @@ def _tangent(layer: Layer, operands: Any, tangents: Tangents) -> Array:
     if bias is not None and tangents[6] is not None:
         y = jax.eval_shape(partial(contract, layer.geometry), x_hat, w_hat, bias)
         addends.append(jnp.broadcast_to(_of_channels(tangents[6].astype(y.dtype), y), y.shape))
-    return sum(addends[1:], addends[0])
+    return reduce(jnp.add, addends)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from ..core import checks
 from ..core.descriptions import Quantizer
@@ -19,7 +18,7 @@ from .arrays import as_array, is_concrete, product, widen
 from .derivatives import Tangents, differentiable
 from .ranges import mean_and_deviation
 from .scaling import restrict_scale, scale_slope, symmetric_scale
-from .sharding import laid_out_by, spec_of_qparams
+from .sharding import EVERYWHERE, laid_out_by, spec_of_qparams
 from .ste import block_sum
 from .sums import of_units
 
@@ -74,11 +73,12 @@ def _operands(q: Quantizer, x: Any, sigma: Any) -> tuple[Array, Array]:
 def _scale(q: Quantizer, x: Array, sigma: Array) -> Array:
     magnitude, deviation = _magnitude(q, x, sigma)
     scale = restrict_scale(q, symmetric_scale(q, -magnitude, magnitude))
-    return _of_sigma(None, sigma, scale, scale_slope(q, magnitude, deviation))
+    moving: Array = _of_sigma(None, sigma, scale, scale_slope(q, magnitude, deviation))
+    return moving
 
 
 @partial(jax.jit, static_argnums=0)
-@laid_out_by(lambda *_: PartitionSpec())
+@laid_out_by(lambda *_: EVERYWHERE)
 def _gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Array:
     return _summed(scale_slope(q, *_magnitude(q, x, sigma)), d_scale)
 

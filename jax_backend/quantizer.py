@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..core import checks
@@ -50,7 +49,7 @@ from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
-from .sharding import laid_out_by, like_first, spec_of, spec_of_qparams
+from .sharding import EVERYWHERE, laid_out_by, like_first, spec_of, spec_of_qparams
 from .signs import with_positive_scales, with_signs
 from .statistics import absmax, min_max, positive_peak
 from .tangents import Moves, tangent
@@ -174,7 +173,7 @@ def _width(qparams: QParams) -> Array | None:
 
 
 @partial(jax.jit, static_argnums=0)
-@laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, PartitionSpec()))
+@laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, EVERYWHERE))
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
     work = widen(lax.stop_gradient(x))
@@ -335,7 +334,7 @@ _fake_quantize = differentiable(_fake_quantized, _tangent, _gradient)
         spec_of(x),
         spec_of(scale),
         spec_of(scale) if q.affine else None,
-        None if bit_width is None else PartitionSpec(),
+        None if bit_width is None else EVERYWHERE,
     )
 )
 def _gradients(

@@ -7,7 +7,7 @@ bit; their results lie as their arguments do. So everything else here is written
 from collections.abc import Callable, Iterable
 from functools import wraps
 from math import prod
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -16,10 +16,11 @@ from ..core.descriptions import Quantizer
 from ..core.granularity import qparams_shape
 
 Array = jax.Array
-Function = Callable[..., Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+EVERYWHERE = PartitionSpec()  # type: ignore[no-untyped-call]  # the whole array on each device
 
 
-def laid_out_by(specs: Function) -> Callable[[Function], Function]:
+def laid_out_by(specs: Callable[..., Any]) -> Callable[[Function], Function]:
     """Decorator of ``function(static, *arrays)``, of nested tuples of arrays and None.
 
     Args:
@@ -36,7 +37,7 @@ def laid_out_by(specs: Function) -> Callable[[Function], Function]:
             names = tuple(n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t is AxisType.Explicit)
             return jax.sharding.auto_axes(lambda *a: function(static, *a), axes=names, out_sharding=out)(*arrays)
 
-        return anyhow
+        return cast(Function, anyhow)
 
     return decorator
 
@@ -45,7 +46,7 @@ def spec_of(x: Array) -> PartitionSpec:
     """How an array lies, one entry for each axis; the explicit axes of a mesh alone."""
     sharding = jax.typeof(x).sharding
     entries = tuple(getattr(sharding, "spec", ()))
-    return PartitionSpec(*entries, *[None] * (x.ndim - len(entries)))
+    return _spec(*entries, *[None] * (x.ndim - len(entries)))
 
 
 def spec_of_qparams(q: Quantizer, x: Array) -> PartitionSpec:
@@ -54,7 +55,7 @@ def spec_of_qparams(q: Quantizer, x: Array) -> PartitionSpec:
     for count, names in zip(qparams_shape(q.granularity, x.shape), spec_of(x), strict=False):
         parts = prod(mesh.shape[name] for name in _names(names))
         entries.append(names if count > 1 and count % parts == 0 else None)
-    return PartitionSpec(*entries[: len(qparams_shape(q.granularity, x.shape))])
+    return _spec(*entries)
 
 
 def like_first(_: Any, x: Array, *others: Any) -> PartitionSpec:
@@ -66,7 +67,7 @@ def lying_as(x: Array, other: Array) -> Array:
     """``x`` moved to where ``other``, of the same shape, lies."""
     if _explicit_mesh([x, other]) is None or spec_of(x) == spec_of(other):
         return x
-    moved: Array = jax.sharding.reshard(x, spec_of(other))
+    moved: Array = jax.sharding.reshard(x, spec_of(other))  # type: ignore[no-untyped-call]
     return moved
 
 
@@ -84,7 +85,11 @@ def joined(first: Iterable[Any], last: Any) -> PartitionSpec:
             f"`x` and `w` must not both be split along {axes} of the mesh, `x` by its rows and `w` by its outputs: the "
             "result could be split by either; move one of them with jax.sharding.reshard"
         )
-    return PartitionSpec(*first, last)
+    return _spec(*first, last)
+
+
+def _spec(*entries: Any) -> PartitionSpec:
+    return PartitionSpec(*entries)  # type: ignore[no-untyped-call]
 
 
 def _names(entry: Any) -> tuple[str, ...]:

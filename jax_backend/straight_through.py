@@ -146,8 +146,8 @@ def signed_clamp_min_ste(x: Array, lo: float) -> Array:
 
 _absolute = differentiable(
     lambda _, x: from_pattern(magnitude(x), x.dtype),
-    lambda _, operands, tangents: abs_binary_sign_grad_vjp(*operands, *tangents),
-    lambda _, operands, g: (abs_binary_sign_grad_vjp(*operands, g),),
+    lambda _, operands, tangents: abs_binary_sign_grad_vjp(operands[0], tangents[0]),
+    lambda _, operands, g: (abs_binary_sign_grad_vjp(operands[0], g),),
 )
 
 

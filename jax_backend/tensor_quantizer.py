@@ -320,8 +320,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
 
     def alike(branch: Callable[[], Any]) -> Callable[[], Any]:
         """The branch, whose results may differ from device to device as those of the other may."""
-        kinds = [jax.typeof(a) for a in (*old, x)]
-        return lambda: jax.tree.map(lambda a: varying_as(a, *kinds), branch())
+        return lambda: jax.tree.map(lambda a: varying_as(a, *map(jax.typeof, (*old, x))), branch())
 
     def chosen() -> State:
         """Scale and zero point of ``x``."""

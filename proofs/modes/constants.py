@@ -1,7 +1,7 @@
 """Operands as constants of a compiled program: what a compiler knows it may fold, merge and contract.
 
-A function that closes over an array makes it a constant of ``jax.jit``. ``torch.compile`` makes inputs of tensors that a
-function closes over, and eager modes fold nothing, so this concerns ``jax jit`` alone.
+An array that a function closes over is a constant of ``jax.jit``. ``torch.compile`` makes inputs of such tensors, and
+eager modes fold nothing, so this concerns ``jax jit`` alone.
 """
 
 from collections.abc import Mapping

@@ -171,7 +171,9 @@ def test_gradients_at_constants(name: str) -> None:
         assert_same_bits(want.x + np.float32(0), got, call=f"{name}, constants {chosen}", inputs=x)
 
 
-@pytest.mark.parametrize("kinds", [("int8_per_channel", "uint8_affine_per_tensor"), ("ternary_per_tensor", "int8_per_tensor")])
+@pytest.mark.parametrize(
+    "kinds", [("int8_per_channel", "uint8_affine_per_tensor"), ("ternary_per_tensor", "int8_per_tensor")]
+)
 def test_weights_of_a_layer_that_is_closed_over(kinds: tuple[str, str]) -> None:
     """Weights, and the bias behind the product, are constants then; what comes in is one too, in turn."""
     layer = QuantLinear(128, 32, weight_quant=kinds[0], input_quant=kinds[1], rngs=nnx.Rngs(0))

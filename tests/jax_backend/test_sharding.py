@@ -286,7 +286,7 @@ def compare_explicit_layers() -> None:
             kernel = NamedSharding(mesh, P(*axes, contracted, outputs))
             whole = NamedSharding(mesh, P())
             state = [
-                jax.tree.map(lambda a, k=kernel: jax.device_put(a, k if a.shape[-2:] == (64, 32) else whole), part)
+                jax.tree.map(lambda a, k=kernel, w=whole: jax.device_put(a, k if a.shape[-2:] == (64, 32) else w), part)
                 for part in (parameters, rest)
             ]
             here = jax.device_put(x, NamedSharding(mesh, P(rows, *axes, inputs))), jax.device_put(g, whole)

@@ -14,7 +14,16 @@ from samebits.core import PerTensor, QParams, Quantizer, Statistic, catalog, cho
 from samebits.core.blocks import expand_blocks
 from samebits.core.granularity import PerBlock, PerGroup, qparams_shape
 from samebits.proofs.check.check import DTYPES, Row, check
-from samebits.proofs.check.pieces import BREADTH, Piece, as_matrix, chosen_parameters, edge_rows, pack, piece_shape, tensor_rows
+from samebits.proofs.check.pieces import (
+    BREADTH,
+    Piece,
+    as_matrix,
+    chosen_parameters,
+    edge_rows,
+    pack,
+    piece_shape,
+    tensor_rows,
+)
 from samebits.proofs.check.tally import FUNCTIONS, ROWS, sum_bound, tally
 from samebits.proofs.inputs.checkpoint import CheckpointError, mapped_values, stored_tensors
 from samebits.proofs.inputs.compare import same_bits
