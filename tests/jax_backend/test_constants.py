@@ -177,6 +177,7 @@ def test_gradients_at_constants(name: str) -> None:
 def test_weights_of_a_layer_that_is_closed_over(kinds: tuple[str, str]) -> None:
     """Weights, and the bias behind the product, are constants then; what comes in is one too, in turn."""
     layer = QuantLinear(128, 32, weight_quant=kinds[0], input_quant=kinds[1], rngs=nnx.Rngs(0))
+    assert layer.bias is not None
     layer.bias.set_value(jnp.asarray(np.random.default_rng(1).standard_normal(32).astype(np.float32)))
     x, b = data()
     x = np.where(np.isfinite(x), x, 1).astype(np.float32)

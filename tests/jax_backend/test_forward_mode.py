@@ -263,7 +263,8 @@ def test_layers(kind: str) -> None:
         weights = "int4_per_channel" if kind == "codes" else "mxfp4_e2m1"
         layer = nn.QuantLinear(64, 32, weight_quant=weights, input_quant="uint8_affine_per_tensor", rngs=rngs)
         x = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32)
-    graph, parameters, rest = nnx.split(layer, nnx.Param, ...)
+    graph, *state = nnx.split(layer, nnx.Param, ...)
+    parameters, rest = state
 
     def apply(parameters: Any, x: Any) -> Any:
         return nnx.merge(graph, parameters, rest)(x)

@@ -223,15 +223,12 @@ def step_of(layer: nnx.Module) -> tuple[Callable[..., Any], Any, Any]:
         def output(parameters: Any) -> Any:
             module = nnx.merge(graph, parameters, jax.tree.map(jnp.asarray, rest))
             y = module(x)
-            return y, nnx.split(module, nnx.Param, ...)[2]
+            return y, nnx.state(module, nnx.Not(nnx.Param))
 
         y, pull, after = jax.vjp(output, parameters, has_aux=True)
-        own = jax.typeof(y).sharding
-        return (
-            y,
-            pull(jax.sharding.reshard(g, own) if own.mesh.are_all_axes_explicit and own.mesh.axis_names else g)[0],
-            after,
-        )
+        lies = jax.typeof(y).sharding
+        g = jax.sharding.reshard(g, lies) if AxisType.Explicit in lies.mesh.axis_types else g
+        return y, pull(g)[0], after
 
     return step, parameters, rest
 
