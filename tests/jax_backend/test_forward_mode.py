@@ -155,6 +155,27 @@ def test_all_at_once() -> None:
         assert_same_bits(want, jax.jvp(function, operands, moves)[1], call=mode, inputs=x)
 
 
+@pytest.mark.parametrize("name", ["int8_per_channel", "uint8_affine_per_channel", "mxfp4_e2m1"])
+def test_an_addition_behind_it(name: str) -> None:
+    """The last product of a tangent is rounded before anything is added; also where x or the tangent is a constant."""
+    q = catalog[name]
+    x, qparams, _ = data(q)
+    x = np.where(np.isfinite(x), x, 1).astype(np.float32)
+    b = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
+    scale = np.asarray(qparams.scale)
+    move = np.full_like(scale, 0.7)
+    with np.errstate(all="ignore"):
+        want = np.float32(0.7) * of_elements(q, x, qparams).scale + b
+
+    def along(x: Any, s: Any, d: Any, b: Any) -> Any:
+        return jax.jvp(lambda s: jax_backend.fake_quantize(q, x, qparams._replace(scale=s)), (s,), (d,))[1] + b
+
+    assert_same_bits(want, jax.jit(along)(x, scale, move, b), call="arguments", inputs=x)
+    assert_same_bits(want, jax.jit(lambda s, d, b: along(x, s, d, b))(scale, move, b), call="x", inputs=x)
+    assert_same_bits(want, jax.jit(lambda x, s, b: along(x, s, move, b))(x, scale, b), call="tangent", inputs=x)
+    assert_same_bits(want, jax.jit(lambda d, b: along(x, scale, d, b))(move, b), call="x and scale", inputs=x)
+
+
 def test_width_and_learned_rounding() -> None:
     q = catalog["int8_learned_per_tensor"]
     x, qparams, _ = data(q)
