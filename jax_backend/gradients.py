@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..core import checks
 from ..core.descriptions import Gradient, Quantizer
-from ..core.granularity import PerTensor
+from ..core.granularity import PerTensor, Shape
 from . import kernels
 from .arrays import hidden_zero, widen
 from .bit_width import code_range, range_slopes, whole_width
@@ -38,7 +39,7 @@ def gradients(
 
     def compute(subnormals: bool) -> tuple[Array, Array, Array | None]:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
-        passes = _passing(q, quotient, unclamped, bit_width)
+        passes = passing(q, quotient, unclamped, bit_width)
         dx = jnp.where(passes, g, expand_blocks(hidden_zero(scale).astype(g.dtype), q.granularity, x.shape))
         codes = kernels.limited(q, x, scale, unclamped, bit_width)
         wide = widen(g)
@@ -79,33 +80,38 @@ def bit_width_gradient(
     bit_width: Array,
 ) -> Array:
     """Gradient towards the bit width, dtype of the scale; arguments as `gradients`."""
-    _, hi = code_range(q, bit_width)
+    hi = code_range(q, bit_width)[1].astype(scale.dtype)
 
     def towards_bit_width(subnormals: bool) -> Array:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
         below = -widen(g) if q.format.lo else jnp.zeros(x.shape, scale.dtype)
         terms = jnp.where(unclamped > hi, widen(g), below) * expand_blocks(scale, q.granularity, x.shape)
-        return block_sum(jnp.where(_passing(q, quotient, unclamped, bit_width), 0, terms), PerTensor())
+        return block_sum(jnp.where(passing(q, quotient, unclamped, bit_width), 0, terms), PerTensor())
 
     slope = range_slopes(q, bit_width)[1].astype(scale.dtype)
     total: Array = kernels.by_scale(q, scale, towards_bit_width, x)
     return jnp.multiply(total, slope)
 
 
-def _passing(q: Quantizer, quotient: Array, unclamped: Array, bit_width: Array | None) -> Array:
+def passing(q: Quantizer, quotient: Array, unclamped: Array, bit_width: Array | None) -> Array:
     """Where the gradient passes."""
     if q.gradient is Gradient.PASS_THROUGH or bit_width is None:
         return passing_mask(q, quotient, unclamped)
-    lo, hi = code_range(q, bit_width)
+    lo, hi = (end.astype(unclamped.dtype) for end in code_range(q, bit_width))
     return ~((unclamped < lo) | (unclamped > hi))
 
 
 def _reduced(q: Quantizer, terms: Array, scale: Array, bit_width: Array | None) -> Array:
     """Terms summed over each block, times the factor of the gradient rule."""
-    elements, dtype = prod(q.granularity.block_size(terms.shape)), np.dtype(scale.dtype).type
+    return jnp.multiply(block_sum(terms, q.granularity), rule_factor(q, terms.shape, scale, bit_width))
+
+
+def rule_factor(q: Quantizer, shape: Shape, scale: Array, bit_width: Array | None) -> Any:
+    """The factor of the gradient rule on the gradients of scale and zero point, 0-d, dtype of the scale."""
+    elements, dtype = prod(q.granularity.block_size(shape)), np.dtype(scale.dtype).type
     if bit_width is None or q.gradient is not Gradient.LEARNED_SCALE:
-        return jnp.multiply(block_sum(terms, q.granularity), dtype(learned_scale_factor(q, elements)))
+        return dtype(learned_scale_factor(q, elements))
     least, most = checks.widths(q)
     factors = [dtype(learned_scale_factor(checks.at_width(q, bits), elements)) for bits in range(least, most + 1)]
     place = jnp.clip(whole_width(bit_width) - least, 0, most - least)
-    return jnp.multiply(block_sum(terms, q.granularity), jnp.asarray(factors)[place])
+    return jnp.asarray(factors)[place]

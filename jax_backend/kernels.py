@@ -240,10 +240,3 @@ def _quotient(q: Quantizer, x: Array, s: Array, subnormals: bool) -> Array:
         return divide_exactly(x, s)
     quotient = divide(x, s, subnormals=subnormals)
     return tiny_quotient(x, s, quotient) if subnormals and _decides_at_zero(q) else quotient
-
-
-def zero_point_cotangent(zero_point: Array | None, gradient: Array | None) -> Any:
-    """The gradient of a zero point as JAX wants it: of dtype float0 where the zero point is an integer."""
-    if zero_point is None or jnp.issubdtype(zero_point.dtype, jnp.floating):
-        return gradient
-    return np.zeros(zero_point.shape, jax.dtypes.float0)

@@ -5,7 +5,7 @@ kernel with channels last. Quantizers and their parameters are those of the arra
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any, NamedTuple, TypedDict
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.nn.initializers import Initializer
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..core import checks
@@ -24,8 +25,11 @@ from ..core.granularity import PerAxis, PerTensor, Shape
 from . import kernels
 from .arguments import check_operands
 from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
+from .derivatives import Tangents, differentiable
 from .exact import integer_contraction
 from .gradients import gradients
+from .sharding import joined, laid_out_by, spec_of
+from .tangents import Moves, tangent
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -121,26 +125,35 @@ def over_codes(
     x, x_scale, x_zero, x_seed = check_operands(layer.q_x, x, x_qparams)
     w, w_scale, w_zero, w_seed = check_operands(layer.q_w, w, w_qparams)
     noise = _noise(layer.q_x, x_seed, x.shape, x_axes), _noise(layer.q_w, w_seed, w.shape, w_axes)
-    y: Array = _over_codes(layer, Operands(x, x_scale, x_zero, w, w_scale, w_zero, bias, *noise))
+    y: Array = _over_codes(layer, *Operands(x, x_scale, x_zero, w, w_scale, w_zero, bias, *noise))
     return y
 
 
+@laid_out_by(lambda geometry, x_hat, w_hat, bias: _spec(geometry, x_hat, w_hat))
 def contract(geometry: Geometry, x_hat: Array, w_hat: Array, bias: Array | None) -> Array:
     """The layer over values, in float32 (float64 for float64), rounded once to the dtype of ``x_hat``."""
     y = _contract(geometry, widen(x_hat), widen(w_hat))
     return narrow(y if bias is None else y + _of_channels(bias.astype(y.dtype), y), x_hat.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _over_codes(layer: Layer, operands: Operands) -> Array:
-    y: Array = _forward(layer, operands)[0]
-    return y
+def _spec(geometry: Geometry, x: Array, w: Array) -> PartitionSpec:
+    """How the output lies: rows as those of ``x``, channels as those of the weight."""
+    lies, w_lies = spec_of(x), spec_of(w)
+    if geometry.stride is None:
+        return joined(lies[:-1], w_lies[1 - geometry.inputs])
+    return joined((lies[0], None, None), w_lies[3])
+
+
+def _specs(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
+    """How gradients lie: as the operands."""
+    return (*(None if a is None else spec_of(a) for a in operands[:7]), None, None)
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
-    """The output; and what the gradients need: no codes, which would double the memory of a step."""
-    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
+@laid_out_by(lambda layer, *operands: _spec(layer.geometry, operands[0], operands[3]))
+def _contracted(layer: Layer, *operands: Array | None) -> Array:
+    """The output. Of operands, not of their codes, which would double the memory of a step."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = Operands(*operands)  # type: ignore[arg-type]
     geometry, linear = layer.geometry, layer.geometry.stride is None
     summed = (geometry.inputs,) if linear else (0, 1, 2)
     a = _centred_codes(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
@@ -153,11 +166,33 @@ def _forward(layer: Layer, operands: Operands) -> tuple[Array, Operands]:
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(w_scale.reshape(-1), x_scale)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
-    return narrow(y, x.dtype), operands
+    return narrow(y, x.dtype)
 
 
 @partial(jax.jit, static_argnums=0)
-def _backward(layer: Layer, operands: Operands, g: Array) -> tuple[Operands]:
+@laid_out_by(lambda layer, operands, _: _spec(layer.geometry, operands[0], operands[3]))
+def _tangent(layer: Layer, operands: Any, tangents: Tangents) -> Array:
+    """Tangent of the contraction of the dequantized values."""
+    x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
+    of_x, of_w = Moves(*tangents[:3]), Moves(*tangents[3:6])
+    x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_noise)
+    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_noise)
+    addends = []
+    if any(move is not None for move in of_x):
+        x_moves = tangent(layer.q_x, x, x_scale, x_zero, of_x, lambda: x_noise)
+        addends.append(contract(layer.geometry, x_moves, w_hat, None))
+    if any(move is not None for move in of_w):
+        w_moves = tangent(layer.q_w, w, w_scale, w_zero, of_w, lambda: w_noise)
+        addends.append(contract(layer.geometry, x_hat, w_moves, None))
+    if bias is not None and tangents[6] is not None:
+        y = jax.eval_shape(partial(contract, layer.geometry), x_hat, w_hat, bias)
+        addends.append(jnp.broadcast_to(_of_channels(tangents[6].astype(y.dtype), y), y.shape))
+    return reduce(jnp.add, addends)
+
+
+@partial(jax.jit, static_argnums=0)
+@laid_out_by(_specs)
+def _gradient(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
     """Gradients of the contraction of the dequantized values, handed on to the quantizers."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = operands
     zero = _late_zero(lax.stop_gradient(g))
@@ -167,12 +202,10 @@ def _backward(layer: Layer, operands: Operands, g: Array) -> tuple[Operands]:
     dx_hat, dw_hat, d_bias = jax.vjp(partial(contract, layer.geometry), x_hat, w_hat, bias)[1](g)
     dx, d_x_scale, d_x_zero = gradients(layer.q_x, x, x_scale, x_zero, dx_hat, lambda: x_noise)
     dw, d_w_scale, d_w_zero = gradients(layer.q_w, w, w_scale, w_zero, dw_hat, lambda: w_noise)
-    zeros = kernels.zero_point_cotangent(x_zero, d_x_zero), kernels.zero_point_cotangent(w_zero, d_w_zero)
-    nothing = [None if noise is None else jnp.zeros_like(noise) for noise in (x_noise, w_noise)]
-    return (Operands(dx, d_x_scale, zeros[0], dw, d_w_scale, zeros[1], d_bias, *nothing),)
+    return dx, d_x_scale, d_x_zero, dw, d_w_scale, d_w_zero, d_bias, None, None
 
 
-_over_codes.defvjp(_forward, _backward)
+_over_codes = differentiable(_contracted, _tangent, _gradient)
 
 
 @jax.custom_batching.custom_vmap

@@ -16,6 +16,7 @@ from ..core.directions import LearnedRounding, Relaxation
 from .arguments import check_operands
 from .arrays import divide, from_pattern, product, tiny_quotient, widen
 from .blocks import expand_blocks
+from .sharding import laid_out_by, like_first
 
 Array = jax.Array
 LARGEST = np.float32(32)
@@ -33,7 +34,8 @@ STRETCH, SHIFT = np.float32(1.2), np.float32(-0.1)
 HALVINGS = 24
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@laid_out_by(like_first)
 def rounding_share(rule: LearnedRounding, v: Array) -> Array:
     """``h(v)``, in [0, 1]: how much of a step is added to the floor. Differentiable, by `rounding_slope`.
 
@@ -50,6 +52,7 @@ def rounding_share(rule: LearnedRounding, v: Array) -> Array:
     return jnp.where(jnp.isnan(v), np.float32(np.nan), share).astype(v.dtype)
 
 
+@laid_out_by(like_first)
 def rounding_slope(rule: LearnedRounding, v: Array) -> Array:
     """``h'(v)``, not negative; 0 where HARD_SIGMOID is cut off. Shape and dtype of ``v``."""
     t = _argument(rule, v)
@@ -97,6 +100,7 @@ def _positive(v: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _initial(q: Quantizer, x: Array, scale: Array) -> Array:
     value, s = widen(lax.stop_gradient(x)), expand_blocks(lax.stop_gradient(scale), q.granularity, x.shape)
     quotient = tiny_quotient(value, s, divide(value, s))
@@ -115,7 +119,10 @@ def _initial(q: Quantizer, x: Array, scale: Array) -> Array:
     return low.astype(scale.dtype)
 
 
-rounding_share.defvjp(lambda rule, v: (rounding_share(rule, v), v), lambda rule, v, g: (g * rounding_slope(rule, v),))
+@rounding_share.defjvp
+def _rounding_share_jvp(rule: LearnedRounding, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (v,), (move,) = primals, tangents
+    return rounding_share(rule, v), move * rounding_slope(rule, v)
 
 
 def _argument(rule: LearnedRounding, v: Array) -> Array:

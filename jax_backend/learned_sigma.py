@@ -1,6 +1,6 @@
 """Scales by mean and standard deviation with a sigma that is a number of a program, and its gradient.
 
-Formulas and sources stand in `samebits.core.learned_sigma`. The slopes are residuals of a `custom_vjp`.
+Formulas and sources stand in `samebits.core.learned_sigma`. The slopes are operands beside sigma.
 """
 
 from functools import partial
@@ -15,8 +15,10 @@ from ..core.descriptions import Quantizer
 from ..core.granularity import PerTensor
 from .arguments import check_array
 from .arrays import as_array, is_concrete, product, widen
+from .derivatives import Tangents, differentiable
 from .ranges import mean_and_deviation
 from .scaling import restrict_scale, scale_slope, symmetric_scale
+from .sharding import EVERYWHERE, laid_out_by, spec_of_qparams
 from .ste import block_sum
 from .sums import of_units
 
@@ -27,7 +29,7 @@ LARGEST = 2.0**20  # sigma
 def scale_at_sigma(q: Quantizer, x: Array, sigma: Array) -> Array:
     """The scale of `choose_qparams` for the statistic MEAN_SIGMA with this sigma: that of ``m = mean + sigma * std``.
 
-    Differentiable (reverse mode) in sigma (`sigma_gradient`), constant in ``x``. Specials as in core.
+    Differentiable in sigma (`sigma_gradient`), constant in ``x``. Specials as in core.
 
     Args:
         x: any floating-point dtype; ``sigma``: 0-d, float32 or the dtype of the scale.
@@ -67,13 +69,16 @@ def _operands(q: Quantizer, x: Any, sigma: Any) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, x, sigma: spec_of_qparams(q, x))
 def _scale(q: Quantizer, x: Array, sigma: Array) -> Array:
     magnitude, deviation = _magnitude(q, x, sigma)
     scale = restrict_scale(q, symmetric_scale(q, -magnitude, magnitude))
-    return _of_sigma(sigma, scale, scale_slope(q, magnitude, deviation))
+    moving: Array = _of_sigma(None, sigma, scale, scale_slope(q, magnitude, deviation))
+    return moving
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda *_: EVERYWHERE)
 def _gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Array:
     return _summed(scale_slope(q, *_magnitude(q, x, sigma)), d_scale)
 
@@ -92,19 +97,18 @@ def _summed(slope: Array, d_scale: Array) -> Array:
     return block_sum(terms, PerTensor())
 
 
-@jax.custom_vjp
-def _of_sigma(sigma: Array, scale: Array, slope: Array) -> Array:
-    """The scale, with its slopes as derivatives by sigma."""
-    return scale
+def _moved(_: None, operands: tuple[Any, ...], tangents: Tangents) -> Array:
+    slope, d_sigma = operands[2], tangents[0]
+    if d_sigma is None:
+        return jnp.zeros_like(slope)
+    spread = jnp.broadcast_to(d_sigma.astype(slope.dtype), slope.shape)
+    return jnp.where(slope == 0, jnp.zeros_like(slope), product(spread, slope))
 
 
-def _of_sigma_forward(sigma: Array, scale: Array, slope: Array) -> tuple[Array, tuple[Array, Array]]:
-    return scale, (slope, jnp.zeros_like(sigma))
+def _gathered(_: None, operands: tuple[Any, ...], g: Array) -> tuple[Any, ...]:
+    sigma, _, slope = operands
+    return _summed(slope, g).astype(sigma.dtype), None, None
 
 
-def _of_sigma_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array, Array]:
-    slope, zero = saved
-    return _summed(slope, g).astype(zero.dtype), jnp.zeros_like(slope), jnp.zeros_like(slope)
-
-
-_of_sigma.defvjp(_of_sigma_forward, _of_sigma_backward)
+# the scale, with its slopes as derivatives by sigma
+_of_sigma = differentiable(lambda _, sigma, scale, slope: scale, _moved, _gathered)

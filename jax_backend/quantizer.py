@@ -1,4 +1,4 @@
-"""The five functions for JAX arrays: lax operations on bit patterns and barriers, with gradients by `jax.custom_vjp`.
+"""The five functions for JAX arrays: lax operations on bit patterns and barriers, differentiable.
 
 Let ``s`` be the scale and ``z`` the zero point (0 when symmetric) of the block an element lies in, ``[lo, hi]`` the
 format. Computed in float32 (float64 for float64 input; 16-bit input is widened first):
@@ -43,13 +43,16 @@ from ..core.scales import SEARCHED, Denominator, Statistic
 from . import kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
 from .arrays import as_array, is_concrete, narrow, widen
+from .derivatives import Tangents, differentiable
 from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
+from .sharding import EVERYWHERE, laid_out_by, like_first, spec_of, spec_of_qparams
 from .signs import with_positive_scales, with_signs
 from .statistics import absmax, min_max, positive_peak
+from .tangents import Moves, tangent
 from .zero_point import affine_zero_point, float_zero_point
 
 Array = jax.Array
@@ -110,14 +113,14 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
         checks.check_float("dtype", jnp.dtype(dtype).name)
     scale, zero_point = check_qparams(q, codes.shape, None if dtype is None else jnp.dtype(dtype).name, qparams)
     out = jnp.dtype(scale.dtype if dtype is None else jnp.dtype(dtype).name)
-    value: Array = _dequantize(q, codes, scale, zero_point, out)
+    value: Array = _dequantize((q, out), codes, scale, zero_point)
     return value
 
 
 def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
     """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated.
 
-    Differentiable (reverse mode) in ``x`` and the parameters; the gradients are those of `fake_quantize_vjp`.
+    Differentiable in ``x`` and the parameters, in both modes; the gradients are those of `fake_quantize_vjp`.
 
     Args:
         qparams: None to choose them from ``x``; they are constants in the gradient then.
@@ -177,6 +180,7 @@ def _width(qparams: QParams) -> Array | None:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, EVERYWHERE))
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
     work = widen(lax.stop_gradient(x))
@@ -234,6 +238,7 @@ def _has_nan(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _quantize(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
@@ -252,8 +257,10 @@ def _quantize(
     return kernels.by_scale(q, scale, compute, x)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _dequantize(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any) -> Array:
+@partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
+def _dequantize(description: tuple[Quantizer, Any], codes: Array, scale: Array, zero_point: Array | None) -> Array:
+    q, dtype = description
     if q.scale.signed:
         return with_signs(q, _values(q, codes, jnp.abs(scale), zero_point, dtype), scale)
     return _values(q, codes, scale, zero_point, dtype)
@@ -271,6 +278,7 @@ def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, 
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, x, *_: (spec_of(x), spec_of(x)))
 def _codes_and_zero_points(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> tuple[Array, Array]:
@@ -286,9 +294,9 @@ def _codes_and_zero_points(
     return codes, kernels.zero_points(q, zero_point, scale, x.shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
-def _fake_quantize(
+@laid_out_by(like_first)
+def _fake_quantized(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
     given = scale
@@ -304,29 +312,38 @@ def _fake_quantize(
     return with_signs(q, value, given) if q.scale.signed else value
 
 
-def _forward(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
-) -> tuple[Array, Any]:
-    operands = x, scale, zero_point, seed, bit_width
-    return _fake_quantize(q, *operands), operands
+@partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, operands, _: spec_of(operands[0]))
+def _tangent(q: Quantizer, operands: tuple[Array | None, ...], tangents: Tangents) -> Array:
+    x, scale, zero_point, seed, bit_width = operands
+    if x is None or scale is None:
+        raise TypeError("`x` and `qparams.scale` must be arrays, got None")
+    moves = Moves(*tangents)
+    if q.scale.signed:  # as in `_gradients`
+        x, scale = with_positive_scales(q, x, scale)
+    v = seed if q.rounding is Rounding.LEARNED else None
+    return tangent(q, x, scale, zero_point, moves, lambda: kernels.noise_of(q, seed, x.shape), bit_width, v)
 
 
-def _backward(q: Quantizer, saved: Any, g: Array) -> tuple[Array, Array, Any, Any, Any]:
-    x, scale, zero_point, seed, bit_width = saved
+def _gradient(q: Quantizer, operands: Any, g: Array) -> tuple[Any, ...]:
+    x, scale, zero_point, seed, bit_width = operands
     dx, d_scale, d_zero, d_width = _gradients(q, x, scale, zero_point, g, seed, bit_width)
-    if q.rounding is Rounding.LEARNED:
-        d_seed = None if seed is None else _rounding_gradient(q, x, scale, zero_point, g, seed)
-    else:
-        d_seed = None if seed is None else np.zeros(seed.shape, jax.dtypes.float0)
-    cotangents = (kernels.zero_point_cotangent(*pair) for pair in ((zero_point, d_zero), (bit_width, d_width)))
-    d_zero, d_width = cotangents
-    return dx, d_scale, d_zero, d_seed, d_width
+    learned = q.rounding is Rounding.LEARNED and seed is not None
+    return dx, d_scale, d_zero, _rounding_gradient(q, x, scale, zero_point, g, seed) if learned else None, d_width
 
 
-_fake_quantize.defvjp(_forward, _backward)
+_fake_quantize = differentiable(_fake_quantized, _tangent, _gradient)
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(
+    lambda q, x, scale, zero_point, g, seed, bit_width: (
+        spec_of(x),
+        spec_of(scale),
+        spec_of(scale) if q.affine else None,
+        None if bit_width is None else EVERYWHERE,
+    )
+)
 def _gradients(
     q: Quantizer,
     x: Array,
@@ -347,5 +364,6 @@ def _gradients(
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def _rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
     return rounding_gradient(q, x, scale, zero_point, g, v)

@@ -14,11 +14,13 @@ from jax import lax
 from ..core.descriptions import Quantizer
 from .arrays import add, ordered
 from .ieee import divide_exactly, multiply_exactly
+from .sharding import laid_out_by, like_first, spec_of
 
 Array = jax.Array
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(like_first)
 def running_average(q: Quantizer, old: Array, new: Array, seen: Array | None) -> Array:
     """``momentum * old + (1 - momentum) * new``, the factors rounded to float32, then each operation.
 
@@ -44,6 +46,7 @@ def running_average(q: Quantizer, old: Array, new: Array, seen: Array | None) ->
 
 
 @partial(jax.jit, static_argnums=0)
+@laid_out_by(lambda q, history, new: (spec_of(history), spec_of(new)))
 def running_percentile(q: Quantizer, history: Array, new: Array) -> tuple[Array, Array]:
     """The last scales with ``new`` behind them, and of them the one that `ScaleRule.window_percentile` names.
 

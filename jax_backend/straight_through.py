@@ -1,6 +1,6 @@
-"""The named straight-through rules of the field, on bit patterns where XLA would misread subnormals, by custom_vjp.
+"""The named straight-through rules of the field, on bit patterns where XLA would misread subnormals, by custom_jvp.
 
-Jit-able, vmap-able, differentiable in reverse mode. Formulas, special values and sources stand in
+Jit-able, vmap-able, differentiable in both modes. Formulas, special values and sources stand in
 `samebits.core.straight_through`, of which these have the bits. XLA on CPU compares subnormals as zeros, so all
 comparisons here are of `_place`, the integer that says where a number lies among the others.
 """
@@ -17,7 +17,9 @@ from ..core import checks
 from ..core.choice import choice
 from ..core.directions import Rounding
 from .arrays import as_array, bit_pattern, from_pattern, layout, magnitude, narrow, ordered, widen
+from .derivatives import differentiable, varying_as
 from .rounding import round_to_integer
+from .sharding import lying_as
 
 Array = jax.Array
 
@@ -108,11 +110,14 @@ def ternary_sign_ste(x: Array) -> Array:
     return _straight_through(x, jnp.where(number, sign, 0).astype(x.dtype))
 
 
-@jax.custom_vjp
 def abs_binary_sign_grad(x: Array) -> Array:
-    """``|x|``, with the gradient of `abs_binary_sign_grad_vjp`, which is 1 at both zeros."""
-    x = _checked("x", x)
-    return from_pattern(magnitude(x), x.dtype)
+    """``|x|``, with the gradient of `abs_binary_sign_grad_vjp`, which is 1 at both zeros.
+
+    Raises:
+        TypeError: ``x`` is no floating-point array.
+    """
+    value: Array = _absolute(None, _checked("x", x))
+    return value
 
 
 def abs_binary_sign_grad_vjp(x: Array, g: Array) -> Array:
@@ -139,16 +144,23 @@ def signed_clamp_min_ste(x: Array, lo: float) -> Array:
     return _straight_through(x, jnp.where(magnitude(x) < magnitude(bound), away, lax.stop_gradient(x)))
 
 
-abs_binary_sign_grad.defvjp(lambda x: (abs_binary_sign_grad(x), x), lambda x, g: (abs_binary_sign_grad_vjp(x, g),))
+_absolute = differentiable(
+    lambda _, x: from_pattern(magnitude(x), x.dtype),
+    lambda _, operands, tangents: abs_binary_sign_grad_vjp(operands[0], tangents[0]),
+    lambda _, operands, g: (abs_binary_sign_grad_vjp(operands[0], g),),
+)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _straight_through(x: Array, value: Array) -> Array:
-    """``value``, which was computed from ``x``, with the gradient of the identity."""
+    """``value``, which was computed from ``x``, with the derivative of the identity."""
     return value
 
 
-_straight_through.defvjp(lambda x, value: (value, None), lambda _, g: (pass_through_vjp(g), jnp.zeros_like(g)))
+@_straight_through.defjvp
+def _straight_through_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    value = _straight_through(*primals)
+    return value, varying_as(tangents[0], jax.typeof(value))
 
 
 def _clamped(x: Array, lo: Array, hi: Array) -> Array:
@@ -156,11 +168,14 @@ def _clamped(x: Array, lo: Array, hi: Array) -> Array:
     return jnp.where(below, lo, jnp.where(above, hi, x))
 
 
-_tensor_clamp = jax.custom_vjp(_clamped)
-_tensor_clamp.defvjp(
-    lambda x, lo, hi: (_clamped(x, lo, hi), (x, lo, hi)),
-    lambda saved, g: tensor_clamp_vjp(saved[0], saved[1], saved[2], g),
-)
+_tensor_clamp = jax.custom_jvp(_clamped)
+
+
+@_tensor_clamp.defjvp
+def _tensor_clamp_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    below, above = _sides(*map(lax.stop_gradient, primals))
+    move, move_lo, move_hi = tangents
+    return _tensor_clamp(*primals), jnp.where(below, move_lo, jnp.where(above, move_hi, move))
 
 
 def _sides(x: Array, lo: Array, hi: Array) -> tuple[Array, Array]:
@@ -199,4 +214,4 @@ def _like(x: Array, name: str, bound: Any) -> Array:
         number = bound + 0.0 if isinstance(bound, int | float) else bound  # a number 0 has no sign
         bound = jnp.asarray(np.asarray(number).astype(wide).astype(x.dtype))
     given = bound if bound.dtype == x.dtype else narrow(bound.astype(wide), x.dtype)
-    return jnp.broadcast_to(given, x.shape)
+    return lying_as(jnp.broadcast_to(given, x.shape), x)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import count
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from .arguments import check_description, check_qparams
 from .arrays import as_array, is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
+from .derivatives import varying_as
 from .elementary import log2
 from .layers import Axes, laid_out, laid_out_qparams
 from .learned_sigma import scale_at_sigma
@@ -27,6 +29,7 @@ from .quantizer import choose_qparams, fake_quantize
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
+from .sharding import lying_as
 
 Array = jax.Array
 State = tuple[Array, ...]  # scale, zero point when affine, and history where there is a window
@@ -315,11 +318,15 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     Also that of ``x`` alone, where it is used instead; None if not.
     """
 
+    def alike(branch: Callable[[], Any]) -> Callable[[], Any]:
+        """The branch, whose results may differ from device to device as those of the other may."""
+        return lambda: jax.tree.map(lambda a: varying_as(a, *map(jax.typeof, (*old, x))), branch())
+
     def chosen() -> State:
         """Scale and zero point of ``x``."""
         qparams = _chosen(q, lax.stop_gradient(x), axes)
         qparams = qparams._replace(scale=_kept(q, qparams.scale))
-        return tuple(p.astype(np.float32) for p in qparams[:2] if p is not None)
+        return tuple(lying_as(p.astype(np.float32), old[0]) for p in qparams[:2] if p is not None)
 
     def averaged() -> tuple[State, State]:
         """The average with ``x``, and ``x`` alone."""
@@ -336,7 +343,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     if q.scale.source is ScaleSource.LEARNED:
         if not old[0].size:
             return chosen(), None
-        state: State = lax.cond(jnp.isnan(old[0]).any(), chosen, lambda: old)
+        state: State = lax.cond(jnp.isnan(old[0]).any(), alike(chosen), alike(lambda: old))
         return state, None
     over = None if seen is None or q.scale.source is ScaleSource.RUNNING_STATISTIC else seen >= q.scale.steps
     if over is None or not old[0].size:
@@ -344,7 +351,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     elif is_concrete(over):
         state, batch = (old, old[: 1 + q.affine]) if over else averaged()
     else:
-        state, batch = lax.cond(over, lambda: (old, old[: 1 + q.affine]), averaged)
+        state, batch = lax.cond(over, alike(lambda: (old, old[: 1 + q.affine])), alike(averaged))
     return state, batch if q.scale.batch_in_training else None
 
 
@@ -368,31 +375,25 @@ def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: 
     return QParams(scale, _replaced(before[1], code), width)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _replaced(state: Array, used: Array) -> Array:
-    """The value that is used instead of a state, with the gradient of the identity."""
+    """The value that is used instead of a state, with the derivative of the identity."""
     return used
 
 
-def _replaced_forward(state: Array, used: Array) -> tuple[Array, None]:
-    return used, None
+@_replaced.defjvp
+def _replaced_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    used = _replaced(*primals)
+    return used, varying_as(tangents[0], jax.typeof(used))
 
 
-def _replaced_backward(_: None, g: Array) -> tuple[Array, Array]:
-    return g, jnp.zeros_like(g)
-
-
-_replaced.defvjp(_replaced_forward, _replaced_backward)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def _of_logarithm(state: Array, used: Array) -> Array:
-    """The scale of a logarithm, with the gradient ``g * (s * ln 2)``, both products rounded."""
+    """The scale of a logarithm, with the derivative ``s * ln 2``; both products rounded."""
     return used
 
 
-def _of_logarithm_backward(used: Array, g: Array) -> tuple[Array, Array]:
-    return g * product(used, jnp.full_like(used, np.log(2))), jnp.zeros_like(g)
-
-
-_of_logarithm.defvjp(lambda state, used: (used, used), _of_logarithm_backward)
+@_of_logarithm.defjvp
+def _of_logarithm_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    used = _of_logarithm(*primals)
+    return used, varying_as(tangents[0], jax.typeof(used)) * product(used, jnp.full_like(used, np.log(2)))

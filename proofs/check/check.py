@@ -3,7 +3,8 @@
 For each quantizer and input dtype: the tensors of the checkpoint, cast to the dtype and cut into pieces (`pieces`),
 with parameters that each mode chooses itself; then the knife edges and special values of every scale that came out.
 Mode "numpy", the specification, is what the others are compared with, bit for bit (`compare`): parameters, codes,
-dequantized values, fake quantization, and the gradient of x. The gradients of scale and zero point are sums, and the
+dequantized values, fake quantization, and the gradient of x; and on a part of the first piece what has constants of a
+program for operands (`modes.constants`). The gradients of scale and zero point are sums, and the
 order of a sum is the mode's own; they are held to `tally.sum_bound`.
 
 Compiling takes most of the time. So torch compiles a few quantizers in one program, and a check of the whole catalog
@@ -27,10 +28,11 @@ from ...core.catalog import Named
 from ..inputs.checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
 from ..inputs.compare import differences
 from ..modes import execution
+from ..modes.constants import FOLDING
 from ..modes.execution import Case
 from ..modes.workers import run_jobs
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
-from .tally import Tally, tally
+from .tally import Tally, tally, tally_of_constants
 
 Array = NDArray[Any]
 
@@ -221,6 +223,7 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
     missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in reasons for mode in job.modes}
     modes = [mode for mode in job.modes if not execution.unavailable(mode)]
     totals = {key: Tally() for key in missing}
+    folded = set[str]()  # the first piece of each is tried as constants of a program too
     streams = {name: _pieces(job.path, catalog[name], dtype) for name in reasons if modes and not reasons[name]}
     for pieces, ended in _in_step(streams):
         cases = {
@@ -233,6 +236,9 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
             found = dict(zip(asked, execution.run_together(mode, [cases[name] for name in asked]), strict=True))
             for name in expected:
                 totals[name, mode] += tally(cases[name].q, pieces[name], cases[name].g, expected[name], found[name])
+                if mode in FOLDING and name not in folded and pieces[name].qparams is None:
+                    totals[name, mode] += tally_of_constants(mode, cases[name].q, pieces[name], cases[name].g)
+                    folded.add(name)
     return tuple(Row(name, mode, totals[name, mode], why) for (name, mode), why in missing.items())
 
 

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.descriptions import Quantizer
+from ...core.quantizer import choose_qparams
 from ..inputs.bits import is_float
 from ..inputs.compare import Comparison, describe, differences
+from ..modes.constants import with_constants
 from ..modes.execution import Results
-from .pieces import Piece
+from .pieces import Piece, piece_shape
 
 Array = NDArray[Any]
 
@@ -34,6 +36,7 @@ PER_BLOCK = ("qparams.scale", "qparams.zero_point")
 PER_ELEMENT = ("codes", "values", "fake", "gradients.x", "x_alone")
 SUMS = ("gradients.scale", "gradients.zero_point")
 POINTS = 500  # differing elements kept for a plot
+ROWS = 8  # of a piece that are tried as constants
 ROW = 64  # terms that a mode adds in one go before it adds the sums
 
 
@@ -145,6 +148,29 @@ def tally(q: Quantizer, piece: Piece, g: Array, expected: Results, got: Results,
         total += _same(part(name))
     for name in SUMS[: 1 + q.affine] if sums else ():
         total += _close(part(name), sum_bound(q, piece, g, expected, name)[blocks])
+    return total
+
+
+def tally_of_constants(mode: str, q: Quantizer, piece: Piece, b: Array) -> Tally:
+    """What differs when operands are constants of a program, on the first rows of a piece.
+
+    ``b``: normal numbers of the shape and dtype of the piece, which are added.
+    """
+    rows = piece_shape(q.granularity, ROWS)[0]
+    x, b, total = piece.x[:rows], b[:rows], Tally()
+    qparams = choose_qparams(q, x)
+    expected, got = (with_constants(m, q, x, b, qparams) for m in ("numpy", mode))
+    for name, want in expected.items():
+        found = differences(want, got[name], inputs=x)
+        if found.same:
+            total += Tally(found.compared)
+            continue
+        scale = "of the first rows of the piece, chosen from them"
+        values = ("", "") if found.index is None else (describe(found.expected), describe(found.got))
+        given = None if found.index is None else describe(x[found.index])
+        size = math.inf if found.index is None else abs(float(x[found.index]))
+        example = Example(name, piece.sources[0], x.dtype.name, given, scale, None, *values, size)
+        total += Tally(found.compared, found.differing, parts=((name, found.differing),), example=example)
     return total
 
 

@@ -11,6 +11,7 @@ from ..check.check import REFERENCE, CheckResult, Row
 from ..check.tally import Example
 from ..divergence.divergence import INPUTS, MODES, PAIRS, TARGETS, Divergence
 from ..modes import execution
+from ..modes.environment import switches
 from .guarantees import GUARANTEE, oracle
 
 SHOWN = 8  # differences shown in full
@@ -30,6 +31,8 @@ def show_check(result: CheckResult, seconds: float) -> None:
         console.print(_difference(row))
     if len(wrong) > SHOWN:
         console.print(f"and {len(wrong) - SHOWN} more rows differ; --json shows every one")
+    for switch in switches() if not result.same and any(mode.startswith("jax") for mode in result.modes) else ():
+        console.print(f"XLA_FLAGS has {switch}, with which modes of JAX are not promised the same bits", style="yellow")
     if result.digits:
         console.print(_digits_line(result))
     console.print(_verdict(result, seconds))

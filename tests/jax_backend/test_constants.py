@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from numpy.typing import NDArray
 
 from samebits import core, jax_backend
 from samebits.core import QParams, Quantizer, catalog
+from samebits.jax_backend.nn import QuantLinear
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import special_values
 
@@ -167,3 +169,21 @@ def test_gradients_at_constants(name: str) -> None:
     given_here = [jnp.asarray(x), *operands]
     for chosen, got in each_as_a_constant(function, given_here, nothing, choices(given_here)):
         assert_same_bits(want.x + np.float32(0), got, call=f"{name}, constants {chosen}", inputs=x)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("int8_per_channel", "uint8_affine_per_tensor"), ("ternary_per_tensor", "int8_per_tensor")]
+)
+def test_weights_of_a_layer_that_is_closed_over(kinds: tuple[str, str]) -> None:
+    """Weights, and the bias behind the product, are constants then; what comes in is one too, in turn."""
+    layer = QuantLinear(128, 32, weight_quant=kinds[0], input_quant=kinds[1], rngs=nnx.Rngs(0))
+    assert layer.bias is not None
+    layer.bias.set_value(jnp.asarray(np.random.default_rng(1).standard_normal(32).astype(np.float32)))
+    x, b = data()
+    x = np.where(np.isfinite(x), x, 1).astype(np.float32)
+    x, b = x * np.float32(0.5), b[:, :32]
+    graph, state = nnx.split(layer)
+    want = np.asarray(layer(x)) + b
+    assert_same_bits(want, jax.jit(lambda x, b: layer(x) + b)(x, b), call="weights")
+    assert_same_bits(want, jax.jit(lambda state, b: nnx.merge(graph, state)(x) + b)(state, b), call="inputs")
+    assert_same_bits(want, jax.jit(lambda b: layer(x) + b)(b), call="both")

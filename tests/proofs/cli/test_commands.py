@@ -189,6 +189,39 @@ def test_reciprocal_for_division_is_exit_code_1_with_input_results_and_mode(
     assert set(example) == {"function", "tensor", "dtype", "x", "scale", "zero_point", "expected", "got"}
 
 
+LINE = "XLA_FLAGS has --xla_cpu_enable_fast_math=true, with which modes of JAX are not promised the same bits"
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--xla_cpu_enable_fast_math=true", True),
+        ("--xla_force_host_platform_device_count=2 --xla_cpu_enable_fast_math", True),
+        ("--xla_cpu_enable_fast_math=true --xla_cpu_enable_fast_math=false", False),
+        ("--xla_cpu_fast_math_honor_nans=true", False),
+        ("", False),
+    ],
+)
+def test_a_switch_of_xla_is_named_where_something_differs(
+    run: Callable[..., tuple[int, str, str]], checkpoint: Path, flags: str, named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA has read its flags by now, so this is about the line alone."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert LINE not in run("check", checkpoint, *SMALL, "--mode", "jax eager")[1]
+    plant(monkeypatch, *codes_by(FORMULAS["reciprocal for division"][0], "jax eager"))
+    code, out, _ = run("check", checkpoint, *SMALL, "--mode", "jax eager")
+    assert code == 1
+    assert (LINE in out.replace("\n", " ")) is named
+
+
+def test_fast_math_of_xla_is_seen_and_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    asked = ("--quantizer", "mxfp4_e2m1", "--dtype", "float32", "--mode", "jax jit", "--workers", "0")
+    done = samebits("check", checkpoint, *asked)
+    assert done.returncode == 1, done.stderr
+    assert LINE in done.stdout.replace("\n", " ")
+
+
 def test_workers_give_what_one_process_gives(run: Callable[..., tuple[int, str, str]], checkpoint: Path) -> None:
     wanted = ("check", checkpoint, "--quantizer", "int2_per_channel", "--mode", "torch eager", "--json")
     alone, shared = (json.loads(run(*wanted, "--workers", workers)[1]) for workers in ("0", "2"))
