@@ -130,8 +130,12 @@ class TensorQuantizer(nn.Module):
 
         Raises:
             RuntimeError: no state yet, and not training.
-            TypeError, ValueError: as `choose_qparams`.
+            TypeError, ValueError: as `choose_qparams`, and ValueError for a shape whose scales are not those of the state.
+                Then nothing was learned or counted.
         """
+        check_array(self.quantizer, x)
+        if self.scale is not None and self.scale.numel():
+            checks.check_fits_state(self.quantizer, x.shape, self.scale.shape)
         used = self._used(x)
         if self.training and self.seen is not None and not self._settled:
             last = max(self._steps, self.quantizer.delay)
