@@ -129,7 +129,7 @@ class TensorQuantizer(nnx.Module):
             Parameters for ``x.transpose(axes)``.
         Raises:
             RuntimeError: no state yet, and not training (where values are at hand; else the scale is NaN).
-            TypeError, ValueError: as `choose_qparams`, and ValueError for a shape whose scales are not those of the state.
+            TypeError, ValueError: as `choose_qparams`; ValueError for a shape with other scales than the state has.
         """
         check_trained(self.quantizer, x, axes, None if self.scale is None else self.scale[...])
         frozen = self.use_running_average if use_running_average is None else use_running_average

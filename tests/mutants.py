@@ -35,18 +35,33 @@ RECORD, PAGE = ROOT / "docs" / "mutants.json", ROOT / "docs" / "mutants.md"
 BEGIN, END = "<!-- begin -->", "<!-- end -->"
 ROOMS = ("core", "torch_frontend", "jax_backend", "proofs")
 SLOWER, LEAST = 3, 30  # a mutant may take so many times as long as no mutant, and so many seconds more
+QUICK = "not compiled and not without_compiling and not digit"  # what takes seconds before it looks at anything
 KEPT = ("killed", "killed later", "equivalent")
 
-VERBS, TORCH, JAX, PROOFS = "tests/verbs/test_", "tests/torch_frontend/test_", "tests/jax_backend/test_", "tests/proofs/"
+VERBS, TORCH, JAX, PROOFS = (
+    "tests/verbs/test_",
+    "tests/torch_frontend/test_",
+    "tests/jax_backend/test_",
+    "tests/proofs/",
+)
 NEAREST: dict[str, tuple[str, ...]] = {
-    "core/running.py": (f"{VERBS}scale_sources.py", f"{VERBS}scale_windows.py"),
+    "core/running.py": (
+        f"{VERBS}scale_sources.py::test_an_average_has_the_same_bits_everywhere",
+        f"{VERBS}scale_sources.py::test_a_mean_is_the_mean",
+        f"{VERBS}scale_windows.py::test_a_percentile_is_an_element_of_the_sorted_window_everywhere",
+        f"{VERBS}scale_windows.py::test_of_equal_scales_the_oldest_comes_first_with_its_zero_point",
+    ),
     "core/scaling.py": ("tests/core/test_qparams.py", "tests/core/test_scale_rules.py", f"{VERBS}block_scales.py"),
     "core/learned_sigma.py": (f"{VERBS}learned_sigma.py",),
     "core/accumulator.py": (f"{VERBS}accumulator.py",),
     "torch_frontend/eager.py": (f"{TORCH}pieces.py", f"{TORCH}quantizer.py"),
     "torch_frontend/exact.py": (f"{VERBS}contractions_at_the_bound.py", f"{TORCH}layers.py"),
     "torch_frontend/matmul.py": (f"{TORCH}layers.py", f"{TORCH}nn.py"),
-    "torch_frontend/tensor_quantizer.py": (f"{VERBS}counts_of_training.py", f"{TORCH}nn.py", f"{VERBS}scale_sources.py"),
+    "torch_frontend/tensor_quantizer.py": (
+        f"{VERBS}counts_of_training.py",
+        f"{TORCH}nn.py",
+        f"{VERBS}scale_sources.py",
+    ),
     "jax_backend/layers.py": (f"{JAX}layers.py",),
     "jax_backend/exact.py": (f"{VERBS}contractions_at_the_bound.py", f"{JAX}layers.py"),
     "jax_backend/interop.py": (f"{VERBS}interop.py",),
@@ -59,7 +74,10 @@ NEAREST: dict[str, tuple[str, ...]] = {
     ),
 }
 OPERATORS = (
-    *(f"ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Pow_Mul")),
+    *(
+        f"ReplaceBinaryOperator_{pair}"
+        for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Pow_Mul")
+    ),
     *(f"ReplaceBinaryOperator_{pair}" for pair in ("LShift_RShift", "RShift_LShift", "BitAnd_BitOr", "BitOr_BitAnd")),
     *(f"ReplaceBinaryOperator_{pair}" for pair in ("Mod_FloorDiv", "BitXor_BitOr")),
     *(f"ReplaceComparisonOperator_{pair}" for pair in ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Lt_GtE", "Gt_LtE")),
@@ -163,7 +181,8 @@ def copied() -> None:
 
 def tested(python: Path, files: Sequence[str], limit: float) -> tuple[str, str]:
     """``killed`` or ``survived``, and by which test; a run beyond the limit is killed."""
-    command = [str(python), "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", QUICK]
+    command = [str(python), "-m", "pytest", *options, *files]
     environment = os.environ | {"PYTHONPATH": str(TREE / "build" / "types"), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(
         command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -229,7 +248,9 @@ def table(record: dict[str, Outcome]) -> str:
         counts = Counter(standing(key, found) for key, found in record.items() if found.module == module)
         total, kept = counts.total(), sum(counts[name] for name in KEPT)
         share = f"{100 * kept / total:.0f} %" if total else "not run"
-        rows.append(f"| `{module}` | {total} | " + " | ".join(str(counts[n]) for n in (*KEPT, "open")) + f" | {share} |")
+        rows.append(
+            f"| `{module}` | {total} | " + " | ".join(str(counts[n]) for n in (*KEPT, "open")) + f" | {share} |"
+        )
     rows += ["", "## Survivors", "", "| mutant | now |", "|---|---|"]
     for key, found in sorted(record.items()):
         now = standing(key, found)

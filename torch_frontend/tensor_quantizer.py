@@ -130,7 +130,7 @@ class TensorQuantizer(nn.Module):
 
         Raises:
             RuntimeError: no state yet, and not training.
-            TypeError, ValueError: as `choose_qparams`, and ValueError for a shape whose scales are not those of the state.
+            TypeError, ValueError: as `choose_qparams`; ValueError for a shape with other scales than the state has.
                 Then nothing was learned or counted.
         """
         check_array(self.quantizer, x)

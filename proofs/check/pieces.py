@@ -150,7 +150,9 @@ def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source:
     table.reshape(-1)[: len(values)] = values
     real.reshape(-1)[: len(values)] = True
     wide = np.float64 if values.dtype == np.float64 else np.float32
-    zero = None if zero_point is None else np.full(count, zero_point, wide if q.arithmetic.has_float_zeros else np.int32)
+    zero = (
+        None if zero_point is None else np.full(count, zero_point, wide if q.arithmetic.has_float_zeros else np.int32)
+    )
     return Rows(table, real, source, np.full(count, scale, wide), zero)
 
 

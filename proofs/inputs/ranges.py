@@ -16,7 +16,7 @@ from .bits import neighbours
 Array = NDArray[Any]
 SIGNIFICANDS = (1, 3)  # of the scales at which zero points are ties
 EXPONENTS = (-3, 0, 30)
-NEAR_EPSILON = 1  # of the numbers on each side of a floor
+NEAR_FLOOR = 1  # of the numbers on each side of a floor
 
 
 def knife_edge_ranges(q: Quantizer, dtype: DTypeLike, count: int) -> Array:
@@ -30,7 +30,7 @@ def knife_edge_ranges(q: Quantizer, dtype: DTypeLike, count: int) -> Array:
     ends = end_ranges(q, dtype)
     ties = tied_ranges(q, dtype)
     room = max(count - len(ends), count // 3) if len(ties) else 0
-    at = np.unique(np.linspace(0, len(ties) - 1, min(room, len(ties))).astype(int)) if room else []
+    at = np.unique(np.linspace(0, max(len(ties) - 1, 0), min(room, len(ties))).astype(int))
     return np.concatenate([ends[: max(count - len(at), 1)], ties[at]]) if room else ends[:count]
 
 
@@ -47,20 +47,20 @@ def end_ranges(q: Quantizer, dtype: DTypeLike) -> Array:
     most, least = float(info.max), float(info.smallest_subnormal)
     sizes = [0.0, float(wide.eps) * width / 4, least, float(wide.eps) * width, most]
     with np.errstate(over="ignore", under="ignore"):
-        at = np.array([floor * width, float(wide.eps) * width], np.float64).astype(kind)
-        at = at[np.isfinite(at) & (at > 0)]
-        sizes += neighbours(at, NEAR_EPSILON).astype(np.float64).tolist() if len(at) else []
+        floors = np.array([floor * width, float(wide.eps) * width], np.float64).astype(kind)
+        floors = floors[np.isfinite(floors) & (floors > 0)]
+        sizes += neighbours(floors, NEAR_FLOOR).astype(np.float64).tolist() if len(floors) else []
         sizes += [float(info.smallest_normal), 1e-10 * width, 1e-6 * width, 1e-4 * width]
         one_sided = np.array([(0.0, size) if i % 2 else (-size, 0.0) for i, size in enumerate(dict.fromkeys(sizes))])
         pairs = np.concatenate([one_sided, [(-most, most), (-least, least), (-0.0, -0.0)], -one_sided[:, ::-1]])
         pairs = pairs.astype(kind)
-    return pairs[np.isfinite(pairs).all(1)]
+    return np.asarray(pairs[np.isfinite(pairs).all(1)])
 
 
 def tied_ranges(q: Quantizer, dtype: DTypeLike) -> Array:
     """Ranges whose zero point lies halfway between two codes: none for quantizers that have none.
 
-    ``low = -(k + 1/2) * s`` and ``high = (hi - lo) * s + low`` for scales s of few bits: those in which every step is exact.
+    ``low = -(k + 1/2) * s`` and ``high = (hi - lo) * s + low`` for scales s of few bits, where every step is exact.
     """
     kind = np.dtype(dtype)
     if not q.affine:
@@ -72,4 +72,4 @@ def tied_ranges(q: Quantizer, dtype: DTypeLike) -> Array:
         high = span * scales + low
         pairs = np.stack([low, high], -1).reshape(-1, 2)
         stored = pairs.astype(kind)
-    return stored[(stored.astype(np.float64) == pairs).all(1)]
+    return np.asarray(stored[(stored.astype(np.float64) == pairs).all(1)])

@@ -47,7 +47,6 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(arrays.pieces(torch.zeros(SIZE)))) > 10
 
 
-
 def dyadic(q: Quantizer, shape: tuple[int, ...]) -> tuple[Array, QParams, Array]:
     """An array, its parameters and an incoming gradient whose products and sums are exact; some are clamped."""
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Weights between torch and flax: every kind of layer does the same with them, and a load that fails changes nothing."""
+"""Weights between torch and flax: every kind of layer does the same with them; a load that fails changes nothing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -79,7 +79,7 @@ def test_a_layer_does_in_flax_what_it_does_in_torch(name: str) -> None:
     for key, value in state.items():
         assert_same_bits(value, back[key], call=key)
     want = theirs(torch.from_numpy(x)).detach().numpy()
-    got = np.asarray(ours(jnp.asarray(channels_last(x) if x.ndim > 2 else x)))  # type: ignore[operator]
+    got = np.asarray(ours(jnp.asarray(channels_last(x) if x.ndim > 2 else x)))
     np.testing.assert_allclose(channels_last(want) if x.ndim > 2 else want, got, rtol=1e-5, atol=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_embeddings_and_statistics_have_their_names() -> None:
     interop.load_state_dict(norm, state)
     held = {"weight": norm.scale, "bias": norm.bias, "running_mean": norm.mean, "running_var": norm.var}
     for name, variable in held.items():
-        assert_same_bits(state[name], variable[...], call=name)  # type: ignore[index]
+        assert_same_bits(state[name], variable[...], call=name)
 
 
 # --- quantized networks -----------------------------------------------------------------------------------------------

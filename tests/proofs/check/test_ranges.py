@@ -57,7 +57,7 @@ def test_the_ends_hold_zeros_and_both_sides_of_floors(name: str, dtype: str) -> 
     with np.errstate(over="ignore"):
         size = (ends[:, 1] - ends[:, 0]) if q.affine else np.maximum(-ends[:, 0], ends[:, 1])
     width = float(q.format.hi - q.format.lo if q.affine else q.format.hi)
-    info: Any = ml_dtypes.finfo(DTYPES[dtype])  # type: ignore[no-untyped-call]
+    info: Any = ml_dtypes.finfo(DTYPES[dtype])
     wide = np.finfo(np.float64 if dtype == "float64" else np.float32)
     assert size[0] == 0
     assert {float(info.max), float(info.smallest_subnormal)} <= set(np.abs(ends).ravel())
@@ -121,7 +121,7 @@ FAULTS: dict[str, Fault] = {
 def test_faults_of_parameters_are_found(
     checkpoint: Path, name: str, fault: str, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With these ranges, and not without them: on a tensor alone nothing differs, unless a piece is filled with zeros."""
+    """With these ranges, and not without them: a tensor alone shows nothing, unless its piece is filled with zeros."""
     target, make = FAULTS[fault]
     plant(monkeypatch, f"{room}.{target}", make)
     mode = "torch eager" if room == "torch_frontend" else "jax eager"
@@ -143,7 +143,9 @@ def _none(q: Any, dtype: Any) -> Any:
 
 def test_float64_is_checked(checkpoint: Path) -> None:
     """In its own arithmetic: scales that no float32 is."""
-    result = check(checkpoint, quantizers=["uint8_affine_per_channel"], dtypes=["float64"], modes=["numpy", "torch eager"])
+    result = check(
+        checkpoint, quantizers=["uint8_affine_per_channel"], dtypes=["float64"], modes=["numpy", "torch eager"]
+    )
     (row,) = result.rows
     assert result.same
     assert result.dtypes == {"float64": 1}

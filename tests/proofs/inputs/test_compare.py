@@ -101,13 +101,16 @@ def test_unlike_things_differ_whole(expected: Any, got: Any, reason: str) -> Non
         assert_same_bits(expected, got)
 
 
-@pytest.mark.parametrize("got", [some("int8"), some("int32", (2,)), some("int32", (5, 7)), None, (some("int32"), None)])
+@pytest.mark.parametrize(
+    "got", [some("int8"), some("int32", (2,)), some("float64", (5, 7)), None, (some("int32"), None)]
+)
 def test_what_is_counted_is_what_was_expected(got: Any) -> None:
     """However much the other side holds: so results of one mode are as many as those of another."""
     expected = some("int32", (3, 4))
     found = differences(expected, got)
     assert (found.compared, found.differing) == (12, 12)
     assert (differences(got, None).compared, differences(None, got).compared) == (_elements(got), 0)
+    assert differences(expected, some("int32", (5, 7))).compared == 12
     both = differences((expected, QParams(expected, None)), (expected, QParams(got, None)))
     assert (both.compared, both.differing) == (24, 12)
     assert differences((expected, expected), (got,)).compared == 24
