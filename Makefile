@@ -79,7 +79,7 @@ mutants: $(VENV)/.installed build/mutants/.installed
 
 build/mutants/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv build/mutants/venv
-	build/mutants/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt '.[mutants]'
+	build/mutants/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	touch $@
 
 proofs: $(VENV)/.installed

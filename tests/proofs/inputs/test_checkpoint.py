@@ -38,7 +38,7 @@ def test_every_bit_pattern_means_what_it_means_to_torch(name: str, tmp_path: Pat
         assert_same_bits(values.to(torch.float64 if name == "F64" else torch.float32), read.astype(wide), call=name)
     assert not read.flags.writeable
     with pytest.raises(AttributeError):
-        stored.name = "other"
+        stored.name = "other"  # type: ignore[misc]
 
 
 def test_values_are_those_at_the_place_of_their_tensor(tmp_path: Path) -> None:
