@@ -110,6 +110,17 @@ def test_nan_in_any_piece_is_refused_where_no_code_stands_for_it(place: int) -> 
             torch_frontend.quantize(q, to_torch(x), in_torch(qparams))
 
 
+def test_a_difference_of_infinities_has_the_code_of_zero() -> None:
+    """Where ``s * mid`` overflows, ``x - (z - mid * s)`` is NaN for an infinite x, which is no NaN."""
+    qparams = QParams(np.asarray(1e38, np.float32), np.asarray(-1e38, np.float32))
+    x = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    x[PIECE] = -np.inf
+    with np.errstate(all="ignore"):
+        want = core.quantize(FLOAT_ZERO, x, qparams)
+    assert want[PIECE] == 0
+    assert_same_bits(want, torch_frontend.quantize(FLOAT_ZERO, to_torch(x), in_torch(qparams)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*PER_TENSOR, *PER_BLOCK])
 def test_every_piece_has_the_bits_of_the_whole(name: str, dtype: str) -> None:
