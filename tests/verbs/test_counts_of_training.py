@@ -212,3 +212,19 @@ def test_a_tensor_of_other_channels_changes_no_state(rule: str, room: str) -> No
         with pytest.raises(ValueError, match=rf"`x` must have scales of shape \(3, 1\).*got \({channels}, 1\)"):
             call(np.ones((channels, 3), np.float32))
         assert_same_states(before, state_of(quantizer))
+
+
+@each_room
+@pytest.mark.parametrize("name", ["int8_per_channel", "uint8_affine_per_channel"])
+def test_a_history_takes_its_shape_from_the_first_tensor(name: str, room: str) -> None:
+    """A row for each tensor of the window, of scales and, where there are any, of zero points."""
+    q = catalog[name].replace(source="running_statistic", window=4)
+    quantizer, call = made(room, q)
+    assert state_of(quantizer)["history"].shape == (0,)
+    x = np.outer([1, 2, 3], X[0]).astype(np.float32)
+    call(x)
+    chosen = [np.asarray(p, np.float32) for p in core.choose_qparams(q, x)[:2] if p is not None]
+    history = state_of(quantizer)["history"]
+    assert history.shape == (4, 1 + q.affine, 3, 1)
+    assert_same_bits(np.stack(chosen), history[-1])
+    assert np.isnan(history[:-1]).all()
