@@ -10,6 +10,8 @@ _INSIDE = "if len(at) == value.ndim and all(i < n for i, n in zip(at, value.shap
 _SMALL = "small = max(largest_code(q_x), largest_code(q_w)) <= 256 and a.dtype == torch.float32"
 _EXTREME = "[[-128, 127], [127, -128], [-128, -128], [127, 127]], dtype=torch.int8).repeat(16, 64)"
 
+_GRADIENTS = "routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]"
+
 EQUIVALENT: dict[str, str] = {
     _changed("proofs/inputs/compare.py", _INSIDE, "True", "False"): "both have one length, which is asked just before",
     _changed("torch_frontend/exact.py", "codes = codes.view(torch.int8).bitwise_xor_(-128)", "-128", "128"): (
@@ -20,6 +22,9 @@ EQUIVALENT: dict[str, str] = {
     ),
     _changed("torch_frontend/exact.py", f"extreme = torch.tensor({_EXTREME}", "(16,", "( 17,"): (
         "the product of a machine that saturates is wrong for one repetition as for another"
+    ),
+    _changed("torch_frontend/matmul.py", f"of_x = {_GRADIENTS}", "[:3]", "[: 4]"): (
+        "the fourth is looked at for a bit width alone, which is refused here"
     ),
     _changed(
         "torch_frontend/tensor_quantizer.py",
