@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+SAMPLE ?= 25
 
 BIN := $(VENV)/bin
 ROOMS := core torch_frontend jax_backend proofs
@@ -10,7 +11,7 @@ PROGRAMS := $(wildcard tests examples benchmarks)
 LINKS := build/types/samebits
 
 .DEFAULT_GOAL := help
-.PHONY: help check test lint format docs bench installs matrix findings proofs certificates clean
+.PHONY: help check test lint format docs bench installs matrix findings mutants proofs certificates clean
 
 help:
 	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
@@ -22,6 +23,7 @@ help:
 	@echo "make installs   every extra in a fresh environment: what works in it and what says what is missing (many minutes)"
 	@echo "make matrix   tests, check and diverge on other Pythons, on the newest and the oldest releases: docs/versions.md (half an hour)"
 	@echo "make findings what other libraries were seen to do on valid input: is it still so? (some minutes)"
+	@echo "make mutants  small faults in some modules: do their tests notice? docs/mutants.md (hours; SAMPLE=25 of each module)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
 	@echo "make clean    remove the environment and everything built"
@@ -70,6 +72,15 @@ findings:
 		printf '%-9s | %-46s | %s\n' "$$result" $$script "$$(sed -n 's/^# Finding: //p' $$script)"; \
 		if [ "$$result" = CHANGED ]; then printf '%s\n' "$$output"; fi; \
 	done; exit $$bad
+
+# The tool has an environment of its own; the tests run in that of `make test`. Other modules or seeds: python -m tests.mutants --help
+mutants: $(VENV)/.installed build/mutants/.installed
+	build/mutants/venv/bin/python -m tests.mutants --python $(BIN)/python --sample $(SAMPLE)
+
+build/mutants/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/mutants/venv
+	build/mutants/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	touch $@
 
 proofs: $(VENV)/.installed
 	$(BIN)/samebits prove --workers $(JOBS) --output docs/proofs.md

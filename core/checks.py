@@ -109,6 +109,16 @@ def check_qparams(
         )
 
 
+def check_fits_state(q: Quantizer, shape: Sequence[int], held: Sequence[int]) -> None:
+    """ValueError unless an array has scales of the shape of those that a state holds."""
+    want = qparams_shape(q.granularity, tuple(shape))
+    if tuple(held) != want:
+        raise ValueError(
+            f"`x` must have scales of shape {tuple(held)}, as the state has, got {want} ({q.granularity}, x of shape "
+            f"{tuple(shape)})"
+        )
+
+
 def is_scale(value: float, dtype: str) -> bool:
     """Whether a number is positive, normal and finite in this dtype; one number costs less than arrays do."""
     return SMALLEST_NORMAL[dtype] <= value < inf

@@ -33,6 +33,14 @@ def check_array(q: Quantizer, x: object) -> Array:
     return array
 
 
+def check_trained(q: Quantizer, x: object, axes: tuple[int, ...] | None, held: Array | None) -> None:
+    """Whether a state with these scales (None or empty for none yet) can learn from ``x.transpose(axes)``."""
+    array = as_array("x", x) if axes is None else as_array("x", x).transpose(axes)
+    check_array(q, array)
+    if held is not None and held.size:
+        checks.check_fits_state(q, array.shape, held.shape)
+
+
 def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParams) -> tuple[Array, Array | None]:
     """Scale and zero point, 16-bit ones widened, if they fit an array of this shape and dtype (None: any float)."""
     scale = as_array("qparams.scale", qparams.scale)

@@ -68,7 +68,8 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
     Nothing is set when an exception is raised.
 
     Raises:
-        ValueError: names that are missing or that the module does not have, or a tensor of another shape.
+        ValueError: names that are missing or that the module does not have, a tensor of another shape, or a count
+            that does not fit an uint32.
         TypeError: a tensor of another dtype.
     """
     entries = _entries(module)
@@ -131,6 +132,9 @@ def _fitting(name: str, tensor: Tensor, entry: _Entry) -> jax.Array:
     if tensor.shape != wanted and not entry.grows:
         raise ValueError(f"`{name}` must have shape {wanted}, got {tensor.shape}")
     if tensor.dtype == np.int64 and held.dtype == np.uint32:  # torch has hardly any unsigned integers
+        outside = tensor[(tensor < 0) | (tensor > 0xFFFFFFFF)]
+        if outside.size:
+            raise ValueError(f"`{name}` must lie in [0, 2**32), got {outside.flat[0]}")
         tensor = tensor.astype(np.uint32)
     if tensor.dtype != held.dtype:
         raise TypeError(f"`{name}` must have dtype {held.dtype.name}, got {tensor.dtype.name}")

@@ -17,7 +17,7 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape, qparams_shape
 from ..core.scales import ScaleSource, Statistic
-from .arguments import check_description, check_qparams
+from .arguments import check_description, check_qparams, check_trained
 from .arrays import as_array, is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
@@ -131,8 +131,9 @@ class TensorQuantizer(nnx.Module):
             Parameters for ``x.transpose(axes)``.
         Raises:
             RuntimeError: no state yet, and not training (where values are at hand; else the scale is NaN).
-            TypeError, ValueError: as `choose_qparams`.
+            TypeError, ValueError: as `choose_qparams`; ValueError for a shape with other scales than the state has.
         """
+        check_trained(self.quantizer, x, axes, None if self.scale is None else self.scale[...])
         frozen = self.use_running_average if use_running_average is None else use_running_average
         used = self._used_for(x, frozen, axes)
         if self.seen is not None and not frozen:

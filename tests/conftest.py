@@ -1,7 +1,15 @@
-"""What all tests share: Hypothesis draws the same examples at every run, and as many as a test says."""
+"""What all tests share: Hypothesis draws the same examples at every run; memory is bounded, and its peak is told."""
 
+import gc
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
+from samebits.proofs.certificates.schedule import give_back_memory, resident_memory
 from samebits.proofs.modes.workers import wait_idly
 
 wait_idly()  # one process for each core, each with threads of its own
@@ -10,3 +18,50 @@ settings.register_profile(
     "samebits", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("samebits")
+
+LARGE = 1 * 2**30  # bytes of a process, above which the programs of a file that is done are dropped
+PEAKS: dict[str, str] = {}  # of each process of `make test`
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_programs() -> Iterator[None]:
+    """What eager JAX and inductor compiled for one file is of little use to the next, and piles up."""
+    yield
+    if resident_memory() > LARGE:
+        if "jax" in sys.modules:
+            sys.modules["jax"].clear_caches()
+        if "torch._dynamo" in sys.modules:
+            sys.modules["torch._dynamo"].reset()
+        for found in [f for f in gc.get_objects() if type(f).__name__ == "_lru_cache_wrapper"]:
+            if getattr(found, "__module__", None) in (
+                "samebits.proofs.modes.programs",
+                "samebits.proofs.modes.gradient_of_x",
+            ):
+                found.cache_clear()
+        give_back_memory()
+
+
+def _peak() -> str:
+    """The most memory that this process, and that any process it started and ended, ever held."""
+    own, others = (
+        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return f"{own:.1f} GiB, its processes {others:.1f} GiB"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist tells the process that prints."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        told["peak"] = _peak()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A worker has ended: it told, unless it crashed."""
+    PEAKS[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak", "unknown, it crashed")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line at the end."""
+    peaks = PEAKS or {"this process": _peak()}
+    terminalreporter.write_line("peak memory: " + "; ".join(f"{name} {peak}" for name, peak in sorted(peaks.items())))

@@ -14,7 +14,7 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
 from ..core.scales import ScaleSource
-from .arguments import check_operands
+from .arguments import check_array, check_operands
 from .arrays import is_concrete, wide_dtype
 from .bit_width import code_range
 from .clamp import clamp
@@ -136,8 +136,12 @@ class TensorQuantizer(nn.Module):
 
         Raises:
             RuntimeError: no state yet, and not training; inside a backward pass, as the class says.
-            TypeError, ValueError: as `choose_qparams`.
+            TypeError, ValueError: as `choose_qparams`; ValueError for a shape with other scales than the state has.
+                Then nothing was learned or counted.
         """
+        check_array(self.quantizer, x)
+        if self.scale is not None and self.scale.numel():
+            checks.check_fits_state(self.quantizer, x.shape, self.scale.shape)
         if not self._is_repeatable():
             return self._next(x)[0]
         before: Call | None = repeated(self, ends=True)

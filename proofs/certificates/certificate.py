@@ -73,9 +73,14 @@ def sealed(certificate: Certificate) -> Certificate:
 
 
 def save(certificate: Certificate, path: Path) -> None:
-    """Write the file; whoever reads it meanwhile sees the old one or the new one."""
+    """Write the file."""
+    write_whole(path, json.dumps(certificate, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file; whoever reads it meanwhile, and after an interruption, sees the old one or the new one."""
     part = path.with_name(path.name + ".new")
-    part.write_text(json.dumps(certificate, indent=1) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

@@ -21,7 +21,7 @@ from ...core.formats import IntegerFormat
 from ..inputs.compare import describe
 from ..modes import execution
 from ..modes.execution import Implementation
-from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed
+from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed, write_whole
 from .evaluate import Finding, TileResult, run_tile
 from .evaluate_scales import run_scale_tile
 from .request import Request, tiles_of
@@ -266,7 +266,7 @@ def _identity(request: Request) -> str:
 def _read_journal(path: Path, request: Request) -> dict[int, TileResult]:
     """The finished tiles; a last line that was cut short is left out and overwritten."""
     if not path.exists():
-        path.write_text(json.dumps({"of": _identity(request)}) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps({"of": _identity(request)}) + "\n")
         return {}
     head, *lines = path.read_text(encoding="utf-8").split("\n")
     try:
@@ -283,7 +283,7 @@ def _read_journal(path: Path, request: Request) -> dict[int, TileResult]:
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             break
         good.append(line)
-    path.write_text("\n".join(good) + "\n", encoding="utf-8")
+    write_whole(path, "\n".join(good) + "\n")
     return found
 
 

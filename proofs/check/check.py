@@ -1,7 +1,8 @@
 """`samebits check`: every quantizer in every mode on the tensors of a checkpoint and the knife edges of their scales.
 
 For each quantizer and input dtype: the tensors of the checkpoint, cast to the dtype and cut into pieces (`pieces`),
-with parameters that each mode chooses itself; then the knife edges and special values of every scale that came out.
+with parameters that each mode chooses itself, and so the ranges at which parameters are decided (`inputs.ranges`); then
+the knife edges and special values of every scale that the tensors have.
 Mode "numpy", the specification, is what the others are compared with, bit for bit (`compare`): parameters, codes,
 dequantized values, fake quantization, and the gradient of x; and on a part of the first piece what has constants of a
 program for operands (`modes.constants`). The gradients of scale and zero point are sums, and the
@@ -9,12 +10,13 @@ order of a sum is the mode's own; they are held to `tally.sum_bound`.
 
 Compiling takes most of the time. So torch compiles a few quantizers in one program, and a check of the whole catalog
 that is not ``thorough`` takes every entry in every mode as float32, and the first of each kind (class of format, with a
-zero point or without) as bfloat16 and float16 too. (`prove` takes every entry on every input of those.)
+zero point or without) as bfloat16, float16 and float64 too. (`prove` takes every entry on every input of the former.)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,14 +33,19 @@ from ..modes import execution
 from ..modes.constants import FOLDING
 from ..modes.execution import Case
 from ..modes.workers import run_jobs
-from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, tensor_rows
-from .tally import Tally, tally, tally_of_constants
+from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, range_rows, tensor_rows
+from .tally import Tally, refused, tally, tally_of_constants
 
 Array = NDArray[Any]
 
 REFERENCE = "numpy"
 DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
-    {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+    {
+        "float32": np.dtype(np.float32),
+        "bfloat16": np.dtype(ml_dtypes.bfloat16),
+        "float16": np.dtype(np.float16),
+        "float64": np.dtype(np.float64),
+    }
 )
 BATCH_SIZES = (1, 256)  # of the digit classifier
 TOGETHER = 4  # quantizers in one program that torch compiles
@@ -223,7 +230,7 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
     missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in reasons for mode in job.modes}
     modes = [mode for mode in job.modes if not execution.unavailable(mode)]
     totals = {key: Tally() for key in missing}
-    folded = set[str]()  # the first piece of each is tried as constants of a program too
+    folded = set[tuple[str, str]]()  # the first piece of each is tried as constants of a program too
     streams = {name: _pieces(job.path, catalog[name], dtype) for name in reasons if modes and not reasons[name]}
     for pieces, ended in _in_step(streams):
         cases = {
@@ -233,13 +240,26 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
         expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
         for mode in modes:
             asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
-            found = dict(zip(asked, execution.run_together(mode, [cases[name] for name in asked]), strict=True))
-            for name in expected:
-                totals[name, mode] += tally(cases[name].q, pieces[name], cases[name].g, expected[name], found[name])
-                if mode in FOLDING and name not in folded and pieces[name].qparams is None:
-                    totals[name, mode] += tally_of_constants(mode, cases[name].q, pieces[name], cases[name].g)
-                    folded.add(name)
+            for names in [asked] if mode == "torch compiled" else [[name] for name in asked]:
+                found = _answers(mode, {name: cases[name] for name in names})
+                for name in expected.keys() & found.keys():
+                    totals[name, mode] += _compared(cases[name], pieces[name], expected[name], found[name])
+                    if (name, mode) not in folded and mode in FOLDING and pieces[name].qparams is None:
+                        totals[name, mode] += tally_of_constants(mode, cases[name].q, pieces[name], cases[name].g)
+                        folded.add((name, mode))
     return tuple(Row(name, mode, totals[name, mode], why) for (name, mode), why in missing.items())
+
+
+def _answers(mode: str, cases: Mapping[str, Case]) -> dict[str, execution.Results | ValueError]:
+    """What a mode gives for each case, or why it refuses them all, which the specification did not."""
+    try:
+        return dict(zip(cases, execution.run_together(mode, list(cases.values())), strict=True))
+    except ValueError as refusal:
+        return dict.fromkeys(cases, refusal)
+
+
+def _compared(case: Case, piece: Piece, expected: execution.Results, got: execution.Results | ValueError) -> Tally:
+    return refused(piece, got) if isinstance(got, ValueError) else tally(case.q, piece, case.g, expected, got)
 
 
 def _in_step(streams: Mapping[str, Iterator[Piece]]) -> Iterator[tuple[dict[str, Piece], set[str]]]:
@@ -258,7 +278,7 @@ def _in_step(streams: Mapping[str, Iterator[Piece]]) -> Iterator[tuple[dict[str,
 
 def _pieces(path: Path, q: Quantizer, dtype: np.dtype[Any]) -> Iterator[Piece]:
     """Everything to compare on: tensors whose parameters each mode chooses, then all that has parameters given."""
-    yield from pack(q, (rows for rows in _rows(path, q, dtype) if rows.scale is None))
+    yield from pack(q, chain((rows for rows in _rows(path, q, dtype) if rows.scale is None), [range_rows(q, dtype)]))
     yield from pack(q, _given(path, q, dtype))
 
 

@@ -31,10 +31,12 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, qparams_shape
 from ...core.quantizer import choose_qparams
 from ..inputs.knife_edges import knife_edges
+from ..inputs.ranges import knife_edge_ranges
 
 Array = NDArray[Any]
 HEIGHT, BREADTH = 128, 256  # of a piece
 CHUNK = 2**20  # elements of a tensor looked at at once
+RANGES = 6  # at least: per tensor, each of them is a piece of its own
 
 
 @dataclass(frozen=True)
@@ -128,28 +130,38 @@ def tensor_rows(q: Quantizer, values: Array, dtype: Any, source: str) -> Iterato
 
 
 def chosen_parameters(q: Quantizer, rows: Rows) -> tuple[Array, Array | None]:
-    """Scale and zero point of each row: those given, or those that the specification chooses. float32 and int32.
+    """Scale and zero point of each row: those given, or those that the specification chooses.
 
-    (Or float32 both, with floating-point zero points.)
+    In the dtype of scales, and int32 (or that dtype both, with floating-point zero points).
     """
     return (rows.scale, rows.zero_point) if rows.scale is not None else _choose(q, rows.values)
 
 
 def edge_rows(q: Quantizer, scale: Any, zero_point: Any, dtype: Any, source: str) -> Rows:
-    """The knife edges of one float32 scale, in as many rows as they need. The special values stand at the end."""
+    """The knife edges of one scale, in as many rows as they need. The special values stand at the end."""
     return given_rows(q, knife_edges(q, scale, zero_point, dtype), scale, zero_point, f"knife edges of {source}")
 
 
 def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source: str, height: int = HEIGHT) -> Rows:
-    """A list of values under one float32 scale, in as many rows as they need; the last is filled up with zeros."""
+    """A list of values under one scale, in as many rows as they need; the last is filled up with zeros."""
     width = table_shape(q.granularity, height)[1]
     count = -(-len(values) // width)
     table, real = np.zeros((count, width), values.dtype), np.zeros((count, width), np.bool_)
     table.reshape(-1)[: len(values)] = values
     real.reshape(-1)[: len(values)] = True
-    kind = np.float32 if q.arithmetic.has_float_zeros else np.int32
-    zero = None if zero_point is None else np.full(count, zero_point, kind)
-    return Rows(table, real, source, np.full(count, scale, np.float32), zero)
+    wide = np.float64 if values.dtype == np.float64 else np.float32
+    zero = (
+        None if zero_point is None else np.full(count, zero_point, wide if q.arithmetic.has_float_zeros else np.int32)
+    )
+    return Rows(table, real, source, np.full(count, scale, wide), zero)
+
+
+def range_rows(q: Quantizer, dtype: Any) -> Rows:
+    """Blocks at whose ranges parameters are decided, filled with both ends: as many as a piece holds, and `RANGES`."""
+    rows, width = table_shape(q.granularity)
+    ends = knife_edge_ranges(q, dtype, max(rows, RANGES))
+    real = np.broadcast_to(np.arange(width) < 2, (len(ends), width))
+    return Rows(np.tile(ends, -(-width // 2))[:, :width], real, "ranges at which parameters are decided")
 
 
 def pack(q: Quantizer, parts: Iterable[Rows], height: int = HEIGHT) -> Iterator[Piece]:

@@ -174,12 +174,21 @@ def tally_of_constants(mode: str, q: Quantizer, piece: Piece, b: Array) -> Tally
     return total
 
 
+def refused(piece: Piece, error: Exception) -> Tally:
+    """A mode that raises where the specification has results: of every element that is real one differs."""
+    elements = int(np.count_nonzero(piece.real))
+    source = piece.sources[int(piece.block[piece.real][0])]
+    reason = f"{type(error).__name__}: {error}"
+    example = Example("all of them", source, piece.x.dtype.name, None, "", None, "results", reason, math.inf)
+    return Tally(elements, elements, parts=((f"raised {type(error).__name__}", elements),), example=example)
+
+
 def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str) -> Array:
     """How far a mode's gradient of scale or zero point may lie from the correctly rounded sum, for each block. float64.
 
     ``64 * ceil(log64 n) * 2**-24 * sum(|terms|)`` for n float32 terms added in rows of at most 64, and then the sums of
     the rows in the same way, in any order, which also covers sums in float64; ``n * 2**-126`` for terms flushed to
-    zero; and one unit in the last place for the roundings of both results.
+    zero; and one unit in the last place for the roundings of both results. Of float64 terms 2**-53 and 2**-1022.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 4.2.
     """
     scale, zero = _parameters(expected)
@@ -196,7 +205,9 @@ def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str
     total = np.bincount(owner.reshape(-1), terms.reshape(-1), len(scale))
     n = owner.size // len(scale)
     ulp = np.spacing(np.abs(_result(expected, name).reshape(-1))).astype(np.float64)
-    return np.asarray(ROW * math.ceil(math.log(n, ROW)) * 2.0**-24 * total + n * 2.0**-126 + ulp)
+    of_terms = np.finfo(scale.dtype)
+    unit, flushed = float(of_terms.eps) / 2, float(of_terms.smallest_normal)
+    return np.asarray(ROW * math.ceil(math.log(n, ROW)) * unit * total + n * flushed + ulp)
 
 
 def _parameters(results: Results) -> tuple[Array, Array | None]:

@@ -23,7 +23,7 @@ Modes = Annotated[
     list[str] | None, typer.Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
 ]
 Dtypes = Annotated[
-    list[str] | None, typer.Option(help="float32, bfloat16 or float16; may be repeated.", metavar="DTYPE")
+    list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64; may be repeated.", metavar="DTYPE")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that share the work; 0 for none but this one.")]

@@ -47,7 +47,7 @@ def test_the_extra_all_is_that_of_every_room() -> None:
 def test_dependencies_are_what_is_imported() -> None:
     every = requirement_names([*DEPENDENCIES, *(line for extra in MINIMUMS for line in EXTRAS[extra])])
     assert distributions(ROOMS) == every
-    assert distributions(["tests", "examples"]) <= every | requirement_names(EXTRAS["test"])
+    assert distributions(["tests", "examples"]) <= every | requirement_names(EXTRAS["test"] + EXTRAS["mutants"])
     assert distributions(["benchmarks"]) <= every | requirement_names(EXTRAS["peers"])
     assert distributions(["examples"]) <= every | requirement_names(EXTRAS["docs"])
 

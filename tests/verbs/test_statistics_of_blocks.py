@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from samebits import core, jax_backend, torch_frontend
-from samebits.core import PerAxis, PerBlock, PerGroup, QParams, Quantizer, ScaleRule, Statistic, TernaryFormat, catalog
+from samebits.core import PerAxis, PerBlock, PerGroup, QParams, Quantizer, Statistic, TernaryFormat, catalog
 from samebits.core import statistics as core_statistics
 from samebits.core import sums as core_sums
 from samebits.jax_backend import statistics as jax_statistics
@@ -363,41 +363,3 @@ def test_stochastic_and_learned_rounding_search_with_nearest() -> None:
         assert_same_bits(want, room.choose_qparams(q.replace(rounding="stochastic"), to(x)))
         assert_same_bits(want, room.choose_qparams(q.replace(rounding="learned"), to(x)))
     assert not np.array_equal(want.scale, core.choose_qparams(q.replace(rounding="toward_zero"), x).scale)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"statistic": "median"}, "`statistic` must be one of"),
-        ({"percentile": 0}, r"`percentile` must be in \(0, 100\]"),
-        ({"percentile": 100.5}, r"`percentile` must be in \(0, 100\]"),
-        ({"percentile": math.nan}, r"`percentile` must be in \(0, 100\]"),
-        ({"low_percentile": -1}, r"`low_percentile` must be in \[0, 100\)"),
-        ({"sigma": -0.5}, r"`sigma` must be in \[0, 2\*\*20\]"),
-        ({"sigma": math.inf}, r"`sigma` must be in \[0, 2\*\*20\]"),
-        ({"search_steps": 0}, "`search_steps` must be an int in 1..1000"),
-        ({"search_steps": 2.5}, "`search_steps` must be an int in 1..1000"),
-        ({"search_norm": 0}, r"`search_norm` must be in \(0, 1\]"),
-        ({"search_beta": 0.0}, r"`search_beta` must be in \[9\.09"),
-        ({"search_kappa": math.nan}, r"`search_kappa` must be in \[1, 2\]"),
-        ({"zero_point_rounding": "stochastic"}, "`zero_point_rounding` must be"),
-    ],
-)
-def test_wrong_parameters_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ScaleRule(**changes)
-
-
-def test_statistics_that_a_quantizer_cannot_have_are_refused() -> None:
-    for statistic in SUMS:
-        if statistic != "mean_sigma":
-            with pytest.raises(ValueError, match="`statistic` of an affine scale"):
-                _AFFINE.replace(statistic=statistic)
-    with pytest.raises(ValueError, match="denominator 'larger'"):
-        _TENSOR.replace(statistic="rms", denominator="larger")
-    with pytest.raises(ValueError, match="scales of one level"):
-        catalog["nvfp4"].replace(statistic="mse")
-    with pytest.raises(ValueError, match="needs a format of integers"):
-        catalog["float4_e2m1_per_channel"].replace(statistic="hqo")
-    with pytest.raises(ValueError, match="needs a `zero_point_domain` of 'float' or 'shift', got 'integer'"):
-        _AFFINE.replace(statistic="hqo")

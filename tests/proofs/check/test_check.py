@@ -1,6 +1,7 @@
 """`proofs.check` and what it stands on: reading checkpoints, cutting tensors into pieces, counting differences."""
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,17 @@ def test_results_of_another_shape_or_dtype_or_none_differ(change: Callable[[Arra
         assert not tally(q, piece, g, expected, altered(expected, name, change)).same, name
 
 
+@pytest.mark.parametrize("name", ["fake", "codes", "gradients.x", "gradients.scale", "qparams.scale"])
+def test_the_other_side_does_not_decide_how_much_was_compared(name: str) -> None:
+    q = catalog["int8_per_channel"]
+    piece, g, expected = one_piece(q)
+    changes = (lambda a: a[:-1], lambda a: np.concatenate([a, a, a]), lambda a: a[:0], lambda a: None)
+    found = [tally(q, piece, g, expected, altered(expected, name, change)) for change in changes]
+    assert len({(t.compared, t.sums, t.differing, t.outside) for t in found}) == 1
+    whole = reduce(getattr, name.split("."), expected)
+    assert found[0].differing + found[0].outside == np.size(whole)
+
+
 def test_the_bound_of_a_sum_admits_orders_and_nothing_more() -> None:
     q = catalog["int8_per_channel"].replace(granularity=PerTensor())
     piece, g, _ = one_piece(q)
@@ -349,4 +361,4 @@ def test_unknown_names_give_the_nearest() -> None:
     ):
         with pytest.raises(KeyError, match=f"unknown .*did you mean .*{near}"):
             check(None, **wanted)
-    assert set(DTYPES) == {"float32", "bfloat16", "float16"}
+    assert set(DTYPES) == {"float32", "bfloat16", "float16", "float64"}
