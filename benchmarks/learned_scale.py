@@ -4,7 +4,7 @@
 
 float32, int8 symmetric with the gradient of LSQ, per tensor and per channel (rows of 4,096); some elements are clamped.
 Figures are milliseconds, the median of the runs, each a median of rounds. ``--before`` names a folder in which
-`samebits` is an older state: it is measured by the same script in a process of its own, run by run in turn.
+`samebits` is an older state: it is measured by the same script in a process of its own.
 
 Memory is the peak of what is allocated during one eager call of torch, inputs apart.
 """
@@ -127,23 +127,22 @@ def peak(program: Program) -> float:
     return most / 2**20
 
 
-def measure(name: str, elements: int, rounds: int) -> Rows:
-    """Milliseconds of every program, and the memory of two of them."""
-    programs = torch_programs(name, elements)
-    found = {row: seconds * 1e3 for row, seconds in medians(programs | jax_programs(name, elements), rounds).items()}
-    found |= {f"{row}, MiB": peak(programs[row]) for row in list(programs)[:2]}
-    torch._dynamo.reset()
-    jax.clear_caches()  # type: ignore[no-untyped-call]
-    return found
+def measure(name: str, elements: int, runs: int, rounds: int) -> list[Rows]:
+    """Milliseconds of every program in each run, and the memory of two of them."""
+    eager = torch_programs(name, elements)
+    programs = eager | jax_programs(name, elements)
+    memory = {f"{row}, MiB": peak(eager[row]) for row in list(eager)[:2]}
+    found = (medians(programs, rounds) for _ in range(runs))
+    return [{row: seconds * 1e3 for row, seconds in one.items()} | memory for one in found]
 
 
-def measured_apart(folder: Path | None, arguments: list[str]) -> Rows:
+def measured_apart(folder: Path | None, arguments: list[str]) -> list[Rows]:
     """`measure` in a process of its own, by the packages of ``folder``."""
     environment = os.environ | ({} if folder is None else {"PYTHONPATH": str(folder)})
     command = [sys.executable, __file__, "--one", *arguments]
     result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    rows: Rows = json.loads(result.stdout.splitlines()[-1])
-    return rows
+    runs: list[Rows] = json.loads(result.stdout.splitlines()[-1])
+    return runs
 
 
 def main() -> None:
@@ -154,21 +153,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--before", type=Path, help="a folder in which `samebits` is an older state")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
     if arguments.one:
-        name, elements, rounds = arguments.one
-        print(json.dumps(measure(name, int(elements), int(rounds))))
+        name, *numbers = arguments.one
+        print(json.dumps(measure(name, *map(int, numbers))))
         return
     lines = []
     for name in NAMES:
         for size in arguments.sizes:
             states = {"now": None} | ({"before": arguments.before} if arguments.before else {})
-            runs: dict[str, list[Rows]] = {state: [] for state in states}
-            for _ in range(arguments.runs):
-                for state, folder in states.items():
-                    runs[state].append(measured_apart(folder, [name, str(size), str(arguments.rounds)]))
+            numbers = [str(number) for number in (size, arguments.runs, arguments.rounds)]
+            runs = {state: measured_apart(folder, [name, *numbers]) for state, folder in states.items()}
             title = f"{name}, {size:,} elements"
             table = Table("", *states, title=title)
             lines += [f"### {title}", "", f"| | {' | '.join(states)} |", "|---|" + "---:|" * len(states)]

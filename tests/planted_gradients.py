@@ -61,6 +61,16 @@ def _open_clamp(m: Any) -> Callable[..., Any]:
     return vjp
 
 
+def _open_sides(x: Any, lo: Any, hi: Any) -> tuple[Any, Any]:
+    """So it does where the derivative comes from what is beyond a bound."""
+    return x <= lo, x >= hi
+
+
+def _clipped(original: Any) -> Any:
+    """The derivative of clipping to [-1, 1] in the place of the identity's."""
+    return lambda x, value: original(jnp.clip(x, -1, 1), value)
+
+
 def _masked_by_product(m: Any) -> Callable[..., Any]:
     """``g * 0`` is -0, or NaN."""
 
@@ -86,10 +96,12 @@ RULES = [
     _vjp(TORCH, "slope 0 at zero", "abs_binary_sign_grad_vjp", lambda x, g: g * x.sign()),
     _vjp(JAX, "slope 0 at zero", "abs_binary_sign_grad_vjp", lambda x, g: g * jnp.sign(x)),
     _vjp(TORCH, "bounds are outside", "tensor_clamp_vjp", _open_clamp(torch)),
-    _vjp(JAX, "bounds are outside", "tensor_clamp_vjp", _open_clamp(jnp)),
+    GradientFault("bounds are outside", "rules", f"{JAX}.straight_through._sides", lambda _: _open_sides),
     _vjp(TORCH, "masked by a product", "tensor_clamp_vjp", _masked_by_product(torch)),
     _vjp(TORCH, "straight-through is clipped", "pass_through_vjp", lambda g: g.clamp(-1, 1)),
-    _vjp(JAX, "straight-through is clipped", "pass_through_vjp", lambda g: jnp.clip(g, -1, 1)),
+    GradientFault(
+        "straight-through is clipped", "rules", f"{JAX}.straight_through._straight_through", _clipped_outside
+    ),
 ]
 
 

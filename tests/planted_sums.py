@@ -201,7 +201,7 @@ def _terms(room: str, m: Any, original: Any) -> dict[str, Any]:
 
 
 TERMS = {
-    "torch eager": "elementwise.gradient_terms",
+    "torch eager": "eager_gradients._with_parameters",
     "torch func": "elementwise.gradient_terms",
     "jax eager": "quantizer._gradients",
 }
@@ -243,7 +243,10 @@ def gradient_faults() -> Iterator[Fault]:
         if route != "torch eager":
             sums = [(f"{room}.ste.block_sum", _named(_block_sum, room, m, "sum over the next block"))]
             yield Fault("sum over the next block", route, sums, CHANNELS, frozenset({"d_scale"}))
-    summed = (f"{TORCH}.eager._summed_to", lambda original: lambda term, total: original(term.roll(1, 0), total))
+    summed = (
+        f"{TORCH}.eager_gradients._add_to",
+        lambda original: lambda total, terms: original(total, terms.roll(1, 0)),
+    )
     yield Fault("sum over the next block", "torch eager", [summed], CHANNELS, frozenset({"d_scale"}))
     for name, shift in (("interval of the mask too wide", float("inf")), ("interval of the mask too narrow", 0.0)):
         interval = (f"{TORCH}.thresholds.passing_interval", _interval(shift))

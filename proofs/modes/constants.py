@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ... import core
 from ...core.descriptions import QParams, Quantizer
 from .arrays import to_jax, to_numpy
+from .programs import jax_types
 
 Array = NDArray[Any]
 FOLDING = ("jax jit",)  # modes in which an operand can be a constant
@@ -32,7 +33,7 @@ def with_constants(mode: str, q: Quantizer, x: Array, b: Array, qparams: QParams
     """``verb + b`` for each of `CASES`, in one program; the addition is there to be contracted with a product.
 
     Args:
-        x: float32, bfloat16 or float16; ``b``: same shape and dtype; ``qparams``: of ``x``.
+        x: float32, bfloat16, float16 or float64; ``b``: same shape and dtype; ``qparams``: of ``x``.
         mode: "numpy", where nothing is compiled, or one of `FOLDING`.
     Raises:
         ValueError: another mode.
@@ -46,9 +47,10 @@ def with_constants(mode: str, q: Quantizer, x: Array, b: Array, qparams: QParams
 
     from ... import jax_backend
 
-    fixed = {name: None if o is None else to_jax(np.asarray(o)) for name, o in operands.items()}
-    program = jax.jit(lambda given, b: _results(jax_backend, q, x.dtype.name, given, fixed, b))
-    return {name: to_numpy(result) for name, result in program(fixed, to_jax(b)).items()}
+    with jax_types(wide=x.dtype == np.float64):
+        fixed = {name: None if o is None else to_jax(np.asarray(o)) for name, o in operands.items()}
+        program = jax.jit(lambda given, b: _results(jax_backend, q, x.dtype.name, given, fixed, b))
+        return {name: to_numpy(result) for name, result in program(fixed, to_jax(b)).items()}
 
 
 def _results(

@@ -15,7 +15,7 @@ from samebits.core import PerTensor, QParams, Quantizer, catalog
 from samebits.core.formats import NF4
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_torch
-from samebits.torch_frontend import arrays, eager
+from samebits.torch_frontend import arrays, eager, eager_gradients
 
 from ..exact import DTYPES
 from ..torch_beside_core import assert_same_functions, gradient, in_torch
@@ -41,9 +41,10 @@ PER_BLOCK = {
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (arrays, eager):
+    for module in (arrays, eager, eager_gradients):
         monkeypatch.setattr(module, "WHOLE", PIECE)
-    monkeypatch.setattr(arrays.pieces, "__kwdefaults__", {"size": PIECE // 2})
+    monkeypatch.setattr(eager_gradients, "CHUNK", PIECE // 2)
+    monkeypatch.setattr(arrays.pieces, "__kwdefaults__", {"size": PIECE // 2, "whole": PIECE})
     assert len(list(arrays.pieces(torch.zeros(SIZE)))) > 10
 
 

@@ -255,7 +255,7 @@ def test_linear_layers_contract_values_where_a_width_is_learned() -> None:
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[Any, type[Exception], str]] = [
-    (np.float32(1.4), ValueError, r"`qparams.bit_width` must be in \[2, 8\] \(int8\), got 1.39"),
+    (np.float32(1.4), ValueError, r"`qparams.bit_width` must be in \[2, 8\] \(int8\), got 1\.4"),
     (np.float32(8.6), ValueError, r"`qparams.bit_width` must be in \[2, 8\]"),
     (np.float32("nan"), ValueError, r"must be in \[2, 8\] \(int8\), got nan"),
     (np.ones(1, np.float32), ValueError, r"`qparams.bit_width` must be 0-d, got shape \(1,\)"),
