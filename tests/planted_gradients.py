@@ -99,9 +99,7 @@ RULES = [
     GradientFault("bounds are outside", "rules", f"{JAX}.straight_through._sides", lambda _: _open_sides),
     _vjp(TORCH, "masked by a product", "tensor_clamp_vjp", _masked_by_product(torch)),
     _vjp(TORCH, "straight-through is clipped", "pass_through_vjp", lambda g: g.clamp(-1, 1)),
-    GradientFault(
-        "straight-through is clipped", "rules", f"{JAX}.straight_through._straight_through", _clipped_outside
-    ),
+    GradientFault("straight-through is clipped", "rules", f"{JAX}.straight_through._straight_through", _clipped),
 ]
 
 
