@@ -1,6 +1,6 @@
 """Forward and backward where the scale learns, beside the same without its gradient, in one process.
 
-    python benchmarks/learned_scale.py [--sizes 1048576 4194304] [--runs 5] [--before FOLDER] [--markdown FILE]
+    python benchmarks/learned_scale.py [--sizes 1048576 4194304] [--runs 5] [--keep-memory] [--before FOLDER]
 
 float32, int8 symmetric with the gradient of LSQ, per tensor and per channel (rows of 4,096); some elements are clamped.
 Figures are milliseconds, the median of the runs, each a median of rounds. ``--before`` names a folder in which
@@ -28,6 +28,7 @@ from timing import Program, medians
 
 from samebits import jax_backend, torch_frontend
 from samebits.core import Gradient, QParams, Quantizer, catalog, choose_qparams
+from samebits.proofs.certificates.schedule import keep_memory
 
 Rows = dict[str, float]  # milliseconds
 NAMES = ("int8_per_tensor", "int8_per_channel")
@@ -151,11 +152,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1 << 20, 1 << 22], help="elements, multiples of 4,096")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--keep-memory", action="store_true", help="give no memory back to the system")
     parser.add_argument("--before", type=Path, help="a folder in which `samebits` is an older state")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+    if arguments.keep_memory:
+        keep_memory()
     if arguments.one:
         name, *numbers = arguments.one
         print(json.dumps(measure(name, *map(int, numbers))))
@@ -164,9 +168,10 @@ def main() -> None:
     for name in NAMES:
         for size in arguments.sizes:
             states = {"now": None} | ({"before": arguments.before} if arguments.before else {})
-            numbers = [str(number) for number in (size, arguments.runs, arguments.rounds)]
-            runs = {state: measured_apart(folder, [name, *numbers]) for state, folder in states.items()}
-            title = f"{name}, {size:,} elements"
+            wanted = [name, *(str(number) for number in (size, arguments.runs, arguments.rounds))]
+            wanted += ["--keep-memory"] if arguments.keep_memory else []
+            runs = {state: measured_apart(folder, wanted) for state, folder in states.items()}
+            title = f"{name}, {size:,} elements" + (", memory kept" if arguments.keep_memory else "")
             table = Table("", *states, title=title)
             lines += [f"### {title}", "", f"| | {' | '.join(states)} |", "|---|" + "---:|" * len(states)]
             for row in runs["now"][0]:
