@@ -11,11 +11,12 @@ PROGRAMS := $(wildcard tests examples benchmarks)
 LINKS := build/types/samebits
 
 .DEFAULT_GOAL := help
-.PHONY: help check test lint format docs bench installs matrix findings mutants proofs certificates clean
+.PHONY: help check test thorough lint format docs bench installs matrix findings mutants proofs certificates clean
 
 help:
 	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
 	@echo "make test     set up, then run the whole test suite"
+	@echo "make thorough the tests that take long, of what a quicker one or make check finds too"
 	@echo "make lint     formatting, lint, strict types, import contracts"
 	@echo "make format   rewrite files in the project's format"
 	@echo "make docs     the documentation site in build/site: no broken link, no undocumented public name"
@@ -34,6 +35,10 @@ check: $(VENV)/.installed
 # One file stays in one process, so that its compiled functions are compiled once.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Long tests of what a quicker test, or `make check`, finds too.
+thorough: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough
 
 lint: $(VENV)/.installed $(LINKS)
 	$(BIN)/ruff check .

@@ -60,6 +60,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
         f"{TORCH}quantizer.py::test_scalars_and_empty_arrays",
         f"{TORCH}formats.py::test_transposed_and_strided",
     ),
+    "torch_frontend/eager_gradients.py": (f"{TORCH}pieces.py", f"{TORCH}eager_gradients.py"),
     "torch_frontend/exact.py": (
         f"{VERBS}contractions_at_the_bound.py::test_parts_of_torch_stay_exact",
         f"{VERBS}contractions_at_the_bound.py::test_int8_products_of_torch_fit_an_int32",

@@ -101,6 +101,7 @@ def programs(f: Division, x: Array, s: Array) -> Iterator[tuple[str, Any]]:
     yield "both constants, through a function", jax.jit(lambda: jax.jit(f)(x, s))()
 
 
+@pytest.mark.thorough
 @each_float
 @each_division
 def test_a_scale_for_each_row(division: Division, dtype: str) -> None:
@@ -228,6 +229,7 @@ def larger_programs(q: Quantizer, x: Any, p: QParams, w: Any, b: Any) -> Results
     yield "gradient", core.fake_quantize_vjp(q, x, p, b).x, pull(data, given, b)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_quantizers_on_their_knife_edges(name: str, dtype: str) -> None:

@@ -184,6 +184,7 @@ def filled(x: Array) -> Array:
     return np.resize(x, LENGTH)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", [*IN_CATALOG, "bfloat16", "float16", "e8m0"])
 def test_all_16_bit_inputs(name: str, dtype: Any) -> None:
@@ -198,6 +199,7 @@ def test_all_bfloat16_inputs_operation_by_operation(name: str) -> None:
     check(q, x, scale_for(q, SHAPE, 0.1), jit=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [*FORMATS, *DIRECTED])
 def test_float32_knife_edges(name: str) -> None:
     q = (QUANTIZERS | DIRECTED)[name].replace(granularity=PerTensor())

@@ -178,6 +178,7 @@ def _filled_blocks(q: Quantizer, x: Array, qparams: QParams) -> tuple[Array, QPa
 # --- values, element by element --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @entries_and_dtypes("float32", "bfloat16")
 def test_knife_edges_of_the_catalog(name: str, dtype: str) -> None:
     for x, qparams in edges(catalog[name], dtype):

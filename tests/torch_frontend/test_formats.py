@@ -192,6 +192,7 @@ def arguments(dtype: str, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor,
     return leaves, v, w, given
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", COMPILED)
 def test_compiled_inside_a_larger_program_without_recompiling(dtype: str) -> None:
     """Values and sizes change; the program is compiled once. Gradients, too, are those of eager mode."""

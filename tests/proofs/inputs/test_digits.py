@@ -122,6 +122,7 @@ def test_logits_are_the_same_bits(mode: str) -> None:
     assert_same_bits(specified(), digits.logits(mode, 256), call=f"logits of {mode}, batch 256")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", MODES)
 def test_logits_one_image_at_a_time(mode: str) -> None:
     count = EAGER_JAX if mode == "jax eager" else None
@@ -203,6 +204,7 @@ def test_training_from_scratch_learns(framework: str) -> None:
     assert digits.accuracy(result, digits.images()[1]) > 80
 
 
+@pytest.mark.thorough
 def test_one_program_loads_what_the_other_wrote(tmp_path: Path) -> None:
     path = tmp_path / "digits_qat.safetensors"
     printed = run("qat_digits", "--framework", "torch", "--epochs", "1", "--output", path)
