@@ -79,11 +79,14 @@ def check(
     workers: Workers = 2,
 ) -> None:
     """Compare every quantizer in every mode, bit for bit, on real tensors and the knife edges of their scales."""
+    from ...core.catalog import catalog
     from ..check.check import plan, run_plan, summary
     from ..inputs.checkpoint import CheckpointError
 
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
+    if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
+        _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
     try:
         wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough)
     except (CheckpointError, KeyError) as error:

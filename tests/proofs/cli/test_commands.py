@@ -61,6 +61,7 @@ def test_help_and_version_need_no_framework() -> None:
 
 
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
+    "a quantizer in its place": (["check", "nf4_per_group64"], "is named by --quantizer nf4_per_group64"),
     "missing file": (["check", "{dir}/none.safetensors"], "none.safetensors: no such file"),
     "directory": (["check", "{dir}"], "is a directory"),
     "truncated file": (["check", "{dir}/truncated.safetensors"], "truncated or corrupt"),
