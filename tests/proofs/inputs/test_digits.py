@@ -117,6 +117,7 @@ def test_specification_against_integers() -> None:
     assert_same_bits(by_integers(digits.load_checkpoint(), digits.images()[0]), specified())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_logits_are_the_same_bits(mode: str) -> None:
     assert_same_bits(specified(), digits.logits(mode, 256), call=f"logits of {mode}, batch 256")
