@@ -64,6 +64,7 @@ def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
 
     Off the exact sum of n terms by at most ``ROW * ceil(log(n, ROW)) * u * sum(|terms|)``, u = 2**-24 (2**-53 in
     float64), and the smallest normal number for every addition, since subnormal terms and sums may become zero.
+    Infinite, perhaps, where ``sum(|terms|)`` is beyond the largest number of the dtype.
     """
     sums, axes = by_blocks(terms, granularity)
     for axis in axes:
