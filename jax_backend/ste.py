@@ -64,8 +64,21 @@ def block_sum(terms: jax.Array, granularity: Granularity) -> jax.Array:
 
     Off the exact sum of n terms by at most ``ROW * ceil(log(n, ROW)) * u * sum(|terms|)``, u = 2**-24 (2**-53 in
     float64), and the smallest normal number for every addition, since subnormal terms and sums may become zero.
-    Infinite, perhaps, where ``sum(|terms|)`` is beyond the largest number of the dtype.
     """
+    sums = _summed(terms, granularity)
+    steps = max(math.prod(granularity.block_size(terms.shape)) - 1, 0).bit_length() + 1
+
+    def anew() -> jax.Array:
+        """Where a sum on the way was infinite: of terms so small that none can be."""
+        smaller = _summed(jnp.multiply(terms, terms.dtype.type(2.0**-steps)), granularity)
+        return jnp.where(jnp.isfinite(sums), sums, jnp.multiply(smaller, terms.dtype.type(2.0**steps)))
+
+    total: jax.Array = lax.cond(jnp.all(jnp.isfinite(sums)), lambda: sums, anew)
+    return total
+
+
+def _summed(terms: jax.Array, granularity: Granularity) -> jax.Array:
+    """`block_sum`, which may be infinite where only a sum on the way is."""
     sums, axes = by_blocks(terms, granularity)
     for axis in axes:
         while (n := sums.shape[axis]) > 1:

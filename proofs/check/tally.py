@@ -189,7 +189,6 @@ def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str
     ``64 * ceil(log64 n) * 2**-24 * sum(|terms|)`` for n float32 terms added in rows of at most 64, and then the sums of
     the rows in the same way, in any order, which also covers sums in float64; ``n * 2**-126`` for terms flushed to
     zero; and one unit in the last place for the roundings of both results. Of float64 terms 2**-53 and 2**-1022.
-    Infinite where ``sum(|terms|)`` is beyond the largest number of that dtype: sums on the way may be infinite.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 4.2.
     """
     scale, zero = _parameters(expected)
@@ -208,8 +207,7 @@ def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str
     ulp = np.spacing(np.abs(_result(expected, name).reshape(-1))).astype(np.float64)
     of_terms = np.finfo(scale.dtype)
     unit, flushed = float(of_terms.eps) / 2, float(of_terms.smallest_normal)
-    bound = ROW * math.ceil(math.log(n, ROW)) * unit * total + n * flushed + ulp
-    return np.where(total > float(of_terms.max), np.inf, bound)
+    return np.asarray(ROW * math.ceil(math.log(n, ROW)) * unit * total + n * flushed + ulp)
 
 
 def _parameters(results: Results) -> tuple[Array, Array | None]:

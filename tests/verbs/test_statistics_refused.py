@@ -27,7 +27,7 @@ from samebits.core import ScaleRule, catalog
     ],
 )
 def test_wrong_parameters_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(TypeError if "must be an int," in message else ValueError, match=message):
         ScaleRule(**changes)
 
 
