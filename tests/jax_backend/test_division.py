@@ -101,7 +101,6 @@ def programs(f: Division, x: Array, s: Array) -> Iterator[tuple[str, Any]]:
     yield "both constants, through a function", jax.jit(lambda: jax.jit(f)(x, s))()
 
 
-@pytest.mark.thorough
 @each_float
 @each_division
 def test_a_scale_for_each_row(division: Division, dtype: str) -> None:

@@ -75,8 +75,7 @@ def test_blocks_stop_at_the_first_step_that_is_no_better() -> None:
     assert_same_bits(got, jax_backend.choose_qparams(q, to_jax(rows)))
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("bits", "qtype"), [(2, qint2), (4, qint4)])
+@pytest.mark.parametrize(("bits", "qtype"), [pytest.param(2, qint2, marks=pytest.mark.thorough), (4, qint4)])
 def test_zero_points_are_those_of_quanto(bits: int, qtype: Any) -> None:
     """The start and 20 more. Means of 128 numbers within the range, ours added in halves, theirs in any order."""
     moved = 0

@@ -195,7 +195,6 @@ def test_fake_and_meta_tensors_have_shapes_only() -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
 def test_statistics_have_the_same_bits_for_other_shapes() -> None:
     """Other numbers of rows run in the same program; other lengths of blocks compile anew, since sums have an order."""
     quantizers = [

@@ -90,7 +90,6 @@ def test_jax_eager_has_the_bits_of_the_specification() -> None:
         assert_same_bits(core.choose_qparams(q, x), jax_backend.choose_qparams(q, to_jax(x)))
 
 
-@pytest.mark.thorough
 def test_compiled_torch_has_the_bits_of_the_specification() -> None:
     """Behind an operation on 16-bit numbers. A group with NaN or an infinity has no scale, and disturbs no other."""
     q = SLOWLY

@@ -107,7 +107,6 @@ def test_jax_eager_has_the_bits_of_the_specification(name: str) -> None:
     assert_same_bits(expected(q, x), got, call=name)
 
 
-@pytest.mark.thorough
 def test_torch_compiled_has_the_bits_of_the_specification() -> None:
     """Several quantizers and what follows them in one program."""
 
