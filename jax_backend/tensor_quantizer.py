@@ -150,7 +150,8 @@ class TensorQuantizer(nnx.Module):
     def quantized(self, x: Array, qparams: QParams, waits: Array | None, axes: Axes | None = None) -> Array:
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``; it keeps its layout, ``axes`` as in `qparams`."""
         if waits is not None:
-            return either(waits, lambda: x, lambda: self.quantized(x, qparams, None, axes))
+            value: Array = either(waits, lambda: x, lambda: self.quantized(x, qparams, None, axes))
+            return value
         q = self.quantizer
         if axes is None:
             return fake_quantize(q, x, qparams)
@@ -305,12 +306,11 @@ def _counted(q: Quantizer, seen: Array) -> Array:
     return more if _is_mean(q) else jnp.minimum(more, np.uint32(max(steps, q.delay)))
 
 
-def either(condition: Array, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+def either(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     """``yes()`` or ``no()``, only one of them computed; the gradient is that of the one."""
-    if is_concrete(condition):
+    if is_concrete(condition):  # `cond` would compile both anew at every call
         return yes() if condition else no()
-    chosen: Array = lax.cond(condition, yes, no)
-    return chosen
+    return lax.cond(condition, yes, no)
 
 
 def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array | None) -> tuple[State, State | None]:
@@ -344,15 +344,12 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
     if q.scale.source is ScaleSource.LEARNED:
         if not old[0].size:
             return chosen(), None
-        state: State = lax.cond(jnp.isnan(old[0]).any(), alike(chosen), alike(lambda: old))
-        return state, None
+        return either(jnp.isnan(old[0]).any(), alike(chosen), alike(lambda: old)), None
     over = None if seen is None or q.scale.source is ScaleSource.RUNNING_STATISTIC else seen >= q.scale.steps
     if over is None or not old[0].size:
         state, batch = averaged()
-    elif is_concrete(over):
-        state, batch = (old, old[: 1 + q.affine]) if over else averaged()
     else:
-        state, batch = lax.cond(over, alike(lambda: (old, old[: 1 + q.affine])), alike(averaged))
+        state, batch = either(over, alike(lambda: (old, old[: 1 + q.affine])), alike(averaged))
     return state, batch if q.scale.batch_in_training else None
 
 
