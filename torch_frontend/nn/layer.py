@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import Quantizer
+from ...core.inject import Declaration
 from ..arrays import is_concrete
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .proxy import QuantProxy, proxy
 
-Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | None  # what becomes of them
+Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
+Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -49,7 +51,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
 
     Args:
         role: weight, bias, input, output or act.
-        value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
+        value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
+            is shared.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
@@ -58,6 +61,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         TypeError: a value of another type, or overrides that are no fields or have nothing to change.
         KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
     """
+    if isinstance(value, QuantProxy | Declaration):
+        return proxy(role, value, layer, overrides)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
         if overrides:
@@ -86,16 +91,15 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
 
 
 def contract(
-    q_x: TensorQuantizer | None,
+    q_x: Held,
     x: Tensor,
-    q_w: TensorQuantizer | None,
+    q_w: Held,
     weight: Tensor,
     over_values: Callable[..., Tensor],
     over_codes: Callable[..., Tensor],
 ) -> Tensor:
     """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
-    if q_x is None or q_w is None or learned:
+    if q_x is None or q_w is None or not (_has_codes(q_x) and _has_codes(q_w)):
         return over_values(or_same(q_x, x), or_same(q_w, weight))
     x_waits, w_waits = q_x.waits(), q_w.waits()
     x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
@@ -108,6 +112,11 @@ def contract(
     return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
+def _has_codes(held: Held) -> bool:
+    """Whether what a layer holds describes codes that may be contracted: of one width, of a quantizer that is on."""
+    return held is not None and held.quantizer is not None and held.quantizer.learned_bits is None
+
+
+def or_same(quantizer: Held, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else quantizer(x)
