@@ -66,13 +66,14 @@ SHARED_EXPONENT = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_CEIL
 
 
 class Denominator(StrEnum):
-    """What the magnitude is divided by in a symmetric scale; for int8: 127, 127.5, 128, max(|min|/128, max/127)."""
+    """What the magnitude is divided by in a symmetric scale; of int8: 127, 127.5, 128, one of two, 127.5, 128."""
 
     HI = "hi"  # absmax / hi
     HALF_RANGE = "half_range"  # absmax / ((hi - lo) / 2)
     LO = "lo"  # absmax / -lo
     LARGER = "larger"  # the larger of |min| / -lo and max / hi
     EDGE = "edge"  # absmax / (hi + 1/2): the largest code reaches half a step beyond its value (AQT)
+    NEXT = "next"  # absmax / (hi + 1), of integers a power of two (Brevitas' fixed point)
 
 
 # Fields of a `ScaleRule` that only `samebits.core` computes

@@ -132,6 +132,8 @@ def divisor(q: Quantizer) -> float:
             return -q.format.lo
         case Denominator.EDGE:
             return q.format.hi + 0.5
+        case Denominator.NEXT:
+            return q.format.hi + 1
         case _:
             return q.format.hi
 

@@ -29,6 +29,10 @@ NOUNS = {
     "dialects",
     "formats",
     "granularity",
+    "inject",
+    "quant",
+    "quant_fields",
+    "quant_floats",
     "requirements",
     "scales",
 }

@@ -18,6 +18,8 @@ REASONS = {
     "core/descriptions.py QParams.": OF_ANY_LIBRARY,
     "core/descriptions.py QuantizerGradients.": OF_ANY_LIBRARY,
     "core/descriptions.py Quantizer.replace(changes)": "fields of the quantizer and of its nouns, each of its own type",
+    "core/inject.py ": "attributes of a declaration, and what they are given to: objects of any type",
+    "core/quant_fields.py ": "fields of a declaration, which `Quantizer` and its nouns check",
     "core/arguments.py ": "whatever NumPy reads as an array, or refuses",
     "torch_frontend/recomputation.py ": "what a call used: its owner alone knows the type",
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
