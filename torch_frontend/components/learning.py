@@ -22,6 +22,7 @@ RUNNING = (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
 class Learner(Protocol):
     """A module with one such state, ``value``, and the number of tensors of training seen, where that counts."""
 
+    source: ScaleSource
     value: Tensor
     seen: Tensor | None
     steps: int
@@ -41,14 +42,14 @@ def begin(m: nn.Module, source: ScaleSource, shape: tuple[int, ...] | None, step
         m.register_parameter("value", nn.Parameter(unset))
     else:
         m.register_buffer("value", unset)
-    m.steps = steps  # type: ignore[assignment]  # a module takes any attribute
+    m.source, m.steps = source, steps  # type: ignore[assignment]  # a module takes any attribute
     m.is_set, m.settled = False, not counts  # type: ignore[assignment]
     m.register_buffer("seen", torch.zeros((), dtype=torch.int64) if counts else None)
 
 
 def looks(m: Learner) -> bool:
     """Whether the state learns from the tensor to come."""
-    runs = m.quantizer.scale.source is ScaleSource.RUNNING_STATISTIC
+    runs = m.source is ScaleSource.RUNNING_STATISTIC
     return not has_state(m) or (m.training and (runs or collects(m) is not None))
 
 
@@ -64,14 +65,14 @@ def learned(m: Learner, new: Tensor | None) -> Tensor:
     if starts:
         if not m.training or new is None:
             raise RuntimeError(
-                f"the {rule.source} scale or zero point of this quantizer is not set: run a batch in training mode "
+                f"the {m.source} scale or zero point of this quantizer is not set: run a batch in training mode "
                 "(module.train()) or load a state_dict that holds it, before module.eval()"
             )
         start(m, new)
     elif new is not None:
         average(m, new, collecting)
     used = m.value
-    if new is not None and rule.source is ScaleSource.RUNNING_STATISTIC and rule.batch_in_training:
+    if new is not None and m.source is ScaleSource.RUNNING_STATISTIC and rule.batch_in_training:
         used = new
     elif collecting is not None:
         used = unlearned(used, new if rule.batch_in_training else None, collecting)

@@ -17,6 +17,7 @@ from ..arrays import is_concrete
 from ..quantizer import choose_qparams, fake_quantize
 from ..states import unless_waiting
 from .description import granularity_of, says
+from .zero_point import in_range
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -30,10 +31,12 @@ def qparams(m: Any, x: Tensor) -> QParams:
     """
     check_array(m.quantizer, x)
     scale, chosen = _scale(m, x)
-    zero = m.zero_point_impl.used(x, scale, chosen) if m.quantizer.affine else None
+    width = None if m.quantizer.learned_bits is None else m.bit_width_impl().to(scale.dtype)
+    zero = None
+    if m.quantizer.affine:
+        zero = in_range(m.zero_point_impl, m.zero_point_impl.used(x, scale, chosen), width)
     m.delay_wrapper.count()
-    width = m.bit_width_impl() if m.quantizer.learned_bits is not None else None
-    return QParams(scale, zero, None if width is None else width.to(scale.dtype), *_drawn(m))
+    return QParams(scale, zero, width, *drawn(m))
 
 
 def waits(m: Any) -> Tensor | None:
@@ -85,18 +88,28 @@ def _fitting(m: Any, x: Tensor, scale: Tensor) -> Tensor:
     if qparams_shape(m.quantizer.granularity, tuple(x.shape)) != tuple(scale.shape):
         if torch.compiler.is_compiling():
             raise RuntimeError("the shape of scales cannot become known in compiled code: run the first batch eagerly")
-        m.quantizer = m.quantizer.replace(granularity=granularity_of(tuple(scale.shape)))
+        become(m, m.in_training.replace(granularity=granularity_of(tuple(scale.shape))))
     return scale
 
 
-def _drawn(m: Any) -> tuple[Tensor | None, Tensor | None]:
+def drawn(m: Any) -> tuple[Tensor | None, Tensor | None]:
     """Seed of stochastic and parameter of learned rounding."""
-    part = getattr(m, "float_to_int_impl", None)
-    seed = part.seed() if hasattr(part, "seed") else None
-    return seed, getattr(part, "value", None)
+    part: Any = getattr(m, "float_to_int_impl", None)
+    return (part.seed() if hasattr(part, "seed") else None), getattr(part, "value", None)
 
 
-def of_description(m: Any, quantizer: Quantizer) -> None:
-    """What layers ask of a quantizer: the description, and the parameter of a learned width."""
-    m.quantizer = quantizer
-    m.bit_width = getattr(getattr(m, "bit_width_impl", None), "bit_width_offset", None)
+def become(m: Any, quantizer: Quantizer) -> None:
+    """Takes over a description, and that with rounding to whole codes."""
+    m.in_training, m.in_evaluation = quantizer, quantizer.decided
+
+
+def description(m: Any) -> Quantizer:
+    """What it is as a description: in evaluation with rounding to whole codes."""
+    q: Quantizer = m.in_training if m.training else m.in_evaluation
+    return q
+
+
+def learned_width(m: Any) -> Tensor | None:
+    """The parameter of a width that is learned."""
+    offset: Tensor | None = getattr(getattr(m, "bit_width_impl", None), "bit_width_offset", None)
+    return offset

@@ -25,13 +25,14 @@ class BinaryQuant(nn.Module):
     """
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
+    quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
 
     def __init__(self, scaling_impl: nn.Module, signed: bool = True, quant_delay_steps: int | None = 0) -> None:
         super().__init__()
         _check_signed(signed)
         self.scaling_impl, self.delay_wrapper = scaling_impl, DelayWrapper(quant_delay_steps)
         q = described(BinaryFormat(), scaling_impl, TensorClampSte(), self.delay_wrapper)
-        quantizing.of_description(self, join(q, scaling_impl))
+        quantizing.become(self, join(q, scaling_impl))
 
 
 class ClampedBinaryQuant(nn.Module):
@@ -47,6 +48,7 @@ class ClampedBinaryQuant(nn.Module):
     """
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
+    quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class ClampedBinaryQuant(nn.Module):
         self.scaling_impl, self.tensor_clamp_impl = scaling_impl, clamp
         self.delay_wrapper = DelayWrapper(quant_delay_steps)
         q = described(BinaryFormat(), scaling_impl, clamp, self.delay_wrapper)
-        quantizing.of_description(self, join(q, scaling_impl))
+        quantizing.become(self, join(q, scaling_impl))
 
 
 class TernaryQuant(nn.Module):
@@ -78,6 +80,7 @@ class TernaryQuant(nn.Module):
     """
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
+    quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class TernaryQuant(nn.Module):
         self.scaling_impl, self.tensor_clamp_impl = scaling_impl, clamp
         self.delay_wrapper = DelayWrapper(quant_delay_steps)
         q = described(TernaryFormat(threshold), scaling_impl, clamp, self.delay_wrapper)
-        quantizing.of_description(self, join(q, scaling_impl))
+        quantizing.become(self, join(q, scaling_impl))
 
     def extra_repr(self) -> str:
         """The threshold."""
