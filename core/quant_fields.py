@@ -262,7 +262,7 @@ class Declared(Injector):
             gradient=gradient,
             learned_bits=float(bit_width) if bit_width_impl_type == "parameter" else None,
             delay=quant_delay_steps,
-            arithmetic=Arithmetic(zero_point_domain=ZeroPointDomain.SHIFT) if unrounded else Arithmetic(),
+            arithmetic=Arithmetic(zero_point_domain=ZeroPointDomain.FLOAT) if unrounded else Arithmetic(),
         )
         return q if dialect is None else q.replace(floor=None, **dialects[dialect])
 

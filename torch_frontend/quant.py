@@ -7,13 +7,11 @@ changes one: ``scaling_impl = MyScaling``, ``float_to_int_impl = FloorSte``.
 
 from typing import Any
 
-from torch import nn
-
 from ..core import quant, quant_floats
-from ..core.descriptions import Gradient, Quantizer
+from ..core.descriptions import Gradient
 from ..core.directions import Relaxation, Rounding
-from ..core.formats import BinaryFormat, FloatFormat, IntegerFormat, TernaryFormat
-from ..core.inject import Injector, this, value
+from ..core.formats import BinaryFormat, FloatFormat, TernaryFormat
+from ..core.inject import Declaration, Injector, value
 from ..core.scales import Denominator, Restriction, ScaleSource, Statistic
 from . import components as c
 
@@ -172,3 +170,23 @@ class Solver(Injector):
     def specials(quantizer: Any) -> Any:
         """Which codes of a float are no numbers."""
         return quantizer.format.specials
+
+
+def declared() -> dict[str, Declaration]:
+    """The ready quantizers of core by name: those that have a description."""
+    ready = {n: d for room in (quant, quant_floats) for n, d in vars(room).items() if getattr(d, "__module__", None) == room.__name__}
+    return {n: d for n, d in ready.items() if isinstance(d, Declaration) and "quantizer" in d}
+
+
+def __getattr__(name: str) -> Any:
+    """A ready quantizer: its declaration in core, with components."""
+    if name.startswith("_") or name not in declared():
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    base = declared()[name]
+    body = {"__module__": __name__, "__qualname__": name, "__doc__": base.__doc__}
+    globals()[name] = made = Declaration(name, (base, Solver), body)
+    return made
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *declared()})

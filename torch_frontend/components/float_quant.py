@@ -33,6 +33,7 @@ class FloatQuant(nn.Module):
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
     quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
+    _apply = quantizing.apply_with_mark
 
     def __init__(
         self,

@@ -5,42 +5,64 @@
 it keeps to what layers expect of what they hold: see `samebits.torch_frontend.tensor_quantizer.TensorQuantizer`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
+from ...core.directions import Rounding
 from ...core.granularity import qparams_shape
 from ..arguments import check_array, check_operands
 from ..arrays import is_concrete
 from ..quantizer import choose_qparams, fake_quantize
-from ..states import unless_waiting
-from .description import granularity_of, says
+from ..recomputation import lists_of, refuse_repetition, repeated
+from ..states import replaced, unlearned, unless_waiting
+from .description import granularity_of, precise, says
+from .learning import RUNNING, collects
 from .zero_point import in_range
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Used(NamedTuple):
+    """What one call of a tensor quantizer used: to be used again where it is repeated."""
+
+    parameters: QParams
+    collects: tuple[Tensor | None, ...]  # whether the states of scale and zero point still were statistics
+    waits: Tensor | None
 
 
 def qparams(m: Any, x: Tensor) -> QParams:
     """Parameters for ``x``; while training, the state learns from it first, and a step is over.
 
     Raises:
-        RuntimeError: no state yet, and not training.
+        RuntimeError: no state yet, and not training; where that changes with every tensor, inside a backward pass that
+            does not repeat what ``torch.utils.checkpoint`` ran before.
         TypeError, ValueError: as `choose_qparams`; then nothing was learned or counted.
     """
     check_array(m.quantizer, x)
-    scale, chosen = _scale(m, x)
-    width = None if m.quantizer.learned_bits is None else m.bit_width_impl().to(scale.dtype)
-    zero = None
-    if m.quantizer.affine:
-        zero = in_range(m.zero_point_impl, m.zero_point_impl.used(x, scale, chosen), width)
-    m.delay_wrapper.count()
-    return QParams(scale, zero, width, *drawn(m))
+    if not (m.training and m.changes):
+        return _next(m, x)
+    if torch.compiler.is_compiling():
+        refuse_repetition(m.mark)
+        return _next(m, x)
+    before: Used | None = repeated(m, ends=True)
+    collecting = tuple(map(_collects, _parts(m))) if before is None else before.collects
+    waiting = m.delay_wrapper.waits() if before is None else before.waits
+    used = _next(m, x) if before is None else _again(m, x, before)
+    for calls in lists_of(m):
+        calls.append(Used(_detached(used), collecting, waiting))
+    return used
 
 
 def waits(m: Any) -> Tensor | None:
     """Whether the tensor to come passes unquantized, because of a delay: 0-d, or None once that is over."""
+    if m.training and m.changes and not torch.compiler.is_compiling():
+        before: Used | None = repeated(m, ends=False)
+        if before is not None:
+            return before.waits
     waiting: Tensor | None = m.delay_wrapper.waits()
     return waiting
 
@@ -72,6 +94,47 @@ def forward(m: Any, x: Tensor) -> Outputs:
     return value, scale, zero.to(scale.dtype), width if used.bit_width is None else used.bit_width
 
 
+def _next(m: Any, x: Tensor) -> QParams:
+    """What the next tensor uses; a step is over."""
+    scale, chosen = _scale(m, x)
+    width = None if m.quantizer.learned_bits is None else m.bit_width_impl().to(scale.dtype)
+    zero = None
+    if m.quantizer.affine:
+        zero = in_range(m.zero_point_impl, m.zero_point_impl.used(x, scale, chosen), width)
+    m.delay_wrapper.count()
+    return QParams(scale, zero, width, *drawn(m))
+
+
+def _again(m: Any, x: Tensor, before: Used) -> QParams:
+    """What a call used before, with the gradients that it had."""
+    used, parts = before.parameters, _parts(m)
+    found = []
+    for part, value, collecting in zip(parts, used[:2], before.collects, strict=False):
+        if not isinstance(getattr(part, "value", None), Tensor) or value is None:
+            found.append(value)
+            continue
+        state = part.value.to(value.dtype).expand(value.shape)
+        state = state if collecting is None else unlearned(state, None, collecting)
+        logarithm = part is m.scaling_impl and m.quantizer.scale.learns_logarithm
+        found.append(replaced(state, value, logarithm=logarithm))
+    width = None if m.quantizer.learned_bits is None else m.bit_width_impl().to(used.scale.dtype)
+    return QParams(found[0], found[1], width, used.seed, used.rounding)
+
+
+def _parts(m: Any) -> tuple[Any, Any]:
+    """What gives scale and zero point."""
+    return m.scaling_impl, getattr(m, "zero_point_impl", None)
+
+
+def _collects(part: Any) -> Tensor | None:
+    return collects(part) if hasattr(part, "steps") else None
+
+
+def _detached(used: QParams) -> QParams:
+    """The same, constants to autograd; what rounding learns stays."""
+    return QParams(*(None if t is None else t.detach() for t in used[:3]), *used[3:])
+
+
 def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:
     """The scale, and what the statistic of ``x`` gives, if it was needed."""
     part = m.scaling_impl
@@ -101,6 +164,16 @@ def drawn(m: Any) -> tuple[Tensor | None, Tensor | None]:
 def become(m: Any, quantizer: Quantizer) -> None:
     """Takes over a description, and that with rounding to whole codes."""
     m.in_training, m.in_evaluation = quantizer, quantizer.decided
+    drawing = quantizer.rounding is Rounding.STOCHASTIC
+    m.changes = quantizer.scale.source in RUNNING or drawing or quantizer.delay > 0  # with every tensor of training
+    m.mark = torch.zeros(()) if m.changes else None  # of `refuse_repetition`
+
+
+def apply_with_mark(m: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Moves the module, and the mark with it."""
+    nn.Module._apply(m, fn, recurse)  # type: ignore[no-untyped-call]
+    m.mark = None if m.mark is None else precise(fn)(m.mark)
+    return m
 
 
 def description(m: Any) -> Quantizer:

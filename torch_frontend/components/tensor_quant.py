@@ -26,6 +26,7 @@ class BinaryQuant(nn.Module):
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
     quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
+    _apply = quantizing.apply_with_mark
 
     def __init__(self, scaling_impl: nn.Module, signed: bool = True, quant_delay_steps: int | None = 0) -> None:
         super().__init__()
@@ -49,6 +50,7 @@ class ClampedBinaryQuant(nn.Module):
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
     quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
+    _apply = quantizing.apply_with_mark
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class TernaryQuant(nn.Module):
 
     qparams, waits, quantized, forward = quantizing.qparams, quantizing.waits, quantizing.quantized, quantizing.forward
     quantizer, bit_width = property(quantizing.description), property(quantizing.learned_width)
+    _apply = quantizing.apply_with_mark
 
     def __init__(
         self,
