@@ -1,11 +1,17 @@
 """What it takes to make a quantizer again: one for several weights, and with the parameters of the one before it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import PerAxis, PerTensor, qparams_shape
+from .components.kept import kept
+from .components.learning import has_state, start
 from .quantizer import choose_qparams
+from .tensor_quantizer import TensorQuantizer
 
 
 def qparams_of_all(q: Quantizer, weights: list[Tensor]) -> QParams:
@@ -14,6 +20,8 @@ def qparams_of_all(q: Quantizer, weights: list[Tensor]) -> QParams:
     Raises:
         ValueError: a scale that is not per tensor or per axis.
     """
+    if len(weights) == 1:
+        return choose_qparams(q, weights[0].detach())
     match q.granularity:
         case PerTensor():
             return choose_qparams(q, torch.cat([w.detach().reshape(-1) for w in weights]))
@@ -24,6 +32,21 @@ def qparams_of_all(q: Quantizer, weights: list[Tensor]) -> QParams:
             return QParams(scale.reshape(shape), None if zero_point is None else zero_point.reshape(shape))
         case _:
             raise ValueError(f"layers can share a scale per tensor or per axis, not {q.granularity}")
+
+
+def begin(quantizer: nn.Module, first: Callable[[], QParams]) -> None:
+    """Begins what is learned and not set yet with the first parameters: of a `TensorQuantizer`, or of components."""
+    q: Quantizer = quantizer.quantizer  # type: ignore[assignment]  # both have one
+    if isinstance(quantizer, TensorQuantizer):
+        if q.scale.scale_value is None:
+            quantizer.begin(first())
+        return
+    parts = [getattr(quantizer, name, None) for name in ("scaling_impl", "zero_point_impl")]
+    unset: list[Any] = [part for part in parts if hasattr(part, "is_set")]
+    if any(not has_state(part) for part in unset):
+        scale, zero_point = first()[:2]
+        for part in unset:
+            start(part, kept(q, scale) if part is parts[0] else zero_point)
 
 
 @torch.no_grad()

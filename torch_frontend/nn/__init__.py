@@ -17,3 +17,14 @@ from .activation import QuantIdentity as QuantIdentity
 from .activation import QuantReLU as QuantReLU
 from .conv import QuantConv2d as QuantConv2d
 from .linear import QuantLinear as QuantLinear
+from .proxies_of_given_scales import BiasQuantProxy as BiasQuantProxy
+from .proxies_of_given_scales import BiasQuantProxyFromInjector as BiasQuantProxyFromInjector
+from .proxies_of_given_scales import ClampQuantProxy as ClampQuantProxy
+from .proxies_of_given_scales import ClampQuantProxyFromInjector as ClampQuantProxyFromInjector
+from .proxies_of_given_scales import TruncQuantProxy as TruncQuantProxy
+from .proxies_of_given_scales import TruncQuantProxyFromInjector as TruncQuantProxyFromInjector
+from .proxy import ActQuantProxy as ActQuantProxy
+from .proxy import ActQuantProxyFromInjector as ActQuantProxyFromInjector
+from .proxy import QuantProxy as QuantProxy
+from .proxy import WeightQuantProxy as WeightQuantProxy
+from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector

@@ -11,7 +11,8 @@ from ...core.descriptions import Quantizer
 from ...core.inject import Declaration
 from ..arrays import is_concrete
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
-from .proxy import QuantProxy, proxy
+from .proxies import proxy
+from .proxy import QuantProxy
 
 Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | QuantProxy | None  # what becomes of them

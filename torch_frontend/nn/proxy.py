@@ -15,23 +15,18 @@ Towards a layer a proxy is what `TensorQuantizer` is: ``quantizer``, ``qparams(x
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
-from ...core.granularity import PerAxis, PerTensor, qparams_shape
-from ...core.inject import Declaration, Resolution, known_names
+from ...core.granularity import qparams_shape
+from ...core.inject import Declaration, Resolution
 from ...core.scales import ScaleSource
 from .. import config
-from ..making_again import adopt, qparams_of_all
-from ..quantizer import choose_qparams, fake_quantize
+from ..making_again import adopt, begin, qparams_of_all
 from ..tensor_quantizer import TensorQuantizer
-
-# Names that a proxy itself asks a declaration for
-OWN_NAMES = {"module", "tensor_quant", "quantizer", "signed", "proxy_class", "role"}
 
 
 class QuantProxy(nn.Module):
@@ -188,6 +183,7 @@ class QuantProxy(nn.Module):
             self._signed = found.format.lo < 0
         else:
             self._signed = None
+        self._begin(fresh)
         fresh.train(self.training)
         if self.tensor_quant is not None:
             adopt(self.tensor_quant, fresh, loaded)
@@ -196,8 +192,11 @@ class QuantProxy(nn.Module):
         if self._compile_options is not None:
             fresh.compile(**self._compile_options)
 
-    def _of_description(self, q: Quantizer) -> TensorQuantizer:
+    def _of_description(self, q: Quantizer) -> nn.Module:
         return TensorQuantizer(q)
+
+    def _begin(self, fresh: nn.Module) -> None:
+        """Sets what a quantizer knows before it sees a tensor."""
 
     def _now(self) -> tuple[Any, Any, Any]:
         """Scale, zero point and bit width, learned from nothing and counted by nobody."""
@@ -271,59 +270,20 @@ class WeightQuantProxy(QuantProxy):
     def _depends_on_layers(self) -> bool:
         return True
 
-    def _of_description(self, q: Quantizer) -> TensorQuantizer:
+    def _of_description(self, q: Quantizer) -> nn.Module:
         weights = self._weights()
         shapes = {qparams_shape(q.granularity, tuple(w.shape)) for w in weights}
         if len(shapes) > 1:
             raise ValueError(f"layers that share a quantizer need scales of one shape, got {sorted(shapes)}")
-        made = TensorQuantizer(q, tuple(weights[0].shape)).to(weights[0].device)
-        if q.scale.source is ScaleSource.LEARNED and q.scale.scale_value is None and not weights[0].is_meta:
-            made.begin(qparams_of_all(q, weights) if len(weights) > 1 else choose_qparams(q, weights[0].detach()))
-        return made
+        return TensorQuantizer(q, tuple(weights[0].shape)).to(weights[0].device)
+
+    def _begin(self, fresh: nn.Module) -> None:
+        q, weights = getattr(fresh, "quantizer", None), self._weights()
+        if q is not None and q.scale.source is ScaleSource.LEARNED and not weights[0].is_meta:
+            begin(fresh, lambda: qparams_of_all(q, weights))
 
     def _example(self) -> Tensor:
         return self._weights()[0]
-
-
-class BiasQuantProxy(QuantProxy):
-    """Of a bias: with a scale of its own, or (``requires_input_scale``) that of the products that it is added to."""
-
-    roles = ("bias",)
-
-    def qparams(self, x: Tensor, input_scale: Tensor | None = None, weight_scale: Tensor | None = None) -> QParams:
-        """Parameters for ``x``.
-
-        Args:
-            input_scale: one number.
-            weight_scale: one number, or one for each channel, of any shape.
-        Raises:
-            RuntimeError: they are wanted and missing.
-        """
-        if not self.requires_input_scale:
-            return super().qparams(x)
-        if input_scale is None or weight_scale is None:
-            raise RuntimeError(
-                f"{self.declaration!r} takes the scale of input and weight, so the layer needs `input_quant` and "
-                "`weight_quant` with a scale for each tensor or channel"
-            )
-        scale = input_scale.reshape(()) * weight_scale
-        return QParams(scale.reshape(()) if scale.numel() == 1 else scale.reshape(x.shape))
-
-    @property
-    def requires_input_scale(self) -> bool:
-        """Whether the scale is that of the products."""
-        return "requires_input_scale" in self.declaration and bool(self.declaration.requires_input_scale)
-
-    def forward(self, x: Tensor, input_scale: Tensor | None = None, weight_scale: Tensor | None = None) -> Tensor:
-        """``x`` quantized. Arguments and errors as `qparams`."""
-        if self.disable_quant:
-            return x
-        qparams = self.qparams(x, input_scale, weight_scale)
-        granularity = PerTensor() if qparams.scale.ndim == 0 else PerAxis(0)
-        q = self.quantizer
-        if self.requires_input_scale and q is not None:
-            return fake_quantize(q.replace(granularity=granularity), x, qparams)
-        return super().forward(x)
 
 
 class ActQuantProxy(QuantProxy):
@@ -332,55 +292,6 @@ class ActQuantProxy(QuantProxy):
     roles = ("act", "input", "output")
 
 
-# as users of Brevitas know them
+# the names that users of Brevitas know
 WeightQuantProxyFromInjector = WeightQuantProxy
-BiasQuantProxyFromInjector = BiasQuantProxy
 ActQuantProxyFromInjector = ActQuantProxy
-
-KINDS = {"weight": WeightQuantProxy, "bias": BiasQuantProxy} | dict.fromkeys(ActQuantProxy.roles, ActQuantProxy)
-
-
-def proxy(role: str, value: Declaration | QuantProxy, layer: nn.Module, overrides: Mapping[str, Any]) -> QuantProxy:
-    """What a layer holds for a declaration, or for the proxy of another layer, which it shares from then on.
-
-    Args:
-        role: weight, bias, input, output or act.
-        overrides: attributes of the declaration to replace.
-    Raises:
-        TypeError: a declaration or proxy for another kind of tensor, an override that nothing asks for, or one of a
-            proxy, which others share.
-        DependencyError, TypeError, ValueError: what making the quantizer raises.
-    """
-    kind = type(layer).__name__
-    if isinstance(value, QuantProxy):
-        _check_kind(role, type(value), kind)
-        if overrides:
-            raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{role}_quant` is shared")
-        value.add_tracked_module(layer)
-        return value
-    if "role" in value and KINDS.get(value.role) is not KINDS[role]:
-        raise TypeError(
-            f"{kind}: `{role}_quant` must be a quantizer of {_KIND_OF[role]}, got {value!r}, one of `{value.role}`"
-        )
-    made_by = value.proxy_class if "proxy_class" in value else KINDS[role]
-    _check_kind(role, made_by, kind)
-    made: QuantProxy = made_by(layer, value.let(**overrides) if overrides else value)
-    known = known_names(value, made._asked) | OWN_NAMES
-    for name in overrides:
-        if name not in known:
-            shown = name if role == "act" else f"{role}_{name}"
-            near = ", ".join(get_close_matches(name, sorted(known), n=3))
-            raise TypeError(
-                f"{kind} has no keyword `{shown}`: nothing in {value!r} asks for `{name}`"
-                + (f"; did you mean {near}?" if near else "")
-            )
-    return made
-
-
-def _check_kind(role: str, made_by: Any, kind: str) -> None:
-    if not (isinstance(made_by, type) and issubclass(made_by, QuantProxy) and role in made_by.roles):
-        name = getattr(made_by, "__name__", repr(made_by))
-        raise TypeError(f"{kind}: `{role}_quant` must be a quantizer of {_KIND_OF[role]}, got one with a {name}")
-
-
-_KIND_OF = {"weight": "weights", "bias": "biases"} | dict.fromkeys(ActQuantProxy.roles, "activations")
