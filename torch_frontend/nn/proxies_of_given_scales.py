@@ -45,12 +45,14 @@ class BiasQuantProxy(QuantProxy):
         """``x`` quantized. Arguments and errors as `qparams`."""
         if self.disable_quant:
             return x
-        qparams = self.qparams(x, input_scale, weight_scale)
+        if not self.requires_input_scale:
+            return super().forward(x)
+        qparams, q = self.qparams(x, input_scale, weight_scale), self.quantizer
+        if q is None:
+            value: Tensor = self.tensor_quant(x, qparams.scale)[0]
+            return value
         granularity = PerTensor() if qparams.scale.ndim == 0 else PerAxis(0)
-        q = self.quantizer
-        if self.requires_input_scale and q is not None:
-            return fake_quantize(q.replace(granularity=granularity), x, qparams)
-        return super().forward(x)
+        return fake_quantize(q.replace(granularity=granularity), x, qparams)
 
 
 class TruncQuantProxy(QuantProxy):

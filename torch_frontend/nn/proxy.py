@@ -173,7 +173,8 @@ class QuantProxy(nn.Module):
         layers = self._layers
         declaration = self.declaration.let(module=layers[0] if len(layers) == 1 else tuple(layers))
         resolution = Resolution(declaration, "tensor_quant" if "tensor_quant" in declaration else "quantizer")
-        found = resolution.root()
+        with torch.no_grad():  # a number that comes from a weight is a number from then on, and can be copied
+            found = resolution.root()
         fresh = self._of_description(found) if isinstance(found, Quantizer) else found
         if not isinstance(fresh, nn.Module):
             raise TypeError(f"{self.declaration!r}.{resolution.name} must be a module or a Quantizer, got {found!r}")
