@@ -5,8 +5,9 @@ A layer quantizes what it contracts: linear layers and convolutions with both qu
 contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
 `Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Further keywords ``<role>_<field>``
 (``weight_bits=4``, ``input_source="learned"``) replace single fields of the quantizer, its format, scale rule,
-arithmetic or learned rounding; in activations also without the prefix. Scales are kept as `TensorQuantizer` says,
-under names like ``input_quant.scale`` in a ``state_dict``.
+arithmetic or learned rounding; in activations also without the prefix. ``bias_quant`` takes symmetric integers,
+whose scale is that of the input times that of the weight; both must be quantized. Scales are kept as `TensorQuantizer`
+says, under names like ``input_quant.scale`` in a ``state_dict``.
 
 Under ``torch.autocast`` a layer that contracts codes computes as without it, and gives the dtype of ``x``, which may
 then be of 16 bits while the weight is float32; one that contracts floats is cast as its float layer.
