@@ -14,12 +14,21 @@ then be of 16 bits while the weight is float32; one that contracts floats is cas
 """
 
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
+from .activation import QuantGELU as QuantGELU
+from .activation import QuantHardTanh as QuantHardTanh
 from .activation import QuantIdentity as QuantIdentity
 from .activation import QuantReLU as QuantReLU
+from .activation import QuantSigmoid as QuantSigmoid
+from .activation import QuantSiLU as QuantSiLU
+from .activation import QuantTanh as QuantTanh
 from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
 from .conv import QuantConv3d as QuantConv3d
 from .conv_transpose import QuantConvTranspose1d as QuantConvTranspose1d
 from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
 from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
+from .embedding import QuantEmbedding as QuantEmbedding
 from .linear import QuantLinear as QuantLinear
+from .normalisation import QuantScaleBias as QuantScaleBias
+from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
+from .normalisation import merge_batch_norm as merge_batch_norm

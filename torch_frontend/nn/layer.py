@@ -154,7 +154,7 @@ def _check_prescaled(layer: Any) -> None:
 
 
 def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
-    """Parameters of a bias: ``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled."""
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
     s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
     s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
