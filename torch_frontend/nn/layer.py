@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
+from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor
 from ...core.inject import Declaration
+from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 from .proxies import proxy
+from .proxies_of_given_scales import BiasQuantProxy
 from .proxy import QuantProxy
 
 Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
@@ -72,12 +76,31 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         return value
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
+        if role == "bias":
+            return TensorQuantizer(_of_bias(q))
         if role != "weight":
             return TensorQuantizer(q)
+        if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
+            q = q.replace(granularity=PerAxis(channel_axis(layer)))
         weight: Any = layer.weight
         return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
+
+
+def _of_bias(q: Quantizer) -> Quantizer:
+    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
+    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
+        raise ValueError(
+            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
+            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
+        )
+    return q.replace(granularity=PerAxis(0))
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a weight that runs over the outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
 def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
@@ -92,30 +115,66 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
 
 
 def contract(
-    q_x: Held,
+    layer: Any,
     x: Tensor,
-    q_w: Held,
-    weight: Tensor,
-    over_values: Callable[..., Tensor],
-    over_codes: Callable[..., Tensor],
+    over_values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    over_codes: Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor],
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    if q_x is None or q_w is None or not (_has_codes(q_x) and _has_codes(q_w)):
-        return over_values(or_same(q_x, x), or_same(q_w, weight))
+    """A layer over what its quantizers make of its operands; over values where one of these is not quantized.
+
+    Args:
+        layer: with ``weight``, ``bias``, ``input_quant``, ``weight_quant``, ``bias_quant``.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
+    Raises:
+        ValueError: a bias to be quantized without scales to do it with.
+    """
+    q_x, q_w, weight, bias = layer.input_quant, layer.weight_quant, layer.weight, layer.bias
+    q_b = None if bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
+    if q_b is not None and not _is_prescaled(layer):
+        q_b = None
+    if q_x is None or q_w is None or q_x.quantizer is None or q_w.quantizer is None:
+        return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
     x_waits, w_waits = q_x.waits(), q_w.waits()
     x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    if x_waits is None and w_waits is None:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
     waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if waits is None or is_concrete(waits):
+    if q_b is not None:
+        bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
+    learned = q_x.quantizer.learned_bits is not None or q_w.quantizer.learned_bits is not None
+    if waits is None and not learned:
+        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias)
+    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
+    if waits is None or learned or is_concrete(waits):
         return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
+    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
 
 
-def _has_codes(held: Held) -> bool:
-    """Whether what a layer holds describes codes that may be contracted: of one width, of a quantizer that is on."""
-    return held is not None and held.quantizer is not None and held.quantizer.learned_bits is None
+def _is_prescaled(layer: Any) -> bool:
+    """Whether there is a scale for a bias: not while a quantizer of input or weight is off.
+
+    Raises:
+        ValueError: they have not the scales that it comes from: one, and one or one for each channel.
+    """
+    name = f"{type(layer).__name__}, `bias_quant`"
+    on = True
+    for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
+        held_one = getattr(layer, f"{role}_quant")
+        if held_one is None:
+            raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
+        if held_one.quantizer is None:
+            on = False
+        elif held_one.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
+    return on
+
+
+def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
+    s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
+    s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
+    return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
 
 def or_same(quantizer: Held, x: Tensor) -> Tensor:

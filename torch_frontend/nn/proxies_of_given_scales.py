@@ -13,8 +13,13 @@ from .proxy import QuantProxy
 
 
 class BiasQuantProxy(QuantProxy):
-    """Of a bias: with a scale of its own, or (``requires_input_scale``) that of the products that it is added to."""
+    """Of a bias: with a scale of its own, or that of the products that it is added to.
 
+    Attributes:
+        requires_input_scale: whether it is that of the products, as the declaration says.
+    """
+
+    requires_input_scale: bool
     roles = ("bias",)
 
     def qparams(self, x: Tensor, input_scale: Tensor | None = None, weight_scale: Tensor | None = None) -> QParams:
@@ -34,25 +39,36 @@ class BiasQuantProxy(QuantProxy):
                 "`weight_quant` with a scale for each tensor or channel"
             )
         scale = input_scale.reshape(()) * weight_scale
+        scale = scale.clamp(min=torch.finfo(scale.dtype).smallest_normal)
         return QParams(scale.reshape(()) if scale.numel() == 1 else scale.reshape(x.shape))
 
-    @property
-    def requires_input_scale(self) -> bool:
-        """Whether the scale is that of the products."""
-        return "requires_input_scale" in self.declaration and bool(self.declaration.requires_input_scale)
+    def _make(self, loaded: set[str]) -> None:
+        super()._make(loaded)
+        declaration = self.declaration
+        self.requires_input_scale = "requires_input_scale" in declaration and bool(declaration.requires_input_scale)
+
+    def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
+        """``x`` quantized with these parameters, one for all or one for each; as it is where it waits or when off."""
+        q = self.quantizer
+        if not self.requires_input_scale:
+            return super().quantized(x, qparams, waits)
+        if self.disable_quant:
+            return x
+        self._check_signed()
+        if q is None:
+            y: Tensor = self.tensor_quant(x, qparams.scale)[0]
+        else:
+            granularity = PerTensor() if qparams.scale.ndim == 0 else PerAxis(0)
+            y = fake_quantize(q.replace(granularity=granularity), x, qparams)
+        return y if waits is None else torch.where(waits, x, y)
 
     def forward(self, x: Tensor, input_scale: Tensor | None = None, weight_scale: Tensor | None = None) -> Tensor:
         """``x`` quantized. Arguments and errors as `qparams`."""
         if self.disable_quant:
             return x
-        if not self.requires_input_scale:
-            return super().forward(x)
-        qparams, q = self.qparams(x, input_scale, weight_scale), self.quantizer
-        if q is None:
-            value: Tensor = self.tensor_quant(x, qparams.scale)[0]
-            return value
-        granularity = PerTensor() if qparams.scale.ndim == 0 else PerAxis(0)
-        return fake_quantize(q.replace(granularity=granularity), x, qparams)
+        if self.requires_input_scale:
+            return self.quantized(x, self.qparams(x, input_scale, weight_scale), None)
+        return super().forward(x)
 
 
 class TruncQuantProxy(QuantProxy):
