@@ -152,8 +152,8 @@ class ScaleRule:
 
     Attributes:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``, ``search_beta``
-            and ``search_kappa`` as text.
+        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``,
+            ``search_beta``, ``search_kappa`` and ``floor`` as text.
         in_frontends: whether there are no such fields, and a floor.
         signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are
             known from the start because compilers that trace the frontends would take the numbers themselves for
@@ -200,7 +200,7 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
-    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01")
+    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01", "None")
     in_frontends: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
@@ -224,7 +224,7 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "in_frontends", not others and self.floor != 0)
-        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
+        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa floor"
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
     @property

@@ -139,7 +139,8 @@ def divisor(q: Quantizer) -> float:
 
 
 def _floor(q: Quantizer, dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).smallest_normal if q.scale.floor is None else q.scale.floor
+    floor = q.scale.decimals[7]
+    return torch.finfo(dtype).smallest_normal if floor == "None" else float(floor)
 
 
 def _over(a: Tensor, b: float) -> Tensor:
