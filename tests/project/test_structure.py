@@ -29,6 +29,7 @@ NOUNS = {
     "dialects",
     "formats",
     "granularity",
+    "integer_range",
     "requirements",
     "scales",
 }
