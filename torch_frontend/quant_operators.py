@@ -11,8 +11,10 @@
 - ``avg_pool2d``, ``adaptive_avg_pool2d`` over windows of one size n: exact sums, with the scale ``s / n``.
 - `to` another device, or from float32 to 16 bits.
 
+- ``a + c`` for a number, or a float32 (float64) tensor of fewer axes: `QuantTensor.offset`.
+
 Everything else, and these where scales vary along what is summed or integers leave float64's exact ones, gives what the
-operator gives for the values: a float tensor. So do products and sums with numbers, and quotients.
+operator gives for the values: a float tensor. So do products with numbers, and quotients.
 """
 
 import math
@@ -237,6 +239,13 @@ def _with_zero(t: QuantTensor) -> Any:
     return t.format
 
 
+@handles(aten.stack.default)
+def stacked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`joined`, along a new axis."""
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return torch.cat([t.unsqueeze(axis) for t in args[0]], axis)
+
+
 @handles(aten.cat.default)
 def joined(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One after the other, of one scale and zero point; or with a scale for each channel, along these."""
@@ -294,8 +303,10 @@ def same_parameter(a: Tensor, b: Tensor) -> Tensor | None:
 
 @handles(aten.add.Tensor, aten.sub.Tensor)
 def added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Sums and differences of tensors of one scale."""
+    """Sums and differences of tensors of one scale, and a tensor plus a number, or plus one for each of its channels."""
     a, b = args[:2]
+    if func is aten.add.Tensor and kwargs.get("alpha", 1) == 1 and not (type(a) is type(b) is QuantTensor):
+        return _shifted(a, b) if type(a) is QuantTensor else _shifted(b, a)
     ranges = _integers(a, b)
     if ranges is None or kwargs.get("alpha", 1) != 1:
         return NotImplemented
@@ -313,6 +324,16 @@ def added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         zero = other if zero is None else zero + other
     codes = whole(left + right if plus else left - right)
     return a.with_codes(codes, scale=scale, zero=zero, format=format, training=a.training or b.training)
+
+
+def _shifted(t: QuantTensor, b: Tensor | float) -> Any:
+    """The tensor with ``b`` behind the product, where that has fewer axes: the values that adding it has."""
+    if t.offset is not None or t.dtype not in (torch.float32, torch.float64):
+        return NotImplemented
+    if not isinstance(b, Tensor):
+        return t.with_codes(t.codes, offset=torch.full((), b, dtype=t.scale.dtype, device=t.device))
+    same = b.dtype == t.dtype and b.ndim < t.ndim and torch.broadcast_shapes(b.shape, t.shape) == t.shape
+    return t.with_codes(t.codes, offset=b) if same else NotImplemented
 
 
 @handles(aten.mul.Tensor)

@@ -11,11 +11,13 @@ border of a compiled program hands gradients on. (In ``__torch_function__``, abo
 them, and such a border loses those.)
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..core.descriptions import Quantizer
@@ -173,7 +175,7 @@ class QuantTensor(Tensor):
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and func.__name__ not in UNGATED:
             args = tuple(_gated(a) for a in args)
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(
@@ -232,6 +234,13 @@ class GradientOfQuantTensor(Tensor):
         aten = torch.ops.aten
         kept = (aten.detach.default, aten.alias.default, aten.clone.default, aten.view.default)
         return GradientOfQuantTensor(result) if func in kept else result
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear`` by one product of matrices: torch's own may add the bias in place."""
+    rows = input if input.ndim == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
+    y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
+    return y if input.ndim == 2 else y.reshape(*input.shape[:-1], weight.shape[0])
 
 
 def plain_values(t: QuantTensor) -> Tensor:
