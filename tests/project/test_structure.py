@@ -30,6 +30,7 @@ NOUNS = {
     "formats",
     "granularity",
     "inject",
+    "integer_range",
     "quant",
     "quant_fields",
     "quant_floats",
