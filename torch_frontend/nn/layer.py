@@ -1,6 +1,7 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +14,8 @@ from ...core.granularity import PerAxis, PerTensor
 from ...core.inject import Declaration
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..loading import load_state_dict as load_state_dict
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 from .proxies import proxy
 from .proxies_of_given_scales import BiasQuantProxy
@@ -175,6 +178,31 @@ def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
     s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
     s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
+
+
+def quant_weight(layer: Any) -> Tensor:
+    """The weight of a layer quantized, with its codes, scale and zero point: a `QuantTensor`.
+
+    A float tensor where nothing quantizes it or what does gives no codes. Nothing is learned or counted.
+    """
+    held_one, weight = layer.weight_quant, layer.weight
+    if held_one is None or held_one.quantizer is None:
+        return or_same(held_one, weight)
+    with unlearned(held_one):
+        qparams = held_one.qparams(weight)
+    return quantized_tensor(held_one.quantizer, weight, qparams, layer.training)
+
+
+@contextmanager
+def unlearned(module: nn.Module) -> Iterator[None]:
+    """While it lasts nothing is learned or counted: the quantizers inside are in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def or_same(quantizer: Held, x: Tensor) -> Tensor:

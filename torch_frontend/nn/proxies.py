@@ -13,6 +13,7 @@ from .proxy import ActQuantProxy, QuantProxy, WeightQuantProxy
 # Names that a proxy itself asks a declaration for
 OWN_NAMES = {"module", "tensor_quant", "quantizer", "signed", "proxy_class", "role"}
 
+OF_LAYERS = ("min_val", "max_val")  # of `QuantHardTanh`: where its quantizer begins, unless that says something else
 ALL = (WeightQuantProxy, BiasQuantProxy, ActQuantProxy, TruncQuantProxy, ClampQuantProxy)
 KINDS = {role: kind for kind in ALL for role in kind.roles}
 
@@ -41,7 +42,8 @@ def proxy(role: str, value: Declaration | QuantProxy, layer: nn.Module, override
         )
     made_by = value.proxy_class if "proxy_class" in value else KINDS[role]
     _check_kind(role, made_by, kind)
-    made: QuantProxy = made_by(layer, value.let(**overrides) if overrides else value)
+    given = {name: getattr(layer, name) for name in OF_LAYERS if hasattr(layer, name) and name not in value}
+    made: QuantProxy = made_by(layer, value.let(**given | dict(overrides)) if given or overrides else value)
     known = known_names(value, made._asked) | OWN_NAMES
     for name in overrides:
         if name not in known:
