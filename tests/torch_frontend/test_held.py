@@ -48,7 +48,7 @@ def test_keywords_replace_single_fields_of_each_quantizer() -> None:
             QuantLinear,
             {"wieght_bits": 4},
             TypeError,
-            "QuantLinear has no keyword `wieght_bits`; .* XX
+            "QuantLinear has no keyword `wieght_bits`; .* `weight_`, `bias_`",
         ),
         (QuantLinear, {"act_bits": 4}, TypeError, "QuantLinear has no keyword `act_bits`"),
         (QuantLinear, {"weight_": 4}, TypeError, "QuantLinear has no keyword `weight_`"),

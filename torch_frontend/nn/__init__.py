@@ -29,6 +29,7 @@ from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
 from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
 from .embedding import QuantEmbedding as QuantEmbedding
 from .linear import QuantLinear as QuantLinear
+from .model import quantize_model as quantize_model
 from .normalisation import QuantScaleBias as QuantScaleBias
 from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
 from .normalisation import merge_batch_norm as merge_batch_norm

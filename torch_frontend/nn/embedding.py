@@ -47,9 +47,8 @@ class QuantEmbedding(nn.Embedding):
     ) -> None:
         norm = max_norm, norm_type, scale_grad_by_freq, sparse
         super().__init__(num_embeddings, embedding_dim, padding_idx, *norm, _weight, _freeze, device, dtype)
-        if sparse and weight_quant is not None:
-            raise ValueError("`sparse` must be False for a table that is quantized, got True")
         hold(self, fields, weight=weight_quant, output=output_quant)
+        check(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Integers of any shape to that shape and ``embedding_dim``, dtype of the table."""
@@ -59,3 +58,9 @@ class QuantEmbedding(nn.Embedding):
         table = or_same(self.weight_quant, self.weight)
         rows = F.embedding(x, table, self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
         return or_same(self.output_quant, rows)
+
+
+def check(layer: QuantEmbedding) -> None:
+    """ValueError for sparse gradients of a table that is quantized: all of it has gradients."""
+    if layer.sparse and layer.weight_quant is not None:
+        raise ValueError("`sparse` must be False for a table that is quantized, got True")
