@@ -1,6 +1,5 @@
 """Steps of training that pass unquantized: ``quant_delay_steps``."""
 
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn

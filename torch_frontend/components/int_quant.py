@@ -40,7 +40,10 @@ class IntQuant(nn.Module):
     ) -> None:
         super().__init__()
         self.narrow_range, self.signed = narrow_range, signed
-        self.float_to_int_impl, self.tensor_clamp_impl = float_to_int_impl or RoundSte(), tensor_clamp_impl or TensorClamp()
+        self.float_to_int_impl, self.tensor_clamp_impl = (
+            float_to_int_impl or RoundSte(),
+            tensor_clamp_impl or TensorClamp(),
+        )
         check_says("float_to_int_impl", self.float_to_int_impl, *ROUNDINGS)
         check_says("tensor_clamp_impl", self.tensor_clamp_impl, "TensorClamp", "TensorClampSte")
         self.delay_wrapper = DelayWrapper(quant_delay_steps)
