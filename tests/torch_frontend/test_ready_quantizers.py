@@ -34,8 +34,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("Int8ActPerTensorFloat", {"scaling_stats_op": "ave"}),
     "signed": ("Int8WeightPerTensorFloat", {"scaling_stats_op": "signed_max", "narrow_range": False}),
 }
-QUICK = ("Int8ActPerTensorFloat", "ShiftedUint8ActPerTensorFixedPoint", "Fp8e4m3OCPActPerChannelFloat2d", "MXInt8Act")
-COMPILED = (*QUICK, "Int8WeightPerChannelFloat", "SignedBinaryActPerTensorConst", "stochastic", "delay")
+COMPILED = ("ShiftedUint8ActPerTensorFixedPoint", "Int8WeightPerChannelFloat", "SignedBinaryActPerTensorConst", "delay")
 
 
 def declaration(name: str) -> Declaration:

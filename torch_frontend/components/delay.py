@@ -1,6 +1,5 @@
 """Steps of training that pass unquantized: ``quant_delay_steps``."""
 
-
 import torch
 from torch import Tensor, nn
 

@@ -60,6 +60,10 @@ def join(m: Any, quantizer: Quantizer) -> None:
             "make one for each"
         )
     m.quantizer = quantizer
+    for name in ("scaling_stats_impl", "zero_point_stats_impl"):
+        part = getattr(m, name, None)
+        if hasattr(part, "join"):
+            part.join(quantizer)
 
 
 def averages(scaling_stats_momentum: float | None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _next(m: Any, x: Tensor) -> QParams:
     if m.quantizer.affine:
         zero = in_range(m.zero_point_impl, m.zero_point_impl.used(x, scale, chosen), width)
     m.delay_wrapper.count()
-    return QParams(scale, zero, width, *drawn(m))
+    return QParams(scale, zero, width, *drawn(m, scale.dtype))
 
 
 def _again(m: Any, x: Tensor, before: Used) -> QParams:
@@ -155,10 +155,11 @@ def _fitting(m: Any, x: Tensor, scale: Tensor) -> Tensor:
     return scale
 
 
-def drawn(m: Any) -> tuple[Tensor | None, Tensor | None]:
+def drawn(m: Any, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """Seed of stochastic and parameter of learned rounding."""
     part: Any = getattr(m, "float_to_int_impl", None)
-    return (part.seed() if hasattr(part, "seed") else None), getattr(part, "value", None)
+    learned = getattr(part, "value", None)
+    return (part.seed() if hasattr(part, "seed") else None), None if learned is None else learned.to(dtype)
 
 
 def become(m: Any, quantizer: Quantizer) -> None:

@@ -53,7 +53,7 @@ def found(m: Any, x: Tensor, scale: Tensor, chosen: QParams | None = None) -> Te
     if chosen is not None and m.quantizer.scale.source is m.source:
         zero: Tensor = chosen.zero_point
         return zero
-    low = m.zero_point_stats_impl(x, m.quantizer.granularity).to(scale.dtype)
+    low = m.zero_point_stats_impl(x).to(scale.dtype)
     choose = float_zero_point if m.quantizer.arithmetic.has_float_zeros else affine_zero_point
     return choose(m.quantizer, low, scale.detach())
 
