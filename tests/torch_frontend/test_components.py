@@ -29,7 +29,7 @@ def integers(scaling: nn.Module | None = None, zero: nn.Module | None = None, **
     )
 
 
-MAKERS = {
+MAKERS: dict[str, Any] = {
     "binary": lambda: c.BinaryQuant(c.ParameterScaling(0.1)),
     "clamped binary": lambda: c.ClampedBinaryQuant(c.ConstScaling(0.5)),
     "ternary": lambda: c.TernaryQuant(c.RuntimeStatsScaling(c.AbsAve()), 0.25),
@@ -277,7 +277,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: c.ParameterScaling(torch.ones(3), (2,)), r"`scaling_shape` \(2,\), got shape \(3,\)"),
     (lambda: c.ParameterScaling(1.0, (2, 3)), r"one axis that is longer than 1.*got \(2, 3\)"),
     (lambda: c.BitWidthConst(17), "`bit_width` must be in 1..16, got 17"),
-    (lambda: c.BitWidthConst(8.0), "`bit_width` must be an int, got 8.0"),  # type: ignore[arg-type]
+    (lambda: c.BitWidthConst(8.0), "`bit_width` must be an int, got 8.0"),
     (lambda: c.BitWidthParameter(1), "`bit_width` must be at least 2, got 1"),
     (lambda: c.MsbClampBitWidth(c.BitWidthConst(2), 8, 4), "`max_overall_bit_width` must be at least 8, got 4"),
     (lambda: c.RemoveBitwidthParameter(-1), "`bit_width_to_remove` must be at least 0, got -1"),

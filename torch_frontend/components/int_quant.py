@@ -58,7 +58,8 @@ class IntQuant(nn.Module):
     def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """Values; of the shape and dtype of ``x``. The scale is one number, or lies along one axis."""
         q, used = self._operands(scale, zero_point, bit_width)
-        return self.delay_wrapper(x, fake_quantize(q, x, used))
+        value: Tensor = self.delay_wrapper(x, fake_quantize(q, x, used))
+        return value
 
     def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """Codes of ``x``, int32."""

@@ -132,7 +132,8 @@ def _collects(part: Any) -> Tensor | None:
 
 def _detached(used: QParams) -> QParams:
     """The same, constants to autograd; what rounding learns stays."""
-    return QParams(*(None if t is None else t.detach() for t in used[:3]), *used[3:])
+    scale, zero, width = (None if t is None else t.detach() for t in used[:3])
+    return used._replace(scale=scale, zero_point=zero, bit_width=width)
 
 
 def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:

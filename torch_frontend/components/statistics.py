@@ -45,6 +45,8 @@ def kept_precise(m: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -
 class AbsMax(nn.Module):
     """The largest magnitude."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -59,6 +61,8 @@ class AbsMax(nn.Module):
 class AbsMinMax(nn.Module):
     """The length of the interval from the smallest to the largest element, which includes 0."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -74,6 +78,8 @@ class AbsMinMax(nn.Module):
 class SignedAbsMax(nn.Module):
     """The largest magnitude, negative where a positive number has it: scales are negative there."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -93,6 +99,8 @@ class AbsPercentile(nn.Module):
         high_percentile_q: in percent, in (0, 100].
     """
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, high_percentile_q: float = 99.999, granularity: Granularity = WHOLE) -> None:
@@ -115,6 +123,8 @@ class PercentileInterval(nn.Module):
         low_percentile_q, high_percentile_q: in percent, in [0, 100) and in (0, 100].
     """
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(
@@ -137,6 +147,8 @@ class PercentileInterval(nn.Module):
 class AbsAve(nn.Module):
     """The mean of the magnitudes."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -155,6 +167,8 @@ class MeanSigmaStd(nn.Module):
         sigma: how many, in [0, 2**20].
     """
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, sigma: float = 3.0, granularity: Granularity = WHOLE) -> None:
@@ -188,6 +202,8 @@ class MeanLearnedSigmaStd(nn.Module):
 class L1Norm(nn.Module):
     """The sum of the magnitudes."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -202,6 +218,8 @@ class L1Norm(nn.Module):
 class L2Norm(nn.Module):
     """The root of the sum of squares."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -216,6 +234,8 @@ class L2Norm(nn.Module):
 class RootMeanSquare(nn.Module):
     """The root of the mean of squares."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -286,6 +306,8 @@ class HalfQuadraticOptimizerZeroPoint(nn.Module):
 class NegativeMinOrZero(nn.Module):
     """The smallest element, at most 0."""
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, granularity: Granularity = WHOLE) -> None:
@@ -304,6 +326,8 @@ class NegativePercentileOrZero(nn.Module):
         low_percentile_q: in percent, in [0, 100).
     """
 
+    fields: dict[str, Any]
+    described: Quantizer
     join = adopt
 
     def __init__(self, low_percentile_q: float = 0.001, granularity: Granularity = WHOLE) -> None:
