@@ -24,12 +24,14 @@ once: two who ask for the same name get the same object.
 """
 
 import copyreg
+import dis
 import inspect
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from difflib import get_close_matches
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -153,8 +155,10 @@ class Declaration(type):
     def __repr__(cls) -> str:
         if not cls.__overrides__:
             return cls.__name__
-        given = ", ".join(f"{name}={reprlib.repr(given)}" for name, given in cls.__declared__.items())
-        return f"{cls.__base__!r}.let({given})"
+        changed = [base for base in _bases(cls) if base.__overrides__]
+        merged = {name: given for base in reversed(changed) for name, given in base.__declared__.items()}
+        given = ", ".join(f"{name}={reprlib.repr(given)}" for name, given in merged.items())
+        return f"{cls.__name__}.let({given})"
 
     def let(cls, **overrides: Any) -> "Declaration":
         """A declaration that has these attributes, and the others from this one. It can be pickled if this one can."""
@@ -292,21 +296,21 @@ def known_names(declaration: Declaration, asked: set[str]) -> set[str]:
             if isinstance(given, This):
                 known.add(given._names[0])
             elif isinstance(given, value):
-                # the names in its code as well: what it asks of `this` in a branch that it did not take
                 known.update(p.name for p in _parameters(given.function))
-                known.update(given.function.__code__.co_names)
+                known.update(_asked_of_this(given.function))
             elif isinstance(given, type) and not isinstance(given, Declaration):
                 known.update(p.name for p in _parameters(given))
     return known
 
 
-def describe(declaration: Declaration) -> None:
+def describe(declaration: Declaration, attribute: str | None = None) -> None:
     """Prints what a declaration gives: the graph, and for everything in it the class, file and line that says so.
 
     Args:
         declaration: of a layer as well, with ``declaration.let(module=layer)``. What is missing is shown as missing.
+        attribute: this one with all that it needs; None for all, those that nothing else asks for first.
     """
-    resolutions = [Resolution(declaration, name) for name in declaration]
+    resolutions = [Resolution(declaration, name) for name in ([attribute] if attribute else declaration)]
     problems: list[str] = []
     for resolution in resolutions:
         try:
@@ -337,6 +341,12 @@ def _parameters(component: Callable[..., Any]) -> list[inspect.Parameter]:
     except ValueError:  # of some classes written in C
         return []
     return [parameter for parameter in found if parameter.kind not in _VARIADIC]
+
+
+def _asked_of_this(function: Any) -> set[str]:
+    """What a function asks of `this`, in branches that it does not take as well."""
+    steps = pairwise(dis.get_instructions(function))
+    return {after.argval for before, after in steps if before.argval == "this" and isinstance(after.argval, str)}
 
 
 def _bases(declaration: Declaration) -> list[Declaration]:

@@ -177,6 +177,10 @@ class TensorQuantizer(nn.Module):
         waits = self.waits()
         return self.quantized(x, self.qparams(x), waits)
 
+    def begin(self, chosen: QParams) -> None:
+        """Begins the state with these parameters, as the first tensor of training would; gradients go nowhere."""
+        self._start(_kept(self.quantizer, chosen))
+
     def train(self, mode: bool = True) -> "TensorQuantizer":
         """As ``torch.nn.Module``; compiled code sees then whether delay and statistics are over, and drops them."""
         super().train(mode)

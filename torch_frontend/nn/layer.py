@@ -1,18 +1,28 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
+from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor
+from ...core.inject import Declaration
+from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..loading import load_state_dict as load_state_dict
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .proxies import proxy
+from .proxies_of_given_scales import BiasQuantProxy
+from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | None  # what becomes of them
+Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
+Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -49,7 +59,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
 
     Args:
         role: weight, bias, input, output or act.
-        value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
+        value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
+            is shared.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
@@ -58,6 +69,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         TypeError: a value of another type, or overrides that are no fields or have nothing to change.
         KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
     """
+    if isinstance(value, QuantProxy | Declaration):
+        return proxy(role, value, layer, overrides)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
         if overrides:
@@ -66,12 +79,31 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         return value
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
+        if role == "bias":
+            return TensorQuantizer(_of_bias(q))
         if role != "weight":
             return TensorQuantizer(q)
+        if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
+            q = q.replace(granularity=PerAxis(channel_axis(layer)))
         weight: Any = layer.weight
         return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
+
+
+def _of_bias(q: Quantizer) -> Quantizer:
+    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
+    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
+        raise ValueError(
+            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
+            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
+        )
+    return q.replace(granularity=PerAxis(0))
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a weight that runs over the outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
 def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
@@ -86,28 +118,93 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
 
 
 def contract(
-    q_x: TensorQuantizer | None,
+    layer: Any,
     x: Tensor,
-    q_w: TensorQuantizer | None,
-    weight: Tensor,
-    over_values: Callable[..., Tensor],
-    over_codes: Callable[..., Tensor],
+    over_values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    over_codes: Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor],
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
-    if q_x is None or q_w is None or learned:
-        return over_values(or_same(q_x, x), or_same(q_w, weight))
+    """A layer over what its quantizers make of its operands; over values where one of these is not quantized.
+
+    Args:
+        layer: with ``weight``, ``bias``, ``input_quant``, ``weight_quant``, ``bias_quant``.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
+    Raises:
+        ValueError: a bias to be quantized without scales to do it with.
+    """
+    q_x, q_w, weight, bias = layer.input_quant, layer.weight_quant, layer.weight, layer.bias
+    q_b = None if bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
+    if q_b is not None and not _is_prescaled(layer):
+        q_b = None
+    if q_x is None or q_w is None or q_x.quantizer is None or q_w.quantizer is None:
+        return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
     x_waits, w_waits = q_x.waits(), q_w.waits()
     x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    if x_waits is None and w_waits is None:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
     waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if waits is None or is_concrete(waits):
+    if q_b is not None:
+        bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
+    learned = q_x.quantizer.learned_bits is not None or q_w.quantizer.learned_bits is not None
+    if waits is None and not learned:
+        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias)
+    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
+    if waits is None or learned or is_concrete(waits):
         return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
+    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
+def _is_prescaled(layer: Any) -> bool:
+    """Whether there is a scale for a bias: not while a quantizer of input or weight is off.
+
+    Raises:
+        ValueError: they have not the scales that it comes from: one, and one or one for each channel.
+    """
+    name = f"{type(layer).__name__}, `bias_quant`"
+    on = True
+    for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
+        held_one = getattr(layer, f"{role}_quant")
+        if held_one is None:
+            raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
+        if held_one.quantizer is None:
+            on = False
+        elif held_one.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
+    return on
+
+
+def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
+    s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
+    s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
+    return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
+
+
+def quant_weight(layer: Any) -> Tensor:
+    """The weight of a layer quantized, with its codes, scale and zero point: a `QuantTensor`.
+
+    A float tensor where nothing quantizes it or what does gives no codes. Nothing is learned or counted.
+    """
+    held_one, weight = layer.weight_quant, layer.weight
+    if held_one is None or held_one.quantizer is None:
+        return or_same(held_one, weight)
+    with unlearned(held_one):
+        qparams = held_one.qparams(weight)
+    return quantized_tensor(held_one.quantizer, weight, qparams, layer.training)
+
+
+@contextmanager
+def unlearned(module: nn.Module) -> Iterator[None]:
+    """While it lasts nothing is learned or counted: the quantizers inside are in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def or_same(quantizer: Held, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else quantizer(x)
