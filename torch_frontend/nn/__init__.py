@@ -33,3 +33,5 @@ from .model import quantize_model as quantize_model
 from .normalisation import QuantScaleBias as QuantScaleBias
 from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
 from .normalisation import merge_batch_norm as merge_batch_norm
+from .recurrent import QuantLSTM as QuantLSTM
+from .recurrent import QuantRNN as QuantRNN

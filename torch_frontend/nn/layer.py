@@ -1,8 +1,8 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ..tensor_quantizer import TensorQuantizer, quantizer_of
 
 Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | None  # what becomes of them
+OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -23,37 +25,51 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """Sets ``layer.<role>_quant`` to what a layer keeps for each of its quantizers: once, after its parameters.
 
     Args:
-        layer: what holds them. Its ``weight`` and ``bias`` exist already.
+        layer: what holds them.
         keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
             scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
-        quant: the argument ``<role>_quant`` of each role: weight, bias, input, output, act.
+        quant: the argument ``<role>_quant`` of each role.
     Raises:
         TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
             others may share. The message names the class of the layer, the keyword and what is allowed.
         TypeError, KeyError, ValueError: what `held` raises.
     """
-    kind = type(layer).__name__
+    overrides = by_role(layer, keywords, quant)
+    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    for role, module in modules.items():
+        setattr(layer, f"{role}_quant", module)
+
+
+def hold_each(layer: nn.Module, weights: Sequence[str], keywords: Mapping[str, Any], **quant: Any) -> None:
+    """As `hold`, for a layer of several weights: ``layer.weight_quant`` is a ``ModuleDict`` of theirs, by name."""
+    overrides, value = by_role(layer, keywords, quant), quant.pop("weight")
+    each = {name: held("weight", value, layer, overrides["weight"], name) for name in weights}
+    hold(layer, {key: v for key, v in keywords.items() if key.partition("_")[0] != "weight"}, **quant)
+    layer.register_module("weight_quant", None if value is None else nn.ModuleDict(each))
+
+
+def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
     overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
     for keyword, value in keywords.items():
         role, _, name = keyword.partition("_")
         if (role not in quant or not name) and "act" in quant:
             role, name = "act", keyword
         if role not in quant or not name:
-            prefixes = ", ".join(f"`{role}_`" for role in quant)
+            kind, prefixes = type(layer).__name__, ", ".join(f"`{role}_`" for role in quant)
             raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
         overrides[role][name] = value
-    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
-    for role, module in modules.items():
-        setattr(layer, f"{role}_quant", module)
+    return overrides
 
 
-def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) -> Any:
+def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight") -> Any:
     """What ``layer`` keeps for the argument ``<role>_quant``: the only place where one becomes the other.
 
     Args:
-        role: weight, bias, input, output or act.
+        role: weight, bias, or an activation: input, output, act, ...
         value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
+        weight: the attribute that is the weight.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
         ``bit_width`` and ``forward(x)``, as `TensorQuantizer` has them.
@@ -75,8 +91,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
             return TensorQuantizer(q)
         if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
             q = q.replace(granularity=PerAxis(channel_axis(layer)))
-        weight: Any = layer.weight
-        return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
+        tensor = getattr(layer, weight)
+        return TensorQuantizer(q, tuple(tensor.shape)).to(tensor.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
 
@@ -107,55 +123,73 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     return q.replace(**overrides)
 
 
-def contract(
-    layer: Any,
-    x: Tensor,
-    over_values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    over_codes: Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor],
+class Operand(NamedTuple):
+    """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
+
+    value: Tensor
+    held: Held = None
+    qparams: QParams = QParams(None)
+    waits: Tensor | None = None
+
+    def quantized(self) -> Tensor:
+        """The values to contract."""
+        return self.value if self.held is None else self.held.quantized(self.value, self.qparams, self.waits)
+
+
+def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
+    """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    waits = [None if held is None else held.waits() for held, _ in pairs]
+    return [
+        Operand(value) if held is None else Operand(value, held, held.qparams(value), wait)
+        for (held, value), wait in zip(pairs, waits, strict=True)
+    ]
+
+
+def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
+    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
+    q_b, axis = None if layer.bias is None else layer.bias_quant, channel_axis(layer)
+    if q_b is not None:
+        check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
+    a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
+    return contracted(a, b, layer.bias, q_b, over_values, over_codes)
+
+
+def contracted(
+    x: Operand, w: Operand, bias: Tensor | None, q_b: Held, over_values: OverValues, over_codes: OverCodes
 ) -> Tensor:
-    """A layer over what its quantizers make of its operands; over values where one of these is not quantized.
+    """A contraction over what quantizers make of its operands; over values where one of these is not quantized.
 
     Args:
-        layer: with ``weight``, ``bias``, ``input_quant``, ``weight_quant``, ``bias_quant``.
+        q_b: of the bias; `check_prescaled` has seen the others then.
         over_values: of input, weight, bias.
         over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
-    Raises:
-        ValueError: a bias to be quantized without scales to do it with.
     """
-    q_x, q_w, weight, bias = layer.input_quant, layer.weight_quant, layer.weight, layer.bias
-    q_b = None if bias is None else layer.bias_quant
-    if q_b is not None:
-        _check_prescaled(layer)
-    if q_x is None or q_w is None:
-        return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
-    x_waits, w_waits = q_x.waits(), q_w.waits()
-    x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if q_b is not None:
-        bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
-    learned = q_x.bit_width is not None or q_w.bit_width is not None
+    if x.held is None or w.held is None:
+        return over_values(x.quantized(), w.quantized(), bias)
+    waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
+    if q_b is not None and bias is not None:
+        bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
+    parts = x.held.quantizer, x.value, x.qparams, w.held.quantizer, w.value, w.qparams, bias
+    learned = x.held.bit_width is not None or w.held.bit_width is not None
     if waits is None and not learned:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
-    if waits is None or learned or is_concrete(waits):
-        return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
+        return over_codes(*parts)
+    y = over_values(x.quantized(), w.quantized(), bias)
+    return y if waits is None or learned or is_concrete(waits) else torch.where(waits, y, over_codes(*parts))
 
 
-def _check_prescaled(layer: Any) -> None:
+def check_prescaled(layer: nn.Module, q_x: Held, q_w: Held, axis: int = 0) -> None:
     """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
     name = f"{type(layer).__name__}, `bias_quant`"
-    for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
-        held_one = getattr(layer, f"{role}_quant")
-        if held_one is None:
+    for role, one, allowed in (("input", q_x, (PerTensor(),)), ("weight", q_w, (PerTensor(), PerAxis(axis)))):
+        if one is None:
             raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
-        if held_one.quantizer.granularity not in allowed:
-            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
+        if one.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
 
 
-def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
+def _prescaled(outputs: int, x_qparams: QParams, w_qparams: QParams) -> QParams:
     """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
-    s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
+    s_x, s_w = x_qparams.scale, w_qparams.scale
     s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
