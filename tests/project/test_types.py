@@ -23,7 +23,7 @@ REASONS = {
     "core/arguments.py ": "whatever NumPy reads as an array, or refuses",
     "torch_frontend/recomputation.py ": "what a call used: its owner alone knows the type",
     "torch_frontend/loading.py load_state_dict": "what `torch.nn.Module.load_state_dict` takes and gives",
-    "torch_frontend/nn/proxies.py proxy(overrides)": "attributes of a declaration: objects of any type",
+    "torch_frontend/nn/proxies.py ": "attributes of a declaration: objects of any type",
     "torch_frontend/nn/proxy.py QuantProxy.": "a `TensorQuantizer` or any module; options of `torch.compile`",
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
     "jax_backend/arrays.py ": WIDTHS,
