@@ -22,6 +22,8 @@ REASONS = {
     "core/quant_fields.py ": "fields of a declaration, which `Quantizer` and its nouns check",
     "core/arguments.py ": "whatever NumPy reads as an array, or refuses",
     "torch_frontend/recomputation.py ": "what a call used: its owner alone knows the type",
+    "torch_frontend/components/": "shares of a description, each of its own type; the module that a method belongs to",
+    "torch_frontend/quant.py ": "attributes of a declaration: objects of any type",
     "torch_frontend/loading.py load_state_dict": "what `torch.nn.Module.load_state_dict` takes and gives",
     "torch_frontend/nn/proxies.py ": "attributes of a declaration: objects of any type",
     "torch_frontend/nn/proxy.py QuantProxy.": "a `TensorQuantizer` or any module; options of `torch.compile`",
