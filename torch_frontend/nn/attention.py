@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.contraction import contracts_codes
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor
 from .. import matmul
-from ..quantizer import fake_quantize
 from .layer import (
     Held,
     Operand,
@@ -227,14 +225,7 @@ def _product(x: Operand, w: Operand) -> Tensor:
     def over_codes(
         q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
     ) -> Tensor:
-        lead, groups = x.shape[:-2], math.prod(x.shape[:-2])
-        single = q_x.granularity == q_w.granularity == PerTensor()
-        if not single or not contracts_codes(q_x, q_w, per_token=False) or 0 in (*x.shape, *w.shape):
-            return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, w, r), bias)
-        rows = x.reshape(groups, *x.shape[-2:]).transpose(1, 2).reshape(1, groups * x.shape[-1], x.shape[-2])
-        kernels = w.reshape(groups * w.shape[-2], w.shape[-1], 1)
-        y = matmul.conv(q_x, rows, p, q_w, kernels, r, groups=groups)
-        return y.reshape(groups, w.shape[-2], x.shape[-2]).transpose(1, 2).reshape(*lead, x.shape[-2], w.shape[-2])
+        return matmul.batched_matmul(q_x, x, p, q_w, w, r)
 
     return contracted(x, w, None, None, over_values, over_codes)
 
