@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .proxy import QuantProxy
 
 Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | QuantProxy | None  # what becomes of them
+Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
@@ -53,6 +54,15 @@ def hold_each(layer: nn.Module, weights: Sequence[str], keywords: Mapping[str, A
     each = {name: held("weight", value, layer, overrides["weight"], name) for name in weights}
     hold(layer, {key: v for key, v in keywords.items() if key.partition("_")[0] != "weight"}, **quant)
     layer.register_module("weight_quant", None if value is None else nn.ModuleDict(each))
+
+
+def adopted(kind: type[Kind], layer: nn.Module) -> Kind:
+    """A layer of this kind with the attributes of another: parameters, buffers, hooks, mode."""
+    new = kind.__new__(kind)
+    nn.Module.__init__(new)
+    for attribute, value in vars(layer).items():
+        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    return new
 
 
 def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
