@@ -262,7 +262,7 @@ def _rows(w: Operand, start: int, length: int) -> Operand:
     """Some rows of a weight; its scales are one, or one for each row, or go with the values."""
     if w.held is None:
         return Operand(w.value.narrow(0, start, length))
-    if w.held.quantizer.granularity not in (PerTensor(), PerAxis(0)):
+    if w.quantizer is None or w.quantizer.granularity not in (PerTensor(), PerAxis(0)):
         return Operand(w.quantized().narrow(0, start, length))
     of_rows = {
         name: a.narrow(0, start, length)
