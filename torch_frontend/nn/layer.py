@@ -1,48 +1,258 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
+from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor
+from ...core.inject import Declaration
+from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..loading import load_state_dict as load_state_dict
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .proxies import proxy
+from .proxies_of_given_scales import BiasQuantProxy
+from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | None
+Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
+Held = TensorQuantizer | QuantProxy | None  # what becomes of them
+Kind = TypeVar("Kind", bound=nn.Module)
+OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
+PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
-def held(name: str, value: Quant, weight: Tensor | None = None) -> TensorQuantizer | None:
-    """What a layer keeps for an argument, beside the weight if it quantizes that."""
+def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
+    """Sets ``layer.<role>_quant`` to what a layer keeps for each of its quantizers: once, after its parameters.
+
+    Args:
+        layer: what holds them.
+        keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
+            scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
+        quant: the argument ``<role>_quant`` of each role.
+    Raises:
+        TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
+            others may share. The message names the class of the layer, the keyword and what is allowed.
+        TypeError, KeyError, ValueError: what `held` raises.
+    """
+    overrides = by_role(layer, keywords, quant)
+    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    for role, module in modules.items():
+        setattr(layer, f"{role}_quant", module)
+
+
+def hold_each(layer: nn.Module, weights: Sequence[str], keywords: Mapping[str, Any], **quant: Any) -> None:
+    """As `hold`, for a layer of several weights: ``layer.weight_quant`` is a ``ModuleDict`` of theirs, by name."""
+    overrides, value = by_role(layer, keywords, quant), quant.pop("weight")
+    each = {name: held("weight", value, layer, overrides["weight"], name) for name in weights}
+    hold(layer, {key: v for key, v in keywords.items() if key.partition("_")[0] != "weight"}, **quant)
+    layer.register_module("weight_quant", None if value is None else nn.ModuleDict(each))
+
+
+def adopted(kind: type[Kind], layer: nn.Module) -> Kind:
+    """A layer of this kind with the attributes of another: parameters, buffers, hooks, mode."""
+    new = kind.__new__(kind)
+    nn.Module.__init__(new)
+    for attribute, value in vars(layer).items():
+        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    return new
+
+
+def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
+    overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
+    for keyword, value in keywords.items():
+        role, _, name = keyword.partition("_")
+        if (role not in quant or not name) and "act" in quant:
+            role, name = "act", keyword
+        if role not in quant or not name:
+            kind, prefixes = type(layer).__name__, ", ".join(f"`{role}_`" for role in quant)
+            raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
+        overrides[role][name] = value
+    return overrides
+
+
+def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight") -> Any:
+    """What ``layer`` keeps for the argument ``<role>_quant``: the only place where one becomes the other.
+
+    Args:
+        role: weight, bias, or an activation: input, output, act, ...
+        value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
+            is shared.
+        overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
+        weight: the attribute that is the weight.
+    Returns:
+        None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
+        ``bit_width`` and ``forward(x)``, as `TensorQuantizer` has them.
+    Raises:
+        TypeError: a value of another type, or overrides that are no fields or have nothing to change.
+        KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
+    """
+    if isinstance(value, QuantProxy | Declaration):
+        return proxy(role, value, layer, overrides, weight)
+    argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
+        if overrides:
+            what = "None" if value is None else "an instance, which others may share"
+            raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
         return value
-    q = quantizer_of(name, value)
-    return TensorQuantizer(q) if weight is None else TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
+    try:
+        q = _replaced(quantizer_of(argument, value), role, overrides)
+        if role == "bias":
+            return TensorQuantizer(_of_bias(q))
+        if role != "weight":
+            return TensorQuantizer(q)
+        if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
+            q = q.replace(granularity=PerAxis(channel_axis(layer)))
+        tensor = getattr(layer, weight)
+        return TensorQuantizer(q, tuple(tensor.shape)).to(tensor.device)
+    except (TypeError, ValueError, KeyError) as error:
+        raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
 
 
-def contract(
-    q_x: TensorQuantizer | None,
-    x: Tensor,
-    q_w: TensorQuantizer | None,
-    weight: Tensor,
-    over_values: Callable[..., Tensor],
-    over_codes: Callable[..., Tensor],
+def _of_bias(q: Quantizer) -> Quantizer:
+    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
+    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
+        raise ValueError(
+            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
+            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
+        )
+    return q.replace(granularity=PerAxis(0))
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a weight that runs over the outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+
+
+def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
+    """The quantizer with these fields. TypeError for others."""
+    allowed = {f.name for part in (q, *(getattr(q, name) for name in PARTS)) for f in fields(part) if f.init}
+    for name in overrides:
+        if name not in allowed:
+            raise TypeError(
+                f"no field `{name}`, so no keyword `{role}_{name}`; fields are {', '.join(sorted(allowed))}"
+            )
+    return q.replace(**overrides)
+
+
+class Operand(NamedTuple):
+    """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
+
+    value: Tensor
+    held: Held = None
+    qparams: QParams = QParams(None)
+    waits: Tensor | None = None
+
+    def quantized(self) -> Tensor:
+        """The values to contract."""
+        if self.held is None or self.qparams.scale is None:
+            return or_same(self.held, self.value)
+        return self.held.quantized(self.value, self.qparams, self.waits)
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What its codes are of; None where it has none."""
+        return None if self.held is None else self.held.quantizer
+
+
+def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
+    """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
+    waits = [
+        held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
+    ]
+    return [
+        Operand(value, held, held.qparams(value), wait) if has and held is not None else Operand(value, held)
+        for (held, value), has, wait in zip(pairs, has_codes, waits, strict=True)
+    ]
+
+
+def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
+    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
+    bias, axis = layer.bias, channel_axis(layer)
+    q_b = None if bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
+    if q_b is not None:
+        check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
+    a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
+    return contracted(a, b, bias, q_b, over_values, over_codes)
+
+
+def contracted(
+    x: Operand, w: Operand, bias: Tensor | None, q_b: Held, over_values: OverValues, over_codes: OverCodes
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
-    if q_x is None or q_w is None or learned:
-        return over_values(or_same(q_x, x), or_same(q_w, weight))
-    x_waits, w_waits = q_x.waits(), q_w.waits()
-    x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    if x_waits is None and w_waits is None:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
-    waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if waits is None or is_concrete(waits):
-        return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
+    """A contraction over what quantizers make of its operands; over values where one of these is not quantized.
+
+    Args:
+        q_b: of the bias; `check_prescaled` has seen the others then.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
+    """
+    q_x, q_w = x.quantizer, w.quantizer
+    if q_x is None or q_w is None:
+        return over_values(x.quantized(), w.quantized(), bias)
+    waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
+    if q_b is not None and bias is not None:
+        bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
+    parts = q_x, x.value, x.qparams, q_w, w.value, w.qparams, bias
+    learned = q_x.learned_bits is not None or q_w.learned_bits is not None
+    if waits is None and not learned:
+        return over_codes(*parts)
+    y = over_values(x.quantized(), w.quantized(), bias)
+    return y if waits is None or learned or is_concrete(waits) else torch.where(waits, y, over_codes(*parts))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
+def check_prescaled(layer: nn.Module, q_x: Held, q_w: Held, axis: int = 0) -> None:
+    """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
+    name = f"{type(layer).__name__}, `bias_quant`"
+    for role, one, allowed in (("input", q_x, (PerTensor(),)), ("weight", q_w, (PerTensor(), PerAxis(axis)))):
+        if one is None:
+            raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
+        if one.quantizer is not None and one.quantizer.granularity not in allowed:  # None: it is off
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
+
+
+def _prescaled(outputs: int, x_qparams: QParams, w_qparams: QParams) -> QParams:
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
+    s_x, s_w = x_qparams.scale, w_qparams.scale
+    s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
+    return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
+
+
+def quant_weight(layer: Any) -> Tensor:
+    """The weight of a layer quantized, with its codes, scale and zero point: a `QuantTensor`.
+
+    A float tensor where nothing quantizes it or what does gives no codes. Nothing is learned or counted.
+    """
+    held_one, weight = layer.weight_quant, layer.weight
+    if held_one is None or held_one.quantizer is None:
+        return or_same(held_one, weight)
+    with unlearned(held_one):
+        qparams = held_one.qparams(weight)
+    return quantized_tensor(held_one.quantizer, weight, qparams, layer.training)
+
+
+@contextmanager
+def unlearned(module: nn.Module) -> Iterator[None]:
+    """While it lasts nothing is learned or counted: the quantizers inside are in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def or_same(quantizer: Held, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else quantizer(x)
