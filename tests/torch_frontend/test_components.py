@@ -199,6 +199,21 @@ def test_the_smallest_width_and_the_largest() -> None:
         assert module().item() == want
 
 
+def test_a_zero_point_of_the_tensor_goes_by_the_scale_that_is_used() -> None:
+    module = integers(c.ParameterScaling(51.0), c.StatsFromParameterZeroPoint(), signed=False)
+    value, scale, zero_point, _ = module(X)
+    assert_same_bits(scale.detach(), torch.tensor(51.0) / 255)
+    assert zero_point == torch.round(2.5 / scale.detach())
+    assert_same_bits(
+        value.detach(), ((X / scale).round() + zero_point).clamp(0, 255).sub(zero_point).mul(scale).detach()
+    )
+    other = c.ParameterZeroPoint(1e4)
+    module = integers(c.ParameterScaling(51.0), other, signed=False)
+    assert module(X)[2] == 255
+    with pytest.raises(ValueError, match="is part of one quantizer"):
+        integers(c.ParameterScaling(1.0), other, signed=False)
+
+
 def test_delay_counts_training_alone_and_is_kept() -> None:
     module, x = c.TernaryQuant(c.ParameterScaling(1.0), quant_delay_steps=2), torch.full((3,), 0.7)
     assert torch.equal(module(x)[0], x)

@@ -179,8 +179,11 @@ def load(
     unexpected_keys: Any,
     error_msgs: Any,
 ) -> None:
-    """Loads state, in place; of unknown shape until then, it takes that of what is loaded."""
-    shaped(m, state_dict.get(prefix + "value"))
+    """Loads state, in place; of unknown shape until then, it takes that of what is loaded, and the other way round."""
+    stored = state_dict.get(prefix + "value")
+    shaped(m, stored)
+    if stored is not None and not stored.numel() and m.value.numel():
+        state_dict[prefix + "value"] = torch.full_like(m.value, torch.nan)  # of torch's own copy
     said = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
     nn.Module._load_from_state_dict(m, state_dict, prefix, *said)
     loaded(m)
