@@ -25,7 +25,7 @@ REASONS = {
     "torch_frontend/components/": "shares of a description, each of its own type; the module that a method belongs to",
     "torch_frontend/quant.py ": "attributes of a declaration: objects of any type",
     "torch_frontend/loading.py load_state_dict": "what `torch.nn.Module.load_state_dict` takes and gives",
-    "torch_frontend/nn/proxies.py proxy(overrides)": "attributes of a declaration: objects of any type",
+    "torch_frontend/nn/proxies.py ": "attributes of a declaration: objects of any type",
     "torch_frontend/nn/proxy.py QuantProxy.": "a `TensorQuantizer` or any module; options of `torch.compile`",
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
     "jax_backend/arrays.py ": WIDTHS,

@@ -44,3 +44,5 @@ from .proxy import ActQuantProxyFromInjector as ActQuantProxyFromInjector
 from .proxy import QuantProxy as QuantProxy
 from .proxy import WeightQuantProxy as WeightQuantProxy
 from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector
+from .recurrent import QuantLSTM as QuantLSTM
+from .recurrent import QuantRNN as QuantRNN

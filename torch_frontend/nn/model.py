@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from . import activation, conv, conv_transpose, embedding, linear
+from . import activation, conv, conv_transpose, embedding, linear, recurrent
 from .layer import hold
 
 Rules = Mapping[str, Mapping[str, Any] | None]
@@ -20,6 +20,7 @@ class Kind(NamedTuple):
     layer: type[nn.Module]
     roles: tuple[str, ...] = ("act",)
     check: Callable[[Any], None] | None = None
+    hold: Callable[..., None] = hold
 
 
 CONTRACTED = ("weight", "bias", "input", "output")
@@ -32,6 +33,8 @@ KINDS: dict[type[nn.Module], Kind] = {
     nn.ConvTranspose2d: Kind(conv_transpose.QuantConvTranspose2d, CONTRACTED, conv_transpose.check),
     nn.ConvTranspose3d: Kind(conv_transpose.QuantConvTranspose3d, CONTRACTED, conv_transpose.check),
     nn.Embedding: Kind(embedding.QuantEmbedding, ("weight", "output"), embedding.check),
+    nn.RNN: Kind(recurrent.QuantRNN, ("weight", "input", "hidden"), None, recurrent.hold_recurrent),
+    nn.LSTM: Kind(recurrent.QuantLSTM, ("weight", "input", "hidden", "cell"), None, recurrent.hold_recurrent),
     nn.Identity: Kind(activation.QuantIdentity),
     nn.ReLU: Kind(activation.QuantReLU),
     nn.ReLU6: Kind(activation.QuantHardTanh),
@@ -145,7 +148,7 @@ def _adopted(name: str, layer: nn.Module, keywords: Mapping[str, Any]) -> nn.Mod
     others = {role: None for role in ("input",) if f"{role}_quant" in usual and role not in quant}
     fields = {keyword: value for keyword, value in keywords.items() if not keyword.endswith("_quant")}
     try:
-        hold(new, fields, **quant, **others)
+        kind.hold(new, fields, **quant, **others)
         if kind.check is not None:
             kind.check(new)
     except (TypeError, ValueError, KeyError) as error:
