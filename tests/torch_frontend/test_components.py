@@ -286,6 +286,18 @@ def test_clamps() -> None:
 
 
 REFUSED: list[tuple[Any, str]] = [
+    (lambda: c.BinaryQuant(0.1), "`scaling_impl` must be a module that gives the scale of a tensor, got 0.1"),
+    (lambda: c.StatsFromParameterScaling(nn.Identity()), "`scaling_stats_impl` must be a component, like AbsMax"),
+    (lambda: c.ConstScaling(1.0, None, nn.Identity()), "`restrict_scaling_impl` must be a component"),
+    (lambda: c.RuntimeZeroPoint(nn.Identity()), "`zero_point_stats_impl` must be a component"),
+    (
+        lambda: c.ConstScaling(1.0, scaling_min_val=0.0),
+        "`scaling_min_val` must be None or positive and finite, got 0.0",
+    ),
+    (lambda: c.ConstScaling("1"), "`scaling_init` must be a number, got '1'"),
+    (lambda: c.ParameterFromRuntimeStatsScaling(0), "`collect_stats_steps` must be at least 1, got 0"),
+    (lambda: c.RuntimeStatsScaling(scaling_stats_momentum=1.5), r"in \(0, 1\], got 1.5"),
+    (lambda: c.RescalingIntQuant(*[c.RoundSte()] * 5), "`int_quant` must be an IntQuant, got RoundSte"),
     (lambda: c.BinaryQuant(c.ConstScaling(1.0), signed=False), "`signed` must be True"),
     (lambda: c.ConstScaling(0.0), "`scaling_init` must be positive and finite, got 0.0"),
     (lambda: c.ParameterScaling(math.nan), "`scaling_init` must be positive"),
@@ -317,6 +329,7 @@ def test_refused(call: Any, message: str) -> None:
 
 def test_a_scaling_is_part_of_one_quantizer() -> None:
     scaling = c.ParameterScaling(1.0)
+    assert scaling(X).item() == 1.0
     c.BinaryQuant(scaling)
     with pytest.raises(ValueError, match="is part of one quantizer"):
         integers(scaling)
