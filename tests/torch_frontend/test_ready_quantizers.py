@@ -89,12 +89,15 @@ def test_components_are_the_description_and_have_its_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Int8ActPerTensorFloat", "ShiftedUint8ActPerTensorFloat", *VARIANTS])
 @pytest.mark.parametrize("at", [0, 1, 3])
-def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int) -> None:
-    """At every stage: before anything was seen, while statistics are collected, learned."""
+@pytest.mark.parametrize("further", [False, True])
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int, further: bool) -> None:
+    """At every stage: before anything was seen, while statistics are collected, learned; also one further on."""
     whole, first = declaration(name).tensor_quant, declaration(name).tensor_quant
     wanted = trained(whole, range(5))
     before = trained(first, range(at))
     then = declaration(name).tensor_quant
+    if further:
+        trained(then, range(7, 12))
     kept = list(then.parameters())
     then.load_state_dict(copy.deepcopy(first.state_dict()))
     assert all(p is q for p, q in zip(kept, then.parameters(), strict=True)), "an optimizer would train others"
