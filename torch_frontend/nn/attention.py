@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor
 from .. import matmul
+from . import layer as shared
 from .layer import (
     Held,
     Operand,
@@ -42,6 +43,7 @@ class QuantScaledDotProductAttention(nn.Module):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
