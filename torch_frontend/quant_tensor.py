@@ -30,6 +30,7 @@ Numbers = IntegerRange | FloatFormat | BinaryFormat | TernaryFormat | CodebookFo
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 HANDLERS: dict[Any, Handler] = {}  # by operator; filled by `quant_operators`
+STATES: list[tuple[Any, Any]] = []  # of dispatch, outside the operators that `_past_tracing` calls
 UNGATED = ("__get__", "__set__", "retain_grad", "register_hook")
 
 
@@ -43,6 +44,7 @@ class QuantTensor(Tensor):
         codes: numbers of the format, in float32 (float64 where they are large, and for float64 values): integers, or
             what a floating-point format or a codebook holds. NaN where the value is.
         scale: positive, float32 (float64 for float64 values); broadcasts against the tensor.
+        zero_point: the code of 0, as scale; one zero where no code is subtracted, ``affine`` False.
         offset: None, or what is added to the values, as scale: a bias that is no multiple of the scale.
         format: which codes may occur: an `IntegerRange`, or the format, if its numbers are no integers or have a name.
         training: whether it was made while training.
@@ -50,7 +52,8 @@ class QuantTensor(Tensor):
 
     codes: Tensor
     scale: Tensor
-    zero: Tensor | None
+    zero_point: Tensor
+    affine: bool
     offset: Tensor | None
     format: Numbers
     training: bool
@@ -70,7 +73,8 @@ class QuantTensor(Tensor):
         made: QuantTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, codes.shape, strides=codes.stride(), dtype=dtype, device=codes.device
         )
-        made.codes, made.scale, made.zero, made.offset = codes, scale, zero, offset
+        made.codes, made.scale, made.offset = codes, scale, offset
+        made.affine, made.zero_point = zero is not None, scale.new_zeros(()) if zero is None else zero
         made.format, made.training = format, training
         return made
 
@@ -83,14 +87,13 @@ class QuantTensor(Tensor):
 
     @property
     def value(self) -> Tensor:
-        """`dequantize`."""
+        """`dequantize`; in compiled code write that, since what it traces has no properties that are tensors."""
         return self.dequantize()
 
     @property
-    def zero_point(self) -> Tensor:
-        """The code of 0, zeros where there is none: no integer where there is an `offset`, ``-offset / scale`` then."""
-        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero
-        return zero if self.offset is None else zero - self.offset / self.scale
+    def zero(self) -> Tensor | None:
+        """The zero point, if there is one."""
+        return self.zero_point if self.affine else None
 
     @property
     def bit_width(self) -> int:
@@ -154,13 +157,16 @@ class QuantTensor(Tensor):
         return QuantTensor(codes, **(parts | {"dtype": self.dtype, "training": self.training} | changes))
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
-        names = ["codes", "scale", *(name for name in ("zero", "offset") if getattr(self, name) is not None)]
-        return names, (spec_of(self.format), self.dtype, self.training)
+        names = ["codes", "scale", "zero_point", *(["offset"] if self.offset is not None else [])]
+        return names, (spec_of(self.format), self.dtype, self.training, self.affine)
 
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], kept: tuple[Any, ...], *_: Any) -> "QuantTensor":
-        parts = (inner["codes"], inner["scale"], inner.get("zero"), inner.get("offset"))
-        return QuantTensor(*parts, format_of(kept[0]), *kept[1:])
+        spec, dtype, training, affine = kept
+        zero = inner["zero_point"] if affine else None
+        t = QuantTensor(inner["codes"], inner["scale"], zero, inner.get("offset"), format_of(spec), dtype, training)
+        t.zero_point = inner["zero_point"]
+        return t
 
     def __coerce_tangent_metadata__(self) -> "GradientOfQuantTensor":
         return GradientOfQuantTensor(self.dequantize())
@@ -174,14 +180,24 @@ class QuantTensor(Tensor):
     ) -> Any:
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and func.__name__ not in UNGATED:
             args = tuple(_gated(a) for a in args)
+        func = linear if func is functional.linear else func
         with torch._C.DisableTorchFunctionSubclass():
-            return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
+            if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+                return _past_tracing(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs, handler = kwargs or {}, HANDLERS.get(func)
+        if STATES:
+            with torch._C._ForceDispatchKeyGuard(*STATES[-1]):
+                return cls._dispatched(func, args, kwargs or {})
+        return cls._dispatched(func, args, kwargs or {})
+
+    @staticmethod
+    def _dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        handler = HANDLERS.get(func)
         result = NotImplemented if handler is None else handler(func, args, kwargs)
         if result is not NotImplemented:
             return result
@@ -368,6 +384,16 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         return GradientOfQuantTensor(g.contiguous())
+
+
+def _past_tracing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``func`` without the tracer of ``torch.export``, which takes no subclass; it sees what is done to codes."""
+    STATES.append((torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()))
+    try:
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch)):
+            return func(*args, **kwargs)
+    finally:
+        STATES.pop()
 
 
 def _gated(argument: Any) -> Any:
