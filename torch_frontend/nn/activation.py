@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layer import Held, Quant, hold
+from .layer import Held, Quant, hold, or_same
 
 
 class QuantIdentity(nn.Module):
@@ -16,6 +16,7 @@ class QuantIdentity(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor: bool
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
         super().__init__()
@@ -23,7 +24,7 @@ class QuantIdentity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return x if self.act_quant is None else self.act_quant(x)
+        return or_same(self.act_quant, x, self.return_quant_tensor)
 
 
 class QuantReLU(nn.Module):
@@ -34,6 +35,7 @@ class QuantReLU(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor: bool
 
     def __init__(self, act_quant: Quant = "uint8_per_tensor", **fields: Any) -> None:
         super().__init__()
@@ -41,5 +43,4 @@ class QuantReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        x = F.relu(x)
-        return x if self.act_quant is None else self.act_quant(x)
+        return or_same(self.act_quant, F.relu(x), self.return_quant_tensor)

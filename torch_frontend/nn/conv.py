@@ -25,6 +25,7 @@ class QuantConv2d(nn.Conv2d):
     weight_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor: bool
 
     def __init__(
         self,
@@ -56,8 +57,10 @@ class QuantConv2d(nn.Conv2d):
         def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
             return matmul.conv2d(q_x, x, p, q_w, w, r, self.bias, self.steps, self.margins)
 
-        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes)
-        return or_same(self.output_quant, y)
+        codes = self.return_quant_tensor
+        inner = codes and self.output_quant is None
+        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes, inner)
+        return or_same(self.output_quant, y, codes)
 
 
 def _pair(name: str, value: Pair) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ...core.descriptions import Quantizer
 from ..arrays import is_concrete
+from ..quant_tensor import QuantTensor
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 
 Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
@@ -22,7 +24,8 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     Args:
         layer: what holds them. Its ``weight`` and ``bias`` exist already.
         keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
-            scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
+            scale rule, arithmetic or learned rounding; of ``act`` also without the prefix. And ``return_quant_tensor``,
+            False unless given, which becomes the attribute: whether results are a `QuantTensor`, where they have codes.
         quant: the argument ``<role>_quant`` of each role: weight, bias, input, output, act.
     Raises:
         TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
@@ -31,7 +34,12 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """
     kind = type(layer).__name__
     overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
+    returns = keywords.get("return_quant_tensor", False)
+    if not isinstance(returns, bool):
+        raise TypeError(f"{kind}, `return_quant_tensor` must be a bool, got {returns!r}")
     for keyword, value in keywords.items():
+        if keyword == "return_quant_tensor":
+            continue
         role, _, name = keyword.partition("_")
         if (role not in quant or not name) and "act" in quant:
             role, name = "act", keyword
@@ -40,6 +48,7 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
             raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
         overrides[role][name] = value
     modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    layer.return_quant_tensor = returns
     for role, module in modules.items():
         setattr(layer, f"{role}_quant", module)
 
@@ -92,8 +101,18 @@ def contract(
     weight: Tensor,
     over_values: Callable[..., Tensor],
     over_codes: Callable[..., Tensor],
+    as_codes: bool = False,
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
+    """A layer over what quantizers make of its operands; over values where one of these is not quantized.
+
+    A `QuantTensor` that no quantizer of the layer quantizes is contracted by its own codes.
+
+    Args:
+        as_codes: whether the result is a `QuantTensor`, where it has codes.
+    """
+    if as_codes or (q_x is None and isinstance(x, QuantTensor)):
+        y = over_values(or_same(q_x, x, as_codes=True), or_same(q_w, weight, as_codes=True))
+        return y if as_codes else or_same(None, y)
     learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
     if q_x is None or q_w is None or learned:
         return over_values(or_same(q_x, x), or_same(q_w, weight))
@@ -108,6 +127,17 @@ def contract(
     return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
-    """``x`` quantized, or as it is where nothing is to quantize it."""
-    return x if quantizer is None else quantizer(x)
+def or_same(quantizer: TensorQuantizer | None, x: Tensor, as_codes: bool = False) -> Tensor:
+    """``x`` quantized, or as it is where nothing is to quantize it; a float tensor, or else ``as_codes``.
+
+    During a delay it has none.
+    """
+    if quantizer is None:
+        return x.dequantize() if isinstance(x, QuantTensor) and not as_codes else x
+    x = x.dequantize() if isinstance(x, QuantTensor) else x
+    if not as_codes or quantizer.quantizer is None:
+        return quantizer(x)
+    waits, qparams = quantizer.waits(), quantizer.qparams(x)
+    if waits is not None:
+        return quantizer.quantized(x, qparams, waits)
+    return quantized_tensor(quantizer.quantizer, x, qparams, quantizer.training)

@@ -22,6 +22,7 @@ class QuantLinear(nn.Linear):
     weight_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor: bool
 
     def __init__(
         self,
@@ -48,5 +49,7 @@ class QuantLinear(nn.Linear):
         def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
             return matmul.linear(q_x, x, p, q_w, w, r, self.bias)
 
-        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes)
-        return or_same(self.output_quant, y)
+        codes = self.return_quant_tensor
+        inner = codes and self.output_quant is None
+        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes, inner)
+        return or_same(self.output_quant, y, codes)
