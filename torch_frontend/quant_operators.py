@@ -52,12 +52,19 @@ VIEWS = (
     aten.view.default,
 )
 MOVES = (
+    aten._unsafe_index.Tensor,
     aten._unsafe_view.default,
     aten.clone.default,
     aten.flip.default,
     aten.gather.default,
     aten.index.Tensor,
     aten.index_select.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.repeat.default,
@@ -122,15 +129,17 @@ def _parameter(func: Any, p: Tensor | None, t: QuantTensor, shapes: Any, rest: A
 
 
 def _viewed(p: Tensor, old: Any, new: Any) -> Tensor:
-    """A parameter of a tensor of shape ``old`` as that of one viewed in shape ``new``; equal leading axes stay."""
-    same = 0
-    while same < min(len(old), len(new)) and old[same] == new[same]:
-        same += 1
-    p = _with_axes(p, len(old))
-    lead, inner = p.shape[:same], p.shape[same:]
+    """A parameter of a tensor of shape ``old`` as that of one viewed in shape ``new``; equal axes at both ends stay."""
+    shorter, lead, tail = min(len(old), len(new)), 0, 0
+    while lead < shorter and old[lead] == new[lead]:
+        lead += 1
+    while lead + tail < shorter and old[-1 - tail] == new[-1 - tail]:
+        tail += 1
+    p, end = _with_axes(p, len(old)), len(old) - tail
+    outer, inner, last = p.shape[:lead], p.shape[lead:end], p.shape[end:]
     if all(n == 1 for n in inner):
-        return p.reshape(*lead, *[1] * (len(new) - same))
-    return p.expand(*lead, *old[same:]).reshape(*lead, *new[same:])
+        return p.reshape(*outer, *[1] * (len(new) - tail - lead), *last)
+    return p.expand(*outer, *old[lead:end], *last).reshape(*outer, *new[lead : len(new) - tail], *last)
 
 
 def _with_axes(p: Tensor, axes: int) -> Tensor:

@@ -30,6 +30,8 @@ Numbers = IntegerRange | FloatFormat | BinaryFormat | TernaryFormat | CodebookFo
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 HANDLERS: dict[Any, Handler] = {}  # by operator; filled by `quant_operators`
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # in the place of functions of torch that are operators of several
+IN_GRAPH: list[Callable[..., Any]] = []  # functions that look at a tensor's parts, which dynamo does not trace
 STATES: list[tuple[Any, Any]] = []  # of dispatch, outside the operators that `_past_tracing` calls
 UNGATED = ("__get__", "__set__", "retain_grad", "register_hook")
 
@@ -83,7 +85,9 @@ class QuantTensor(Tensor):
 
     def dequantize(self) -> Tensor:  # type: ignore[override]
         """The values as a float tensor; gradients pass."""
-        return values_of(self) if not torch.compiler.is_compiling() else _marked() and values_of(self)
+        if torch.compiler.is_compiling():
+            marked()
+        return values_of(self)
 
     @property
     def value(self) -> Tensor:
@@ -180,7 +184,7 @@ class QuantTensor(Tensor):
     ) -> Any:
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and func.__name__ not in UNGATED:
             args = tuple(_gated(a) for a in args)
-        func = linear if func is functional.linear else func
+        func = FUNCTIONS.get(func, func)
         with torch._C.DisableTorchFunctionSubclass():
             if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
                 return _past_tracing(func, args, kwargs or {})
@@ -253,7 +257,7 @@ class GradientOfQuantTensor(Tensor):
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` by one product of matrices: torch's own may add the bias in place."""
+    """``torch.nn.functional.linear`` by one product of matrices; torch's own may add the bias in place."""
     rows = input if input.ndim == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
     return y if input.ndim == 2 else y.reshape(*input.shape[:-1], weight.shape[0])
@@ -331,7 +335,7 @@ def wrapped(
 ) -> Tensor:
     """The tensor of these parts; its gradient goes to ``value``, its values as a float tensor."""
     if torch.compiler.is_compiling():
-        _marked()
+        marked()
     return _wrapped(value, codes, scale, zero, offset, spec, training)
 
 
@@ -429,12 +433,14 @@ def _on_grid(format: Numbers, numbers: Tensor) -> Tensor:
     return limit_to_grid(q, round_to_grid(q, numbers))
 
 
-def _marked() -> bool:
-    """Leaves these functions in the graph as they are. Dynamo runs this for real while it traces, once it is loaded."""
-    for function in (_wrapped, values_of):
+def marked() -> bool:
+    """Leaves `IN_GRAPH` in compiled graphs as they are. Dynamo runs this for real while it traces, when it is loaded."""
+    for function in IN_GRAPH:
         torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
     return True
 
 
-_marked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+marked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+IN_GRAPH += [_wrapped, values_of]
+FUNCTIONS[functional.linear] = linear
 torch.serialization.add_safe_globals([rebuilt])

@@ -8,7 +8,8 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.formats import IntegerFormat
 from ..core.granularity import PerBlock, PerGroup
 from ..core.integer_range import IntegerRange
-from . import quant_contractions as quant_contractions  # what operators do
+from . import quant_contractions as quant_contractions  # what operators do, and functions of several
+from . import quant_rescaled as quant_rescaled
 from . import routes
 from .arguments import check_operands, check_tensor
 from .arrays import dtype_name, is_concrete, narrowed, records_gradient, wide_dtype

@@ -16,4 +16,13 @@ from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
 from .activation import QuantIdentity as QuantIdentity
 from .activation import QuantReLU as QuantReLU
 from .conv import QuantConv2d as QuantConv2d
+from .elementwise import QuantCat as QuantCat
+from .elementwise import QuantEltwiseAdd as QuantEltwiseAdd
 from .linear import QuantLinear as QuantLinear
+from .pooling import QuantAdaptiveAvgPool2d as QuantAdaptiveAvgPool2d
+from .pooling import QuantAvgPool2d as QuantAvgPool2d
+from .pooling import QuantMaxPool1d as QuantMaxPool1d
+from .pooling import QuantMaxPool2d as QuantMaxPool2d
+from .upsample import QuantUpsample as QuantUpsample
+from .upsample import QuantUpsamplingBilinear2d as QuantUpsamplingBilinear2d
+from .upsample import QuantUpsamplingNearest2d as QuantUpsamplingNearest2d
