@@ -24,6 +24,13 @@ def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _matrix_product(a, b, None, func)
 
 
+@handles(aten.mv.default, aten.dot.default)
+def multiplied_by_a_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``a @ b`` where b, or both, have one axis."""
+    a, b = args
+    return (a.unsqueeze(0) @ b.unsqueeze(1)).reshape(()) if a.ndim == 1 else (a @ b.unsqueeze(1)).squeeze(1)
+
+
 @handles(aten.addmm.default)
 def multiplied_and_added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``a @ b + bias``, with the bias in units of the scale if it is a tensor of that scale, else behind the product."""

@@ -236,6 +236,9 @@ class GradientOfQuantTensor(Tensor):
     def __init__(self, *_: Any) -> None:
         super().__init__()
 
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"GradientOfQuantTensor({self.gradient})"
+
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["gradient"], None
 
