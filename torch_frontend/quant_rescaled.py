@@ -10,7 +10,7 @@ from ..core.choice import check_count, choice
 from ..core.directions import DETERMINISTIC, Rounding
 from ..core.integer_range import IntegerRange, integer_range
 from .quant_operators import centred, centred_range, whole
-from .quant_tensor import FUNCTIONS, IN_GRAPH, QuantTensor, marked, spec_of, wrapped
+from .quant_tensor import FUNCTIONS, IN_GRAPH, QuantTensor, gated, marked, spec_of, wrapped
 from .rounding import round_to_integer
 
 
@@ -64,7 +64,7 @@ def _truncated(t: QuantTensor, bits: int, rounding: str) -> Tensor:
     format = centred_range(t, integers)
     if format.bits <= bits:
         return t
-    result: Tensor = _Truncated.apply(t, format, bits, Rounding(rounding))  # type: ignore[no-untyped-call]
+    result: Tensor = _Truncated.apply(gated(t), format, bits, Rounding(rounding))  # type: ignore[no-untyped-call]
     return result
 
 

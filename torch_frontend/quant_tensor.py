@@ -182,8 +182,8 @@ class QuantTensor(Tensor):
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and func.__name__ not in UNGATED:
-            args = tuple(_gated(a) for a in args)
+        if func.__name__ not in UNGATED:
+            args = tuple(map(gated, args))
         func = FUNCTIONS.get(func, func)
         with torch._C.DisableTorchFunctionSubclass():
             if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
@@ -323,7 +323,7 @@ def rebuilt(
 
 def values_of(t: QuantTensor) -> Tensor:
     """`QuantTensor.dequantize`."""
-    value: Tensor = _Values.apply(t)  # type: ignore[no-untyped-call]
+    value: Tensor = _Values.apply(gated(t))  # type: ignore[no-untyped-call]
     return value
 
 
@@ -403,10 +403,12 @@ def _past_tracing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         STATES.pop()
 
 
-def _gated(argument: Any) -> Any:
-    """An argument of an operator of eager mode; results of compiled programs behind their `_Gate`, each the same."""
+def gated(argument: Any) -> Any:
+    """An argument of an operator; in eager mode, results of compiled programs behind their `_Gate`, each the same."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return argument
     if isinstance(argument, list | tuple):
-        return type(argument)(map(_gated, argument)) if type(argument) in (list, tuple) else argument
+        return type(argument)(map(gated, argument)) if type(argument) in (list, tuple) else argument
     if type(argument) is not QuantTensor:
         return argument
     with torch._C.DisableTorchFunctionSubclass():
