@@ -9,7 +9,11 @@ from samebits.core.formats import BinaryFormat, FloatFormat, IntegerFormat, Tern
 from samebits.core.integer_range import CARRIERS, IntegerRange, integer_range
 
 Range = IntegerRange
-FORMATS = [IntegerFormat(b, s, n) for b, s, n in itertools.product((1, 2, 3, 4), (True, False), (True, False)) if b > 1 or not n]
+FORMATS = [
+    IntegerFormat(b, s, n)
+    for b, s, n in itertools.product((1, 2, 3, 4), (True, False), (True, False))
+    if b > 1 or not n
+]
 RANGES = [*map(integer_range, FORMATS), IntegerRange(-1, 1, 2, True), IntegerRange(0, 2, 5, True)]
 
 UNARY: dict[str, tuple[Callable[[Range], Range], Callable[[int], int]]] = {

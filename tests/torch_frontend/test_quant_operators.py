@@ -181,12 +181,22 @@ def test_accumulators_beyond_float32() -> None:
     total = t @ u.t()
     assert torch.equal(total.codes.long(), t.int().long() @ u.int().long().t())
     assert total.codes.abs().max() > 2**24
-    assert (total.codes.dtype, total.dtype, total.bit_width, total.int().dtype) == (torch.float64, torch.float32, 44, torch.int64)
+    assert (total.codes.dtype, total.dtype, total.bit_width, total.int().dtype) == (
+        torch.float64,
+        torch.float32,
+        44,
+        torch.int64,
+    )
     check_codes(total)
     assert type(total * total) is Tensor
 
 
-@pytest.mark.parametrize(("backend", "grad"), [("aot_eager", True), ("inductor", False)], ids=["traced", "compiled"])
+@pytest.mark.parametrize(
+    ("backend", "grad"),
+    # a network of these is compiled in test_quant_tensor_layers.py
+    [("aot_eager", True), pytest.param("inductor", False, marks=pytest.mark.thorough)],
+    ids=["traced", "compiled"],
+)
 def test_compiled_operators(backend: str, grad: bool) -> None:
     """All of them (compiled, those that compute) in one program: kinds, formats, bits and gradients of eager mode."""
     torch._dynamo.reset()
@@ -196,7 +206,9 @@ def test_compiled_operators(backend: str, grad: bool) -> None:
 
     def all_of_them(x: Tensor) -> list[Any]:
         t = quantized_tensor(UINT4, x)
-        return [operator(t.clone()) for operator in operators.values()]  # with gradients torch returns no two views of one
+        return [
+            operator(t.clone()) for operator in operators.values()
+        ]  # with gradients torch returns no two views of one
 
     wants, gots = all_of_them(x), torch.compile(all_of_them, fullgraph=True, backend=backend)(x)
     for name, want, got in zip(operators, wants, gots, strict=True):

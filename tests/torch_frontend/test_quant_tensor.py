@@ -117,7 +117,9 @@ def test_of_values() -> None:
     (t * 2).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [2.0] * 16
-    affine = quant_tensor(torch.tensor([-0.5, 1.0]), torch.tensor(0.5), zero_point=3, bit_width=3, signed=False, training=True)
+    affine = quant_tensor(
+        torch.tensor([-0.5, 1.0]), torch.tensor(0.5), zero_point=3, bit_width=3, signed=False, training=True
+    )
     assert isinstance(affine, QuantTensor)
     assert (affine.int().tolist(), affine.zero_point.item(), affine.training) == ([2, 5], 3.0, True)
 
@@ -125,13 +127,21 @@ def test_of_values() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (ValueError, r"integers of int4 times the scale, got 0.8\d* at index \(1,\)", lambda: quant_tensor(torch.tensor([0.7, 0.8]), 0.1, bit_width=4)),
+        (
+            ValueError,
+            r"integers of int4 times the scale, got 0.8\d* at index \(1,\)",
+            lambda: quant_tensor(torch.tensor([0.7, 0.8]), 0.1, bit_width=4),
+        ),
         (ValueError, r"got 0.15\d* at index \(\)", lambda: quant_tensor(torch.tensor(0.15), 0.1)),
         (ValueError, "must hold positive normal finite numbers", lambda: quant_tensor(torch.zeros(2), -1.0)),
         (TypeError, "`value` must have dtype", lambda: quant_tensor(torch.zeros(2, dtype=torch.int8), 1.0)),
         (TypeError, "would change a QuantTensor in place", lambda: made(FIXED, numbers(3)).add_(1)),
         (TypeError, "would change a QuantTensor in place", lambda: made(FIXED, numbers(3)).__setitem__(0, 1.0)),
-        (ValueError, "copy_ into a QuantTensor needs", lambda: made(FIXED, numbers(3)).copy_(made(INT8.replace(bits=4), numbers(3)))),
+        (
+            ValueError,
+            "copy_ into a QuantTensor needs",
+            lambda: made(FIXED, numbers(3)).copy_(made(INT8.replace(bits=4), numbers(3))),
+        ),
         (ValueError, "`spec` must be", lambda: format_of(("decimal", 2))),
     ],
 )
@@ -142,8 +152,18 @@ def test_refused(error: type[Exception], message: str, call: Callable[[], Any]) 
 
 def test_copies_and_checkpoints() -> None:
     """copy, deepcopy, pickle, torch.save with and without weights_only, buffers in state dicts: every part again."""
-    for name in ("int8_per_channel", "uint8_affine_per_tensor", "nf4_per_group64", "float4_e2m1_per_tensor", "ternary_per_channel"):
-        t = made(catalog[name], numbers(4, 64)) if name != "int8_per_channel" else made(catalog[name], numbers(4, 64)) + 0.5
+    for name in (
+        "int8_per_channel",
+        "uint8_affine_per_tensor",
+        "nf4_per_group64",
+        "float4_e2m1_per_tensor",
+        "ternary_per_channel",
+    ):
+        t = (
+            made(catalog[name], numbers(4, 64))
+            if name != "int8_per_channel"
+            else made(catalog[name], numbers(4, 64)) + 0.5
+        )
         stored, holder = io.BytesIO(), nn.Module()
         torch.save({"t": t}, stored)
         holder.register_buffer("t", t)

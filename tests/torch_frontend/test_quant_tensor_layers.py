@@ -76,7 +76,9 @@ def test_results_with_codes_have_the_bits_of_those_without(name: str) -> None:
         y = giving(x)
         assert isinstance(y, QuantTensor)
         assert y.is_valid
-        gradients = [torch.autograd.grad(f(x).square().sum(), m.weight)[0] for f, m in ((layer, layer), (giving, giving))]
+        gradients = [
+            torch.autograd.grad(f(x).square().sum(), m.weight)[0] for f, m in ((layer, layer), (giving, giving))
+        ]
         torch.testing.assert_close(*gradients)
 
 
@@ -137,7 +139,9 @@ def test_no_codes_during_a_delay() -> None:
     assert isinstance(layer.eval()(numbers(9)), QuantTensor)
 
 
-@pytest.mark.parametrize("q", [INT8, RUNNING, FIXED, INT8.replace(granularity=PerAxis(1)), catalog["int8_affine_per_token"]], ids=str)
+@pytest.mark.parametrize(
+    "q", [INT8, RUNNING, FIXED, INT8.replace(granularity=PerAxis(1)), catalog["int8_affine_per_token"]], ids=str
+)
 def test_sums_have_one_scale(q: Any) -> None:
     a, b = numbers(4, 6), numbers(4, 6, seed=5) * 4
     layer = QuantEltwiseAdd(q, None, return_quant_tensor=True)

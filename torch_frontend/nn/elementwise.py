@@ -81,7 +81,9 @@ def _quantized_together(quantizer: Any, a: Tensor, b: Tensor) -> tuple[Tensor, T
         case PerAxis(k) if a.ndim > 1:
             axis = 1 if k % a.ndim == 0 else 0
         case _:
-            raise ValueError(f"`input_quant` must be per tensor, axis or token of more axes, got {granularity}, {a.ndim}")
+            raise ValueError(
+                f"`input_quant` must be per tensor, axis or token of more axes, got {granularity}, {a.ndim}"
+            )
     both = or_same(quantizer, torch.cat([a, b], axis), as_codes=True)
     first, second = both.split(a.shape[axis], axis) if a.shape[axis] else (both, both)
     return first, second

@@ -89,7 +89,9 @@ class QuantAvgPool2d(nn.AvgPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, channels, height, width)`` to ``(batch, channels, height', width')``."""
-        y: Tensor = _given(truncated(super().forward(x), self.trunc_bits, self.trunc_rounding), self.return_quant_tensor)
+        y: Tensor = _given(
+            truncated(super().forward(x), self.trunc_bits, self.trunc_rounding), self.return_quant_tensor
+        )
         return y
 
 
