@@ -9,8 +9,10 @@ from torch.nn import functional
 from ..core.choice import check_count, choice
 from ..core.directions import DETERMINISTIC, Rounding
 from ..core.integer_range import IntegerRange, integer_range
-from .quant_operators import centred, centred_range, whole
-from .quant_tensor import FUNCTIONS, IN_GRAPH, QuantTensor, gated, marked, spec_of, wrapped
+from .quant_arithmetic import centred, centred_range, whole
+from .quant_borders import IN_GRAPH, gated, marked
+from .quant_formats import spec_of
+from .quant_tensor import FUNCTIONS, QuantTensor, wrapped
 from .rounding import round_to_integer
 
 

@@ -20,19 +20,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ..core.descriptions import Quantizer
-from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, Specials, TernaryFormat
 from ..core.integer_range import IntegerRange, integer_range
 from .arrays import is_concrete, narrowed
-from .grid import limit_to_grid, round_to_grid
+from .quant_borders import IN_GRAPH, STATES, GradientOfQuantTensor, gated, marked, past_tracing
+from .quant_formats import Numbers, format_of, on_grid, spec_of
 
-Numbers = IntegerRange | FloatFormat | BinaryFormat | TernaryFormat | CodebookFormat
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 HANDLERS: dict[Any, Handler] = {}  # by operator; filled by `quant_operators`
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # in the place of functions of torch that are operators of several
-IN_GRAPH: list[Callable[..., Any]] = []  # functions that look at a tensor's parts, which dynamo does not trace
-STATES: list[tuple[Any, Any]] = []  # of dispatch, outside the operators that `_past_tracing` calls
 UNGATED = ("__get__", "__set__", "retain_grad", "register_hook")
 
 
@@ -72,7 +68,7 @@ class QuantTensor(Tensor):
         training: bool = False,
     ) -> "QuantTensor":
         """Of its parts, unchecked."""
-        made: QuantTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: QuantTensor = Tensor._make_wrapper_subclass(
             cls, codes.shape, strides=codes.stride(), dtype=dtype, device=codes.device
         )
         made.codes, made.scale, made.offset = codes, scale, offset
@@ -83,7 +79,7 @@ class QuantTensor(Tensor):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def dequantize(self) -> Tensor:  # type: ignore[override]
+    def dequantize(self) -> Tensor:
         """The values as a float tensor; gradients pass."""
         if torch.compiler.is_compiling():
             marked()
@@ -112,13 +108,13 @@ class QuantTensor(Tensor):
     @property
     def is_valid(self) -> bool:
         """Whether every code is one of the format, every scale a positive normal number and every value finite."""
-        numbers = _on_grid(self.format, self.codes)
+        numbers = on_grid(self.format, self.codes)
         tiny = torch.finfo(self.scale.dtype).smallest_normal
         good = (numbers == self.codes).all() & (self.scale >= tiny).all() & (self.scale < torch.inf).all()
         good &= self.detach().dequantize().isfinite().all()
-        return bool(good if self.zero is None else good & (self.zero == _on_grid(self.format, self.zero)).all())
+        return bool(good if self.zero is None else good & (self.zero == on_grid(self.format, self.zero)).all())
 
-    def int(self, float_datatype: bool = False) -> Tensor:  # type: ignore[override]
+    def int(self, float_datatype: bool = False) -> Tensor:
         """The integer codes: int8 or uint8 up to 8 bits, then int32 or int64. A constant to autograd.
 
         They are read, not computed. NaN has none: an error in eager mode, the code of zero in compiled code.
@@ -148,7 +144,7 @@ class QuantTensor(Tensor):
         parts = (self.codes, self.scale, self.zero, self.offset)
         return rebuilt, (*parts, spec_of(self.format), self.dtype, self.training, self.requires_grad and self.is_leaf)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         grad = ", requires_grad=True" if self.requires_grad else ""
         zero = "" if self.zero is None else f", zero_point={self.zero}"
         offset = "" if self.offset is None else f", offset={self.offset}"
@@ -187,11 +183,11 @@ class QuantTensor(Tensor):
         func = FUNCTIONS.get(func, func)
         with torch._C.DisableTorchFunctionSubclass():
             if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-                return _past_tracing(func, args, kwargs or {})
+                return past_tracing(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if STATES:
@@ -214,49 +210,6 @@ class QuantTensor(Tensor):
         return func(*args, **kwargs)
 
 
-class GradientOfQuantTensor(Tensor):
-    """The gradient of a `QuantTensor` that a compiled program returns: the program wants one that is no plain tensor.
-
-    A plain tensor to every operator.
-    """
-
-    gradient: Tensor
-
-    @staticmethod
-    def __new__(cls: Any, gradient: Tensor) -> "GradientOfQuantTensor":
-        """Of a plain tensor."""
-        made: GradientOfQuantTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, gradient.shape, strides=gradient.stride(), dtype=gradient.dtype, device=gradient.device
-        )
-        made.gradient = gradient
-        return made
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"GradientOfQuantTensor({self.gradient})"
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["gradient"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: Mapping[str, Tensor], *_: Any) -> "GradientOfQuantTensor":
-        return GradientOfQuantTensor(inner["gradient"])
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        plain, named = pytree.tree_map_only(GradientOfQuantTensor, lambda g: g.gradient, (args, kwargs or {}))
-        result = func(*plain, **named)
-        aten = torch.ops.aten
-        kept = (aten.detach.default, aten.alias.default, aten.clone.default, aten.view.default)
-        return GradientOfQuantTensor(result) if func in kept else result
-
-
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` by one product of matrices; torch's own may add the bias in place."""
     rows = input if input.ndim == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
@@ -269,39 +222,6 @@ def plain_values(t: QuantTensor) -> Tensor:
     codes = t.codes if t.zero is None else t.codes - t.zero
     product = codes.to(t.scale.dtype) * t.scale
     return narrowed(product if t.offset is None else product + t.offset, t.dtype)
-
-
-def spec_of(format: Numbers) -> tuple[Any, ...]:
-    """A format as constants of Python, which traced programs, checkpoints and guards may hold."""
-    if isinstance(format, IntegerRange):
-        return ("integers", format.lo, format.hi, format.bits, format.signed)
-    if isinstance(format, FloatFormat):
-        widths = (format.exponent_bits, format.mantissa_bits, format.offset)
-        return ("float", *widths, str(format.specials), format.saturate)
-    if isinstance(format, TernaryFormat):
-        return ("ternary", format.decimal)
-    return ("codebook", *format.decimals) if isinstance(format, CodebookFormat) else ("binary",)
-
-
-def format_of(spec: tuple[Any, ...]) -> Numbers:
-    """The format that `spec_of` was given. ValueError for what is none."""
-    match spec:
-        case ("integers", lo, hi, bits, signed):
-            return IntegerRange(lo, hi, bits, signed)
-        case ("float", e, m, bias, specials, saturate):
-            return FloatFormat(e, m, bias, Specials(specials), saturate)
-        case ("ternary", threshold):
-            return TernaryFormat(float(threshold))
-        case ("codebook", *numbers):
-            return CodebookFormat(tuple(map(float, numbers)))
-        case ("binary",):
-            return BinaryFormat()
-    raise ValueError(f"`spec` must be what `spec_of` gives, got {spec!r}")
-
-
-def named(format: Format) -> Numbers:
-    """What a tensor keeps of a quantizer's format: of integers their range."""
-    return format if isinstance(format, Numbers) else integer_range(format) or IntegerRange(0, 0, 1, False)
 
 
 def rebuilt(
@@ -379,45 +299,6 @@ class _Values(torch.autograd.Function):
         return g
 
 
-class _Gate(torch.autograd.Function):
-    """The same tensor behind a compiled program, whose gradient is one that the program takes."""
-
-    @staticmethod
-    def forward(ctx: Any, t: QuantTensor) -> QuantTensor:
-        return t.with_codes(t.codes)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return GradientOfQuantTensor(g.contiguous())
-
-
-def _past_tracing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``func`` without the tracer of ``torch.export``, which takes no subclass; it sees what is done to codes."""
-    STATES.append((torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()))
-    try:
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.PreDispatch)):
-            return func(*args, **kwargs)
-    finally:
-        STATES.pop()
-
-
-def gated(argument: Any) -> Any:
-    """An argument of an operator; in eager mode, results of compiled programs behind their `_Gate`, each the same."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return argument
-    if isinstance(argument, list | tuple):
-        return type(argument)(map(gated, argument)) if type(argument) in (list, tuple) else argument
-    if type(argument) is not QuantTensor:
-        return argument
-    with torch._C.DisableTorchFunctionSubclass():
-        if type(argument.grad_fn).__name__ != "CompiledFunctionBackward":
-            return argument
-        gate = argument.__dict__.get("_gate")
-        if gate is None:
-            gate = argument.__dict__["_gate"] = _Gate.apply(argument)  # type: ignore[no-untyped-call]
-        return gate
-
-
 def _check_unchanged(func: Any, args: tuple[Any, ...]) -> None:
     """TypeError for an operator that would change a QuantTensor in place."""
     for argument, value in zip(func._schema.arguments, args, strict=False):
@@ -428,22 +309,6 @@ def _check_unchanged(func: Any, args: tuple[Any, ...]) -> None:
             )
 
 
-def _on_grid(format: Numbers, numbers: Tensor) -> Tensor:
-    """The numbers of the format next to these."""
-    if isinstance(format, IntegerRange):
-        return numbers.round().clamp(format.lo, format.hi)
-    q = Quantizer(format=format)
-    return limit_to_grid(q, round_to_grid(q, numbers))
-
-
-def marked() -> bool:
-    """Leaves `IN_GRAPH` in compiled graphs as they are. Dynamo runs this for real while it traces, when it is loaded."""
-    for function in IN_GRAPH:
-        torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
-    return True
-
-
-marked._dynamo_marked_constant = True  # type: ignore[attr-defined]
 IN_GRAPH += [_wrapped, values_of]
 FUNCTIONS[functional.linear] = linear
 torch.serialization.add_safe_globals([rebuilt])

@@ -12,9 +12,10 @@ from . import quant_contractions as quant_contractions  # what operators do, and
 from . import quant_rescaled as quant_rescaled
 from . import routes
 from .arguments import check_operands, check_tensor
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient, wide_dtype
+from .arrays import dtype_name, is_concrete, records_gradient, wide_dtype
 from .blocks import expand_blocks
-from .quant_tensor import QuantTensor, named, plain_values, spec_of, wrapped
+from .quant_formats import named, spec_of
+from .quant_tensor import QuantTensor, plain_values, wrapped
 from .quantizer import choose_qparams, fake_quantize
 from .zero_point import middle_code
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samebits.core import catalog
-from samebits.core.integer_range import IntegerRange
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import QuantTensor, fake_quantize, quantized_tensor
 
@@ -94,6 +93,11 @@ def numbers(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
 
 
+def coded(q: Any, x: Tensor) -> Any:
+    """A tensor with codes."""
+    return quantized_tensor(q, x)
+
+
 def check_codes(t: Any) -> None:
     """Codes that the format has, and values ``fl(fl(code - z) * s) + offset``, no -0.0."""
     assert isinstance(t, QuantTensor)
@@ -108,7 +112,7 @@ def test_codes_and_gradients(q: Any) -> None:
     """Values beside those of the same operator on floats, gradients the same, for scales of all kinds."""
     for name, operator in (KEEPING | LOSING).items():
         x = numbers(2, 4, 6, 6).requires_grad_()
-        y, x_hat = operator(quantized_tensor(q, x)), fake_quantize(q, x)
+        y, x_hat = operator(coded(q, x)), fake_quantize(q, x)
         want = operator(x_hat)
         (d,) = torch.autograd.grad(y.sum(), x)
         (d_want,) = torch.autograd.grad(want.sum(), x)
@@ -126,8 +130,9 @@ ALONG_SCALES = {"minus", "matmul", "linear", "conv1d", "conv2d", "conv_transpose
 def test_exact_codes() -> None:
     x, y = numbers(40, 50), numbers(40, 50) * 3
     for q in (INT8, UINT4.replace(source="constant", scale_value=0.3, zero_point_value=5)):
-        t, u = quantized_tensor(q, x), quantized_tensor(q, y)
+        t, u = coded(q, x), coded(q, y)
         a, b = t.int().long() - t.zero_point.long(), u.int().long() - u.zero_point.long()
+        got: Any
         for got, want in (
             (t + u, a + b),
             (t - u, a - b),
@@ -147,13 +152,13 @@ def test_the_ends_of_formats_stay_valid() -> None:
     for bits, signed in ((4, True), (4, False), (8, True), (1, False)):
         q = INT8.replace(bits=bits, signed=signed)
         lo, hi = q.format.lo, q.format.hi
-        t = quantized_tensor(q, torch.tensor([lo, hi, 0.0]) * 0.05)
+        t = coded(q, torch.tensor([lo, hi, 0.0]) * 0.05)
         results = {"-": -t, "abs": abs(t), "+": t + t, "-t": t - t.flip(0), "*": t * t, "@": t @ t, "relu": t.relu()}
-        for name, r in results.items():
-            check_codes(r), name
-    t = quantized_tensor(INT8.replace(bits=4), torch.tensor([-0.4]))
+        for r in results.values():
+            check_codes(r)
+    t = coded(INT8.replace(bits=4), torch.tensor([-0.4]))
     assert ((-t).int().tolist(), (-t).bit_width, abs(t).int().tolist(), abs(t).bit_width) == ([8], 5, [8], 4)
-    mixed = quantized_tensor(INT8.replace(bits=4), torch.tensor([9.0])) + quantized_tensor(
+    mixed = coded(INT8.replace(bits=4), torch.tensor([9.0])) + coded(
         INT8.replace(bits=4, signed=False), torch.tensor([9.0])
     )
     assert (mixed.int().tolist(), mixed.bit_width, mixed.is_valid) == ([22], 6, True)
@@ -161,14 +166,14 @@ def test_the_ends_of_formats_stay_valid() -> None:
 
 def test_scales_that_differ() -> None:
     """A float tensor in eager mode, an error that says what to do in compiled code; never a tensor on no grid."""
-    t = quantized_tensor(INT8, numbers(4, 6))
+    t = coded(INT8, numbers(4, 6))
     for scale in (0.05 * (1 + 2.0**-23), 0.06):
-        u = quantized_tensor(INT8.replace(scale_value=scale), numbers(4, 6))
+        u = coded(INT8.replace(scale_value=scale), numbers(4, 6))
         for result, want in ((t + u, t.value + u.value), (torch.cat([t, u]), torch.cat([t.value, u.value]))):
             assert type(result) is Tensor
             assert_same_bits(want, result)
         program = torch.compile(lambda a, b: a + b, backend="aot_eager", fullgraph=True)
-        assert_same_bits((t + t).codes, program(t, quantized_tensor(INT8, numbers(4, 6))).codes)
+        assert_same_bits((t + t).codes, program(t, coded(INT8, numbers(4, 6))).codes)
         with pytest.raises(RuntimeError, match="two scales or zero points meet in compiled code"):
             program(t, u)
 
@@ -177,7 +182,7 @@ def test_accumulators_beyond_float32() -> None:
     """Codes of more than 24 bits are exact, in float64; beyond that one there are none."""
     q = INT8.replace(bits=16, scale_value=2.0**-8)
     x, y = numbers(30, 3000) * 50, numbers(20, 3000) * 50
-    t, u = quantized_tensor(q, x), quantized_tensor(q, y)
+    t, u = coded(q, x), coded(q, y)
     total = t @ u.t()
     assert torch.equal(total.codes.long(), t.int().long() @ u.int().long().t())
     assert total.codes.abs().max() > 2**24
@@ -205,7 +210,7 @@ def test_compiled_operators(backend: str, grad: bool) -> None:
     x = numbers(2, 4, 6, 6).requires_grad_(grad)
 
     def all_of_them(x: Tensor) -> list[Any]:
-        t = quantized_tensor(UINT4, x)
+        t = coded(UINT4, x)
         return [
             operator(t.clone()) for operator in operators.values()
         ]  # with gradients torch returns no two views of one

@@ -15,7 +15,7 @@ from samebits.core import QParams, Quantizer, ScaleRule, catalog
 from samebits.core.formats import BinaryFormat
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import QuantTensor, fake_quantize, quant_tensor, quantize, quantized_tensor
-from samebits.torch_frontend.quant_tensor import format_of, spec_of
+from samebits.torch_frontend.quant_formats import format_of, spec_of
 
 INT8 = catalog["int8_per_tensor"]
 FIXED = INT8.replace(source="constant", scale_value=0.05)
@@ -26,7 +26,8 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def made(q: Quantizer, x: Tensor) -> QuantTensor:
+def made(q: Quantizer, x: Tensor) -> Any:
+    """A tensor with codes."""
     t = quantized_tensor(q, x)
     assert isinstance(t, QuantTensor)
     return t
@@ -82,7 +83,8 @@ def test_nan_is_never_a_valid_code() -> None:
     assert not t.is_valid
     for result in (t + t, -t, t * t, t.relu(), t[1:]):
         assert isinstance(result, QuantTensor)
-        assert result.isnan()[-2] and not result.is_valid
+        assert result.isnan()[-2]
+        assert not result.is_valid
     with pytest.raises(ValueError, match="holds NaN has no codes there"):
         t.int()
     assert t[::2].is_valid
@@ -195,7 +197,8 @@ def test_tensors_convert() -> None:
     assert t.tolist() == t.dequantize().tolist()
     assert np.asarray(t.value).shape == (3, 4)
     assert repr(t).startswith("QuantTensor(tensor(")
-    assert "scale=0.05" in repr(t) and "format=int8" in repr(t)
+    assert "scale=0.05" in repr(t)
+    assert "format=int8" in repr(t)
 
 
 def test_relu_in_place() -> None:

@@ -43,6 +43,11 @@ def numbers(*shape: int, seed: int = 3) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def coded(q: Any, x: Tensor, *qparams: Any) -> Any:
+    """A tensor with codes."""
+    return quantized_tensor(q, x, *qparams)
+
+
 def valued(y: Tensor) -> Tensor:
     return y.dequantize() if isinstance(y, QuantTensor) else y
 
@@ -69,7 +74,7 @@ def test_results_with_codes_have_the_bits_of_those_without(name: str) -> None:
         giving.return_quant_tensor = True
         taking = copy.deepcopy(layer)
         taking.input_quant = None
-        given = quantized_tensor(catalog[input_quant], x)
+        given = coded(catalog[input_quant], x)
         for y in (giving(x), taking(given)):
             assert_same_bits(want, valued(y), call=f"{name}, {input_quant}")
         assert type(taking(given)) is Tensor
@@ -84,35 +89,36 @@ def test_results_with_codes_have_the_bits_of_those_without(name: str) -> None:
 
 def test_widths_of_accumulators() -> None:
     """``ceil(log2((2**b_x - 1) (2**b_w - 1) terms))``, more where that has no room."""
-    x = quantized_tensor(INT8, numbers(2, 8))
+    x = coded(INT8, numbers(2, 8))
     for bits, width in ((8, 19), (4, 15), (2, 13)):
         y = QuantLinear(8, 3, weight_bits=bits, return_quant_tensor=True)(x)
         assert (y.bit_width, y.signed, y.scale.shape) == (width, True, (1, 3))
-    y = QuantConv2d(4, 5, 3, return_quant_tensor=True, bias=False)(quantized_tensor(INT8, numbers(1, 4, 5, 5)))
+    y = QuantConv2d(4, 5, 3, return_quant_tensor=True, bias=False)(coded(INT8, numbers(1, 4, 5, 5)))
     assert (y.bit_width, y.scale.shape, y.offset) == (22, (1, 5, 1, 1), None)
 
 
 def test_biases() -> None:
     """A float bias stays behind the product; one in units of the scale is added to the codes, one bit more."""
-    x, w = quantized_tensor(FIXED, numbers(4, 8)), quantized_tensor(FIXED, numbers(3, 8))
+    x, w = coded(FIXED, numbers(4, 8)), coded(FIXED, numbers(3, 8))
     bias = numbers(3)
-    plain, biased = F.linear(x, w), F.linear(x, w, bias)
+    plain: Any = F.linear(x, w)
+    biased: Any = F.linear(x, w, bias)
     assert isinstance(biased, QuantTensor)
     assert_same_bits(plain.codes, biased.codes)
     assert_same_bits(plain.value + bias, biased.value)
     scale = float(plain.scale)
     q = FIXED.replace(bits=16, scale_value=scale)
-    of_scale = quantized_tensor(q, bias)
-    added = F.linear(x, w, of_scale)
+    of_scale = coded(q, bias)
+    added: Any = F.linear(x, w, of_scale)
     assert torch.equal(added.codes, plain.codes + of_scale.codes)
     assert (added.bit_width, added.offset) == (20, None)
-    conv = F.conv2d(x[:, :, None, None], w[:, :, None, None], of_scale)
+    conv: Any = F.conv2d(x[:, :, None, None], w[:, :, None, None], of_scale)
     assert torch.equal(conv.codes[:, :, 0, 0], added.codes)
 
 
 def test_quantizers_of_layers_and_tensors_with_codes() -> None:
     """An input that a layer quantizes is quantized again, as its values; an output has the codes of its quantizer."""
-    x = quantized_tensor(INT8, numbers(5, 24))
+    x = coded(INT8, numbers(5, 24))
     layer = QuantLinear(24, 7, input_quant=INT8.replace(bits=4))
     assert_same_bits(layer(x.dequantize()), layer(x))
     layer = QuantLinear(24, 7, output_quant=FIXED, return_quant_tensor=True)
@@ -140,7 +146,9 @@ def test_no_codes_during_a_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    "q", [INT8, RUNNING, FIXED, INT8.replace(granularity=PerAxis(1)), catalog["int8_affine_per_token"]], ids=str
+    "q",
+    [INT8, RUNNING, FIXED, INT8.replace(granularity=PerAxis(1)), catalog["int8_affine_per_token"]],
+    ids=["statistic", "running", "constant", "axis", "token"],
 )
 def test_sums_have_one_scale(q: Any) -> None:
     a, b = numbers(4, 6), numbers(4, 6, seed=5) * 4
@@ -151,7 +159,7 @@ def test_sums_have_one_scale(q: Any) -> None:
     axis = 1 if q.granularity == catalog["int8_affine_per_token"].granularity else 0
     both = torch.cat([a, b], axis)
     qparams = TensorQuantizer(q).qparams(both)
-    halves = quantized_tensor(q, both, qparams).int().long().split(a.shape[axis], axis)
+    halves = coded(q, both, qparams).int().long().split(a.shape[axis], axis)
     assert torch.equal(y.int().long(), halves[0] + halves[1])
     layer.return_quant_tensor = False
     assert_same_bits(y.dequantize(), layer.eval()(a, b))
@@ -164,24 +172,24 @@ def test_sums_of_other_shapes() -> None:
     assert layer(numbers(0, 3), numbers(0, 3)).shape == (0, 3)
     with pytest.raises(ValueError, match="must be per tensor, axis or token"):
         QuantEltwiseAdd(INT8.replace(granularity=PerGroup(2)))(numbers(4, 6), numbers(4, 6))
-    t = quantized_tensor(FIXED, numbers(4, 6))
+    t = coded(FIXED, numbers(4, 6))
     assert torch.equal(QuantEltwiseAdd(None, None, return_quant_tensor=True)(t, t).codes, 2 * t.codes)
     assert type(QuantEltwiseAdd(None, None)(numbers(3), numbers(3))) is Tensor
 
 
 def test_concatenation_has_one_scale() -> None:
     a, b = numbers(2, 3, 4), numbers(2, 5, 4, seed=5) * 9
-    y = QuantCat(INT8, None, return_quant_tensor=True)([a, quantized_tensor(FIXED, b)])
+    y = QuantCat(INT8, None, return_quant_tensor=True)([a, coded(FIXED, b)])
     assert_same_bits(fake_quantize(INT8, torch.cat([a, fake_quantize(FIXED, b)], 1)), y.dequantize())
-    t = quantized_tensor(FIXED, a)
+    t = coded(FIXED, a)
     assert QuantCat(None, None, return_quant_tensor=True)((t, t), dim=2).shape == (2, 3, 8)
 
 
 def test_averages_are_truncated_sums() -> None:
-    """As `core.accumulator.truncate` of the sums, for signed, unsigned and affine codes; gradients are those of averages."""
+    """As `core.accumulator.truncate` of sums, for signed, unsigned and affine codes; gradients of averages."""
     for q in (INT8, catalog["uint8_per_tensor"], INT8.replace(bits=4), catalog["uint8_affine_per_tensor"]):
         x = numbers(2, 3, 8, 8).requires_grad_()
-        t = quantized_tensor(q, x)
+        t = coded(q, x)
         centred = t.int().long() - t.zero_point.long()
         for layer, window in ((QuantAvgPool2d(2), 2), (QuantAdaptiveAvgPool2d(2), 4), (QuantAdaptiveAvgPool2d(1), 8)):
             y = layer(t)
@@ -200,9 +208,11 @@ def test_averages_are_truncated_sums() -> None:
             torch.testing.assert_close(d, want_d)
     down = QuantAvgPool2d(2, trunc_bits=6, trunc_rounding="toward_negative")(t)
     assert (down.bit_width, down.is_valid) == (6, True)
-    t = quantized_tensor(INT8, numbers(3, 4))
-    assert_same_bits(t.codes, truncated(t, 8).codes)
-    assert truncated(t, 8).format == truncated(t, 9).format == t.format
+    t = coded(INT8, numbers(3, 4))
+    for bits in (8, 9):
+        same: Any = truncated(t, bits)
+        assert_same_bits(t.codes, same.codes)
+        assert same.format == t.format
     assert truncated(numbers(3), 4).shape == (3,)
 
 
@@ -211,9 +221,9 @@ def test_averages_are_truncated_sums() -> None:
     [
         ("`ceil_mode` must be False", lambda: QuantAvgPool2d(2, ceil_mode=True)),
         ("one number divides the sums", lambda: QuantAvgPool2d(2, padding=1, count_include_pad=False)),
-        ("no windows of one size", lambda: QuantAdaptiveAvgPool2d(3)(quantized_tensor(INT8, numbers(1, 2, 8, 8)))),
-        ("`bits` must be at least 1", lambda: truncated(quantized_tensor(INT8, numbers(3)), 0)),
-        ("`rounding` must look at nothing", lambda: truncated(quantized_tensor(INT8, numbers(3)), 4, "stochastic")),
+        ("no windows of one size", lambda: QuantAdaptiveAvgPool2d(3)(coded(INT8, numbers(1, 2, 8, 8)))),
+        ("`bits` must be at least 1", lambda: truncated(coded(INT8, numbers(3)), 0)),
+        ("`rounding` must look at nothing", lambda: truncated(coded(INT8, numbers(3)), 4, "stochastic")),
     ],
 )
 def test_refused(message: str, call: Callable[[], Any]) -> None:
@@ -224,7 +234,7 @@ def test_refused(message: str, call: Callable[[], Any]) -> None:
 def test_maxima_and_upsampling() -> None:
     x = numbers(2, 3, 8, 8)
     for q in (INT8, catalog["uint8_affine_per_tensor"], catalog["float8_e4m3fn_per_tensor"]):
-        t, x_hat = quantized_tensor(q, x), fake_quantize(q, x)
+        t, x_hat = coded(q, x), fake_quantize(q, x)
         for layer, plain in (
             (QuantMaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1)),
             (QuantUpsample(scale_factor=2), nn.Upsample(scale_factor=2)),
@@ -243,7 +253,7 @@ def test_maxima_and_upsampling() -> None:
         (QuantUpsample(scale_factor=2, mode="bicubic"), nn.Upsample(scale_factor=2, mode="bicubic")),
     ):
         for q in (INT8, catalog["uint8_affine_per_tensor"]):
-            t = quantized_tensor(q, x.requires_grad_())
+            t = coded(q, x.requires_grad_())
             y = layer(t)
             codes = plain(t.codes.double() - t.zero_point.double()).round() + t.zero_point
             assert torch.equal(codes.clamp(q.format.lo, q.format.hi).float(), y.codes)
@@ -267,7 +277,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         t = self.middle(self.conv(self.first(x)))
-        t = self.cat([self.add(t, t.relu()), -(-t)])
+        t = self.cat([self.add(t, t.relu()), t.neg().neg()])
         y: Tensor = self.linear(self.last(self.pool(t)).flatten(1))
         return y
 

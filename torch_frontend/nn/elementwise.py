@@ -68,7 +68,7 @@ class QuantCat(nn.Module):
 
 def _quantized_together(quantizer: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both by the parameters that they have as one tensor, joined along an axis that the scales do not tell apart."""
-    a, b = torch.broadcast_tensors(or_same(None, a), or_same(None, b))
+    a, b = torch.broadcast_tensors(or_same(None, a), or_same(None, b))  # type: ignore[no-untyped-call]
     granularity = PerTensor() if quantizer.quantizer is None else quantizer.quantizer.granularity
     match granularity:
         case PerTensor() if a.ndim == 0:
@@ -85,5 +85,5 @@ def _quantized_together(quantizer: Any, a: Tensor, b: Tensor) -> tuple[Tensor, T
                 f"`input_quant` must be per tensor, axis or token of more axes, got {granularity}, {a.ndim}"
             )
     both = or_same(quantizer, torch.cat([a, b], axis), as_codes=True)
-    first, second = both.split(a.shape[axis], axis) if a.shape[axis] else (both, both)
-    return first, second
+    n = a.shape[axis]
+    return both.narrow(axis, 0, n), both.narrow(axis, n, n)

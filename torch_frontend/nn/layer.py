@@ -48,7 +48,8 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
             raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
         overrides[role][name] = value
     modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
-    layer.return_quant_tensor = returns
+    holder: Any = layer
+    holder.return_quant_tensor = returns
     for role, module in modules.items():
         setattr(layer, f"{role}_quant", module)
 
@@ -136,7 +137,8 @@ def or_same(quantizer: TensorQuantizer | None, x: Tensor, as_codes: bool = False
         return x.dequantize() if isinstance(x, QuantTensor) and not as_codes else x
     x = x.dequantize() if isinstance(x, QuantTensor) else x
     if not as_codes or quantizer.quantizer is None:
-        return quantizer(x)
+        y: Tensor = quantizer(x)
+        return y
     waits, qparams = quantizer.waits(), quantizer.qparams(x)
     if waits is not None:
         return quantizer.quantized(x, qparams, waits)

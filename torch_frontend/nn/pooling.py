@@ -127,8 +127,8 @@ class QuantAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
                 f"a QuantTensor of height and width {tuple(x.shape[-2:])} has no windows of one size for the output "
                 f"{tuple(y.shape[-2:])}: multiples of it have"
             )
-        y = _given(truncated(y, self.trunc_bits, self.trunc_rounding), self.return_quant_tensor)
-        return y
+        result: Tensor = _given(truncated(y, self.trunc_bits, self.trunc_rounding), self.return_quant_tensor)
+        return result
 
 
 def _given(y: Any, as_codes: bool) -> Any:

@@ -34,7 +34,7 @@ class QuantUpsample(nn.Upsample):
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, channels, *spatial)`` to ``(batch, channels, *spatial')``."""
         factor: Any = self.scale_factor
-        y = interpolated(x, self.size, factor, self.mode, self.align_corners)  # type: ignore[arg-type]
+        y = interpolated(x, self.size, factor, self.mode, self.align_corners)
         return or_same(None, y, self.return_quant_tensor)
 
 
