@@ -33,8 +33,10 @@ from .granularity import PerBlock as PerBlock
 from .granularity import PerGroup as PerGroup
 from .granularity import PerTensor as PerTensor
 from .granularity import PerToken as PerToken
+from .matmul import batched_matmul as batched_matmul
 from .matmul import contraction_bound as contraction_bound
-from .matmul import conv2d as conv2d
+from .matmul import conv as conv
+from .matmul import conv_transpose as conv_transpose
 from .matmul import linear as linear
 from .quantizer import choose_qparams as choose_qparams
 from .quantizer import dequantize as dequantize

@@ -8,7 +8,7 @@ from .formats import BinaryFormat, IntegerFormat, TernaryFormat
 from .granularity import PerAxis, PerTensor, PerToken
 
 
-def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
+def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool, axis: int = 0) -> bool:
     """Whether the contraction runs over integer codes: both have them, and no scale varies along the contracted axes.
 
     Not where a bit width is learned, scales may be negative, or zero points are no codes; and learned rounding has none
@@ -16,14 +16,26 @@ def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
-        q_w: quantizer of the weight, whose axis 0 is the output channel; per tensor or per axis 0.
+        q_w: quantizer of the weight; per tensor, or per ``axis``.
+        axis: of the weight that is the output channel; 1 in transposed convolutions.
     """
     x_fits = isinstance(q_x.granularity, PerTensor) or (per_token and isinstance(q_x.granularity, PerToken))
     kinds = IntegerFormat | BinaryFormat | TernaryFormat
     integers = all(isinstance(q.format, kinds) and q.learned_bits is None for q in (q_x, q_w))
     integers &= not (q_x.relaxed or q_w.relaxed or q_x.scale.signed or q_w.scale.signed)
     integers &= all(q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER for q in (q_x, q_w))
-    return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
+    return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(axis))
+
+
+def contracts_matrices(q_x: Quantizer, q_w: Quantizer) -> bool:
+    """`contracts_codes` for a batch of matrices: both have one scale."""
+    return q_x.granularity == q_w.granularity == PerTensor() and contracts_codes(q_x, q_w, per_token=False)
+
+
+def check_matrices(x: tuple[int, ...], w: tuple[int, ...]) -> None:
+    """ValueError unless batches of matrices of these shapes can be multiplied, ``x @ w.T``."""
+    if len(w) < 2 or len(x) != len(w) or x[:-2] != w[:-2] or x[-1] != w[-1]:
+        raise ValueError(f"`x` must fit `w` of shape {w} but for its rows, got shape {x}")
 
 
 def largest_code(q: Quantizer) -> int:

@@ -4,8 +4,10 @@ from ..core.requirements import require
 
 require("torch_frontend")
 
+from .matmul import batched_matmul as batched_matmul
 from .matmul import contraction_bound as contraction_bound
-from .matmul import conv2d as conv2d
+from .matmul import conv as conv
+from .matmul import conv_transpose as conv_transpose
 from .matmul import linear as linear
 from .quant_tensor import QuantTensor as QuantTensor
 from .quantized import quant_tensor as quant_tensor

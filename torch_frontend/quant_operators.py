@@ -167,6 +167,23 @@ def plain_parameters(t: QuantTensor) -> dict[str, Tensor | None]:
     return {n: p.reshape(()) if p is not None and p.numel() == 1 else p for n, p in parts.items()}
 
 
+@handles(aten.embedding.default)
+def looked_up(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Rows of a table, with the scale of each row if they have one."""
+    table, indices, *rest = args
+
+    def rows(p: Tensor | None) -> Tensor | None:
+        if p is None or p.numel() == 1 or _with_axes(p, 2).shape[0] == 1:
+            return p if p is None or p.numel() > 1 else p.reshape(())
+        found: Tensor = func(p, indices, *rest, **kwargs)
+        return found
+
+    if type(table) is not QuantTensor:
+        return NotImplemented
+    parts = {name: rows(getattr(table, name)) for name in ("scale", "zero", "offset")}
+    return table.with_codes(func(table.codes, indices, *rest, **kwargs), **parts)
+
+
 @handles(*MAXIMA)
 def largest(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The largest elements of windows along which no parameter varies, and where they are."""

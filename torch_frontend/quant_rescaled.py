@@ -126,5 +126,19 @@ def _interpolate(
     )
 
 
+def _pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """``torch.nn.functional.pad``; circular by joining slices, since torch writes them into a new tensor."""
+    if mode != "circular":
+        return functional.pad(input, pad, mode, value)
+    for i in range(len(pad) // 2):
+        axis, (before, after) = input.ndim - 1 - i, pad[2 * i : 2 * i + 2]
+        n = input.shape[axis]
+        if not (0 <= before <= n and 0 <= after <= n):
+            raise ValueError(f"`pad` must be 0 to {n} along axis {axis} of length {n}, got {before} and {after}")
+        input = torch.cat([input.narrow(axis, n - before, before), input, input.narrow(axis, 0, after)], axis)
+    return input
+
+
 FUNCTIONS[functional.interpolate] = _interpolate
+FUNCTIONS[functional.pad] = _pad
 IN_GRAPH += [_truncated, _interpolated]

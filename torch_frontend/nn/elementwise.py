@@ -22,7 +22,7 @@ class QuantEltwiseAdd(nn.Module):
 
     input_quant: Held
     output_quant: Held
-    return_quant_tensor: bool
+    return_quant_tensor = False
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any
@@ -48,7 +48,7 @@ class QuantCat(nn.Module):
 
     input_quant: Held
     output_quant: Held
-    return_quant_tensor: bool
+    return_quant_tensor = False
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any
