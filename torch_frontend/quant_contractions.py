@@ -47,15 +47,12 @@ def convolved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, w, bias, stride, padding, dilation, transposed, output_padding, groups = args
     if type(x) is not QuantTensor or type(w) is not QuantTensor or not constant_along(x, x.ndim - 1):
         return NotImplemented
-    channel = 1 if transposed else 0
-    if w.scale.numel() > 1 and (
-        w.scale.ndim != w.ndim or w.scale.numel() != w.scale.shape[channel] or (transposed and groups > 1)
-    ):
-        return NotImplemented
-    ones = [1] * (w.ndim - 2)
-    scale = plain(w)["scale"]
+    channel, ones, scale = 1 if transposed else 0, [1] * (w.ndim - 2), plain(w)["scale"]
     if scale is not None and scale.ndim:
+        if scale.ndim != w.ndim or scale.numel() != scale.shape[channel]:
+            return NotImplemented
         scale = scale.reshape(1, -1, *ones)
+        scale = scale.repeat(1, groups, *ones) if transposed else scale  # its channels are those of one group
     if transposed:
         steps = [-(-k // s) for k, s in zip(list(w.shape[2:]), stride, strict=True)]
         terms = terms_of((w.shape[0] // groups, *steps))

@@ -20,13 +20,21 @@ from samebits.torch_frontend.nn import (
     QuantAdaptiveAvgPool2d,
     QuantAvgPool2d,
     QuantCat,
+    QuantConv1d,
     QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose1d,
+    QuantConvTranspose2d,
     QuantEltwiseAdd,
+    QuantEmbedding,
     QuantIdentity,
     QuantLinear,
+    QuantLSTM,
     QuantMaxPool1d,
     QuantMaxPool2d,
     QuantReLU,
+    QuantScaleBias,
+    QuantTanh,
     QuantUpsample,
     QuantUpsamplingBilinear2d,
     QuantUpsamplingNearest2d,
@@ -58,6 +66,13 @@ LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "linear, one vector": (lambda **k: QuantLinear(24, 7, **k), (24,)),
     "linear, empty": (lambda **k: QuantLinear(24, 7, **k), (0, 24)),
     "conv": (lambda **k: QuantConv2d(3, 5, 3, 2, 1, **k), (2, 3, 8, 8)),
+    "conv, same": (lambda **k: QuantConv2d(4, 6, (3, 2), padding="same", dilation=2, groups=2, **k), (2, 4, 7, 6)),
+    "conv, reflect": (lambda **k: QuantConv2d(3, 5, 3, padding=(1, 2), padding_mode="reflect", **k), (3, 7, 6)),
+    "conv, circular": (lambda **k: QuantConv1d(3, 5, 3, padding=2, padding_mode="circular", **k), (2, 3, 7)),
+    "conv, replicate": (lambda **k: QuantConv3d(2, 3, 2, padding=1, padding_mode="replicate", **k), (2, 2, 4, 3, 5)),
+    "transposed": (lambda **k: QuantConvTranspose2d(4, 6, 3, 2, 1, 1, **k), (2, 4, 5, 6)),
+    "transposed, groups": (lambda **k: QuantConvTranspose1d(4, 6, 3, groups=2, **k), (2, 4, 9)),
+    "scale and bias": (lambda **k: QuantScaleBias(4, **k), (2, 4, 5, 6)),
 }
 
 
@@ -66,7 +81,7 @@ def test_results_with_codes_have_the_bits_of_those_without(name: str) -> None:
     """Also where the input has the codes and the layer quantizes none."""
     make, shape = LAYERS[name]
     for input_quant in ("int8_per_tensor", "uint8_affine_per_tensor", "binary_per_tensor", "int8_affine_per_token"):
-        if input_quant.endswith("token") and (name == "conv" or len(shape) == 1):
+        if input_quant.endswith("token") and (not name.startswith("linear") or len(shape) == 1):
             continue
         layer, x = make(input_quant=input_quant), numbers(*shape)
         want = layer(x)
@@ -114,6 +129,43 @@ def test_biases() -> None:
     assert (added.bit_width, added.offset) == (20, None)
     conv: Any = F.conv2d(x[:, :, None, None], w[:, :, None, None], of_scale)
     assert torch.equal(conv.codes[:, :, 0, 0], added.codes)
+
+
+def test_quantized_biases() -> None:
+    """Codes of a bias are added to the sums; the values of that are rounded once, and twice where none are returned."""
+    q = INT8.replace(bits=16)
+    for layer, shape in (
+        (QuantLinear(8, 3, input_quant=FIXED, bias_quant=q), (4, 8)),
+        (QuantConv2d(4, 5, 3, input_quant=FIXED, bias_quant=q), (2, 4, 5, 5)),
+        (QuantConvTranspose2d(4, 5, 3, input_quant=FIXED, bias_quant=q), (2, 4, 5, 5)),
+    ):
+        x, giving = numbers(*shape), copy.deepcopy(layer)
+        giving.return_quant_tensor = True
+        y: Any = giving(x)
+        assert (y.offset, y.is_valid) == (None, True)
+        exact = y.codes.double() * y.scale.double()
+        assert_same_bits(exact.float(), y.dequantize())
+        torch.testing.assert_close(layer(x), y.dequantize(), rtol=2.0**-22, atol=1e-6)
+        of_codes, layer.input_quant = coded(FIXED, x), None
+        assert_same_bits(giving(x).codes, y.codes)
+        torch.testing.assert_close(layer(of_codes), y.dequantize(), rtol=2.0**-22, atol=1e-6)
+        gradients = torch.autograd.grad(y.sum(), (giving.weight, giving.bias))
+        assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_tables_and_activations() -> None:
+    indices = torch.tensor([[0, 4], [2, 2]])
+    for q in ("int8_per_tensor", "int8_per_channel"):
+        table = QuantEmbedding(5, 6, weight_quant=q)
+        want = table(indices)
+        table.return_quant_tensor = True
+        rows: Any = table(indices)
+        assert_same_bits(want, rows.dequantize())
+        assert (rows.is_valid, rows.bit_width) == (True, 8)
+    y: Any = QuantTanh(return_quant_tensor=True)(coded(INT8, numbers(5)))
+    assert (y.is_valid, y.bit_width) == (True, 8)
+    with pytest.raises(TypeError, match="QuantLSTM has no keyword `return_quant_tensor`"):
+        QuantLSTM(2, 3, return_quant_tensor=True)
 
 
 def test_quantizers_of_layers_and_tensors_with_codes() -> None:
