@@ -41,6 +41,17 @@ from .pooling import QuantAdaptiveAvgPool2d as QuantAdaptiveAvgPool2d
 from .pooling import QuantAvgPool2d as QuantAvgPool2d
 from .pooling import QuantMaxPool1d as QuantMaxPool1d
 from .pooling import QuantMaxPool2d as QuantMaxPool2d
+from .proxies_of_given_scales import BiasQuantProxy as BiasQuantProxy
+from .proxies_of_given_scales import BiasQuantProxyFromInjector as BiasQuantProxyFromInjector
+from .proxies_of_given_scales import ClampQuantProxy as ClampQuantProxy
+from .proxies_of_given_scales import ClampQuantProxyFromInjector as ClampQuantProxyFromInjector
+from .proxies_of_given_scales import TruncQuantProxy as TruncQuantProxy
+from .proxies_of_given_scales import TruncQuantProxyFromInjector as TruncQuantProxyFromInjector
+from .proxy import ActQuantProxy as ActQuantProxy
+from .proxy import ActQuantProxyFromInjector as ActQuantProxyFromInjector
+from .proxy import QuantProxy as QuantProxy
+from .proxy import WeightQuantProxy as WeightQuantProxy
+from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector
 from .recurrent import QuantLSTM as QuantLSTM
 from .recurrent import QuantRNN as QuantRNN
 from .upsample import QuantUpsample as QuantUpsample

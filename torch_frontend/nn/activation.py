@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import layer as shared
 from .layer import Held, Quant, hold, or_same
 
 
@@ -23,6 +24,7 @@ class QuantIdentity(nn.Module):
 
     act_quant: Held
     return_quant_tensor = False
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
         super().__init__()
@@ -43,6 +45,7 @@ class QuantReLU(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class QuantHardTanh(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -99,6 +103,7 @@ class QuantSigmoid(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -119,6 +124,7 @@ class QuantTanh(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -142,6 +148,7 @@ class QuantGELU(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -173,6 +180,7 @@ class QuantSiLU(nn.Module):
     act_quant: Held
     return_quant_tensor = False
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()

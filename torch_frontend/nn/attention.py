@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor
 from .. import matmul
+from . import layer as shared
 from .layer import (
     Held,
     Operand,
@@ -25,6 +26,7 @@ from .layer import (
     or_same,
 )
 from .linear import QuantLinear
+from .proxies_of_given_scales import BiasQuantProxy
 
 
 class QuantScaledDotProductAttention(nn.Module):
@@ -42,6 +44,7 @@ class QuantScaledDotProductAttention(nn.Module):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -107,6 +110,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -247,10 +251,13 @@ def _projected(layer: Any, query: Tensor, key: Tensor, value: Tensor, single: bo
     else:
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         weights = operands(*((None if each is None else each[name], getattr(layer, name)) for name in names))
-    biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
-    q_b = None if layer.in_proj_bias is None else layer.bias_quant
+    bias, q_b = layer.in_proj_bias, None if layer.in_proj_bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
     if q_b is not None:
-        check_prescaled(layer, layer.input_quant, weights[0].held)
+        for one in (None,) if each is None else each.values():
+            check_prescaled(layer, layer.input_quant, one)
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
     parts = zip((of_query, of_key, of_value), weights, biases, strict=True)
     return [contracted(x, w, b, q_b, F.linear, matmul.linear) for x, w, b in parts]
 
@@ -259,7 +266,7 @@ def _rows(w: Operand, start: int, length: int) -> Operand:
     """Some rows of a weight; its scales are one, or one for each row, or go with the values."""
     if w.held is None:
         return Operand(w.value.narrow(0, start, length))
-    if w.held.quantizer.granularity not in (PerTensor(), PerAxis(0)):
+    if w.quantizer is None or w.quantizer.granularity not in (PerTensor(), PerAxis(0)):
         return Operand(w.quantized().narrow(0, start, length))
     of_rows = {
         name: a.narrow(0, start, length)

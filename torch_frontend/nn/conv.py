@@ -11,6 +11,7 @@ from ...core.granularity import PerTensor
 from ...core.windows import window
 from .. import matmul
 from ..quantizer import fake_quantize
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -36,6 +37,7 @@ class QuantConv1d(nn.Conv1d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class QuantConv2d(nn.Conv2d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -132,6 +135,7 @@ class QuantConv3d(nn.Conv3d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ...core.windows import transposed_window
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -34,6 +35,7 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -140,6 +143,7 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 
@@ -23,6 +24,7 @@ class QuantLinear(nn.Linear):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
