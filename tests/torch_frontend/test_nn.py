@@ -220,8 +220,16 @@ def test_scales_stay_in_float32_when_modules_move_to_16_bits() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "call"),
     [
-        (KeyError, "unknown quantizer 'int8'; did you mean", lambda: QuantLinear(3, 2, weight_quant="int8")),
-        (TypeError, "`act_quant` must be a catalog name or a Quantizer, got 8", lambda: QuantIdentity(8)),
+        (
+            KeyError,
+            "QuantLinear, `weight_quant`: unknown quantizer 'int8'; did you mean",
+            lambda: QuantLinear(3, 2, weight_quant="int8"),
+        ),
+        (
+            TypeError,
+            "QuantIdentity, `act_quant`: `act_quant` must be a catalog name or a Quantizer, got 8",
+            lambda: QuantIdentity(8),
+        ),
         (TypeError, "`stride` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),
         (TypeError, "`padding` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, padding="same")),
         (

@@ -3,7 +3,9 @@
 A layer quantizes what it contracts: `QuantLinear` and `QuantConv2d` with both quantizers contract integer codes where
 `samebits.core.contraction` allows it, exactly, and so give the same bits everywhere; with ``weight_quant`` alone they
 contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
-`Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Scales are kept as `TensorQuantizer` says,
+`Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Further keywords ``<role>_<field>``
+(``weight_bits=4``, ``input_source="learned"``) replace single fields of the quantizer, its format, scale rule,
+arithmetic or learned rounding; in activations also without the prefix. Scales are kept as `TensorQuantizer` says,
 under names like ``input_quant.scale`` in a ``state_dict``.
 
 Under ``torch.autocast`` a layer that contracts codes computes as without it, and gives the dtype of ``x``, which may

@@ -1,9 +1,11 @@
 """Activations that are quantized."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layer import Quant, held
+from .layer import Held, Quant, hold
 
 
 class QuantIdentity(nn.Module):
@@ -13,9 +15,11 @@ class QuantIdentity(nn.Module):
         act_quant: see the module.
     """
 
-    def __init__(self, act_quant: Quant = "int8_per_tensor") -> None:
+    act_quant: Held
+
+    def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
         super().__init__()
-        self.act_quant = held("act_quant", act_quant)
+        hold(self, fields, act=act_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
@@ -29,9 +33,11 @@ class QuantReLU(nn.Module):
         act_quant: see the module.
     """
 
-    def __init__(self, act_quant: Quant = "uint8_per_tensor") -> None:
+    act_quant: Held
+
+    def __init__(self, act_quant: Quant = "uint8_per_tensor", **fields: Any) -> None:
         super().__init__()
-        self.act_quant = held("act_quant", act_quant)
+        hold(self, fields, act=act_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""

@@ -1,12 +1,14 @@
 """Convolutions over quantized operands."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.descriptions import QParams, Quantizer
 from .. import matmul
-from .layer import Quant, contract, held, or_same
+from .layer import Held, Quant, contract, hold, or_same
 
 Pair = int | tuple[int, int]
 
@@ -19,6 +21,10 @@ class QuantConv2d(nn.Conv2d):
             padding are integers or pairs of them.
         weight_quant, input_quant, output_quant: see the module. The weight is ``(out, in, height, width)``.
     """
+
+    weight_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self,
@@ -34,13 +40,12 @@ class QuantConv2d(nn.Conv2d):
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        **fields: Any,
     ) -> None:
         steps, margins = _pair("stride", stride), _pair("padding", padding)
         super().__init__(in_channels, out_channels, kernel_size, steps, margins, bias=bias, device=device, dtype=dtype)
         self.steps, self.margins = steps, margins
-        self.weight_quant = held("weight_quant", weight_quant, self.weight)
-        self.input_quant = held("input_quant", input_quant)
-        self.output_quant = held("output_quant", output_quant)
+        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, height, width)`` to ``(batch, out, height', width')``, dtype of ``x``."""

@@ -1,12 +1,14 @@
 """Linear layers over quantized operands."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.descriptions import QParams, Quantizer
 from .. import matmul
-from .layer import Quant, contract, held, or_same
+from .layer import Held, Quant, contract, hold, or_same
 
 
 class QuantLinear(nn.Linear):
@@ -16,6 +18,10 @@ class QuantLinear(nn.Linear):
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
         weight_quant, input_quant, output_quant: see the module. The weight is ``(out, in)``.
     """
+
+    weight_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self,
@@ -28,11 +34,10 @@ class QuantLinear(nn.Linear):
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.weight_quant = held("weight_quant", weight_quant, self.weight)
-        self.input_quant = held("input_quant", input_quant)
-        self.output_quant = held("output_quant", output_quant)
+        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
