@@ -21,6 +21,7 @@ from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
+from .ranks import choose_over_ranks, refuse_late_shape
 from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
@@ -226,10 +227,10 @@ class TensorQuantizer(nn.Module):
                     f"the {q.scale.source} scale of this quantizer is not set: run a batch in training mode "
                     "(module.train()) or load a state_dict that holds it, before module.eval()"
                 )
-            chosen = _kept(q, choose_qparams(q, x))
+            chosen = _kept(q, (choose_over_ranks if self.training else choose_qparams)(q, x))
             self._start(chosen)
         elif self.training and (runs or collects is not None):
-            chosen = _kept(q, choose_qparams(q, x))
+            chosen = _kept(q, choose_over_ranks(q, x))
             self._average(chosen, collects)
         scale, zero_point = self.scale, self.zero_point
         if chosen is not None and runs and q.scale.batch_in_training:
@@ -365,6 +366,8 @@ def first_step(seed: int | None) -> int:
 def _give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
     """Lets a state of unknown shape, which holds nothing, take this one; parameters stay the same objects."""
     if not state.numel() and state.shape != shape:
+        if isinstance(state, nn.Parameter):
+            refuse_late_shape()
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
