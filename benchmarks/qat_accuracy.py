@@ -4,7 +4,7 @@
 
 A small convolutional network with batch normalization, which is folded into the convolutions while it trains. All its
 weights, per output channel, and the inputs of all its layers, per tensor, are quantized. Every network is trained from
-scratch, in as many epochs as the float one, and in a fourth of them from the float one of the same seed. Then batch
+scratch, in as many epochs as the float one, and in half of them from the float one of the same seed. Then batch
 normalization is folded for good, and must not change a bit of the logits.
 
 ``samebits`` learns its scales (LSQ) after some steps of statistics. ``by hand`` is what one writes without a library:
@@ -32,8 +32,8 @@ from samebits.torch_frontend.nn import QuantConv2d, QuantLinear
 from samebits.torch_frontend.nn.batch_norm import FoldedBatchNorm
 
 BATCH = 64
-EPOCHS = {"scratch": 16, "float": 4}
-PEAK = {"scratch": 1e-2, "float": 3e-3}  # learning rates
+EPOCHS = {"scratch": 16, "float": 8}
+PEAK = {"scratch": 1e-2, "float": 2e-3}  # learning rates
 SCALE_RATE = 1e-2  # learning rate of scales relative to that of weights
 STATISTICS = 20  # steps, after which scales are learned
 LEARNED: dict[str, Any] = {"source": "statistic_then_learned", "steps": STATISTICS, "gradient": "learned_scale"}
