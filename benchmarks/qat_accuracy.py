@@ -35,22 +35,32 @@ BATCH = 64
 EPOCHS = {"scratch": 16, "float": 8}
 PEAK = {"scratch": 1e-2, "float": 2e-3}  # learning rates
 SCALE_RATE = 1e-2  # learning rate of scales relative to that of weights
-STATISTICS = 20  # steps, after which scales are learned
-LEARNED: dict[str, Any] = {"source": "statistic_then_learned", "steps": STATISTICS, "gradient": "learned_scale"}
+STATISTICS = {"scratch": 1 / 2, "float": 1 / 8}  # share of the steps, after which scales are learned
 LayerOf = Callable[..., nn.Module]  # a linear layer or a convolution, by the arguments of torch
 
 
-def weight_quantizer(bits: int) -> Quantizer:
+def learned(q: Quantizer, start: str, statistic: str = "extremes") -> Quantizer:
+    """With a scale that is learned after some steps of statistics: folded weights change their size at first."""
+    steps = int(STATISTICS[start] * steps_of(start))
+    return q.replace(source="statistic_then_learned", steps=steps, statistic=statistic, gradient="learned_scale")
+
+
+def weight_quantizer(bits: int, start: str) -> Quantizer:
     """Per output channel. One bit: the sign. Few bits begin where the square error is least."""
     if bits == 1:
-        return Quantizer(format=BinaryFormat(), granularity=PerAxis(0)).replace(statistic="absmean", **LEARNED)
+        return learned(Quantizer(format=BinaryFormat(), granularity=PerAxis(0)), start, "absmean")
     q = Quantizer(format=IntegerFormat(bits, narrow=bits > 2), granularity=PerAxis(0))
-    return q.replace(statistic="mse" if bits < 8 else "extremes", **LEARNED)
+    return learned(q, start, "mse" if bits < 8 else "extremes")
 
 
-def input_quantizer(bits: int) -> Quantizer:
+def input_quantizer(bits: int, start: str) -> Quantizer:
     """Per tensor; what layers get here is never negative."""
-    return Quantizer(format=IntegerFormat(bits, signed=False)).replace(**LEARNED)
+    return learned(Quantizer(format=IntegerFormat(bits, signed=False)), start)
+
+
+def steps_of(start: str) -> int:
+    """How many batches training has."""
+    return EPOCHS[start] * (int((~held_out()).sum()) // BATCH)
 
 
 class Straight:
@@ -118,14 +128,14 @@ def network(conv: LayerOf, linear: LayerOf) -> nn.Sequential:
     )
 
 
-def layers(kind: str, weight_bits: int, input_bits: int) -> tuple[LayerOf, LayerOf]:
+def layers(kind: str, weight_bits: int, input_bits: int, start: str) -> tuple[LayerOf, LayerOf]:
     """Convolution and linear layer of a competitor."""
     if kind == "float":
         return nn.Conv2d, nn.Linear
     if kind == "by hand":
         by_hand = Straight(weight_bits, input_bits)
         return partial(StraightConv, by_hand), partial(StraightLinear, by_hand)
-    quant = {"weight_quant": weight_quantizer(weight_bits), "input_quant": input_quantizer(input_bits)}
+    quant = {"weight_quant": weight_quantizer(weight_bits, start), "input_quant": input_quantizer(input_bits, start)}
     return partial(QuantConv2d, **quant), partial(QuantLinear, **quant)
 
 
@@ -137,8 +147,7 @@ def train(model: nn.Module, start: str, seed: int) -> None:
     groups = [{"params": others, "weight_decay": 1e-2}] + [{"params": scales, "weight_decay": 0.0}] * bool(scales)
     rates = [PEAK[start], PEAK[start] * SCALE_RATE][: len(groups)]
     optimizer = torch.optim.AdamW(groups)
-    steps = EPOCHS[start] * (len(x) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps_of(start), cycle_momentum=False)
     model.train()
     for pixels, labels in batches(x, y, EPOCHS[start], seed, BATCH):
         optimizer.zero_grad()
@@ -162,7 +171,7 @@ def evaluate(model: nn.Sequential) -> float:
 def trained(kind: str, bits: tuple[int, int], start: str, seed: int, state: dict[str, Tensor]) -> nn.Sequential:
     """A network of a kind; ``state`` is that of a float network, which it starts from unless from scratch."""
     torch.manual_seed(seed)
-    model = network(*layers(kind, *bits))
+    model = network(*layers(kind, *bits, start))
     if start == "float":
         model.load_state_dict(state, strict=False)
     train(model, start, seed)
