@@ -7,7 +7,7 @@ the same order, as for any collective operation.
 """
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.descriptions import QParams, Quantizer
@@ -54,6 +54,15 @@ def refuse_late_shape() -> None:
         raise RuntimeError(
             "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel: run a batch in training "
             "mode before it wraps the module"
+        )
+
+
+def refuse_in_copies(module: nn.Module, state: Tensor | None) -> None:
+    """RuntimeError in a copy that ``DataParallel`` made, where what is written into a parameter is lost."""
+    if getattr(module, "_is_replica", False) and state is not None and state.requires_grad:
+        raise RuntimeError(
+            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: run "
+            "these batches in training mode before it wraps the module, or use DistributedDataParallel"
         )
 
 

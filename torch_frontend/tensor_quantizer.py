@@ -21,7 +21,7 @@ from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
-from .ranks import choose_over_ranks, refuse_late_shape
+from .ranks import choose_over_ranks, may_share, refuse_in_copies, refuse_late_shape
 from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
@@ -168,7 +168,7 @@ class TensorQuantizer(nn.Module):
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
         if waits is None:
             return fake_quantize(self.quantizer, x, qparams)
-        if is_concrete(x, waits):
+        if is_concrete(x, waits) and not may_share():  # there every parameter must have a gradient, if it is 0
             return x
         qparams = check_operands(self.quantizer, x, qparams)
         return unless_waiting(self.quantizer, x, qparams, waits)
@@ -303,6 +303,7 @@ class TensorQuantizer(nn.Module):
     @torch.no_grad()
     def _start(self, chosen: QParams) -> None:
         q = self.quantizer
+        refuse_in_copies(self, self.scale)
         for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
             if state is not None:
                 _give_shape(state, first.shape)
@@ -314,6 +315,7 @@ class TensorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:
+        refuse_in_copies(self, self.scale)
         states = [state for state in (self.scale, self.zero_point) if state is not None]
         values = [v.to(s.dtype) for v, s in zip(new[:2], states, strict=False)]
         if self.history is None:
