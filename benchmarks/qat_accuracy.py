@@ -1,15 +1,16 @@
 """Accuracy of quantization-aware training on the digits, beside float and beside a straight-through estimator by hand.
 
-    python benchmarks/qat_accuracy.py --seeds 0 1 2 --weights 8 4 3 2 1 --activations 8 4
+    python benchmarks/qat_accuracy.py --seeds 0 1 2 3 4 --weights 8 4 3 2 1 --activations 8 4
 
 A small convolutional network with batch normalization, which is folded into the convolutions while it trains. All its
 weights, per output channel, and the inputs of all its layers, per tensor, are quantized. Every network is trained from
 scratch, in as many epochs as the float one, and in half of them from the float one of the same seed. Then batch
 normalization is folded for good, and must not change a bit of the logits.
 
-``samebits`` learns its scales (LSQ) after some steps of statistics. ``by hand`` is what one writes without a library:
-``x + (fq(x) - x).detach()``, scales from the largest magnitude of each channel, and a running one of activations; one
-bit is the sign, times the mean magnitude. Both are trained by the same recipe, on one thread.
+``samebits`` learns its scales (LSQ) after some steps of statistics; those of weights of one bit are the mean magnitude
+at hand, unless ``--learn-one-bit``. ``by hand`` is what one writes without a library: ``x + (fq(x) - x).detach()``,
+scales from the largest magnitude of each channel, and a running one of activations; one bit is the sign, times the mean
+magnitude. Both are trained by the same recipe, on one thread.
 """
 
 import argparse
@@ -45,10 +46,11 @@ def learned(q: Quantizer, start: str, statistic: str = "extremes") -> Quantizer:
     return q.replace(source="statistic_then_learned", steps=steps, statistic=statistic, gradient="learned_scale")
 
 
-def weight_quantizer(bits: int, start: str) -> Quantizer:
+def weight_quantizer(bits: int, start: str, learn_one_bit: bool) -> Quantizer:
     """Per output channel. One bit: the sign. Few bits begin where the square error is least."""
     if bits == 1:
-        return learned(Quantizer(format=BinaryFormat(), granularity=PerAxis(0)), start, "absmean")
+        q = Quantizer(format=BinaryFormat(), granularity=PerAxis(0)).replace(statistic="absmean")
+        return (learned(q, start, "absmean") if learn_one_bit else q).replace(gradient="pass_through", floor=1e-3)
     q = Quantizer(format=IntegerFormat(bits, narrow=bits > 2), granularity=PerAxis(0))
     return learned(q, start, "mse" if bits < 8 else "extremes")
 
@@ -128,15 +130,15 @@ def network(conv: LayerOf, linear: LayerOf) -> nn.Sequential:
     )
 
 
-def layers(kind: str, weight_bits: int, input_bits: int, start: str) -> tuple[LayerOf, LayerOf]:
+def layers(kind: str, weight_bits: int, input_bits: int, start: str, learn_one_bit: bool) -> tuple[LayerOf, LayerOf]:
     """Convolution and linear layer of a competitor."""
     if kind == "float":
         return nn.Conv2d, nn.Linear
     if kind == "by hand":
         by_hand = Straight(weight_bits, input_bits)
         return partial(StraightConv, by_hand), partial(StraightLinear, by_hand)
-    quant = {"weight_quant": weight_quantizer(weight_bits, start), "input_quant": input_quantizer(input_bits, start)}
-    return partial(QuantConv2d, **quant), partial(QuantLinear, **quant)
+    weight, x = weight_quantizer(weight_bits, start, learn_one_bit), input_quantizer(input_bits, start)
+    return tuple(partial(layer, weight_quant=weight, input_quant=x) for layer in (QuantConv2d, QuantLinear))
 
 
 def train(model: nn.Module, start: str, seed: int) -> None:
@@ -168,10 +170,12 @@ def evaluate(model: nn.Sequential) -> float:
     return accuracy(np.asarray(logits), labels)
 
 
-def trained(kind: str, bits: tuple[int, int], start: str, seed: int, state: dict[str, Tensor]) -> nn.Sequential:
+def trained(
+    kind: str, bits: tuple[int, int], start: str, seed: int, state: dict[str, Tensor], learn_one_bit: bool = False
+) -> nn.Sequential:
     """A network of a kind; ``state`` is that of a float network, which it starts from unless from scratch."""
     torch.manual_seed(seed)
-    model = network(*layers(kind, *bits, start))
+    model = network(*layers(kind, *bits, start, learn_one_bit))
     if start == "float":
         model.load_state_dict(state, strict=False)
     train(model, start, seed)
@@ -186,21 +190,26 @@ def shown(values: list[float]) -> str:
 def main() -> None:
     """Trains all networks and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="default 0 1 2 3 4")
     parser.add_argument("--weights", type=int, nargs="+", default=[8, 4, 3, 2, 1], help="bits, default 8 4 3 2 1")
     parser.add_argument("--activations", type=int, nargs="+", default=[8, 4], help="bits, default 8 4")
+    parser.add_argument("--learn-one-bit", action="store_true", help="learn scales of one bit, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console, begin = Console(width=100), time.process_time()
     pairs = [(w, a) for a in arguments.activations for w in arguments.weights]
-    plain, found = [], {(pair, kind, start): [] for pair in pairs for kind in ("samebits", "by hand") for start in EPOCHS}
+    plain: list[float] = []
+    found: dict[tuple[tuple[int, int], str, str], list[float]] = {
+        (pair, kind, start): [] for pair in pairs for kind in ("samebits", "by hand") for start in EPOCHS
+    }
     with tqdm(total=len(arguments.seeds) * (1 + len(found)), leave=False, disable=None) as bar:
         for seed in arguments.seeds:
             model = trained("float", (0, 0), "scratch", seed, {})
             plain.append(evaluate(model))
             bar.update()
             for (bits, kind, start), results in found.items():
-                results.append(evaluate(trained(kind, bits, start, seed, model.state_dict())))
+                state, learn = model.state_dict(), arguments.learn_one_bit
+                results.append(evaluate(trained(kind, bits, start, seed, state, learn)))
                 bar.update()
     console.print(f"float: {shown(plain)} (seeds {arguments.seeds}; {time.process_time() - begin:.0f} s of one core)")
     print("| weights / activations | samebits, from scratch | by hand | samebits, from float | by hand |")

@@ -30,7 +30,9 @@ def choose_over_ranks(q: Quantizer, x: Tensor) -> QParams:
     """
     if not may_share() or not isinstance(q.granularity, PerTensor | PerAxis):
         return choose_qparams(q, x)
-    if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX) and x.ndim > isinstance(q.granularity, PerAxis):
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX) and x.ndim > isinstance(
+        q.granularity, PerAxis
+    ):
         return choose_qparams(q, _ends(q, x))
     chosen = choose_qparams(q, x)
     kind = chosen.scale.dtype

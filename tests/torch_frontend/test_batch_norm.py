@@ -25,7 +25,11 @@ FLOAT: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d, (5, 4, 4, 3)),
     "conv3d": (lambda: nn.Conv3d(2, 6, 2), nn.BatchNorm3d, (4, 2, 3, 4, 3)),
 }
-KINDS: dict[str, dict[str, Any]] = {"usual": {}, "mean": {"momentum": None, "eps": 1e-3}, "not affine": {"affine": False}}
+KINDS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "mean": {"momentum": None, "eps": 1e-3},
+    "not affine": {"affine": False},
+}
 
 
 def filled(bn: Any) -> Any:
@@ -154,7 +158,10 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 def test_a_factor_of_zero_learns_and_leaves_the_statistics() -> None:
     """As zero is where residual branches begin. Without the exception every result would be NaN."""
-    module, x = FoldedBatchNorm(QuantLinear(12, 3, input_quant="int8_per_tensor"), nn.BatchNorm1d(3)), torch.randn(9, 12)
+    module, x = (
+        FoldedBatchNorm(QuantLinear(12, 3, input_quant="int8_per_tensor"), nn.BatchNorm1d(3)),
+        torch.randn(9, 12),
+    )
     with torch.no_grad():
         module.bn.weight[1] = 0
     y = module(x)

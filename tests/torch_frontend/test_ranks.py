@@ -60,7 +60,9 @@ def network() -> nn.Sequential:
     weight = catalog["int4_per_channel"].replace(**THEN_LEARNED)
     noisy = TensorQuantizer(catalog["int4_per_channel"].replace(**LEARNED, rounding="stochastic"), (5, 64), seed=3)
     return nn.Sequential(
-        FoldedBatchNorm(QuantConv2d(2, 4, 3, 2, 1, weight_quant=weight, input_quant=AFFINE.replace(**RUNS)), nn.BatchNorm2d(4)),
+        FoldedBatchNorm(
+            QuantConv2d(2, 4, 3, 2, 1, weight_quant=weight, input_quant=AFFINE.replace(**RUNS)), nn.BatchNorm2d(4)
+        ),
         QuantReLU(SYMMETRIC.replace(**LEARNED, delay=1)),
         nn.Flatten(),
         QuantLinear(64, 5, weight_quant=noisy, input_quant=SYMMETRIC.replace(**THEN_LEARNED, statistic="percentile")),
@@ -70,7 +72,9 @@ def network() -> nn.Sequential:
 def small() -> nn.Sequential:
     """What is compiled."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), QuantLinear(128, 3, input_quant=AFFINE.replace(**RUNS)), QuantReLU(AFFINE.replace(**LEARNED)))
+    return nn.Sequential(
+        nn.Flatten(), QuantLinear(128, 3, input_quant=AFFINE.replace(**RUNS)), QuantReLU(AFFINE.replace(**LEARNED))
+    )
 
 
 def batches() -> list[Tensor]:
@@ -97,7 +101,9 @@ def work(rank: int) -> Results:
     model = Observers()
     train(DistributedDataParallel(model), part)
     found["observers"] = model.state_dict()
-    alone = TensorQuantizer(OBSERVERS["affine"])  # not within the model: of this process alone, and it waits for no other
+    alone = TensorQuantizer(
+        OBSERVERS["affine"]
+    )  # not within the model: of this process alone, and it waits for no other
     if rank == 0:
         alone(batches()[0])
     for name, module in {"network": network(), "eager": small(), "compiled": small()}.items():
@@ -105,7 +111,9 @@ def work(rank: int) -> Results:
         train(DistributedDataParallel(run), part)
         found[name] = module.state_dict()
     found["evaluation"] = module.eval()(batches()[0]).detach()
-    late = DistributedDataParallel(nn.Sequential(nn.Linear(8, 8), QuantReLU(SYMMETRIC.replace(**LEARNED, granularity=PerAxis(1)))))
+    late = DistributedDataParallel(
+        nn.Sequential(nn.Linear(8, 8), QuantReLU(SYMMETRIC.replace(**LEARNED, granularity=PerAxis(1))))
+    )
     found["late shape"] = message_of(lambda: late(part(batches()[0])))
     broken = part(batches()[0]).clone()
     broken.view(-1)[0] = torch.nan if rank else 1.0
@@ -174,7 +182,10 @@ def test_other_statistics_are_the_mean_over_the_ranks(results: tuple[Results, Re
         expected = TensorQuantizer(OBSERVERS[name])
         for x in batches():
             parts = [choose_qparams(q, half) for half in x.chunk(2)]
-            means = [torch.stack([p.float() for p in pair]).mean(0) for pair in zip(*(p[: 1 + q.affine] for p in parts), strict=True)]
+            means = [
+                torch.stack([p.float() for p in pair]).mean(0)
+                for pair in zip(*(p[: 1 + q.affine] for p in parts), strict=True)
+            ]
             for key, mean in zip(("scale", "zero_point"), means, strict=False):
                 held = getattr(expected, key)
                 held.copy_(mean if held.isnan() else held * 0.9 + mean * (1 - 0.9))

@@ -281,5 +281,3 @@ def test_a_step_that_gradient_scaling_skips_leaves_parameters_and_counts_a_tenso
     for key, state in model.state_dict().items():
         if not key.endswith("zero_point"):  # behind a ReLU that is 0
             assert same_bits(before[key], state) == (key in parameters), key
-
-

@@ -113,7 +113,9 @@ class FoldedBatchNorm(nn.Module):
         others, n = [d for d in range(z.ndim) if d != axis], z.numel() // bn.num_features
         if n < 2 or z.ndim < self.layer.weight.ndim:
             shape = tuple(z.shape)
-            raise ValueError(f"training needs a batch with more than one value per channel, got outputs of shape {shape}")
+            raise ValueError(
+                f"training needs a batch with more than one value per channel, got outputs of shape {shape}"
+            )
         wide = z.float() if z.element_size() < 4 else z
         variance, mean = torch.var_mean(wide, others, correction=0)
         moves = f != 0
@@ -132,7 +134,9 @@ class FoldedBatchNorm(nn.Module):
         bn = self.bn
         bn.num_batches_tracked.add_(1)
         share = 1 / bn.num_batches_tracked.to(mean.dtype) if bn.momentum is None else bn.momentum
-        for state, new in zip((bn.running_mean, bn.running_var), mean_over_ranks(torch.stack([mean, variance])), strict=True):
+        for state, new in zip(
+            (bn.running_mean, bn.running_var), mean_over_ranks(torch.stack([mean, variance])), strict=True
+        ):
             state.copy_(state * (1 - share) + new * share)
 
     def _variance(self) -> tuple[Tensor, bool]:
