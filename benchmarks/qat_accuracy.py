@@ -87,7 +87,7 @@ class Straight:
         if layer.training:
             scale = x.detach().amax() / self.last
             layer.scale.copy_(torch.where(layer.scale > 0, 0.9 * layer.scale + 0.1 * scale, scale))
-        q = (x / layer.scale).round().clamp(0, self.last) * layer.scale
+        q: Tensor = (x / layer.scale).round().clamp(0, self.last) * layer.scale
         return x + (q - x).detach()
 
 
@@ -137,8 +137,9 @@ def layers(kind: str, weight_bits: int, input_bits: int, start: str, learn_one_b
     if kind == "by hand":
         by_hand = Straight(weight_bits, input_bits)
         return partial(StraightConv, by_hand), partial(StraightLinear, by_hand)
-    weight, x = weight_quantizer(weight_bits, start, learn_one_bit), input_quantizer(input_bits, start)
-    return tuple(partial(layer, weight_quant=weight, input_quant=x) for layer in (QuantConv2d, QuantLinear))
+    quant: dict[str, Any] = {"weight_quant": weight_quantizer(weight_bits, start, learn_one_bit)}
+    quant["input_quant"] = input_quantizer(input_bits, start)
+    return partial(QuantConv2d, **quant), partial(QuantLinear, **quant)
 
 
 def train(model: nn.Module, start: str, seed: int) -> None:

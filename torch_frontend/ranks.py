@@ -1,9 +1,9 @@
 """Statistics of the whole batch where several processes train one model (``DistributedDataParallel``).
 
-Each process, a *rank*, sees a part of the batch. What a state learns in training it learns from all parts, so that it has
-the same bits on every rank: `choose_over_ranks`. In a forward pass of ``DistributedDataParallel`` alone, over its process
-group; where other things run in several processes nothing is exchanged. Every rank must then call the same quantizers in
-the same order, as for any collective operation.
+Each process, a *rank*, sees a part of the batch. What a state learns in training it learns from all parts, so that it
+has the same bits on every rank: `choose_over_ranks`. In a forward pass of ``DistributedDataParallel`` alone, over its
+process group; where other things run in several processes nothing is exchanged. Every rank must then call the same
+quantizers in the same order, as for any collective operation.
 """
 
 import torch
@@ -52,10 +52,10 @@ def may_share() -> bool:
 
 def refuse_late_shape() -> None:
     """RuntimeError inside ``DistributedDataParallel``, which keeps the shapes that parameters had when it was made."""
-    if may_share() and DistributedDataParallel._get_active_ddp_module() is not None:
+    if may_share() and DistributedDataParallel._active_ddp_module is not None:
         raise RuntimeError(
-            "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel: run a batch in training "
-            "mode before it wraps the module"
+            "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel: run a batch in "
+            "training mode before it wraps the module"
         )
 
 
@@ -63,8 +63,8 @@ def refuse_in_copies(module: nn.Module, state: Tensor | None) -> None:
     """RuntimeError in a copy that ``DataParallel`` made, where what is written into a parameter is lost."""
     if getattr(module, "_is_replica", False) and state is not None and state.requires_grad:
         raise RuntimeError(
-            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: run "
-            "these batches in training mode before it wraps the module, or use DistributedDataParallel"
+            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: "
+            "run these batches in training mode before it wraps the module, or use DistributedDataParallel"
         )
 
 
@@ -82,7 +82,7 @@ def _ends(q: Quantizer, x: Tensor) -> Tensor:
 
 def _over_ranks(value: Tensor, largest: bool) -> Tensor:
     """The largest, NaN if there is one, or the mean of what the ranks hold: computed by each, from all values."""
-    model = DistributedDataParallel._get_active_ddp_module()
+    model = DistributedDataParallel._active_ddp_module
     if model is None:
         return value.clone()
     parts = [torch.empty_like(value) for _ in range(distributed.get_world_size(model.process_group))]

@@ -133,8 +133,8 @@ def message_of(call: Callable[[], object]) -> str:
 @contextmanager
 def group(rank: int, folder: Path) -> Iterator[None]:
     """As one of two processes that meet in a file."""
-    store = distributed.FileStore(str(folder / "store"), 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    place = f"file://{folder / 'store'}"
+    distributed.init_process_group("gloo", place, timedelta(seconds=120), rank=rank, world_size=2)
     try:
         yield
     finally:

@@ -171,7 +171,8 @@ def test_copies_on_several_devices_compute_and_train_as_the_original() -> None:
         F.cross_entropy(torch.cat(outputs), labels).backward()
         F.cross_entropy(torch.cat(wanted), labels).backward()
         for p, own, other in zip(model.parameters(), twin.parameters(), starts[0].parameters(), strict=True):
-            assert_same_bits(torch.stack([own.grad, other.grad]).sum(0), p.grad)
+            parts: list[Any] = [own.grad, other.grad]
+            assert_same_bits(torch.stack(parts).sum(0), p.grad)
         for module in (model, twin):
             with torch.no_grad():
                 for p, source in zip(module.parameters(), model.parameters(), strict=True):
@@ -180,7 +181,7 @@ def test_copies_on_several_devices_compute_and_train_as_the_original() -> None:
 
 
 def copies_of(model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = torch.nn.parallel.replicate(model, [0, 1])  # type: ignore[attr-defined]
+    found: list[nn.Module] = torch.nn.parallel.replicate(model, [0, 1])
     return found
 
 

@@ -44,6 +44,10 @@ class FoldedBatchNorm(nn.Module):
     those of the batch), with the statistics of the quantized layer, as ``torch.ao.nn.intrinsic.qat.ConvBn2d`` has them.
     """
 
+    layer: Any
+    bn: Any
+    _mark: Tensor
+
     def __init__(self, layer: nn.Module, bn: nn.Module) -> None:
         super().__init__()
         if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
@@ -63,8 +67,7 @@ class FoldedBatchNorm(nn.Module):
         """Shapes and dtype as the layer; in training with a batch. The channels of linear layers are the last axis."""
         check_kind(self.bn)
         if not self.bn.training:
-            weight, bias = self._fold()
-            return self._layer(x, weight, bias)
+            return self._layer(x, *self._fold())
         variance, again = self._variance()
         deviation, bias = self._deviation(variance), getattr(self.layer, "bias", None)
         f = self._factor(deviation)
@@ -73,11 +76,13 @@ class FoldedBatchNorm(nn.Module):
 
     def folded(self) -> nn.Module:
         """A copy of the layer, with weight and bias folded: in evaluation the bits of this module."""
-        layer = copy.deepcopy(self.layer)
+        layer: Any = copy.deepcopy(self.layer)
         with torch.no_grad():
             weight, bias = self._fold()
         layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-        return layer.train(self.training)
+        layer.train(self.training)
+        copied: nn.Module = layer
+        return copied
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of evaluation."""
@@ -104,7 +109,8 @@ class FoldedBatchNorm(nn.Module):
         return product.to(layer.weight.dtype)
 
     def _layer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        y: Tensor = functional_call(self.layer, {"weight": weight, "bias": bias}, (x,))
+        both: Any = {"weight": weight, "bias": bias}
+        y: Tensor = functional_call(self.layer, both, (x,))
         return y
 
     def _normalized(self, z: Tensor, f: Tensor, deviation: Tensor, *, learns: bool) -> Tensor:
@@ -112,10 +118,8 @@ class FoldedBatchNorm(nn.Module):
         bn, axis = self.bn, z.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
         others, n = [d for d in range(z.ndim) if d != axis], z.numel() // bn.num_features
         if n < 2 or z.ndim < self.layer.weight.ndim:
-            shape = tuple(z.shape)
-            raise ValueError(
-                f"training needs a batch with more than one value per channel, got outputs of shape {shape}"
-            )
+            got = tuple(z.shape)
+            raise ValueError(f"training needs a batch with more than one value per channel, got outputs of shape {got}")
         wide = z.float() if z.element_size() < 4 else z
         variance, mean = torch.var_mean(wide, others, correction=0)
         moves = f != 0
