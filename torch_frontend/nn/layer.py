@@ -1,18 +1,24 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
+from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor
+from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 
 Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | None  # what becomes of them
+Kind = TypeVar("Kind", bound=nn.Module)
+OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -20,37 +26,60 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """Sets ``layer.<role>_quant`` to what a layer keeps for each of its quantizers: once, after its parameters.
 
     Args:
-        layer: what holds them. Its ``weight`` and ``bias`` exist already.
+        layer: what holds them.
         keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
             scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
-        quant: the argument ``<role>_quant`` of each role: weight, bias, input, output, act.
+        quant: the argument ``<role>_quant`` of each role.
     Raises:
         TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
             others may share. The message names the class of the layer, the keyword and what is allowed.
         TypeError, KeyError, ValueError: what `held` raises.
     """
-    kind = type(layer).__name__
+    overrides = by_role(layer, keywords, quant)
+    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    for role, module in modules.items():
+        setattr(layer, f"{role}_quant", module)
+
+
+def hold_each(layer: nn.Module, weights: Sequence[str], keywords: Mapping[str, Any], **quant: Any) -> None:
+    """As `hold`, for a layer of several weights: ``layer.weight_quant`` is a ``ModuleDict`` of theirs, by name."""
+    overrides, value = by_role(layer, keywords, quant), quant.pop("weight")
+    each = {name: held("weight", value, layer, overrides["weight"], name) for name in weights}
+    hold(layer, {key: v for key, v in keywords.items() if key.partition("_")[0] != "weight"}, **quant)
+    layer.register_module("weight_quant", None if value is None else nn.ModuleDict(each))
+
+
+def adopted(kind: type[Kind], layer: nn.Module) -> Kind:
+    """A layer of this kind with the attributes of another: parameters, buffers, hooks, mode."""
+    new = kind.__new__(kind)
+    nn.Module.__init__(new)
+    for attribute, value in vars(layer).items():
+        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    return new
+
+
+def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
     overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
     for keyword, value in keywords.items():
         role, _, name = keyword.partition("_")
         if (role not in quant or not name) and "act" in quant:
             role, name = "act", keyword
         if role not in quant or not name:
-            prefixes = ", ".join(f"`{role}_`" for role in quant)
+            kind, prefixes = type(layer).__name__, ", ".join(f"`{role}_`" for role in quant)
             raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
         overrides[role][name] = value
-    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
-    for role, module in modules.items():
-        setattr(layer, f"{role}_quant", module)
+    return overrides
 
 
-def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) -> Any:
+def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight") -> Any:
     """What ``layer`` keeps for the argument ``<role>_quant``: the only place where one becomes the other.
 
     Args:
-        role: weight, bias, input, output or act.
+        role: weight, bias, or an activation: input, output, act, ...
         value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
+        weight: the attribute that is the weight.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
         ``bit_width`` and ``forward(x)``, as `TensorQuantizer` has them.
@@ -66,12 +95,31 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         return value
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
+        if role == "bias":
+            return TensorQuantizer(_of_bias(q))
         if role != "weight":
             return TensorQuantizer(q)
-        weight: Any = layer.weight
-        return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
+        if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
+            q = q.replace(granularity=PerAxis(channel_axis(layer)))
+        tensor = getattr(layer, weight)
+        return TensorQuantizer(q, tuple(tensor.shape)).to(tensor.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
+
+
+def _of_bias(q: Quantizer) -> Quantizer:
+    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
+    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
+        raise ValueError(
+            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
+            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
+        )
+    return q.replace(granularity=PerAxis(0))
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a weight that runs over the outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
 def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
@@ -85,27 +133,75 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     return q.replace(**overrides)
 
 
-def contract(
-    q_x: TensorQuantizer | None,
-    x: Tensor,
-    q_w: TensorQuantizer | None,
-    weight: Tensor,
-    over_values: Callable[..., Tensor],
-    over_codes: Callable[..., Tensor],
+class Operand(NamedTuple):
+    """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
+
+    value: Tensor
+    held: Held = None
+    qparams: QParams = QParams(None)
+    waits: Tensor | None = None
+
+    def quantized(self) -> Tensor:
+        """The values to contract."""
+        return self.value if self.held is None else self.held.quantized(self.value, self.qparams, self.waits)
+
+
+def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
+    """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    waits = [None if held is None else held.waits() for held, _ in pairs]
+    return [
+        Operand(value) if held is None else Operand(value, held, held.qparams(value), wait)
+        for (held, value), wait in zip(pairs, waits, strict=True)
+    ]
+
+
+def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
+    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
+    q_b, axis = None if layer.bias is None else layer.bias_quant, channel_axis(layer)
+    if q_b is not None:
+        check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
+    a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
+    return contracted(a, b, layer.bias, q_b, over_values, over_codes)
+
+
+def contracted(
+    x: Operand, w: Operand, bias: Tensor | None, q_b: Held, over_values: OverValues, over_codes: OverCodes
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
-    if q_x is None or q_w is None or learned:
-        return over_values(or_same(q_x, x), or_same(q_w, weight))
-    x_waits, w_waits = q_x.waits(), q_w.waits()
-    x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    if x_waits is None and w_waits is None:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
-    waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if waits is None or is_concrete(waits):
-        return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
+    """A contraction over what quantizers make of its operands; over values where one of these is not quantized.
+
+    Args:
+        q_b: of the bias; `check_prescaled` has seen the others then.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
+    """
+    if x.held is None or w.held is None:
+        return over_values(x.quantized(), w.quantized(), bias)
+    waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
+    if q_b is not None and bias is not None:
+        bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
+    parts = x.held.quantizer, x.value, x.qparams, w.held.quantizer, w.value, w.qparams, bias
+    learned = x.held.bit_width is not None or w.held.bit_width is not None
+    if waits is None and not learned:
+        return over_codes(*parts)
+    y = over_values(x.quantized(), w.quantized(), bias)
+    return y if waits is None or learned or is_concrete(waits) else torch.where(waits, y, over_codes(*parts))
+
+
+def check_prescaled(layer: nn.Module, q_x: Held, q_w: Held, axis: int = 0) -> None:
+    """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
+    name = f"{type(layer).__name__}, `bias_quant`"
+    for role, one, allowed in (("input", q_x, (PerTensor(),)), ("weight", q_w, (PerTensor(), PerAxis(axis)))):
+        if one is None:
+            raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
+        if one.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
+
+
+def _prescaled(outputs: int, x_qparams: QParams, w_qparams: QParams) -> QParams:
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
+    s_x, s_w = x_qparams.scale, w_qparams.scale
+    s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
+    return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
 
 def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
