@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from samebits.core import BinaryFormat, IntegerFormat, PerAxis, Quantizer
 from samebits.proofs.inputs.digits import accuracy, batches, held_out, images
-from samebits.torch_frontend.nn import QuantConv2d, QuantLinear
-from samebits.torch_frontend.nn.batch_norm import FoldedBatchNorm
+from samebits.torch_frontend.nn import FoldedBatchNorm, QuantConv2d, QuantLinear
 
 BATCH = 64
 EPOCHS = {"scratch": 16, "float": 8}

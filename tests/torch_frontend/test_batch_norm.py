@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from samebits.core import catalog
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_numpy, to_torch
-from samebits.torch_frontend.nn import QuantConv2d, QuantLinear, TensorQuantizer
-from samebits.torch_frontend.nn.batch_norm import FoldedBatchNorm
+from samebits.torch_frontend.nn import FoldedBatchNorm, QuantConv2d, QuantLinear, TensorQuantizer
 
 LEARNED = catalog["int4_per_channel"].replace(source="statistic_then_learned", steps=2, gradient="learned_scale")
 RUNNING = catalog["uint8_affine_per_tensor"].replace(source="running_statistic")
@@ -223,14 +222,27 @@ def test_it_refuses(error: type[Exception], message: str, arguments: tuple[Any, 
 
 
 def test_training_refuses_what_has_no_statistics() -> None:
-    module = FoldedBatchNorm(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3))
-    for shape in ((1, 2, 2, 2), (2, 5, 5)):
+    """A batch of one row, or none; nothing has learned from it then."""
+    linear = FoldedBatchNorm(QuantLinear(5, 3, input_quant=RUNNING), nn.BatchNorm1d(3))
+    conv = FoldedBatchNorm(QuantConv2d(2, 3, 2, input_quant=RUNNING), nn.BatchNorm2d(3))
+    for module, shape in (
+        (linear, (1, 5)),
+        (linear, (5,)),
+        (conv, (2, 5, 5)),
+        (conv, (1, 2, 1, 1)),
+        (conv, (0, 2, 5, 5)),
+    ):
+        before = copy.deepcopy(module.state_dict())
         with pytest.raises(ValueError, match="training needs a batch with more than one value per channel"):
             module(torch.ones(shape))
-    assert module.bn.num_batches_tracked == 0
-    module.bn = nn.SyncBatchNorm(3)
+        for one, other in zip(before.values(), module.state_dict().values(), strict=True):
+            assert_same_bits(one, other)
+    with pytest.raises(ValueError, match=r"got shape \(1, 3, 1, 1\)"):
+        conv(torch.ones(1, 2, 2, 2))
+    assert conv.bn.num_batches_tracked == 0
+    conv.bn = nn.SyncBatchNorm(3)
     with pytest.raises(TypeError, match="got SyncBatchNorm"):
-        module(torch.ones(4, 2, 3, 3))
+        conv(torch.ones(4, 2, 3, 3))
 
 
 def test_the_first_weights_are_those_of_a_float_network() -> None:

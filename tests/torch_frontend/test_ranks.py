@@ -19,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from samebits.core import PerAxis, catalog
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
 from samebits.torch_frontend import choose_qparams
-from samebits.torch_frontend.nn import QuantConv2d, QuantLinear, QuantReLU, TensorQuantizer
-from samebits.torch_frontend.nn.batch_norm import FoldedBatchNorm
+from samebits.torch_frontend.nn import FoldedBatchNorm, QuantConv2d, QuantLinear, QuantReLU, TensorQuantizer
 from samebits.torch_frontend.ranks import choose_over_ranks
 
 SYMMETRIC, AFFINE = catalog["uint8_per_tensor"], catalog["uint8_affine_per_tensor"]

@@ -13,8 +13,14 @@ from torch.nn.parallel import replicate
 
 from samebits.core import PerAxis, catalog
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
-from samebits.torch_frontend.nn import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU, TensorQuantizer
-from samebits.torch_frontend.nn.batch_norm import FoldedBatchNorm
+from samebits.torch_frontend.nn import (
+    FoldedBatchNorm,
+    QuantConv2d,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+    TensorQuantizer,
+)
 
 INT4, UINT8, AFFINE = catalog["int4_per_channel"], catalog["uint8_per_tensor"], catalog["uint8_affine_per_tensor"]
 LEARNED: dict[str, Any] = {"source": "learned", "gradient": "learned_scale"}

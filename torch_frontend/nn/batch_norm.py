@@ -64,10 +64,17 @@ class FoldedBatchNorm(nn.Module):
         self._mark = torch.zeros(())  # of `refuse_repetition`
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes and dtype as the layer; in training with a batch. The channels of linear layers are the last axis."""
+        """Shapes and dtype as the layer; in training with a batch. The channels of linear layers are the last axis.
+
+        Raises:
+            TypeError: ``bn`` was replaced by a ``SyncBatchNorm``: its statistics are not those of one process.
+            ValueError: in training, a batch of one value for each channel; and as the layer.
+            RuntimeError: inside a backward pass, as `TensorQuantizer`.
+        """
         check_kind(self.bn)
         if not self.bn.training:
             return self._layer(x, *self._fold())
+        self._check(x.shape)
         variance, again = self._variance()
         deviation, bias = self._deviation(variance), getattr(self.layer, "bias", None)
         f = self._factor(deviation)
@@ -117,9 +124,7 @@ class FoldedBatchNorm(nn.Module):
         """The outputs of the layer, normalized by the batch, after the running statistics have learned from it."""
         bn, axis = self.bn, z.ndim - 1 if isinstance(self.layer, nn.Linear) else 1
         others, n = [d for d in range(z.ndim) if d != axis], z.numel() // bn.num_features
-        if n < 2 or z.ndim < self.layer.weight.ndim:
-            got = tuple(z.shape)
-            raise ValueError(f"training needs a batch with more than one value per channel, got outputs of shape {got}")
+        self._check(z.shape)
         wide = z.float() if z.element_size() < 4 else z
         variance, mean = torch.var_mean(wide, others, correction=0)
         moves = f != 0
@@ -133,6 +138,13 @@ class FoldedBatchNorm(nn.Module):
         shape = [-1 if d == axis else 1 for d in range(z.ndim)]
         y = (wide - mean.reshape(shape)) * ratio.reshape(shape)
         return (y if bn.bias is None else y + bn.bias.reshape(shape)).to(z.dtype)
+
+    def _check(self, shape: torch.Size) -> None:
+        """ValueError for a batch without a variance; of its inputs it can be told unless a kernel covers them whole."""
+        linear = isinstance(self.layer, nn.Linear)
+        if len(shape) < self.layer.weight.ndim or (shape[:-1].numel() if linear else shape[0] * shape[2:].numel()) < 2:
+            what = "training needs a batch with more than one value per channel"
+            raise ValueError(f"{what}, got shape {tuple(shape)}")
 
     def _learn(self, mean: Tensor, variance: Tensor) -> None:
         bn = self.bn
