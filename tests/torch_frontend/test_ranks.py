@@ -107,7 +107,7 @@ def work(rank: int) -> Results:
         alone(batches()[0])
     for name, module in {"network": network(), "eager": small(), "compiled": small()}.items():
         run = torch.compile(module, fullgraph=True, backend="aot_eager") if name == "compiled" else module
-        train(DistributedDataParallel(run), part)
+        train(DistributedDataParallel(run, broadcast_buffers=name != "network"), part)
         found[name] = module.state_dict()
     found["evaluation"] = module.eval()(batches()[0]).detach()
     late = DistributedDataParallel(
