@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
-_LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.define("same_parameter(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
+LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.define("same_parameter(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _first_run(mark: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def _shape_of_both(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
 
 
-_LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("same_parameter", _same_parameter, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("same_parameter", _shape_of_both, "Meta")  # type: ignore[no-untyped-call]
+LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-call]
+LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("same_parameter", _same_parameter, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("same_parameter", _shape_of_both, "Meta")  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
+from .ranks import check_may_learn, choose_over_ranks, may_share
 from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
@@ -167,7 +168,7 @@ class TensorQuantizer(nn.Module):
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
         if waits is None:
             return fake_quantize(self.quantizer, x, qparams)
-        if is_concrete(x, waits):
+        if is_concrete(x, waits) and not may_share():  # there every parameter must have a gradient, if it is 0
             return x
         qparams = check_operands(self.quantizer, x, qparams)
         return unless_waiting(self.quantizer, x, qparams, waits)
@@ -230,10 +231,10 @@ class TensorQuantizer(nn.Module):
                     f"the {q.scale.source} scale of this quantizer is not set: run a batch in training mode "
                     "(module.train()) or load a state_dict that holds it, before module.eval()"
                 )
-            chosen = _kept(q, choose_qparams(q, x))
+            chosen = _kept(q, (choose_over_ranks if self.training else choose_qparams)(q, x))
             self._start(chosen)
         elif self.training and (runs or collects is not None):
-            chosen = _kept(q, choose_qparams(q, x))
+            chosen = _kept(q, choose_over_ranks(q, x))
             self._average(chosen, collects)
         scale, zero_point = self.scale, self.zero_point
         if chosen is not None and runs and q.scale.batch_in_training:
@@ -306,6 +307,7 @@ class TensorQuantizer(nn.Module):
     @torch.no_grad()
     def _start(self, chosen: QParams) -> None:
         q = self.quantizer
+        check_may_learn(self, self.scale)
         for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
             if state is not None:
                 give_shape(state, first.shape)
@@ -317,6 +319,7 @@ class TensorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:
+        check_may_learn(self, self.scale)
         states = [state for state in (self.scale, self.zero_point) if state is not None]
         values = [v.to(s.dtype) for v, s in zip(new[:2], states, strict=False)]
         if self.history is None:

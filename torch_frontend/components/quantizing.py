@@ -17,6 +17,7 @@ from ...core.granularity import qparams_shape
 from ..arguments import check_array, check_operands
 from ..arrays import is_concrete
 from ..quantizer import choose_qparams, fake_quantize
+from ..ranks import choose_over_ranks
 from ..recomputation import lists_of, refuse_repetition, repeated
 from ..states import replaced, unlearned, unless_waiting
 from .description import granularity_of, precise, says
@@ -141,7 +142,8 @@ def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:
     part = m.scaling_impl
     if says(part):
         needed = part.looks() or (m.quantizer.affine and m.zero_point_impl.looks())
-        chosen = choose_qparams(m.quantizer, x) if needed else None
+        learns = m.training and any(hasattr(p, "steps") for p in _parts(m))
+        chosen = (choose_over_ranks if learns else choose_qparams)(m.quantizer, x) if needed else None
         return part.used(x, chosen), chosen
     scale = part(x, m.int_threshold()) if hasattr(m, "int_threshold") else part(x)
     return _fitting(m, x, scale), None

@@ -23,6 +23,7 @@ from .activation import QuantSiLU as QuantSiLU
 from .activation import QuantTanh as QuantTanh
 from .attention import QuantMultiheadAttention as QuantMultiheadAttention
 from .attention import QuantScaledDotProductAttention as QuantScaledDotProductAttention
+from .batch_norm import FoldedBatchNorm as FoldedBatchNorm
 from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
 from .conv import QuantConv3d as QuantConv3d
