@@ -19,7 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from samebits.core import PerAxis, catalog
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
 from samebits.torch_frontend import choose_qparams
-from samebits.torch_frontend.nn import FoldedBatchNorm, QuantConv2d, QuantLinear, QuantReLU, TensorQuantizer
+from samebits.torch_frontend.nn import (
+    FoldedBatchNorm,
+    QuantConv2d,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+    TensorQuantizer,
+)
+from samebits.torch_frontend.quant import Int8ActPerTensorFloatMSE
 from samebits.torch_frontend.ranks import choose_over_ranks
 
 SYMMETRIC, AFFINE = catalog["uint8_per_tensor"], catalog["uint8_affine_per_tensor"]
@@ -63,6 +71,7 @@ def network() -> nn.Sequential:
             QuantConv2d(2, 4, 3, 2, 1, weight_quant=weight, input_quant=AFFINE.replace(**RUNS)), nn.BatchNorm2d(4)
         ),
         QuantReLU(SYMMETRIC.replace(**LEARNED, delay=1)),
+        QuantIdentity(Int8ActPerTensorFloatMSE),
         nn.Flatten(),
         QuantLinear(64, 5, weight_quant=noisy, input_quant=SYMMETRIC.replace(**THEN_LEARNED, statistic="percentile")),
     )
