@@ -40,6 +40,7 @@ from .arrays import (
     widened,
     without_autocast,
 )
+from .packed import PackedWeight
 
 Pair = tuple[int, int]
 
@@ -73,7 +74,7 @@ def linear(
     x: Tensor,
     x_qparams: QParams,
     q_w: Quantizer,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -96,7 +97,7 @@ def conv2d(
     x: Tensor,
     x_qparams: QParams,
     q_w: Quantizer,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
     stride: Pair = (1, 1),
@@ -136,9 +137,10 @@ def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) 
     return n * u / (1 - n * u) * size
 
 
-def _check_layer(x: Tensor, w: Tensor, bias: Tensor | None, w_ndim: int) -> None:
+def _check_layer(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None, w_ndim: int) -> None:
     check_tensor("x", x)
-    check_tensor("w", w)
+    if not isinstance(w, PackedWeight):
+        check_tensor("w", w)
     if bias is not None:
         check_tensor("bias", bias)
     if w.ndim != w_ndim:
@@ -157,8 +159,14 @@ def _wide(x: Tensor) -> torch.dtype | None:
     return wide_dtype(x.dtype) if x.is_floating_point() else None
 
 
-def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
+def _apply(
+    layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor | PackedWeight, w_qparams: QParams, bias: Tensor | None
+) -> Tensor:
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    if isinstance(w, PackedWeight):
+        x_qparams = check_operands(layer.q_x, x, x_qparams)
+        seed = routes.seed_of(layer.q_x, x, x_qparams)
+        return _values(layer, x, x_qparams.scale, x_qparams.zero_point, w, w.scale, w.zero_point, bias, seed, None)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     x_qparams, w_qparams = check_operands(layer.q_x, x, x_qparams), check_operands(layer.q_w, w, w_qparams)
     seeds = routes.seed_of(layer.q_x, x, x_qparams), routes.seed_of(layer.q_w, w, w_qparams)
@@ -211,7 +219,7 @@ def _values(
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_scale: Tensor,
     w_zero: Tensor | None,
     bias: Tensor | None,
@@ -230,14 +238,18 @@ def _values(
         if x_scale.ndim:
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
-    if layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
+    if isinstance(w, PackedWeight) and layer.linear and x_seed is None:
+        product = w.int8_product(layer.q_x, x, QParams(x_scale, x_zero))
+        total, x_scale = (None, x_scale) if product is None else product
+    elif layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
         total = exact.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
-        total = exact.contraction(layer.q_x, a, layer.q_w, b, layer.contract)
+        largest_sum = w.largest_sum if isinstance(w, PackedWeight) else None
+        total = exact.contraction(layer.q_x, a, layer.q_w, b, layer.contract, largest_sum)
     scale = (x_scale * layer.outputs(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
     y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
-    return y.reshape(*lead, len(w)) if layer.linear else y
+    return y.reshape(*lead, w.shape[0]) if layer.linear else y
 
 
 def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -301,12 +313,20 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _centred(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
+def _centred(
+    q: Quantizer, x: Tensor | PackedWeight, scale: Tensor, zero: Tensor | None, seed: Tensor | None
+) -> Tensor:
     """``code - z`` in the wide dtype, NaN where ``x`` is NaN."""
+    if isinstance(x, PackedWeight):
+        return x.centred(scale.dtype)
     codes = routes.codes(q, x, scale, zero, seed)
     return codes if zero is None else codes - zero.to(codes.dtype)
 
 
-def _dequantized(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
+def _dequantized(
+    q: Quantizer, x: Tensor | PackedWeight, scale: Tensor, zero: Tensor | None, seed: Tensor | None
+) -> Tensor:
     """`fake_quantize` in the wide dtype."""
+    if isinstance(x, PackedWeight):
+        return x.values.to(scale.dtype)
     return routes.forward(q, x, scale, zero, seed).to(scale.dtype)

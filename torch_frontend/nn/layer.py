@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ...core.descriptions import Quantizer
 from ..arrays import is_concrete
+from ..packed import PackedWeight
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .kept import Kept, standing_in
 
 Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | None  # what becomes of them
@@ -94,10 +96,15 @@ def contract(
     over_codes: Callable[..., Tensor],
 ) -> Tensor:
     """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
+    q_x, q_w = standing_in(q_x), standing_in(q_w)
     learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
     if q_x is None or q_w is None or learned:
         return over_values(or_same(q_x, x), or_same(q_w, weight))
     x_waits, w_waits = q_x.waits(), q_w.waits()
+    if isinstance(q_w, Kept) and x_waits is None and w_waits is None:
+        packed = q_w.packed(q_x.quantizer, weight)
+        if isinstance(packed, PackedWeight):
+            return over_codes(q_x.quantizer, x, q_x.qparams(x), q_w.quantizer, packed, packed.qparams)
     x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
     if x_waits is None and w_waits is None:
         return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
@@ -110,4 +117,4 @@ def contract(
 
 def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
-    return x if quantizer is None else quantizer(x)
+    return x if quantizer is None else standing_in(quantizer)(x)
