@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
-from . import exact, routes
+from . import exact, int8, routes
 from .arguments import check_operands, check_tensor
 from .arrays import (
     apply,
@@ -239,10 +239,10 @@ def _values(
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
     if isinstance(w, PackedWeight) and layer.linear and x_seed is None:
-        product = w.int8_product(layer.q_x, x, QParams(x_scale, x_zero))
+        product = w.int8_product(x, QParams(x_scale, x_zero))
         total, x_scale = (None, x_scale) if product is None else product
     elif layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
-        total = exact.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
+        total = int8.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
         largest_sum = w.largest_sum if isinstance(w, PackedWeight) else None
@@ -318,7 +318,7 @@ def _centred(
 ) -> Tensor:
     """``code - z`` in the wide dtype, NaN where ``x`` is NaN."""
     if isinstance(x, PackedWeight):
-        return x.centred(scale.dtype)
+        return x.centred()
     codes = routes.codes(q, x, scale, zero, seed)
     return codes if zero is None else codes - zero.to(codes.dtype)
 

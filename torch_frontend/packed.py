@@ -8,18 +8,18 @@ codes in the wide dtype for convolutions, and where int8 does not fit; dequantiz
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
-from . import exact, routes
+from . import int8, routes
 from .arrays import is_concrete
 
 
-class PackedWeight(nn.Module):
+class PackedWeight:
     """A weight, quantized, for inputs quantized by ``q_x``. A constant to autograd.
 
-    Nothing of it is in a ``state_dict``. A copy of it, or what is unpickled, is None: it belongs to this weight.
+    A copy of it, or what is unpickled, is None: it belongs to this weight.
 
     Args:
         q_x: None for inputs that are not quantized, or where values are wanted.
@@ -28,37 +28,30 @@ class PackedWeight(nn.Module):
         qparams: of the weight, checked.
     """
 
-    scale: Tensor
-    zero_point: Tensor | None
-    codes: Tensor | None
-    shift: Tensor | None
-    sums: Tensor | None
-    integers: Tensor | None
-    values: Tensor | None
-
     @torch.no_grad()
     def __init__(self, q_x: Quantizer | None, q_w: Quantizer, weight: Tensor, qparams: QParams) -> None:
-        super().__init__()
-        self.q_x, self.of = q_x, (weight,)  # in a tuple, where torch.nn sees no parameter
+        self.q_x, self.weight = q_x, weight
         self.shape, self.ndim, self.dtype = weight.shape, weight.ndim, weight.dtype
-        self.largest_sum = 0  # of the magnitudes of terms, for inputs of 1
         seed = routes.seed_of(q_w, weight, qparams)
-        scale, zero = qparams.scale, routes.wide(qparams.zero_point, qparams.scale)
-        held: dict[str, Tensor | None] = {"scale": scale.detach().clone(), "zero_point": zero}
+        self.scale = scale = qparams.scale.detach().clone()
+        self.zero_point = zero = routes.wide(qparams.zero_point, scale)
+        self.codes: Tensor | None = None
+        self.shift: Tensor | None = None
+        self.sums: Tensor | None = None
+        self.integers: Tensor | None = None
+        self.values: Tensor | None = None
+        self.largest_sum = 0  # of the magnitudes of terms, for inputs of 1
         if q_x is None or not contracts_codes(q_x, q_w, per_token=weight.ndim == 2):
-            held["values"] = routes.forward(q_w, weight, scale, zero, seed, qparams.bit_width)
-        else:
-            numbers = routes.codes(q_w, weight, scale, zero, seed)
-            if weight.is_cpu and exact.fits_int8(q_x, q_w, weight) and not numbers.isnan().any():
-                held["codes"], held["shift"] = exact.narrow(q_w, numbers), exact.shift(q_w, scale, zero)
-                held["sums"] = held["codes"].sum(1, dtype=torch.int32)
-            else:
-                integers = numbers if zero is None else numbers - zero
-                held["integers"] = integers
-                sums = integers.abs().flatten(1).sum(1, dtype=torch.float64)  # NaN among them counts as no term
-                self.largest_sum = int(sums.nan_to_num(nan=0.0).max()) if weight.numel() else 0
-        for name in ("scale", "zero_point", "codes", "shift", "sums", "integers", "values"):
-            self.register_buffer(name, held.get(name), persistent=False)
+            self.values = routes.forward(q_w, weight, scale, zero, seed, qparams.bit_width)
+            return
+        numbers = routes.codes(q_w, weight, scale, zero, seed)
+        if weight.is_cpu and int8.fits_int8(q_x, q_w, weight) and not numbers.isnan().any():
+            self.codes, self.shift = int8.narrow(q_w, numbers), int8.shift(q_w, QParams(scale, zero))
+            self.sums = self.codes.sum(1, dtype=torch.int32)
+            return
+        self.integers = numbers if zero is None else numbers - zero
+        sums = self.integers.abs().flatten(1).sum(1, dtype=torch.float64)  # NaN among them counts as no term
+        self.largest_sum = int(sums.nan_to_num(nan=0.0).max()) if weight.numel() else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -68,25 +61,26 @@ class PackedWeight(nn.Module):
         """Scale and zero point that it was quantized with."""
         return QParams(self.scale, self.zero_point)
 
-    def centred(self, dtype: torch.dtype) -> Tensor:
-        """``code - z``, NaN where the weight is NaN."""
-        if self.integers is None and self.codes is not None:
-            return (self.codes if self.shift is None else self.codes + self.shift).to(dtype)
-        return self.integers
+    def centred(self) -> Tensor:
+        """``code - z`` in the dtype of the scale, NaN where the weight is NaN."""
+        if self.integers is not None:
+            return self.integers
+        assert self.codes is not None
+        return (self.codes if self.shift is None else self.codes + self.shift).to(self.scale.dtype)
 
-    def int8_product(self, q_x: Quantizer, x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor] | None:
-        """As `exact.int8_product`, and the scale of ``x`` with NaN for rows that hold NaN; None where it does not fit.
+    def int8_product(self, x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor] | None:
+        """As `int8.int8_product`, and the scale of ``x`` with NaN for rows that hold NaN; None where it does not fit.
 
         Args:
             x: ``(rows, in)``, ``qparams``: 0-d, or columns.
         """
-        if self.codes is None or not x.numel():
+        if self.codes is None or self.q_x is None or not x.numel():
             return None
         scale = qparams.scale
         if not is_concrete(x, scale):
             largest = x.amax(1, keepdim=True).to(scale.dtype)
             scale = torch.where(largest != largest, largest, scale)
-        elif x.amax().isnan():
+        a = int8.shifted(self.q_x, x, qparams)
+        if a is None:
             return None
-        a, a_shift = exact.shifted(q_x, x, qparams)
-        return exact.int8_sum(a, a_shift, self.codes, self.shift, self.sums), scale
+        return int8.int8_sum(a, int8.shift(self.q_x, qparams), self.codes, self.shift, self.sums), scale

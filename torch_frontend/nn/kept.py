@@ -17,7 +17,7 @@ def standing_in(quantizer: Any) -> Any:
     return quantizer if kept is None or quantizer.training or torch.is_grad_enabled() else kept
 
 
-class Kept(nn.Module):
+class Kept:
     """A quantizer in evaluation that keeps weights, and parameters that do not depend on the tensor at hand.
 
     It has what layers ask of a quantizer. A weight is what is an ``nn.Parameter``. Eager code looks whether the weight
@@ -29,8 +29,7 @@ class Kept(nn.Module):
     """
 
     def __init__(self, of: Any) -> None:
-        super().__init__()
-        self.of = (of,)  # in a tuple, where torch.nn sees no module
+        self.of = of
         self.quantizer: Quantizer = of.quantizer
         rule = self.quantizer.scale
         self.changes = rule.source is ScaleSource.STATISTIC and rule.scale_value is None  # with every tensor
@@ -38,7 +37,8 @@ class Kept(nn.Module):
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.weights, self.parameters_kept = nn.ModuleList(), nn.ModuleList()
+        self.weights: list[PackedWeight] = []
+        self.given: list[_Given] = []
         self.stamps: tuple[tuple[Any, ...], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -47,12 +47,12 @@ class Kept(nn.Module):
     @property
     def bit_width(self) -> Tensor | None:
         """As the quantizer."""
-        width: Tensor | None = self.of[0].bit_width
+        width: Tensor | None = self.of.bit_width
         return width
 
     def waits(self) -> Tensor | None:
         """As the quantizer."""
-        waits: Tensor | None = self.of[0].waits()
+        waits: Tensor | None = self.of.waits()
         return waits
 
     def qparams(self, x: Tensor) -> QParams:
@@ -60,49 +60,53 @@ class Kept(nn.Module):
         if self.changes or isinstance(x, nn.Parameter):
             return self._asked(x)
         self._look()
-        for part in self.parameters_kept:
-            if part.fits(x):
-                return part.qparams
-        given = self._asked(x)
-        if is_concrete(x, given.scale):
-            self._keep(self.parameters_kept, _KeptParameters(x, given))
-        return given
+        for given in self.given:
+            if given.fits(x):
+                return given.qparams
+        qparams = self._asked(x)
+        if is_concrete(x, qparams.scale):
+            self.given.append(_Given(x, qparams))
+            self._stamp()
+        return qparams
 
     def packed(self, q_x: Quantizer | None, weight: Tensor) -> Tensor | PackedWeight:
         """The weight, quantized for contractions with inputs of ``q_x``; itself where it is not kept."""
         if isinstance(weight, nn.Parameter):
             self._look()
-            for part in self.weights:
-                if part.of[0] is weight and part.q_x is q_x:
-                    return part
+            for packed in self.weights:
+                if packed.weight is weight and packed.q_x is q_x:
+                    return packed
             if is_concrete(weight):
                 packed = PackedWeight(q_x, self.quantizer, weight, self._asked(weight))
-                self._keep(self.weights, packed)
+                self.weights.append(packed)
+                self._stamp()
                 return packed
         return weight
 
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
         """As the quantizer."""
-        value: Tensor = self.of[0].quantized(x, qparams, waits)
+        value: Tensor = self.of.quantized(x, qparams, waits)
         return value
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """As the quantizer; kept for weights."""
         waits = self.waits()
         packed = self.packed(None, x) if waits is None else x
-        return packed.values if isinstance(packed, PackedWeight) else self.quantized(x, self.qparams(x), waits)
+        if isinstance(packed, PackedWeight) and packed.values is not None:
+            return packed.values
+        return self.quantized(x, self.qparams(x), waits)
 
     def _asked(self, x: Tensor) -> QParams:
-        given: QParams = self.of[0].qparams(x)
+        given: QParams = self.of.qparams(x)
         return given
 
-    def _keep(self, parts: nn.ModuleList, part: nn.Module) -> None:
-        parts.append(part)
-        state = {id(where): where for m in self.of[0].modules() for where in (m._parameters, m._buffers)}
-        weights = {str(k): held.of[0] for k, held in enumerate(self.weights)}
+    def _stamp(self) -> None:
+        """Remembers what everything came from."""
+        state = [where for m in self.of.modules() for where in (m._parameters, m._buffers)]
+        state.append({str(k): packed.weight for k, packed in enumerate(self.weights)})
         self.stamps = tuple(
             (where, name, tensor, _version(tensor), tensor.data_ptr())
-            for where in (weights, *state.values())
+            for where in state
             for name, tensor in where.items()
             if tensor is not None
         )
@@ -117,23 +121,17 @@ class Kept(nn.Module):
                 return
 
 
-class _KeptParameters(nn.Module):
+class _Given:
     """What a quantizer gives for every tensor of one dtype, and of one shape unless it is a single scale."""
 
     def __init__(self, x: Tensor, qparams: QParams) -> None:
-        super().__init__()
         self.dtype, self.shape, self.device = wide_dtype(x.dtype), tuple(x.shape), x.device
-        for name, value in qparams._asdict().items():
-            self.register_buffer(name, None if value is None else value.detach().clone(), persistent=False)
+        self.qparams = QParams(*(v.detach().clone() if isinstance(v, Tensor) else v for v in qparams))
 
     def fits(self, x: Tensor) -> bool:
         """Whether these are the parameters for ``x``."""
-        same = self.scale.ndim == 0 or tuple(x.shape) == self.shape
+        same = self.qparams.scale.ndim == 0 or tuple(x.shape) == self.shape
         return same and wide_dtype(x.dtype) == self.dtype and x.device == self.device
-
-    @property
-    def qparams(self) -> QParams:
-        return QParams(self.scale, self.zero_point, self.bit_width, self.seed, self.rounding)
 
 
 def _version(t: Tensor) -> int:
