@@ -88,6 +88,9 @@ def linear(
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
     """
+    y = w.linear(x, x_qparams, bias) if isinstance(w, PackedWeight) else None
+    if y is not None:
+        return y
     _check_layer(x, w, bias, w_ndim=2)
     return _apply(_Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
 
@@ -238,10 +241,8 @@ def _values(
         if x_scale.ndim:
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
-    if isinstance(w, PackedWeight) and layer.linear and x_seed is None:
-        product = w.int8_product(x, QParams(x_scale, x_zero))
-        total, x_scale = (None, x_scale) if product is None else product
-    elif layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
+    plain = layer.linear and x_seed is None and w_seed is None and not isinstance(w, PackedWeight)
+    if plain and is_concrete(x, x_scale, w, w_scale):
         total = int8.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from . import int8, routes
-from .arrays import is_concrete
+from .arrays import is_concrete, narrowed
 
 
 class PackedWeight:
@@ -34,6 +34,7 @@ class PackedWeight:
         self.shape, self.ndim, self.dtype = weight.shape, weight.ndim, weight.dtype
         seed = routes.seed_of(q_w, weight, qparams)
         self.scale = scale = qparams.scale.detach().clone()
+        self.row, self.least = scale.reshape(1, -1) if scale.ndim else scale, torch.finfo(scale.dtype).smallest_normal
         self.zero_point = zero = routes.wide(qparams.zero_point, scale)
         self.codes: Tensor | None = None
         self.shift: Tensor | None = None
@@ -68,19 +69,32 @@ class PackedWeight:
         assert self.codes is not None
         return (self.codes if self.shift is None else self.codes + self.shift).to(self.scale.dtype)
 
-    def int8_product(self, x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor] | None:
-        """As `int8.int8_product`, and the scale of ``x`` with NaN for rows that hold NaN; None where it does not fit.
+    def linear(self, x: Tensor, qparams: QParams, bias: Tensor | None) -> Tensor | None:
+        """`matmul.linear` over codes as int8. None where they do not fit: NaN is seen in ``x``, or another dtype or shape.
 
         Args:
-            x: ``(rows, in)``, ``qparams``: 0-d, or columns.
+            x: ``(..., in)``; ``qparams``: of one scale, or per token; ``bias``: None or ``(out,)``.
         """
-        if self.codes is None or self.q_x is None or not x.numel():
+        if self.codes is None or self.q_x is None or not x.numel() or not self.q_x.deterministic:
             return None
-        scale = qparams.scale
-        if not is_concrete(x, scale):
-            largest = x.amax(1, keepdim=True).to(scale.dtype)
-            scale = torch.where(largest != largest, largest, scale)
-        a = int8.shifted(self.q_x, x, qparams)
+        if x.dtype != self.dtype or x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            return None
+        scale, zero = qparams.scale, qparams.zero_point
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        if scale.ndim:
+            scale, zero = scale.reshape(-1, 1), None if zero is None else zero.reshape(-1, 1)
+        concrete = is_concrete(x, scale)
+        a = int8.shifted(self.q_x, rows, QParams(scale, zero))
         if a is None:
             return None
-        return int8.int8_sum(a, int8.shift(self.q_x, qparams), self.codes, self.shift, self.sums), scale
+        total = int8.int8_sum(a, int8.shift(self.q_x, QParams(scale, zero)), self.codes, self.shift, self.sums)
+        if not concrete:  # where NaN was not seen: it goes to the outputs of its row by the scale
+            largest = rows.amax(1, keepdim=True).to(scale.dtype)
+            scale = torch.where(largest != largest, largest, scale)
+        scale = (scale * self.row).clamp_(min=self.least)
+        y = total.to(scale.dtype)
+        y = y.mul_(scale) if concrete else y * scale
+        if bias is not None:
+            y = y.add_(bias) if concrete else y + bias
+        y = narrowed(y, x.dtype)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
 from ...core.scales import ScaleSource
+from ..arguments import check_operands
 from ..arrays import is_concrete, wide_dtype
 from ..packed import PackedWeight
 
@@ -63,7 +64,7 @@ class Kept:
         for given in self.given:
             if given.fits(x):
                 return given.qparams
-        qparams = self._asked(x)
+        qparams = check_operands(self.quantizer, x, self._asked(x))
         if is_concrete(x, qparams.scale):
             self.given.append(_Given(x, qparams))
             self._stamp()
@@ -77,7 +78,8 @@ class Kept:
                 if packed.weight is weight and packed.q_x is q_x:
                     return packed
             if is_concrete(weight):
-                packed = PackedWeight(q_x, self.quantizer, weight, self._asked(weight))
+                qparams = check_operands(self.quantizer, weight, self._asked(weight))
+                packed = PackedWeight(q_x, self.quantizer, weight, qparams)
                 self.weights.append(packed)
                 self._stamp()
                 return packed
