@@ -66,28 +66,36 @@ def saturates_nowhere() -> bool:
     return torch.equal(torch._int_mm(extreme, extreme.t()).long(), want)
 
 
-def shifted(q: Quantizer, x: Tensor, qparams: QParams, *, has_nan: bool | None = None) -> Tensor | None:
-    """Codes as int8, for formats of at most 8 bits. None if NaN is seen among them; else it becomes any code.
+def shifted(q: Quantizer, x: Tensor, qparams: QParams, *, watched: bool = True) -> Tensor | None:
+    """Codes as int8, for formats of at most 8 bits. None if NaN is seen among them, which else becomes any code.
 
     Args:
-        has_nan: False where it is known that there is none.
+        watched: whether to look for NaN.
     """
-    scale, zero, half = qparams.scale, wide(qparams.zero_point, qparams.scale), _half(q)
+    scale, zero = qparams.scale, wide(qparams.zero_point, qparams.scale)
     if not is_concrete(x, scale, zero):
         return narrow(q, numbers_of(q, x, scale, zero))
+    if x.numel() <= WHOLE:
+        work = x / scale if x.dtype == scale.dtype else x.to(scale.dtype).div_(scale)
+        return work.to(torch.int8) if _to_shifted(q, work, zero, watched) else None
     x = x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scratch = torch.empty(min(x.numel(), WHOLE), dtype=scale.dtype, device=x.device)
+    scratch = torch.empty(WHOLE, dtype=scale.dtype, device=x.device)
     for xs, ys, s, z in pieces(x, codes, scale, zero):
         work = scratch[: xs.numel()].view(xs.shape)
         quotients_into(work, xs, s)
-        to_grid(q, work, z)
-        if half:
-            work.sub_(half)
-        if has_nan is None and math.isnan(work.amax().item()):
+        if not _to_shifted(q, work, z, watched):
             return None
         ys.copy_(work)
     return codes
+
+
+def _to_shifted(q: Quantizer, u: Tensor, z: Tensor | None, watched: bool) -> bool:
+    """Quotients become codes less `_half`; False if NaN is seen."""
+    to_grid(q, u, z)
+    if _half(q):
+        u.sub_(_half(q))
+    return not watched or not math.isnan(u.amax().item())
 
 
 def narrow(q: Quantizer, numbers: Tensor) -> Tensor:

@@ -12,8 +12,14 @@ from torch import Tensor
 
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
+from ..core.scales import ScaleSource
 from . import int8, routes
 from .arrays import is_concrete, narrowed
+
+
+def follows_tensor(q: Quantizer) -> bool:
+    """Whether the scale is a statistic of the tensor at hand: where that holds NaN, the scale is NaN, or refused."""
+    return q.scale.source is ScaleSource.STATISTIC and q.scale.scale_value is None
 
 
 class PackedWeight:
@@ -41,6 +47,7 @@ class PackedWeight:
         self.sums: Tensor | None = None
         self.integers: Tensor | None = None
         self.values: Tensor | None = None
+        self.watched = q_x is None or not follows_tensor(q_x)  # whether NaN in x is not in its scale as well
         self.largest_sum = 0  # of the magnitudes of terms, for inputs of 1
         if q_x is None or not contracts_codes(q_x, q_w, per_token=weight.ndim == 2):
             self.values = routes.forward(q_w, weight, scale, zero, seed, qparams.bit_width)
@@ -83,18 +90,21 @@ class PackedWeight:
         rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         if scale.ndim:
             scale, zero = scale.reshape(-1, 1), None if zero is None else zero.reshape(-1, 1)
-        concrete = is_concrete(x, scale)
-        a = int8.shifted(self.q_x, rows, QParams(scale, zero))
+        qparams, concrete = QParams(scale, zero), is_concrete(x, scale)
+        a = int8.shifted(self.q_x, rows, qparams, watched=self.watched)
         if a is None:
             return None
-        total = int8.int8_sum(a, int8.shift(self.q_x, QParams(scale, zero)), self.codes, self.shift, self.sums)
-        if not concrete:  # where NaN was not seen: it goes to the outputs of its row by the scale
+        total = int8.int8_sum(a, int8.shift(self.q_x, qparams), self.codes, self.shift, self.sums)
+        if not concrete and self.watched:  # where NaN was not seen: it goes to the outputs of its row by the scale
             largest = rows.amax(1, keepdim=True).to(scale.dtype)
             scale = torch.where(largest != largest, largest, scale)
-        scale = (scale * self.row).clamp_(min=self.least)
+        scale = scale * self.row
         y = total.to(scale.dtype)
-        y = y.mul_(scale) if concrete else y * scale
-        if bias is not None:
-            y = y.add_(bias) if concrete else y + bias
+        if concrete:
+            y.mul_(scale.clamp_(min=self.least))
+            y = y if bias is None else y.add_(bias)
+        else:
+            y = y * scale.clamp(min=self.least)
+            y = y if bias is None else y + bias
         y = narrowed(y, x.dtype)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])

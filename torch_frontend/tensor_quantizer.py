@@ -151,6 +151,12 @@ class TensorQuantizer(nn.Module):
             calls.append(Call.of(used, collects, waits))
         return used
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `qparams` is `choose_qparams`, and nothing else."""
+        none = (self.scale, self.sigma, self.bit_width, self.step, self.seen)
+        return all(state is None for state in none)
+
     def waits(self) -> Tensor | None:
         """Whether the tensor to come passes unquantized, because of a ``delay``: 0-d, or None once that is over."""
         if self.quantizer.delay == 0:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
-from ...core.scales import ScaleSource
 from ..arguments import check_operands
 from ..arrays import is_concrete, wide_dtype
-from ..packed import PackedWeight
+from ..packed import PackedWeight, follows_tensor
+from ..quantizer import choose_qparams
+from ..tensor_quantizer import TensorQuantizer
 
 
 def standing_in(quantizer: Any) -> Any:
@@ -32,8 +33,8 @@ class Kept:
     def __init__(self, of: Any) -> None:
         self.of = of
         self.quantizer: Quantizer = of.quantizer
-        rule = self.quantizer.scale
-        self.changes = rule.source is ScaleSource.STATISTIC and rule.scale_value is None  # with every tensor
+        self.changes = follows_tensor(self.quantizer)
+        self.chooses = self.changes and isinstance(of, TensorQuantizer) and of.chooses
         self.clear()
 
     def clear(self) -> None:
@@ -99,7 +100,7 @@ class Kept:
         return self.quantized(x, self.qparams(x), waits)
 
     def _asked(self, x: Tensor) -> QParams:
-        given: QParams = self.of.qparams(x)
+        given: QParams = choose_qparams(self.quantizer, x) if self.chooses else self.of.qparams(x)
         return given
 
     def _stamp(self) -> None:
