@@ -8,7 +8,7 @@ from .formats import BinaryFormat, IntegerFormat, TernaryFormat
 from .granularity import PerAxis, PerTensor, PerToken
 
 
-def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
+def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool, axis: int = 0) -> bool:
     """Whether the contraction runs over integer codes: both have them, and no scale varies along the contracted axes.
 
     Not where a bit width is learned, scales may be negative, or zero points are no codes; and learned rounding has none
@@ -16,14 +16,15 @@ def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool) -> bool:
 
     Args:
         q_x: quantizer of the input; per tensor, or per token where ``per_token`` (linear layers).
-        q_w: quantizer of the weight, whose axis 0 is the output channel; per tensor or per axis 0.
+        q_w: quantizer of the weight; per tensor, or per ``axis``.
+        axis: of the weight that is the output channel; 1 in transposed convolutions.
     """
     x_fits = isinstance(q_x.granularity, PerTensor) or (per_token and isinstance(q_x.granularity, PerToken))
     kinds = IntegerFormat | BinaryFormat | TernaryFormat
     integers = all(isinstance(q.format, kinds) and q.learned_bits is None for q in (q_x, q_w))
     integers &= not (q_x.relaxed or q_w.relaxed or q_x.scale.signed or q_w.scale.signed)
     integers &= all(q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER for q in (q_x, q_w))
-    return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(0))
+    return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(axis))
 
 
 def largest_code(q: Quantizer) -> int:

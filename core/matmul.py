@@ -10,13 +10,16 @@ in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``; with
 (`core.contraction.contracts_codes`). Other granularities contract floats, ``y = x_hat @ w_hat + bias`` in any order,
 and only ``|y - exact| <= gamma_n * (|x_hat| @ |w_hat| + |bias|)`` is promised (`contraction_bound`).
 
-NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
+NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters, and in a kernel of every output of its channel,
+also where it meets margins only.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from . import checks
@@ -25,9 +28,9 @@ from .contraction import contracts_codes
 from .descriptions import QParams, Quantizer
 from .operations import round_to_dtype
 from .quantizer import codes_and_zero_points, fake_quantize
+from .windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
 
 Array = NDArray[Any]
-Pair = tuple[int, int]
 
 
 def linear(
@@ -48,14 +51,17 @@ def linear(
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
     """
-    x, w, bias = _checked(x, w, bias, w_ndim=2)
-    a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, per_token=True)
-    x_scale = _scale(x_qparams)  # () or (..., 1): already broadcasts against (..., out)
-    y = _contract(a, b.T, x_scale, _channel_scale(w_qparams), contracts_codes(q_x, q_w, per_token=True))
+    x, w, bias = _arrays(x, w, bias)
+    _check_fits(x.shape, w.shape, bias)
+    codes = contracts_codes(q_x, q_w, per_token=True)
+    a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, codes)
+    w_scale = _scale(w_qparams)
+    w_scale = w_scale.reshape(-1) if w_scale.ndim and w_scale.size == len(w_scale) else w_scale
+    y = _scaled(a @ b.T, _scale(x_qparams), w_scale, codes)  # scales of x, () or (..., 1), already broadcast
     return _finish(y, bias, x.dtype)
 
 
-def conv2d(
+def conv(
     q_x: Quantizer,
     x: Array,
     x_qparams: QParams,
@@ -63,30 +69,61 @@ def conv2d(
     w: Array,
     w_qparams: QParams,
     bias: Array | None = None,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
+    stride: Sizes = 1,
+    padding: Margins = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
 ) -> Array:
-    """Two-dimensional cross-correlation over quantized ``x`` and ``w``; see the module.
+    """Cross-correlation in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
 
     Args:
-        x: ``(batch, in, height, width)``; ``w``: ``(out, in, kernel height, kernel width)``, same dtype;
-            ``bias``: ``(out,)`` in the dtype of the scales.
-        stride, padding: (vertical, horizontal); padding adds the real number 0 on both sides.
+        x: ``(batch, in, *lengths)``; ``w``: ``(out, in / groups, *kernel lengths)``, same dtype; ``bias``: ``(out,)``
+            in the dtype of the scales.
+        stride, dilation: an int, or one for each dimension.
+        padding: an int, or one or (before, after) for each dimension; it adds the real number 0.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
     Returns:
-        ``(batch, out, height', width')``, dtype of ``x``.
+        ``(batch, out, *lengths')``, dtype of ``x``.
     Raises:
-        TypeError, ValueError: as `linear`.
+        TypeError, ValueError: as `linear`, and `core.windows.window`.
     """
-    x, w, bias = _checked(x, w, bias, w_ndim=4)
-    a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, per_token=False)
-    (up, left), (down, right) = padding, stride
-    padded = np.pad(a, ((0, 0), (0, 0), (up, up), (left, left)))
-    windows = sliding_window_view(padded, w.shape[2:], axis=(2, 3))[:, :, ::down, ::right]
-    batch, _, height, width = windows.shape[:4]
-    rows = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch, height, width, -1)
-    scales = _scale(x_qparams), _channel_scale(w_qparams)
-    y = _contract(rows, b.reshape(len(b), -1).T, *scales, contracts_codes(q_x, q_w, per_token=False))
-    return _finish(y, bias, x.dtype).transpose(0, 3, 1, 2)
+    x, w, bias = _arrays(x, w, bias)
+    shape = window(w.shape, stride, padding, dilation, groups)
+    return _windowed(shape, _correlated, q_x, x, x_qparams, q_w, w, w_qparams, bias)
+
+
+def conv_transpose(
+    q_x: Quantizer,
+    x: Array,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+) -> Array:
+    """Transposed convolution in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
+
+    Every element of ``x``, times the kernel, is added to the outputs from ``stride * place - padding`` on.
+
+    Args:
+        x: ``(batch, in, *lengths)``; ``w``: ``(in, out / groups, *kernel lengths)``, same dtype; its channels are those
+            of axis 1, in each group. ``bias``: ``(out,)`` in the dtype of the scales.
+        stride, padding, dilation: an int, or one for each dimension; padding leaves out outputs on both sides.
+        output_padding: outputs added at the end.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
+    Returns:
+        ``(batch, out, *lengths')``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`, and `core.windows.transposed_window`.
+    """
+    x, w, bias = _arrays(x, w, bias)
+    shape = transposed_window(w.shape, stride, padding, output_padding, groups, dilation)
+    return _windowed(shape, _scattered, q_x, x, x_qparams, q_w, w, w_qparams, bias)
 
 
 def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> Array:
@@ -113,39 +150,99 @@ def _optional(bias: Array | None) -> Array | None:
     return None if bias is None else as_array("bias", bias)
 
 
-def _checked(x: Array, w: Array, bias: Array | None, w_ndim: int) -> tuple[Array, Array, Array | None]:
-    """The arrays of a layer, if they fit each other."""
+def _check_fits(x: tuple[int, ...], w: tuple[int, ...], bias: Array | None) -> None:
+    if len(w) != 2:
+        raise ValueError(f"`w` must have 2 axes, got shape {w}")
+    if not x or x[-1] != w[1]:
+        raise ValueError(f"`x` must fit `w` of shape {w}, got shape {x}")
+    if bias is not None and bias.shape != w[:1]:
+        raise ValueError(f"`bias` must have shape {w[:1]}, got {bias.shape}")
+
+
+def _arrays(x: Array, w: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    """The arrays of a layer, if their dtypes fit each other."""
     x, w, bias = as_array("x", x), as_array("w", w), _optional(bias)
-    if w.ndim != w_ndim:
-        raise ValueError(f"`w` must have {w_ndim} axes, got shape {w.shape}")
-    axis = -1 if w_ndim == 2 else 1
-    if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
-        raise ValueError(f"`x` must fit `w` of shape {w.shape}, got shape {x.shape}")
     if x.dtype != w.dtype:
         raise TypeError(f"`w` must have the dtype of `x`, {x.dtype.name}, got {w.dtype.name}")
-    if bias is not None and bias.shape != w.shape[:1]:
-        raise ValueError(f"`bias` must have shape {w.shape[:1]}, got {bias.shape}")
     return x, w, bias
 
 
+def _windowed(
+    shape: Window,
+    contract: Callable[[Window, Array, Array], Array],
+    q_x: Quantizer,
+    x: Array,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None,
+) -> Array:
+    """A convolution of either kind."""
+    check_fits_window(shape, x.shape, w.shape, None if bias is None else bias.shape)
+    axis = 1 if shape.transposed else 0
+    codes = contracts_codes(q_x, q_w, per_token=False, axis=axis)
+    a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, codes)
+    w_scale = _scale(w_qparams)
+    if w_scale.ndim and w_scale.size == w_scale.shape[axis]:  # else it is not per channel, and no codes are contracted
+        w_scale = np.tile(w_scale.reshape(-1), shape.groups if shape.transposed else 1)
+    y = _scaled(np.moveaxis(contract(shape, a, b), 1, -1), _scale(x_qparams), w_scale, codes)
+    return np.moveaxis(_finish(y, bias, x.dtype), -1, 1)
+
+
+def _correlated(shape: Window, a: Array, b: Array) -> Array:
+    """Sums of products, one element of the kernel after the other."""
+    lengths, groups = shape.lengths(a.shape, b.shape), shape.groups
+    a = np.pad(a, ((0, 0), (0, 0), *shape.margins))
+    kernels = b.reshape(groups, -1, *b.shape[1:])  # (groups, out / groups, in / groups, *places)
+    total = np.zeros((len(a), groups, kernels.shape[1], prod(lengths)))
+    for place in np.ndindex(*b.shape[2:]):
+        seen = _every(shape, place, lengths)
+        total += kernels[(..., *place)] @ a[(slice(None), slice(None), *seen)].reshape(
+            len(a), groups, b.shape[1], prod(lengths)
+        )
+    return total.reshape(len(a), len(b), *lengths)
+
+
+def _scattered(shape: Window, a: Array, b: Array) -> Array:
+    """Products, each added where it goes, one element of the kernel after the other."""
+    groups, outputs = shape.groups, b.shape[1] * shape.groups
+    whole = replace(shape, margins=((0, 0),) * len(shape.margins)).lengths(a.shape, b.shape)
+    kernels = b.reshape(groups, -1, *b.shape[1:]).swapaxes(1, 2)  # (groups, out / groups, in / groups, *places)
+    rows, total = a.reshape(len(a), groups, len(b) // groups, prod(a.shape[2:])), np.zeros((len(a), outputs, *whole))
+    for place in np.ndindex(*b.shape[2:]):
+        total[(slice(None), slice(None), *_every(shape, place, a.shape[2:]))] += (
+            kernels[(..., *place)] @ rows
+        ).reshape(len(a), outputs, *a.shape[2:])
+    kept = tuple(slice(before, n - after) for (before, after), n in zip(shape.margins, whole, strict=True))
+    total = total[(slice(None), slice(None), *kept)]
+    spoiled = np.isnan(kernels).any(axis=tuple(range(2, kernels.ndim))).reshape(-1)  # also where they meet nothing
+    return np.where(spoiled.reshape(-1, *(1 for _ in kept)), np.nan, total)
+
+
+def _every(shape: Window, place: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where an element of the kernel meets ``lengths`` places, as it moves."""
+    steps = zip(place, shape.dilation, shape.stride, lengths, strict=True)
+    return tuple(slice(d * k, d * k + (n - 1) * step + 1, step) for k, d, step, n in steps)
+
+
 def _operands(
-    q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams, *, per_token: bool
+    q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams, codes: bool
 ) -> tuple[Array, Array]:
     """What is contracted, in float64: centred codes (integers, or NaN) or dequantized values."""
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
-    if contracts_codes(q_x, q_w, per_token=per_token):
+    if codes:
         pairs = codes_and_zero_points(q_x, x, x_qparams), codes_and_zero_points(q_w, w, w_qparams)
-        return tuple(codes.astype(np.float64) - zero for codes, zero in pairs)  # type: ignore[return-value]
+        return tuple(c.astype(np.float64) - zero for c, zero in pairs)  # type: ignore[return-value]
     values = fake_quantize(q_x, x, x_qparams), fake_quantize(q_w, w, w_qparams)
     return values[0].astype(np.float64), values[1].astype(np.float64)
 
 
-def _contract(a: Array, b: Array, x_scale: Array, w_scale: Array, codes: bool) -> Array:
-    """``a @ b`` (float64 sums of integers are exact up to 2**53), and for codes the scales."""
-    total = a @ b
+def _scaled(total: Array, x_scale: Array, w_scale: Array, codes: bool) -> Array:
+    """Sums (in float64, of integers exact up to 2**53) in the dtype of the scale, and of codes times the scales."""
     if not codes:
-        return np.asarray(total.astype(x_scale.dtype))
+        return total.astype(x_scale.dtype)
     tiny = np.finfo(x_scale.dtype).smallest_normal
     total = total.astype(x_scale.dtype) + np.zeros((), x_scale.dtype)
     return np.asarray(total * np.maximum(x_scale * w_scale, tiny))
@@ -153,12 +250,6 @@ def _contract(a: Array, b: Array, x_scale: Array, w_scale: Array, codes: bool) -
 
 def _scale(qparams: QParams) -> Array:
     return widened(as_array("qparams.scale", qparams.scale))
-
-
-def _channel_scale(w_qparams: QParams) -> Array:
-    """Scale of the weight as ``()`` or ``(out,)``, for outputs whose last axis is the channel."""
-    scale = _scale(w_qparams)
-    return scale if scale.ndim == 0 or scale.size != len(scale) else scale.reshape(-1)
 
 
 def _finish(y: Array, bias: Array | None, dtype: np.dtype[Any]) -> Array:

@@ -5,7 +5,8 @@ from ..core.requirements import require
 require("jax_backend")
 
 from .matmul import contraction_bound as contraction_bound
-from .matmul import conv2d as conv2d
+from .matmul import conv as conv
+from .matmul import conv_transpose as conv_transpose
 from .matmul import linear as linear
 from .quantizer import choose_qparams as choose_qparams
 from .quantizer import dequantize as dequantize

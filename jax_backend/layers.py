@@ -26,7 +26,7 @@ from . import kernels
 from .arguments import check_operands
 from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .derivatives import Tangents, differentiable
-from .exact import integer_contraction
+from .exact import BYTE, EXACT, integer_contraction
 from .gradients import gradients
 from .sharding import joined, laid_out_by, spec_of
 from .tangents import Moves, tangent
@@ -50,14 +50,26 @@ class Geometry(NamedTuple):
     """Which axes are contracted, and how.
 
     Attributes:
-        inputs: axis of the weight that runs over the inputs: 0 or 1 in a linear layer, 2 in a convolution.
+        inputs: axis of the weight that runs over the inputs: 0 or 1 in a linear layer, that before the last in a
+            convolution, the last in a transposed one.
         stride: of a convolution; None in a linear layer.
-        padding: of a convolution, (before, after) for each axis.
+        padding: of a convolution, (before, after) for each axis: zeros around the input, in a transposed one with its
+            strides spread out; negative for what is left out.
+        dilation: of the kernel; empty for 1 everywhere.
+        groups: into how many parts channels are cut.
+        transposed: whether strides spread the input out, and kernels are turned around.
     """
 
     inputs: int
-    stride: Pair | None = None
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    stride: tuple[int, ...] | None = None
+    padding: tuple[Pair, ...] = ((0, 0), (0, 0))
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+    def summed(self, axes: int) -> Axes:
+        """The axes of the weight that are contracted."""
+        return (self.inputs,) if self.stride is None else (*range(axes - 2), self.inputs)
 
 
 class Layer(NamedTuple):
@@ -141,7 +153,8 @@ def _spec(geometry: Geometry, x: Array, w: Array) -> PartitionSpec:
     lies, w_lies = spec_of(x), spec_of(w)
     if geometry.stride is None:
         return joined(lies[:-1], w_lies[1 - geometry.inputs])
-    return joined((lies[0], None, None), w_lies[3])
+    channels = None if geometry.groups > 1 else w_lies[(2 * x.ndim - 3) - geometry.inputs]
+    return joined((lies[0], *(None for _ in geometry.stride)), channels)
 
 
 def _specs(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
@@ -155,18 +168,32 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
     """The output. Of operands, not of their codes, which would double the memory of a step."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = Operands(*operands)  # type: ignore[arg-type]
     geometry, linear = layer.geometry, layer.geometry.stride is None
-    summed = (geometry.inputs,) if linear else (0, 1, 2)
     a = _centred_codes(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
     b = _centred_codes(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
-    largest = largest_code(layer.q_x), largest_code(layer.q_w)
-    bound = accumulator_bound(layer.q_x, layer.q_w, prod(w.shape[axis] for axis in summed))
-    acc = integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
+    acc = _sums(layer, a, b)
     if not linear:  # XLA leaves out products with the padding, but 0 * NaN is NaN
-        acc = jnp.where(jnp.isnan(b).any(summed), jnp.nan, acc)
-    per_output = w_scale if w_scale.ndim == 0 else _of_channels(w_scale.reshape(-1), x_scale)
+        acc = jnp.where(_spoiled(geometry, b), jnp.nan, acc)
+    scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
+    per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
     scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
     return narrow(y, x.dtype)
+
+
+def _sums(layer: Layer, a: Array, b: Array) -> Array:
+    """The contraction of codes, correctly rounded; group by group where those of a group do not fit one exact sum."""
+    geometry, summed = layer.geometry, layer.geometry.summed(b.ndim)
+    terms = prod(b.shape[axis] for axis in summed)
+    terms = terms // geometry.groups if geometry.transposed else terms
+    largest = largest_code(layer.q_x), largest_code(layer.q_w)
+    bound = accumulator_bound(layer.q_x, layer.q_w, terms)
+    if geometry.groups > 1:
+        if a.dtype == np.float64 or (bound <= EXACT and max(largest) <= BYTE):
+            return _contract_integers(geometry, a, b)
+        alone = layer._replace(geometry=geometry._replace(groups=1))
+        parts = zip(*(jnp.split(part, geometry.groups, axis=-1) for part in (a, b)), strict=True)
+        return jnp.concatenate([_sums(alone, *both) for both in parts], axis=-1)
+    return integer_contraction(partial(_contract_integers, geometry), a, b, summed, geometry.inputs, largest, bound)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -247,8 +274,35 @@ def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
     options: dict[str, Any] = {"precision": lax.Precision.HIGHEST, "preferred_element_type": wide}
     if geometry.stride is None:
         return lax.dot_general(a, b, (((a.ndim - 1,), (geometry.inputs,)), ((), ())), **options)
-    layouts = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(a, b, geometry.stride, geometry.padding, dimension_numbers=layouts, **options)
+    n, groups = len(geometry.stride), geometry.groups
+    if geometry.transposed:  # kernels (*places, out / groups, in), turned around, as (*places, in / groups, out)
+        b = jnp.flip(b, range(n)).reshape(*b.shape[:n], b.shape[n], groups, -1)
+        b = jnp.moveaxis(b, -1, n).swapaxes(n + 1, n + 2).reshape(*b.shape[:n], b.shape[-1], -1)
+    places = tuple(range(1, n + 1))
+    layouts = lax.ConvDimensionNumbers((0, n + 1, *places), (n + 1, n, *range(n)), (0, n + 1, *places))
+    ones = (1,) * n
+    stride, spread = (ones, geometry.stride) if geometry.transposed else (geometry.stride, ones)
+    y: Array = lax.conv_general_dilated(
+        a,
+        b,
+        stride,
+        geometry.padding,
+        spread,
+        rhs_dilation=geometry.dilation or None,
+        dimension_numbers=layouts,
+        feature_group_count=groups,
+        **options,
+    )
+    return y
+
+
+def _spoiled(geometry: Geometry, b: Array) -> Array:
+    """Which outputs of a convolution have NaN in their kernels."""
+    nan = jnp.isnan(b)
+    if not geometry.transposed:
+        return nan.any(geometry.summed(b.ndim))
+    groups = geometry.groups
+    return nan.reshape(-1, b.shape[-2], groups, b.shape[-1] // groups).any((0, 3)).T.reshape(-1)
 
 
 def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:

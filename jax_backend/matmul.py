@@ -9,7 +9,8 @@ in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``. Wher
 (`core.contraction.contracts_codes`) floats are contracted, with the bound of `contraction_bound`.
 
 How ``acc`` stays exact is in `exact`. Gradients are those of the contraction of the dequantized values, handed on as
-`fake_quantize_vjp` does. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
+`fake_quantize_vjp` does. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters, and in a
+kernel of every output of its channel, also where it meets margins only.
 """
 
 from typing import Any
@@ -21,16 +22,12 @@ import numpy as np
 from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
+from ..core.windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
 from .arrays import as_array
 from .layers import Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
 from .quantizer import fake_quantize
 
 Array = jax.Array
-Pair = tuple[int, int]
-PIXELS_LAST = (0, 2, 3, 1)  # (batch, channels, height, width) to (batch, height, width, channels), and
-PIXELS_FIRST = (0, 3, 1, 2)  # back
-OUTPUTS_LAST = (2, 3, 1, 0)  # (out, in, height, width) to (height, width, in, out), and
-OUTPUTS_FIRST = (3, 2, 0, 1)  # back
 
 
 def linear(
@@ -51,7 +48,13 @@ def linear(
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
     """
-    x, w, bias = _check_shapes(2, x, w, bias)
+    x, w, bias = _arrays(x, w, bias)
+    if w.ndim != 2:
+        raise ValueError(f"`w` must have 2 axes, got shape {w.shape}")
+    if x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"`x` must fit `w` of shape {w.shape}, got shape {x.shape}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"`bias` must have shape {w.shape[:1]}, got {bias.shape}")
     if contracts_codes(q_x, q_w, per_token=True):
         return over_codes(Layer(q_x, q_w, Geometry(1)), x, x_qparams, w, w_qparams, bias)
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
@@ -59,7 +62,7 @@ def linear(
     return contract(Geometry(1), fake_quantize(q_x, x, x_qparams), fake_quantize(q_w, w, w_qparams), bias)
 
 
-def conv2d(
+def conv(
     q_x: Quantizer,
     x: Array,
     x_qparams: QParams,
@@ -67,36 +70,66 @@ def conv2d(
     w: Array,
     w_qparams: QParams,
     bias: Array | None = None,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
+    stride: Sizes = 1,
+    padding: Margins = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
 ) -> Array:
-    """Two-dimensional cross-correlation over quantized ``x`` and ``w``; see the module.
+    """Cross-correlation in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
 
     Args:
-        x: ``(batch, in, height, width)``; ``w``: ``(out, in, kernel height, kernel width)``, same dtype;
-            ``bias``: ``(out,)`` in the dtype of the scales.
-        stride, padding: (vertical, horizontal); padding adds the real number 0 on both sides.
+        x: ``(batch, in, *lengths)``; ``w``: ``(out, in / groups, *kernel lengths)``, same dtype; ``bias``: ``(out,)``
+            in the dtype of the scales.
+        stride, dilation: an int, or one for each dimension.
+        padding: an int, or one or (before, after) for each dimension; it adds the real number 0.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
     Returns:
-        ``(batch, out, height', width')``, dtype of ``x``.
+        ``(batch, out, *lengths')``, dtype of ``x``.
     Raises:
-        TypeError, ValueError: as `linear`.
+        TypeError, ValueError: as `linear`, and `core.windows.window`.
     """
-    x, w, bias = _check_shapes(4, x, w, bias)
-    (up, left), (down, right) = padding, stride
-    geometry = Geometry(2, (down, right), ((up, up), (left, left)))
-    lying = laid_out(q_w, OUTPUTS_FIRST)
-    if lying and contracts_codes(q_x, q_w, per_token=False):
-        images, kernel = x.transpose(PIXELS_LAST), w.transpose(OUTPUTS_LAST)
-        w_qparams = laid_out_qparams(w_qparams, OUTPUTS_FIRST)
-        y = over_codes(
-            Layer(q_x, lying, geometry), images, x_qparams, kernel, w_qparams, bias, PIXELS_FIRST, OUTPUTS_FIRST
-        )
-    else:
-        checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
-        checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
-        images = fake_quantize(q_x, x, x_qparams).transpose(PIXELS_LAST)
-        y = contract(geometry, images, fake_quantize(q_w, w, w_qparams).transpose(OUTPUTS_LAST), bias)
-    return y.transpose(PIXELS_FIRST)
+    x, w, bias = _arrays(x, w, bias)
+    shape = window(w.shape, stride, padding, dilation, groups)
+    geometry = Geometry(w.ndim - 2, shape.stride, shape.margins, shape.dilation, groups)
+    return _windowed(shape, geometry, q_x, x, x_qparams, q_w, w, w_qparams, bias)
+
+
+def conv_transpose(
+    q_x: Quantizer,
+    x: Array,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+) -> Array:
+    """Transposed convolution in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
+
+    Every element of ``x``, times the kernel, is added to the outputs from ``stride * place - padding`` on.
+
+    Args:
+        x: ``(batch, in, *lengths)``; ``w``: ``(in, out / groups, *kernel lengths)``, same dtype; its channels are those
+            of axis 1, in each group. ``bias``: ``(out,)`` in the dtype of the scales.
+        stride, padding, dilation: an int, or one for each dimension; padding leaves out outputs on both sides.
+        output_padding: outputs added at the end.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
+    Returns:
+        ``(batch, out, *lengths')``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`, and `core.windows.transposed_window`.
+    """
+    x, w, bias = _arrays(x, w, bias)
+    shape = transposed_window(w.shape, stride, padding, output_padding, groups, dilation)
+    spans = [d * (k - 1) for d, k in zip(shape.dilation, w.shape[2:], strict=True)]
+    sides = zip(spans, shape.margins, shape.extra, strict=True)
+    around = tuple((span - before, span - after + more) for span, (before, after), more in sides)
+    geometry = Geometry(w.ndim - 1, shape.stride, around, shape.dilation, groups, transposed=True)
+    return _windowed(shape, geometry, q_x, x, x_qparams, q_w, w, w_qparams, bias)
 
 
 def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> Array:
@@ -121,16 +154,40 @@ def contraction_bound(x_hat: Array, w_hat: Array, bias: Array | None = None) -> 
     return size * (gamma * (1 + 2 * gamma))
 
 
-def _check_shapes(w_ndim: int, x: Any, w: Any, bias: Any) -> tuple[Array, Array, Array | None]:
-    """The arrays of a layer, if they fit each other."""
-    x, w, axis = as_array("x", x), as_array("w", w), -1 if w_ndim == 2 else 1
+def _arrays(x: Any, w: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+    """The arrays of a layer, if their dtypes fit each other."""
+    x, w = as_array("x", x), as_array("w", w)
     bias = None if bias is None else as_array("bias", bias)
-    if w.ndim != w_ndim:
-        raise ValueError(f"`w` must have {w_ndim} axes, got shape {w.shape}")
-    if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
-        raise ValueError(f"`x` must fit `w` of shape {w.shape}, got shape {x.shape}")
     if x.dtype != w.dtype:
         raise TypeError(f"`w` must have the dtype of `x`, {x.dtype.name}, got {w.dtype.name}")
-    if bias is not None and bias.shape != w.shape[:1]:
-        raise ValueError(f"`bias` must have shape {w.shape[:1]}, got {bias.shape}")
     return x, w, bias
+
+
+def _windowed(
+    shape: Window,
+    geometry: Geometry,
+    q_x: Quantizer,
+    x: Array,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Array,
+    w_qparams: QParams,
+    bias: Array | None,
+) -> Array:
+    """A convolution of either kind, in the layouts of `layers`: channels last, those of outputs last of all."""
+    check_fits_window(shape, x.shape, w.shape, None if bias is None else bias.shape)
+    n = len(shape.stride)
+    pixels_last, pixels_first = (0, *range(2, n + 2), 1), (0, n + 1, *range(1, n + 1))
+    outputs_last, outputs_first = (*range(2, n + 2), 1, 0), (n + 1, n, *range(n))
+    lying, axis = laid_out(q_w, outputs_first), 1 if shape.transposed else 0
+    if lying and contracts_codes(q_x, q_w, per_token=False, axis=axis):
+        images, kernel = x.transpose(pixels_last), w.transpose(outputs_last)
+        w_qparams = laid_out_qparams(w_qparams, outputs_first)
+        layer = Layer(q_x, lying, geometry)
+        y = over_codes(layer, images, x_qparams, kernel, w_qparams, bias, pixels_first, outputs_first)
+    else:
+        checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+        checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
+        images = fake_quantize(q_x, x, x_qparams).transpose(pixels_last)
+        y = contract(geometry, images, fake_quantize(q_w, w, w_qparams).transpose(outputs_last), bias)
+    return y.transpose(pixels_first)

@@ -22,15 +22,19 @@ def contraction(
     q_w: Quantizer,
     b: Tensor,
     contract: Callable[[Tensor, Tensor], Tensor],
+    groups: int = 1,
+    along: int = 1,
     largest_sum: int | None = None,
 ) -> Tensor:
     """``contract(a, b)``, exact: float32 or float64, zero of either sign.
 
     Args:
-        a, b: centred codes (or NaN) of ``q_x`` and ``q_w``, contracted along axis 1 of both and later axes of ``b``.
+        a, b: centred codes (or NaN) of ``q_x`` and ``q_w``, contracted along axis 1 of ``a``, the axis ``along`` of
+            ``b`` and later axes of that.
+        groups: into how many parts axis 1 is cut, each contracted for itself.
         largest_sum: of the magnitudes of ``b`` that make one output, where it is known.
     """
-    channels, terms = a.shape[1], 1
+    channels, terms = a.shape[1] // groups, 1
     for n in b.shape[2:]:
         terms *= n
     part = 2**24 // max(1, accumulator_bound(q_x, q_w, terms))
@@ -39,11 +43,12 @@ def contraction(
     known = largest_sum is not None and largest_sum * largest_code(q_x) <= 2**24
     if small and (channels <= part or known):
         return contract(a, b)
-    if not small or part < SHORTEST_PART:
+    if not small or part < SHORTEST_PART or groups > 1:
         return contract(a.double(), b.double())
-    total = contract(a[:, :part], b[:, :part]).double()
+    total = contract(a[:, :part], b.narrow(along, 0, part)).double()
     for start in range(part, channels, part):
-        total = total + contract(a[:, start : start + part], b[:, start : start + part])
+        length = min(part, channels - start)
+        total = total + contract(a.narrow(1, start, length), b.narrow(along, start, length))
     return total
 
 

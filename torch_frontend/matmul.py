@@ -8,7 +8,8 @@ With ``a = code(x) - z_x`` and ``b = code(w) - z_w`` (integers) and ``acc = sum 
 in float32 (float64 for float64 ``x``), rounded once to the dtype of ``x``; without a bias the addition is left out.
 ``fl(acc)`` is the correctly rounded integer; 0 is +0.0. Where a scale varies along the contraction
 (`core.contraction.contracts_codes`) the dequantized values are contracted instead, in any order, and
-`contraction_bound` holds. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters.
+`contraction_bound` holds. NaN in ``x`` or ``w`` makes NaN of every output whose sum it enters, and in a kernel of every
+output of its channel, also where it meets margins only.
 
 Gradients are those of the contraction of the dequantized values, handed on as `fake_quantize_vjp` does. How native
 products are kept exact: see `exact`. Under ``torch.autocast`` nothing here is cast: contractions stay exact, and the
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from ..core import checks
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
+from ..core.windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
 from . import exact, int8, routes
 from .arguments import check_operands, check_tensor
 from .arrays import (
@@ -40,6 +42,7 @@ from .arrays import (
     widened,
     without_autocast,
 )
+from .convolution import convolution_gradients, convolve, spoiled
 from .packed import PackedWeight
 
 Pair = tuple[int, int]
@@ -47,26 +50,45 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a layer is apart from its tensors. ``stride`` is None for a linear one."""
+    """What a layer is apart from its tensors. ``window`` is None for a linear one."""
 
     q_x: Quantizer
     q_w: Quantizer
-    stride: Pair | None = None
-    padding: Pair = (0, 0)
+    window: Window | None = None
 
     @property
     def linear(self) -> bool:
-        return self.stride is None
+        return self.window is None
+
+    @property
+    def codes(self) -> bool:
+        """Whether it contracts codes."""
+        axis = 1 if self.window is not None and self.window.transposed else 0
+        return contracts_codes(self.q_x, self.q_w, per_token=self.window is None, axis=axis)
 
     def contract(self, a: Tensor, b: Tensor) -> Tensor:
         with without_autocast(a):
-            return F.linear(a, b) if self.stride is None else F.conv2d(a, b, None, self.stride, self.padding)
+            return F.linear(a, b) if self.window is None else convolve(self.window, a, b)
+
+    def exactly(self, a: Tensor, b: Tensor, largest_sums: Pair | None = None) -> Tensor:
+        """`contract` of codes; ``largest_sums`` as `PackedWeight` has them."""
+        groups, along = 1, 1
+        if self.window is not None:
+            groups, along = self.window.groups, 0 if self.window.transposed else 1
+        largest_sum = None if largest_sums is None else largest_sums[1 - along]
+        return exact.contraction(self.q_x, a, self.q_w, b, self.contract, groups, along, largest_sum)
 
     def outputs(self, values: Tensor) -> Tensor:
         """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""
         if values.ndim == 0:
             return values
-        return values.reshape(1, -1) if self.linear else values.reshape(1, -1, 1, 1)
+        return values.reshape(1, -1) if self.window is None else values.reshape(1, -1, *(1 for _ in self.window.stride))
+
+    def scales(self, w_scale: Tensor) -> Tensor:
+        """`outputs` of the scales of a weight: a transposed convolution has the same in every group."""
+        if self.window is not None and self.window.transposed and w_scale.ndim:
+            w_scale = w_scale.reshape(-1).repeat(self.window.groups)
+        return self.outputs(w_scale)
 
 
 def linear(
@@ -91,11 +113,17 @@ def linear(
     y = w.linear(x, x_qparams, bias) if isinstance(w, PackedWeight) else None
     if y is not None:
         return y
-    _check_layer(x, w, bias, w_ndim=2)
+    _check_tensors(x, w, bias)
+    if w.ndim != 2:
+        raise ValueError(f"`w` must have 2 axes, got shape {tuple(w.shape)}")
+    if x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"`x` must fit `w` of shape {tuple(w.shape)}, got shape {tuple(x.shape)}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
     return _apply(_Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
 
 
-def conv2d(
+def conv(
     q_x: Quantizer,
     x: Tensor,
     x_qparams: QParams,
@@ -103,22 +131,63 @@ def conv2d(
     w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
+    stride: Sizes = 1,
+    padding: Margins = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
 ) -> Tensor:
-    """Two-dimensional cross-correlation over quantized ``x`` and ``w``; see the module.
+    """Cross-correlation in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
 
     Args:
-        x: ``(batch, in, height, width)``; ``w``: ``(out, in, kernel height, kernel width)``, same dtype;
-            ``bias``: ``(out,)`` in the dtype of the scales.
-        stride, padding: (vertical, horizontal); padding adds the real number 0 on both sides.
+        x: ``(batch, in, *lengths)``; ``w``: ``(out, in / groups, *kernel lengths)``, same dtype; ``bias``: ``(out,)``
+            in the dtype of the scales.
+        stride, dilation: an int, or one for each dimension.
+        padding: an int, or one or (before, after) for each dimension; it adds the real number 0.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
     Returns:
-        ``(batch, out, height', width')``, dtype of ``x``.
+        ``(batch, out, *lengths')``, dtype of ``x``.
     Raises:
-        TypeError, ValueError: as `linear`.
+        TypeError, ValueError: as `linear`, and `core.windows.window`.
     """
-    _check_layer(x, w, bias, w_ndim=4)
-    return _apply(_Layer(q_x, q_w, stride, padding), x, x_qparams, w, w_qparams, bias)
+    _check_tensors(x, w, bias)
+    shape = window(tuple(w.shape), stride, padding, dilation, groups)
+    check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
+    return _apply(_Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
+
+
+def conv_transpose(
+    q_x: Quantizer,
+    x: Tensor,
+    x_qparams: QParams,
+    q_w: Quantizer,
+    w: Tensor | PackedWeight,
+    w_qparams: QParams,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+) -> Tensor:
+    """Transposed convolution in one, two or three dimensions over quantized ``x`` and ``w``; see the module.
+
+    Every element of ``x``, times the kernel, is added to the outputs from ``stride * place - padding`` on.
+
+    Args:
+        x: ``(batch, in, *lengths)``; ``w``: ``(in, out / groups, *kernel lengths)``, same dtype; its channels are those
+            of axis 1, in each group. ``bias``: ``(out,)`` in the dtype of the scales.
+        stride, padding, dilation: an int, or one for each dimension; padding leaves out outputs on both sides.
+        output_padding: outputs added at the end.
+        groups: into so many parts channels are cut, each contracted with its own kernels.
+    Returns:
+        ``(batch, out, *lengths')``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`, and `core.windows.transposed_window`.
+    """
+    _check_tensors(x, w, bias)
+    shape = transposed_window(tuple(w.shape), stride, padding, output_padding, groups, dilation)
+    check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
+    return _apply(_Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
 
 
 def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -140,21 +209,15 @@ def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) 
     return n * u / (1 - n * u) * size
 
 
-def _check_layer(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None, w_ndim: int) -> None:
+def _check_tensors(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None) -> None:
+    """TypeError unless these are tensors of a layer whose dtypes fit each other."""
     check_tensor("x", x)
     if not isinstance(w, PackedWeight):
         check_tensor("w", w)
     if bias is not None:
         check_tensor("bias", bias)
-    if w.ndim != w_ndim:
-        raise ValueError(f"`w` must have {w_ndim} axes, got shape {tuple(w.shape)}")
-    axis = -1 if w_ndim == 2 else 1
-    if (w_ndim == 4 and x.ndim != 4) or x.ndim == 0 or x.shape[axis] != w.shape[1]:
-        raise ValueError(f"`x` must fit `w` of shape {tuple(w.shape)}, got shape {tuple(x.shape)}")
     if x.dtype != w.dtype and not (torch.is_autocast_enabled(x.device.type) and _wide(x) == _wide(w)):
         raise TypeError(f"`w` must have the dtype of `x`, {dtype_name(x.dtype)}, got {dtype_name(w.dtype)}")
-    if bias is not None and bias.shape != w.shape[:1]:
-        raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
 
 
 def _wide(x: Tensor) -> torch.dtype | None:
@@ -230,11 +293,11 @@ def _values(
     w_seed: Tensor | None,
 ) -> Tensor:
     """The formula of the module."""
-    if not contracts_codes(layer.q_x, layer.q_w, per_token=layer.linear):
+    if not layer.codes:
         x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed)
         w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed)
         y = layer.contract(x_hat, w_hat)
-        return narrowed(y if bias is None else y + (bias if layer.linear else bias.reshape(-1, 1, 1)), x.dtype)
+        return narrowed(y if bias is None else y + _of_channels(layer, bias), x.dtype)
     lead = x.shape[:-1]
     if layer.linear:
         x = _rows(x)
@@ -246,9 +309,11 @@ def _values(
         total = int8.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
-        largest_sum = w.largest_sum if isinstance(w, PackedWeight) else None
-        total = exact.contraction(layer.q_x, a, layer.q_w, b, layer.contract, largest_sum)
-    scale = (x_scale * layer.outputs(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
+        total = layer.exactly(a, b, w.largest_sums if isinstance(w, PackedWeight) else None)
+    scale = (x_scale * layer.scales(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
+    knows_nan = isinstance(w, PackedWeight) and not w.has_nan
+    if layer.window is not None and layer.window.meets_nothing and not knows_nan:
+        scale = torch.where(layer.outputs(spoiled(layer.window, b)), torch.nan, scale)
     y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
     return y.reshape(*lead, w.shape[0]) if layer.linear else y
 
@@ -264,15 +329,13 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     wide = widened(g)
     x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed) if for_w else x.to(wide.dtype)
     w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
-    if layer.linear:
+    if layer.window is None:
         wide = _rows(wide)
         with without_autocast(wide):
             dx = (wide @ w_hat).reshape(x.shape) if for_x else None
             dw = wide.t() @ _rows(x_hat) if for_w else None
     else:
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            wide, x_hat, w_hat, None, layer.stride, layer.padding, (1, 1), False, (0, 0), 1, (for_x, for_w, False)
-        )
+        dx, dw = convolution_gradients(layer.window, wide, x_hat, w_hat, (for_x, for_w))
     of_x: Sequence[Tensor | None] = (None, None, None)
     of_w: Sequence[Tensor | None] = (None, None, None)
     d_x_seed = d_w_seed = None
@@ -305,8 +368,13 @@ def _tangent(layer: _Layer, tensors: Sequence[Any], tangents: Sequence[Any]) -> 
         parts.append(layer.contract(_dequantized(layer.q_x, x, x_scale, x_zero, x_seed), t))
     total = parts[0] if len(parts) < 2 else parts[0] + parts[1]
     if t_bias is not None:
-        total = total + (t_bias if layer.linear else t_bias.reshape(-1, 1, 1))
+        total = total + _of_channels(layer, t_bias)
     return narrowed(total, x.dtype)
+
+
+def _of_channels(layer: _Layer, values: Tensor) -> Tensor:
+    """One value per output channel, as it broadcasts against the outputs, also those of a single row."""
+    return values if layer.window is None else values.reshape(-1, *(1 for _ in layer.window.stride))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -329,5 +397,5 @@ def _dequantized(
 ) -> Tensor:
     """`fake_quantize` in the wide dtype."""
     if isinstance(x, PackedWeight):
-        return x.values.to(scale.dtype)
+        return x.dequantized().to(scale.dtype)
     return routes.forward(q, x, scale, zero, seed).to(scale.dtype)

@@ -36,30 +36,28 @@ class PackedWeight:
 
     @torch.no_grad()
     def __init__(self, q_x: Quantizer | None, q_w: Quantizer, weight: Tensor, qparams: QParams) -> None:
-        self.q_x, self.weight = q_x, weight
+        self.q_x, self.q_w, self.weight = q_x, q_w, weight
         self.shape, self.ndim, self.dtype = weight.shape, weight.ndim, weight.dtype
-        seed = routes.seed_of(q_w, weight, qparams)
         self.scale = scale = qparams.scale.detach().clone()
         self.row, self.least = scale.reshape(1, -1) if scale.ndim else scale, torch.finfo(scale.dtype).smallest_normal
         self.zero_point = zero = routes.wide(qparams.zero_point, scale)
+        self.given = qparams
         self.codes: Tensor | None = None
         self.shift: Tensor | None = None
         self.sums: Tensor | None = None
         self.integers: Tensor | None = None
         self.values: Tensor | None = None
+        self.largest_sums: tuple[int, int] | None = None  # of the magnitudes of `centred` along all axes but 0, or 1
+        self.has_nan = bool(weight.isnan().any())
         self.watched = q_x is None or not follows_tensor(q_x)  # whether NaN in x is not in its scale as well
-        self.largest_sum = 0  # of the magnitudes of terms, for inputs of 1
-        if q_x is None or not contracts_codes(q_x, q_w, per_token=weight.ndim == 2):
-            self.values = routes.forward(q_w, weight, scale, zero, seed, qparams.bit_width)
-            return
-        numbers = routes.codes(q_w, weight, scale, zero, seed)
-        if weight.is_cpu and int8.fits_int8(q_x, q_w, weight) and not numbers.isnan().any():
-            self.codes, self.shift = int8.narrow(q_w, numbers), int8.shift(q_w, QParams(scale, zero))
+        if q_x is None or not any(contracts_codes(q_x, q_w, per_token=weight.ndim == 2, axis=a) for a in (0, 1)):
+            self.dequantized()
+        elif self.has_nan or not (weight.is_cpu and int8.fits_int8(q_x, q_w, weight)):
+            self.centred()
+        else:
+            numbers = self._numbers()
+            self.codes, self.shift = int8.narrow(q_w, numbers).contiguous(), int8.shift(q_w, self.qparams)
             self.sums = self.codes.sum(1, dtype=torch.int32)
-            return
-        self.integers = numbers if zero is None else numbers - zero
-        sums = self.integers.abs().flatten(1).sum(1, dtype=torch.float64)  # NaN among them counts as no term
-        self.largest_sum = int(sums.nan_to_num(nan=0.0).max()) if weight.numel() else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -69,12 +67,34 @@ class PackedWeight:
         """Scale and zero point that it was quantized with."""
         return QParams(self.scale, self.zero_point)
 
+    @torch.no_grad()
+    def dequantized(self) -> Tensor:
+        """`fake_quantize` of the weight."""
+        if self.values is not None:
+            return self.values
+        q, x, (scale, zero, width, *_) = self.q_w, self.weight, self.given
+        values = routes.forward(q, x, scale, zero, routes.seed_of(q, x, self.given), width)
+        if is_concrete(values):
+            self.values = values
+        return values
+
+    @torch.no_grad()
     def centred(self) -> Tensor:
         """``code - z`` in the dtype of the scale, NaN where the weight is NaN."""
         if self.integers is not None:
             return self.integers
-        assert self.codes is not None
-        return (self.codes if self.shift is None else self.codes + self.shift).to(self.scale.dtype)
+        numbers = self._numbers()
+        integers = numbers if self.zero_point is None else numbers - self.zero_point
+        if is_concrete(integers):
+            self.integers = integers
+            if integers.numel():
+                sizes = integers.abs().double()  # of NaN no sum is asked for: outputs are NaN
+                self.largest_sums = (_largest(sizes), _largest(sizes.transpose(0, 1)))
+        return integers
+
+    def _numbers(self) -> Tensor:
+        q, x, (scale, zero, *_) = self.q_w, self.weight, self.given
+        return routes.codes(q, x, scale, zero, routes.seed_of(q, x, self.given))
 
     def linear(self, x: Tensor, qparams: QParams, bias: Tensor | None) -> Tensor | None:
         """`matmul.linear` over codes as int8. None where they do not fit: NaN is seen in ``x``, or another dtype or shape.
@@ -108,3 +128,13 @@ class PackedWeight:
             y = y if bias is None else y + bias
         y = narrowed(y, x.dtype)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])
+
+
+def _largest(sizes: Tensor) -> int:
+    """The largest sum over all axes but the first."""
+    return int(sizes.flatten(1).sum(1).nan_to_num(nan=0.0).max())
+
+
+def unpacked(w: Tensor | PackedWeight) -> Tensor:
+    """The weight itself."""
+    return w.weight if isinstance(w, PackedWeight) else w

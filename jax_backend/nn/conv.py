@@ -18,7 +18,7 @@ OUTPUTS_FIRST = (3, 2, 0, 1)  # (height, width, in, out) to (out, in, height, wi
 
 
 class QuantConv(nnx.Conv):
-    """Two-dimensional cross-correlation over quantized operands; see `samebits.jax_backend.conv2d`.
+    """Two-dimensional cross-correlation over quantized operands; see `samebits.jax_backend.conv`.
 
     Args:
         in_features, out_features, kernel_size, strides, padding, use_bias, dtype, param_dtype, kernel_init, bias_init,

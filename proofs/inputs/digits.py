@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core import QParams, catalog, choose_qparams, conv2d, linear
+from ...core import QParams, catalog, choose_qparams, conv, linear
 from ...core.granularity import qparams_shape
 from ...core.requirements import explaining
 from ..modes.execution import MODES, implementation
@@ -198,8 +198,8 @@ def _numpy_network(checkpoint: Checkpoint) -> Callable[[Array], Array]:
         return contract(q_x, x, x_qparams, q_w, w, w_qparams, tensors[f"{layer}.bias"], **geometry)
 
     def network(x: Array) -> Array:
-        x = np.maximum(apply(conv2d, "conv1", x, padding=(1, 1)), 0)
-        x = np.maximum(apply(conv2d, "conv2", x, stride=(2, 2), padding=(1, 1)), 0)
+        x = np.maximum(apply(conv, "conv1", x, padding=(1, 1)), 0)
+        x = np.maximum(apply(conv, "conv2", x, stride=(2, 2), padding=(1, 1)), 0)
         return apply(linear, "linear", x.reshape(len(x), -1))
 
     return network

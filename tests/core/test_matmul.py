@@ -16,7 +16,7 @@ from samebits.core import (
     catalog,
     choose_qparams,
     contraction_bound,
-    conv2d,
+    conv,
     fake_quantize,
     linear,
     quantize,
@@ -87,12 +87,12 @@ def test_linear_is_exact(x_name: str, w_name: str, with_bias: bool, dtype: np.dt
     ("x_name", "w_name"), [PAIRS[0], PAIRS[1], ("uint8_affine_per_tensor", "uint8_affine_per_channel")]
 )
 @pytest.mark.parametrize(("stride", "padding"), [((1, 1), (0, 0)), ((2, 1), (1, 2)), ((3, 2), (2, 0))])
-def test_conv2d_is_exact(x_name: str, w_name: str, stride: tuple[int, int], padding: tuple[int, int]) -> None:
+def test_conv_is_exact(x_name: str, w_name: str, stride: tuple[int, int], padding: tuple[int, int]) -> None:
     q_x, q_w, dtype = catalog[x_name], catalog[w_name], np.dtype(np.float32)
     x, w = arrays((2, 3, 6, 7), (4, 3, 3, 2), dtype=dtype)
     p_x, p_w = choose_qparams(q_x, x), choose_qparams(q_w, w)
     bias = np.linspace(-1, 1, 4).astype(np.float32)
-    got = conv2d(q_x, x, p_x, q_w, w, p_w, bias, stride, padding)
+    got = conv(q_x, x, p_x, q_w, w, p_w, bias, stride, padding)
     a, b = centred(q_x, x, p_x), centred(q_w, w, p_w)
     height, width = ((6 + 2 * padding[0] - 3) // stride[0] + 1, (7 + 2 * padding[1] - 2) // stride[1] + 1)
     assert got.shape == (2, 4, height, width)
@@ -181,4 +181,4 @@ def test_other_operands_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"`bias` must have shape \(3,\), got \(4,\)"):
         linear(q, x, one, q, w, one, np.ones(4, np.float32))
     with pytest.raises(ValueError, match=r"`x` must fit `w` of shape \(3, 4, 1, 1\), got shape \(4, 2, 2\)"):
-        conv2d(q, np.ones((4, 2, 2), np.float32), one, q, np.ones((3, 4, 1, 1), np.float32), one)
+        conv(q, np.ones((4, 2, 2), np.float32), one, q, np.ones((3, 4, 1, 1), np.float32), one)

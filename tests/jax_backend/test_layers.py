@@ -71,9 +71,9 @@ def test_linear(names: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("names", [pair for pair in PAIRS if "token" not in pair[0]], ids="-".join)
-def test_conv2d(names: tuple[str, str]) -> None:
-    assert_same_layer("conv2d", operands(names, ((1, 130, 5, 4), (4, 130, 3, 1)), "float32", False), (2, 1), (0, 2))
-    assert_same_layer("conv2d", operands(names, ((2, 3, 8, 9), (5, 3, 3, 3)), "float16", True), (1, 1), (1, 1))
+def test_conv(names: tuple[str, str]) -> None:
+    assert_same_layer("conv", operands(names, ((1, 130, 5, 4), (4, 130, 3, 1)), "float32", False), (2, 1), (0, 2))
+    assert_same_layer("conv", operands(names, ((2, 3, 8, 9), (5, 3, 3, 3)), "float16", True), (1, 1), (1, 1))
 
 
 def test_layers_without_inputs_outputs_or_rows() -> None:
@@ -88,7 +88,7 @@ def test_long_contractions_are_exact() -> None:
         q, q_w = catalog[name], catalog["int8_per_channel"]
         x = np.where(np.arange(4 * k).reshape(4, k) % 7 < 6, 1e9, -1e9).astype(np.float32)
         qparams = QParams(np.array(0.1, np.float32), np.array(q.format.lo, np.int32) if q.affine else None)
-        for kind, shape in (("linear", (4, k)), ("conv2d", (4, k, 1, 1))):
+        for kind, shape in (("linear", (4, k)), ("conv", (4, k, 1, 1))):
             w_qparams = QParams(np.full((4, *(1 for _ in shape[1:])), 0.1, np.float32))
             array = x.reshape(shape)
             assert_same_layer(kind, (q, array, qparams, q_w, array, w_qparams, np.zeros(4, np.float32)))
@@ -156,7 +156,7 @@ def test_linear_refuses(case: str) -> None:
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("names", [("int8_per_tensor", "int8_per_channel"), PAIRS[-1]], ids="-".join)
 def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str, str]) -> None:
     """Of x, w, scales, zero points and bias, against fake quantization before a float contraction."""

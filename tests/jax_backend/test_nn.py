@@ -61,7 +61,7 @@ def test_modules_compute_the_functions() -> None:
     conv = QuantConv(3, 5, (3, 2), (2, 1), padding=(1, 0), use_bias=False, input_quant=q_x, rngs=rngs)
     w, first = to_numpy(conv.kernel[...]).transpose(3, 2, 0, 1), image.transpose(0, 3, 1, 2)
     parts = q_x, first, core.choose_qparams(q_x, first), q_w, w, core.choose_qparams(q_w, w)
-    want = core.conv2d(*parts, None, (2, 1), (1, 0)).transpose(0, 2, 3, 1)
+    want = core.conv(*parts, None, (2, 1), (1, 0)).transpose(0, 2, 3, 1)
     for got in (conv(jnp.asarray(image)), nnx.jit(lambda m, x: m(x))(conv, jnp.asarray(image))):
         assert_same_bits(want, got)
     weight_only = QuantLinear(32, 5, weight_quant="int4_per_group32", rngs=rngs)

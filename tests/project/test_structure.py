@@ -31,6 +31,7 @@ NOUNS = {
     "granularity",
     "requirements",
     "scales",
+    "windows",
 }
 VERBS = {
     "accumulator",
@@ -210,16 +211,12 @@ def test_functions_are_annotated(path: Path) -> None:
     assert not unannotated(parsed(path))
 
 
-@pytest.mark.parametrize("kind", sorted(path.stem for path in (ROOT / "torch_frontend" / "nn").glob("*.py")))
+@pytest.mark.parametrize("kind", sorted(path.stem for path in (ROOT / "jax_backend" / "nn").glob("*.py")))
 def test_layers_have_the_same_quantizers_in_both_backends(kind: str) -> None:
-    """One file per kind of layer under the same name, in it the same classes, which take the same quantizers."""
+    """What flax has of layers: in the file of that name, the same classes, which take the same quantizers at least."""
     torch_layers, jax_layers = (layers(room, kind) for room in BACKENDS)
-    assert torch_layers == jax_layers
-
-
-def test_layers_lie_in_the_same_files() -> None:
-    torch_files, jax_files = ({path.name for path in (ROOT / room / "nn").glob("*.py")} for room in BACKENDS)
-    assert torch_files == jax_files
+    for name, quantizers in jax_layers.items():
+        assert quantizers.items() <= torch_layers[name].items(), name
 
 
 def layers(room: str, kind: str) -> dict[str, dict[str, object]]:

@@ -80,12 +80,12 @@ def test_linear(x_name: str, w_name: str, dtype: str) -> None:
 @each_dtype
 @pytest.mark.parametrize("w_name", WEIGHTS)
 @pytest.mark.parametrize("x_name", INPUTS[:3])
-def test_conv2d(x_name: str, w_name: str, dtype: str) -> None:
+def test_conv(x_name: str, w_name: str, dtype: str) -> None:
     cases = [((2, 3, 8, 9), (5, 3, 3, 3), (1, 1), (1, 1)), ((1, 130, 5, 4), (4, 130, 3, 1), (2, 1), (0, 2))]
     for x_shape, w_shape, stride, padding in cases:
         for special in (False, True):
             case = operands((x_name, w_name), (x_shape, w_shape), dtype, special)
-            assert_same_layer("conv2d", case, stride, padding, call=str(w_shape))
+            assert_same_layer("conv", case, stride, padding, call=str(w_shape))
 
 
 def test_long_contractions_are_exact_on_every_way() -> None:
@@ -99,7 +99,7 @@ def test_long_contractions_are_exact_on_every_way() -> None:
         assert_same_layer("linear", (q, x, qparams, q_w, x, w_qparams, np.zeros(4, np.float32)), call=f"k={k}")
         image, kernel = x.reshape(4, k, 1, 1), x.reshape(4, k, 1, 1)
         w_qparams = QParams(np.full((4, 1, 1, 1), 0.1, np.float32))
-        assert_same_layer("conv2d", (q, image, qparams, q_w, kernel, w_qparams, np.zeros(4, np.float32)), call=f"k={k}")
+        assert_same_layer("conv", (q, image, qparams, q_w, kernel, w_qparams, np.zeros(4, np.float32)), call=f"k={k}")
 
 
 def test_without_int8_products_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +165,10 @@ def leaves_of(names: tuple[str, str], shapes: tuple[Any, Any]) -> tuple[Quantize
 @pytest.mark.parametrize(
     "names", [INPUTS[:1] + WEIGHTS[:1], INPUTS[2:3] + WEIGHTS[2:3], ("int8_per_token", "int4_per_group32")]
 )
-@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str, str]) -> None:
     shapes = ((2, 3, 64), (10, 64)) if kind == "linear" else ((2, 5, 8, 32), (6, 5, 3, 32))
-    if kind == "conv2d" and "token" in names[0]:
+    if kind == "conv" and "token" in names[0]:
         names = ("int8_per_tensor", names[1])
     q_x, q_w, leaves = leaves_of(names, shapes)
     x, x_scale, x_zero, w, w_scale, w_zero, bias = leaves
@@ -177,7 +177,9 @@ def test_gradients_are_those_of_dequantized_operands(kind: str, names: tuple[str
         q_x, x, QParams(x_scale, x_zero), q_w, w, QParams(w_scale, w_zero), bias, *geometry
     )
     x_hat = torch_frontend.fake_quantize(q_x, x, QParams(x_scale, x_zero))
-    want = getattr(F, kind)(x_hat, torch_frontend.fake_quantize(q_w, w, QParams(w_scale, w_zero)), bias, *geometry)
+    want = getattr(F, {"conv": "conv2d"}.get(kind, kind))(
+        x_hat, torch_frontend.fake_quantize(q_w, w, QParams(w_scale, w_zero)), bias, *geometry
+    )
     torch.testing.assert_close(got, want)
     wanted = [t for t in leaves if t is not None]
     g = torch.randn(got.shape)

@@ -74,7 +74,7 @@ def test_modules_compute_the_functions() -> None:
         conv.weight,
         torch_frontend.choose_qparams(q_w, conv.weight),
     )
-    assert_same_bits(torch_frontend.conv2d(*parts, None, (2, 1), (1, 0)), conv(image))
+    assert_same_bits(torch_frontend.conv(*parts, None, (2, 1), (1, 0)), conv(image))
     weight_only = QuantLinear(32, 5, weight_quant="int4_per_group32")
     w_hat = torch_frontend.fake_quantize(catalog["int4_per_group32"], weight_only.weight)
     assert_same_bits(F.linear(x, w_hat, weight_only.bias), weight_only(x))
@@ -230,8 +230,8 @@ def test_scales_stay_in_float32_when_modules_move_to_16_bits() -> None:
             "QuantIdentity, `act_quant`: `act_quant` must be a catalog name or a Quantizer, got 8",
             lambda: QuantIdentity(8),
         ),
-        (TypeError, "`stride` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),
-        (TypeError, "`padding` must be an int or a pair", lambda: QuantConv2d(1, 1, 3, padding="same")),
+        (ValueError, "`stride` must be an int, or one for each of 2", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),
+        (ValueError, "Invalid padding string 'some'", lambda: QuantConv2d(1, 1, 3, padding="some")),
         (
             ValueError,
             "must be per tensor or per axis, got per token",

@@ -336,16 +336,16 @@ LAYERS = {
     ),
     "input without axes": ("linear", {"x": ()}, ValueError, "`x` must fit `w` of shape (3, 4), got shape ()"),
     "bias of another length": ("linear", {"bias": (4,)}, ValueError, "`bias` must have shape (3,), got (4,)"),
-    "kernel of two axes": ("conv2d", {"w": (3, 4)}, ValueError, "`w` must have 4 axes, got shape (3, 4)"),
+    "kernel of two axes": ("conv", {"w": (3, 4)}, ValueError, "`w` must have 3 to 5 axes, got shape (3, 4)"),
     "image without a batch": (
-        "conv2d",
+        "conv",
         {"x": (4, 5, 5)},
         ValueError,
         "`x` must fit `w` of shape (3, 4, 2, 2), got shape (4, 5, 5)",
     ),
-    "image of other channels": ("conv2d", {"x": (1, 3, 5, 5)}, ValueError, "`x` must fit `w` of shape (3, 4, 2, 2)"),
+    "image of other channels": ("conv", {"x": (1, 3, 5, 5)}, ValueError, "`x` must fit `w` of shape (3, 4, 2, 2)"),
 }
-FITTING = {"linear": {"x": (2, 4), "w": (3, 4)}, "conv2d": {"x": (1, 4, 5, 5), "w": (3, 4, 2, 2)}}
+FITTING = {"linear": {"x": (2, 4), "w": (3, 4)}, "conv": {"x": (1, 4, 5, 5), "w": (3, 4, 2, 2)}}
 
 
 def layer_refusal(name: str, function: str, arrays: dict[str, Any]) -> Exception:

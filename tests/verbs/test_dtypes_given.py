@@ -195,9 +195,9 @@ def test_layers_take_scales_of_16_bits(half: np.dtype[Any]) -> None:
     assert_same_bits(want, np.asarray(jax_backend.linear(q, x, QParams(s, z), w_q, w, QParams(ws))))
     kernel, image = w.reshape(2, 1, 2, 2), x.reshape(1, 1, 3, 4)
     ws = ws.reshape(2, 1, 1, 1)
-    want = core.conv2d(q, image, QParams(s.astype(np.float32), z), w_q, kernel, QParams(ws.astype(np.float32)))
-    assert_same_bits(want, np.asarray(jax_backend.conv2d(q, image, QParams(s, z), w_q, kernel, QParams(ws))))
-    assert_same_bits(want, core.conv2d(q, image, QParams(s, z), w_q, kernel, QParams(ws)))
+    want = core.conv(q, image, QParams(s.astype(np.float32), z), w_q, kernel, QParams(ws.astype(np.float32)))
+    assert_same_bits(want, np.asarray(jax_backend.conv(q, image, QParams(s, z), w_q, kernel, QParams(ws))))
+    assert_same_bits(want, core.conv(q, image, QParams(s, z), w_q, kernel, QParams(ws)))
 
 
 def test_subnormal_float16_scales_are_normal_float32_scales() -> None:

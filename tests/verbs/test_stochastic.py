@@ -254,7 +254,7 @@ def test_layers_of_both_frameworks_have_the_same_bits_at_every_step() -> None:
 
 def test_functional_layers_are_those_of_core() -> None:
     random, q_w = np.random.default_rng(0), drawing("int8_per_channel")
-    for kind, shapes in (("linear", ((7, 6), (5, 6))), ("conv2d", ((2, 3, 6, 6), (4, 3, 3, 3)))):
+    for kind, shapes in (("linear", ((7, 6), (5, 6))), ("conv", ((2, 3, 6, 6), (4, 3, 3, 3)))):
         x, w = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
         p_x, p_w = (core.choose_qparams(q, v) for q, v in ((INT8, x), (q_w, w)))
         p_x, p_w = p_x._replace(seed=np.uint32(4)), p_w._replace(seed=np.uint32(9))

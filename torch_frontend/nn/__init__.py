@@ -1,6 +1,6 @@
 """Quantized layers as torch modules.
 
-A layer quantizes what it contracts: `QuantLinear` and `QuantConv2d` with both quantizers contract integer codes where
+A layer quantizes what it contracts: linear layers and convolutions with both quantizers contract integer codes where
 `samebits.core.contraction` allows it, exactly, and so give the same bits everywhere; with ``weight_quant`` alone they
 contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
 `Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Further keywords ``<role>_<field>``
@@ -15,5 +15,10 @@ then be of 16 bits while the weight is float32; one that contracts floats is cas
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
 from .activation import QuantIdentity as QuantIdentity
 from .activation import QuantReLU as QuantReLU
+from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
+from .conv import QuantConv3d as QuantConv3d
+from .conv_transpose import QuantConvTranspose1d as QuantConvTranspose1d
+from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
+from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
 from .linear import QuantLinear as QuantLinear

@@ -95,8 +95,8 @@ class Kept:
         """As the quantizer; kept for weights."""
         waits = self.waits()
         packed = self.packed(None, x) if waits is None else x
-        if isinstance(packed, PackedWeight) and packed.values is not None:
-            return packed.values
+        if isinstance(packed, PackedWeight):
+            return packed.dequantized()
         return self.quantized(x, self.qparams(x), waits)
 
     def _asked(self, x: Tensor) -> QParams:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import Quantizer
+from ...core.granularity import PerAxis
 from ..arrays import is_concrete
 from ..packed import PackedWeight
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
@@ -70,10 +71,17 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         q = _replaced(quantizer_of(argument, value), role, overrides)
         if role != "weight":
             return TensorQuantizer(q)
+        if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
+            q = q.replace(granularity=PerAxis(channel_axis(layer)))
         weight: Any = layer.weight
         return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a weight that runs over the outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
 def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
