@@ -9,10 +9,12 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core.descriptions import QParams, Quantizer
+from ..core.windows import Window
 from .arrays import WHOLE, is_concrete, pieces
-from .eager import quotients_into
+from .eager import layout, quotients_into
 from .in_place import to_grid
 from .routes import codes as numbers_of
 from .routes import wide
@@ -34,9 +36,9 @@ def int8_product(
 
 
 def fits_int8(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
-    """Whether `int8_sum` over codes of these is exact on this machine, but for NaN. ``w``: ``(out, n)``."""
+    """Whether `int8_sum` over codes of these is exact on this machine, but for NaN. ``w``: ``(out, ...)``."""
     # Sums stay below 2**31. With a single term torch 2.13 reads its operands in a wrong order.
-    short = w.ndim == 2 and 1 < w.shape[1] < 2**15 and w.shape[0] > 0
+    short = w.shape[0] > 0 and 1 < math.prod(w.shape[1:]) < 2**15
     return short and all(q.format.storage in ("int8", "uint8") for q in (q_x, q_w)) and saturates_nowhere()
 
 
@@ -78,10 +80,10 @@ def shifted(q: Quantizer, x: Tensor, qparams: QParams, *, watched: bool = True) 
     if x.numel() <= WHOLE:
         work = x / scale if x.dtype == scale.dtype else x.to(scale.dtype).div_(scale)
         return work.to(torch.int8) if _to_shifted(q, work, zero, watched) else None
-    x = x.contiguous()
-    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    x, view, spread = layout(q, x)
+    codes = torch.empty_like(x, dtype=torch.int8)
     scratch = torch.empty(WHOLE, dtype=scale.dtype, device=x.device)
-    for xs, ys, s, z in pieces(x, codes, scale, zero):
+    for xs, ys, s, z in pieces(view(x), view(codes), spread(scale), spread(zero)):
         work = scratch[: xs.numel()].view(xs.shape)
         quotients_into(work, xs, s)
         if not _to_shifted(q, work, z, watched):
@@ -93,23 +95,45 @@ def shifted(q: Quantizer, x: Tensor, qparams: QParams, *, watched: bool = True) 
 def _to_shifted(q: Quantizer, u: Tensor, z: Tensor | None, watched: bool) -> bool:
     """Quotients become codes less `_half`; False if NaN is seen."""
     to_grid(q, u, z)
-    if _half(q):
-        u.sub_(_half(q))
+    if half_of(q):
+        u.sub_(half_of(q))
     return not watched or not math.isnan(u.amax().item())
+
+
+def columns(codes: Tensor, window: Window, kernel: tuple[int, ...], shift: Tensor | int) -> Tensor:
+    """What a convolution contracts for each of its outputs, in rows: elements of the kernel, channels innermost.
+
+    Args:
+        codes: int8 ``(batch, channels, *lengths)``.
+        window: neither in groups nor dilated nor transposed.
+        shift: what is added to codes to get centred ones, which are 0 in the margins.
+    """
+    x = codes.movedim(1, -1)
+    if window.meets_nothing:
+        sides = [n for pair in reversed(window.margins) for n in pair]
+        if isinstance(shift, Tensor):
+            zero = (-shift).to(torch.int8)
+            x = F.pad(x - zero, [0, 0, *sides]) + zero  # sums may wrap around on the way
+        else:
+            x = F.pad(x, [0, 0, *sides], value=-shift)
+    for axis, (length, step) in enumerate(zip(kernel, window.stride, strict=True), 1):
+        x = x.unfold(axis, length, step)
+    x = x.movedim(1 + len(kernel), -1)
+    return x.reshape(-1, x.shape[-1] * math.prod(kernel))
 
 
 def narrow(q: Quantizer, numbers: Tensor) -> Tensor:
     """Codes, in floating point, as int8; NaN becomes any."""
-    return (numbers - _half(q) if _half(q) else numbers).to(torch.int8)
+    return (numbers - half_of(q) if half_of(q) else numbers).to(torch.int8)
 
 
 def shift(q: Quantizer, qparams: QParams) -> Tensor | None:
     """What is added to codes as int8 to get centred ones: int32, 0-d or a column; None for 0."""
     if qparams.zero_point is not None:
-        return _half(q) - qparams.zero_point.to(torch.int32)
-    return torch.full((), _half(q), dtype=torch.int32, device=qparams.scale.device) if _half(q) else None
+        return half_of(q) - qparams.zero_point.to(torch.int32)
+    return torch.full((), half_of(q), dtype=torch.int32, device=qparams.scale.device) if half_of(q) else None
 
 
-def _half(q: Quantizer) -> int:
+def half_of(q: Quantizer) -> int:
     """What is subtracted from codes so that they fit int8."""
     return 128 if q.format.storage == "uint8" else 0

@@ -151,6 +151,9 @@ def conv(
     """
     _check_tensors(x, w, bias)
     shape = window(tuple(w.shape), stride, padding, dilation, groups)
+    y = w.conv(x, x_qparams, bias, shape) if isinstance(w, PackedWeight) else None
+    if y is not None:
+        return y
     check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
     return _apply(_Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
 

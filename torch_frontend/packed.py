@@ -13,8 +13,12 @@ from torch import Tensor
 from ..core.contraction import contracts_codes
 from ..core.descriptions import QParams, Quantizer
 from ..core.scales import ScaleSource
+from ..core.windows import Window
 from . import int8, routes
 from .arrays import is_concrete, narrowed
+from .convolution import convolve
+
+FEWEST = 16  # channels for which columns of int8 are worth their while
 
 
 def follows_tensor(q: Quantizer) -> bool:
@@ -56,7 +60,8 @@ class PackedWeight:
             self.centred()
         else:
             numbers = self._numbers()
-            self.codes, self.shift = int8.narrow(q_w, numbers).contiguous(), int8.shift(q_w, self.qparams)
+            rows = int8.narrow(q_w, numbers).movedim(1, -1).reshape(weight.shape[0], -1)  # channels innermost
+            self.codes, self.shift = rows.contiguous(), int8.shift(q_w, self.qparams)
             self.sums = self.codes.sum(1, dtype=torch.int32)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,16 +123,51 @@ class PackedWeight:
         if not concrete and self.watched:  # where NaN was not seen: it goes to the outputs of its row by the scale
             largest = rows.amax(1, keepdim=True).to(scale.dtype)
             scale = torch.where(largest != largest, largest, scale)
+        y = self._scaled(total, scale, bias, x.dtype)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])
+
+    def conv(self, x: Tensor, qparams: QParams, bias: Tensor | None, window: Window) -> Tensor | None:
+        """`matmul.conv` over codes as int8, in the channels-last layout. None as in `linear`, or where it gains nothing.
+
+        Args:
+            x: ``(batch, in, *lengths)``; ``qparams``: of one scale; ``bias``: None or ``(out,)``.
+        """
+        if self.codes is None or self.q_x is None or not x.numel() or not (self.q_x.deterministic and gains(window, self)):
+            return None
+        if x.dtype != self.dtype or x.ndim != self.ndim or x.shape[1] != self.shape[1] or qparams.scale.ndim:
+            return None
+        scale, kernel, concrete = qparams.scale, tuple(self.shape[2:]), is_concrete(x, qparams.scale)
+        lengths = window.lengths(tuple(x.shape), tuple(self.shape))
+        a = int8.shifted(self.q_x, x, qparams, watched=self.watched)
+        if a is None or min(lengths) < 1:
+            return None
+        shift = int8.shift(self.q_x, qparams)
+        rows = int8.columns(a, window, kernel, int8.half_of(self.q_x) if qparams.zero_point is None else shift)
+        total = int8.int8_sum(rows, shift, self.codes, self.shift, self.sums)
+        if not concrete and self.watched:
+            nan = (x != x).any(1, keepdim=True).to(scale.dtype)
+            met = convolve(window, nan, nan.new_ones((1, 1, *kernel)))
+            scale = torch.where(met > 0, torch.nan, scale).movedim(1, -1).reshape(-1, 1)
+        y = self._scaled(total, scale, bias, x.dtype)
+        return y.reshape(x.shape[0], *lengths, self.shape[0]).movedim(-1, 1)
+
+    def _scaled(self, total: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``fl(fl(fl(total) * scale * s_w) + bias)`` of ``(rows, out)``; see `matmul`."""
         scale = scale * self.row
         y = total.to(scale.dtype)
-        if concrete:
+        if is_concrete(total, scale):
             y.mul_(scale.clamp_(min=self.least))
             y = y if bias is None else y.add_(bias)
         else:
             y = y * scale.clamp(min=self.least)
             y = y if bias is None else y + bias
-        y = narrowed(y, x.dtype)
-        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])
+        return narrowed(y, dtype)
+
+
+def gains(window: Window, w: PackedWeight) -> bool:
+    """Whether a convolution over int8 is possible, and copying its columns costs less than it gains."""
+    plain = window.groups == 1 and not window.transposed and set(window.dilation) == {1}
+    return plain and w.shape[1] >= FEWEST
 
 
 def _largest(sizes: Tensor) -> int:
