@@ -48,7 +48,7 @@ def test_keywords_replace_single_fields_of_each_quantizer() -> None:
             QuantLinear,
             {"wieght_bits": 4},
             TypeError,
-            "QuantLinear has no keyword `wieght_bits`; .* `weight_`, `input_`",
+            "QuantLinear has no keyword `wieght_bits`; .* `weight_`, `bias_`",
         ),
         (QuantLinear, {"act_bits": 4}, TypeError, "QuantLinear has no keyword `act_bits`"),
         (QuantLinear, {"weight_": 4}, TypeError, "QuantLinear has no keyword `weight_`"),
@@ -58,7 +58,7 @@ def test_keywords_replace_single_fields_of_each_quantizer() -> None:
         (QuantLinear, {"weight_bits": 40}, ValueError, "QuantLinear, `weight_quant`: `bits` must be in 1..16, got 40"),
         (QuantLinear, {"weight_rounding": "up"}, ValueError, "QuantLinear, `weight_quant`: .*'up'"),
         (QuantReLU, {"bit": 4}, TypeError, "QuantReLU, `act_quant`: no field `bit`"),
-        (QuantReLU, {"input_bits": 4}, TypeError, "QuantReLU, `act_quant`: no field `input_bits`"),
+        (QuantReLU, {"input_bits": 4}, TypeError, "QuantReLU cannot use `input_bits`: `input_quant` is None"),
     ],
 )
 def test_other_keywords_are_refused(layer: Any, keywords: Any, error: type[Exception], message: str) -> None:

@@ -5,20 +5,31 @@ A layer quantizes what it contracts: linear layers and convolutions with both qu
 contract floats. Activations between layers are floating-point tensors. Arguments ``*_quant`` take a catalog name, a
 `Quantizer`, a `TensorQuantizer` (then shared), or None for no quantization. Further keywords ``<role>_<field>``
 (``weight_bits=4``, ``input_source="learned"``) replace single fields of the quantizer, its format, scale rule,
-arithmetic or learned rounding; in activations also without the prefix. Scales are kept as `TensorQuantizer` says,
-under names like ``input_quant.scale`` in a ``state_dict``.
+arithmetic or learned rounding; in activations also without the prefix. ``bias_quant`` takes symmetric integers,
+whose scale is that of the input times that of the weight; both must be quantized. Scales are kept as `TensorQuantizer`
+says, under names like ``input_quant.scale`` in a ``state_dict``.
 
 Under ``torch.autocast`` a layer that contracts codes computes as without it, and gives the dtype of ``x``, which may
 then be of 16 bits while the weight is float32; one that contracts floats is cast as its float layer.
 """
 
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
+from .activation import QuantGELU as QuantGELU
+from .activation import QuantHardTanh as QuantHardTanh
 from .activation import QuantIdentity as QuantIdentity
 from .activation import QuantReLU as QuantReLU
+from .activation import QuantSigmoid as QuantSigmoid
+from .activation import QuantSiLU as QuantSiLU
+from .activation import QuantTanh as QuantTanh
 from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
 from .conv import QuantConv3d as QuantConv3d
 from .conv_transpose import QuantConvTranspose1d as QuantConvTranspose1d
 from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
 from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
+from .embedding import QuantEmbedding as QuantEmbedding
 from .linear import QuantLinear as QuantLinear
+from .model import quantize_model as quantize_model
+from .normalisation import QuantScaleBias as QuantScaleBias
+from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
+from .normalisation import merge_batch_norm as merge_batch_norm

@@ -27,13 +27,14 @@ class QuantConv1d(nn.Conv1d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             ``torch.nn.Conv1d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(out, in / groups, length)``.
     Raises:
         TypeError, ValueError: as ``torch.nn.Conv1d``, `core.windows.window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -50,6 +51,7 @@ class QuantConv1d(nn.Conv1d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -59,7 +61,7 @@ class QuantConv1d(nn.Conv1d):
         sizes = kernel_size, stride, padding, dilation
         super().__init__(in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, length)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``."""
@@ -72,13 +74,14 @@ class QuantConv2d(nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             ``torch.nn.Conv2d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(out, in / groups, height, width)``.
     Raises:
         TypeError, ValueError: as ``torch.nn.Conv2d``, `core.windows.window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -95,6 +98,7 @@ class QuantConv2d(nn.Conv2d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -104,7 +108,7 @@ class QuantConv2d(nn.Conv2d):
         sizes = kernel_size, stride, padding, dilation
         super().__init__(in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, height, width)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``."""
@@ -117,13 +121,14 @@ class QuantConv3d(nn.Conv3d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
             ``torch.nn.Conv3d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(out, in / groups, depth, height, width)``.
     Raises:
         TypeError, ValueError: as ``torch.nn.Conv3d``, `core.windows.window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -140,6 +145,7 @@ class QuantConv3d(nn.Conv3d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -149,7 +155,7 @@ class QuantConv3d(nn.Conv3d):
         sizes = kernel_size, stride, padding, dilation
         super().__init__(in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, in, depth, height, width)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``."""
@@ -172,18 +178,20 @@ def correlate(layer: Any, x: Tensor) -> Tensor:
     zeros = layer.padding_mode == "zeros"
     margins: Any = tuple((around[2 * i], around[2 * i + 1]) for i in reversed(range(n))) if zeros else 0
 
-    def over_values(x: Tensor, weight: Tensor) -> Tensor:
-        y: Tensor = layer._conv_forward(x, weight, layer.bias)
+    def over_values(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = layer._conv_forward(x, weight, bias)
         return y
 
-    def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Weight, r: QParams) -> Tensor:
+    def over_codes(
+        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Weight, r: QParams, bias: Tensor | None
+    ) -> Tensor:
         if not zeros:
             if not isinstance(q_x.granularity, PerTensor):
-                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, unpacked(w), r))
+                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, unpacked(w), r), bias)
             x = F.pad(x, around, mode=layer.padding_mode)
-        return matmul.conv(q_x, x, p, q_w, w, r, layer.bias, layer.stride, margins, layer.dilation, layer.groups)
+        return matmul.conv(q_x, x, p, q_w, w, r, bias, layer.stride, margins, layer.dilation, layer.groups)
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
-    y = contract(layer.input_quant, images, layer.weight_quant, layer.weight, over_values, over_codes)
+    y = contract(layer, images, over_values, over_codes)
     y = or_same(layer.output_quant, y)
     return y.squeeze(0) if x.ndim == n + 1 else y

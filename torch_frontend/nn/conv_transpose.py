@@ -23,13 +23,14 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
             device, dtype: as ``torch.nn.ConvTranspose1d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(in, out / groups, length)``; a quantizer per axis 0 becomes one per axis 1, its channels.
     Raises:
         TypeError, ValueError: as ``torch.nn.ConvTranspose1d``, `core.windows.transposed_window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -47,6 +48,7 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -56,7 +58,7 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
         sizes = kernel_size, stride, padding, output_padding
         super().__init__(in_channels, out_channels, *sizes, groups, bias, dilation, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``(batch, in, length)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``.
@@ -73,13 +75,14 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
             device, dtype: as ``torch.nn.ConvTranspose2d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(in, out / groups, height, width)``; a quantizer per axis 0 becomes one per axis 1, its channels.
     Raises:
         TypeError, ValueError: as ``torch.nn.ConvTranspose2d``, `core.windows.transposed_window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -97,6 +100,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -106,7 +110,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
         sizes = kernel_size, stride, padding, output_padding
         super().__init__(in_channels, out_channels, *sizes, groups, bias, dilation, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``(batch, in, height, width)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``.
@@ -123,13 +127,14 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, padding_mode,
             device, dtype: as ``torch.nn.ConvTranspose3d``.
-        weight_quant, input_quant, output_quant, fields: see the module. The weight is
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is
             ``(in, out / groups, depth, height, width)``; a quantizer per axis 0 becomes one per axis 1, its channels.
     Raises:
         TypeError, ValueError: as ``torch.nn.ConvTranspose3d``, `core.windows.transposed_window` and `hold`.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -147,6 +152,7 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
         padding_mode: Mode = "zeros",
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -156,7 +162,7 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
         sizes = kernel_size, stride, padding, output_padding
         super().__init__(in_channels, out_channels, *sizes, groups, bias, dilation, padding_mode, device, dtype)
         check(self)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """``(batch, in, depth, height, width)`` to ``(batch, out, ...)``, or both without a batch; dtype of ``x``.
@@ -182,15 +188,17 @@ def scatter(layer: Any, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
     extra = tuple(layer._output_padding(x, wanted, *sizes, n, layer.dilation))
     geometry = layer.stride, layer.padding, extra, layer.groups, layer.dilation
 
-    def over_values(x: Tensor, weight: Tensor) -> Tensor:
+    def over_values(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         native = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)[n - 1]
-        y: Tensor = native(x, weight, layer.bias, *geometry)
+        y: Tensor = native(x, weight, bias, *geometry)
         return y
 
-    def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
-        return matmul.conv_transpose(q_x, x, p, q_w, w, r, layer.bias, *geometry)
+    def over_codes(
+        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
+    ) -> Tensor:
+        return matmul.conv_transpose(q_x, x, p, q_w, w, r, bias, *geometry)
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
-    y = contract(layer.input_quant, images, layer.weight_quant, layer.weight, over_values, over_codes)
+    y = contract(layer, images, over_values, over_codes)
     y = or_same(layer.output_quant, y)
     return y.squeeze(0) if x.ndim == n + 1 else y

@@ -16,7 +16,9 @@ from ..tensor_quantizer import TensorQuantizer
 def standing_in(quantizer: Any) -> Any:
     """What a layer asks instead of ``quantizer``: in the mode, in evaluation and without gradients what is kept of it."""
     kept = getattr(quantizer, "kept", None)
-    return quantizer if kept is None or quantizer.training or torch.is_grad_enabled() else kept
+    if kept is None or quantizer.training or torch.is_grad_enabled() or quantizer.quantizer is None:
+        return quantizer
+    return kept
 
 
 class Kept:
@@ -32,13 +34,13 @@ class Kept:
 
     def __init__(self, of: Any) -> None:
         self.of = of
-        self.quantizer: Quantizer = of.quantizer
-        self.changes = follows_tensor(self.quantizer)
-        self.chooses = self.changes and isinstance(of, TensorQuantizer) and of.chooses
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything."""
+        self.quantizer: Quantizer | None = self.of.quantizer
+        self.changes = self.quantizer is not None and follows_tensor(self.quantizer)
+        self.chooses = self.changes and isinstance(self.of, TensorQuantizer) and self.of.chooses
         self.weights: list[PackedWeight] = []
         self.given: list[_Given] = []
         self.stamps: tuple[tuple[Any, ...], ...] = ()
@@ -105,21 +107,21 @@ class Kept:
 
     def _stamp(self) -> None:
         """Remembers what everything came from."""
-        state = [where for m in self.of.modules() for where in (m._parameters, m._buffers)]
+        state: list[Any] = [w for m in self.of.modules() for w in (m._parameters, m._buffers, m._modules)]
         state.append({str(k): packed.weight for k, packed in enumerate(self.weights)})
         self.stamps = tuple(
-            (where, name, tensor, _version(tensor), tensor.data_ptr())
+            (where, name, value, *_written(value))
             for where in state
-            for name, tensor in where.items()
-            if tensor is not None
+            for name, value in where.items()
+            if value is not None
         )
 
     def _look(self) -> None:
         """Forgets everything if something that it came from has been written to, or is another tensor."""
         if torch.compiler.is_compiling():
             return
-        for where, name, tensor, version, address in self.stamps:
-            if where.get(name) is not tensor or _version(tensor) != version or tensor.data_ptr() != address:
+        for where, name, value, version, address in self.stamps:
+            if where.get(name) is not value or _written(value) != (version, address):
                 self.clear()
                 return
 
@@ -137,6 +139,8 @@ class _Given:
         return same and wide_dtype(x.dtype) == self.dtype and x.device == self.device
 
 
-def _version(t: Tensor) -> int:
-    """How often it was written to; tensors of inference mode do not count."""
-    return 0 if t.is_inference() else t._version
+def _written(value: Any) -> tuple[int, int]:
+    """How often a tensor was written to, and where it lies; tensors of inference mode do not count. Of modules nothing."""
+    if not isinstance(value, Tensor):
+        return 0, 0
+    return 0 if value.is_inference() else value._version, value.data_ptr()

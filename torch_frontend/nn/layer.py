@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
-from ...core.granularity import PerAxis
+from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor
+from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..packed import PackedWeight
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
@@ -69,6 +71,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         return value
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
+        if role == "bias":
+            return TensorQuantizer(_of_bias(q))
         if role != "weight":
             return TensorQuantizer(q)
         if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
@@ -77,6 +81,16 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
+
+
+def _of_bias(q: Quantizer) -> Quantizer:
+    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
+    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
+        raise ValueError(
+            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
+            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
+        )
+    return q.replace(granularity=PerAxis(0))
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -96,31 +110,60 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
 
 
 def contract(
-    q_x: TensorQuantizer | None,
+    layer: Any,
     x: Tensor,
-    q_w: TensorQuantizer | None,
-    weight: Tensor,
-    over_values: Callable[..., Tensor],
-    over_codes: Callable[..., Tensor],
+    over_values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    over_codes: Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor],
 ) -> Tensor:
-    """A layer over what quantizers make of its operands; over values where one of these is not quantized."""
-    q_x, q_w = standing_in(q_x), standing_in(q_w)
-    learned = any(q is not None and q.bit_width is not None for q in (q_x, q_w))
-    if q_x is None or q_w is None or learned:
-        return over_values(or_same(q_x, x), or_same(q_w, weight))
+    """A layer over what its quantizers make of its operands; over values where one of these is not quantized.
+
+    Args:
+        layer: with ``weight``, ``bias``, ``input_quant``, ``weight_quant``, ``bias_quant``.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight (which may be
+            a `PackedWeight`), and the bias.
+    Raises:
+        ValueError: a bias to be quantized without scales to do it with.
+    """
+    q_x, q_w = standing_in(layer.input_quant), standing_in(layer.weight_quant)
+    weight, bias = layer.weight, layer.bias
+    q_b = None if bias is None else layer.bias_quant
+    if q_b is not None:
+        _check_prescaled(layer)
+    if q_x is None or q_w is None:
+        return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
     x_waits, w_waits = q_x.waits(), q_w.waits()
-    if isinstance(q_w, Kept) and x_waits is None and w_waits is None:
-        packed = q_w.packed(q_x.quantizer, weight)
-        if isinstance(packed, PackedWeight):
-            return over_codes(q_x.quantizer, x, q_x.qparams(x), q_w.quantizer, packed, packed.qparams)
-    x_qparams, w_qparams = q_x.qparams(x), q_w.qparams(weight)
-    if x_waits is None and w_waits is None:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits))
+    operand = q_w.packed(q_x.quantizer, weight) if isinstance(q_w, Kept) and w_waits is None else weight
+    x_qparams = q_x.qparams(x)
+    w_qparams = operand.given if isinstance(operand, PackedWeight) else q_w.qparams(weight)
     waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
-    if waits is None or is_concrete(waits):
+    if q_b is not None:
+        bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
+    learned = q_x.bit_width is not None or q_w.bit_width is not None
+    if waits is None and not learned:
+        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, operand, w_qparams, bias)
+    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
+    if waits is None or learned or is_concrete(waits):
         return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams))
+    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
+
+
+def _check_prescaled(layer: Any) -> None:
+    """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
+    name = f"{type(layer).__name__}, `bias_quant`"
+    for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
+        held_one = getattr(layer, f"{role}_quant")
+        if held_one is None:
+            raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
+        if held_one.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
+
+
+def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
+    """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
+    s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
+    s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
+    return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
 
 def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ class QuantLinear(nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as ``torch.nn.Linear``.
-        weight_quant, input_quant, output_quant: see the module. The weight is ``(out, in)``.
+        weight_quant, bias_quant, input_quant, output_quant, fields: see the module. The weight is ``(out, in)``.
     """
 
     weight_quant: Held
+    bias_quant: Held
     input_quant: Held
     output_quant: Held
 
@@ -30,6 +31,7 @@ class QuantLinear(nn.Linear):
         bias: bool = True,
         *,
         weight_quant: Quant = "int8_per_channel",
+        bias_quant: Quant = None,
         input_quant: Quant = None,
         output_quant: Quant = None,
         device: torch.device | str | int | None = None,
@@ -37,16 +39,15 @@ class QuantLinear(nn.Linear):
         **fields: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        hold(self, fields, weight=weight_quant, input=input_quant, output=output_quant)
+        hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
 
-        def over_values(x: Tensor, weight: Tensor) -> Tensor:
-            return F.linear(x, weight, self.bias)
+        def over_codes(
+            q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
+        ) -> Tensor:
+            return matmul.linear(q_x, x, p, q_w, w, r, bias)
 
-        def over_codes(q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams) -> Tensor:
-            return matmul.linear(q_x, x, p, q_w, w, r, self.bias)
-
-        y = contract(self.input_quant, x, self.weight_quant, self.weight, over_values, over_codes)
+        y = contract(self, x, F.linear, over_codes)
         return or_same(self.output_quant, y)

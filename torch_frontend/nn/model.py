@@ -1,0 +1,153 @@
+"""Float models made quantized: their layers are swapped, their parameters stay."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from inspect import signature
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from . import activation, conv, conv_transpose, embedding, linear
+from .layer import hold
+
+Rules = Mapping[str, Mapping[str, Any] | None]
+
+
+class Kind(NamedTuple):
+    """What a layer of torch becomes, which quantizers rules give it, and what is checked of it."""
+
+    layer: type[nn.Module]
+    roles: tuple[str, ...] = ("act",)
+    check: Callable[[Any], None] | None = None
+
+
+CONTRACTED = ("weight", "bias", "input", "output")
+KINDS: dict[type[nn.Module], Kind] = {
+    nn.Linear: Kind(linear.QuantLinear, CONTRACTED),
+    nn.Conv1d: Kind(conv.QuantConv1d, CONTRACTED, conv.check),
+    nn.Conv2d: Kind(conv.QuantConv2d, CONTRACTED, conv.check),
+    nn.Conv3d: Kind(conv.QuantConv3d, CONTRACTED, conv.check),
+    nn.ConvTranspose1d: Kind(conv_transpose.QuantConvTranspose1d, CONTRACTED, conv_transpose.check),
+    nn.ConvTranspose2d: Kind(conv_transpose.QuantConvTranspose2d, CONTRACTED, conv_transpose.check),
+    nn.ConvTranspose3d: Kind(conv_transpose.QuantConvTranspose3d, CONTRACTED, conv_transpose.check),
+    nn.Embedding: Kind(embedding.QuantEmbedding, ("weight", "output"), embedding.check),
+    nn.Identity: Kind(activation.QuantIdentity),
+    nn.ReLU: Kind(activation.QuantReLU),
+    nn.ReLU6: Kind(activation.QuantHardTanh),
+    nn.Hardtanh: Kind(activation.QuantHardTanh),
+    nn.Sigmoid: Kind(activation.QuantSigmoid),
+    nn.Tanh: Kind(activation.QuantTanh),
+    nn.GELU: Kind(activation.QuantGELU),
+    nn.SiLU: Kind(activation.QuantSiLU),
+}
+QUANTIZED = {kind.layer for kind in KINDS.values()}
+
+
+def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Sequence[str] = ()) -> nn.Module:
+    """Swaps layers of a float model for quantized ones, in place; those of `KINDS`, not subclasses of them.
+
+    Parameters stay the same objects: an optimizer that was made before still trains them, and a ``state_dict`` of the
+    float model loads before and after (after with ``strict=False`` where quantizers have states). Hooks stay as well.
+
+    Args:
+        model: its layers may be shared; what is quantized already stays.
+        rules: keywords for the layers whose name, or that of a module around them, fits a pattern: one of `fnmatch`, in
+            which ``*`` stands for dots too, or ``re:`` and a regular expression for the whole name. All that fit apply
+            in their order; a ``<role>_quant`` begins anew with that quantizer. A layer takes the keywords of its roles
+            (``weight_bits``: of layers with a weight). An activation is swapped if it gets one (``act_quant``), every
+            other layer with its defaults at least; for None instead of keywords it stays. None: no rules.
+        exclude: patterns of layers that stay.
+    Returns:
+        The model; where it is itself such a layer, what it becomes.
+    Raises:
+        ValueError: a pattern that fits no layer. TypeError: a keyword that no layer takes.
+        TypeError, ValueError, KeyError: what the layers raise, with their name. The model is then as it was.
+    """
+    given: list[tuple[str, Mapping[str, Any] | None]] = [*(rules or {}).items(), *((name, None) for name in exclude)]
+    places = list(_layers(model))
+    _check_rules(given, places)
+    swapped: dict[int, tuple[nn.Module, dict[str, Any] | None]] = {}
+    for name, layer in places:
+        keywords = _keywords(name, layer, given)
+        if id(layer) in swapped and swapped[id(layer)][1] != keywords:
+            raise ValueError(f"'{name}': is a layer that has another name too, with other rules for it")
+        if id(layer) not in swapped:
+            swapped[id(layer)] = (layer if keywords is None else _adopted(name, layer, keywords)), keywords
+    for module in list(model.modules()):
+        for child, old in module._modules.items():
+            if id(old) in swapped:
+                module._modules[child] = swapped[id(old)][0]
+    for module in model.modules():
+        inside = (type(layer) for layer in module.modules())
+        if isinstance(module, nn.TransformerEncoderLayer) and any(kind in QUANTIZED for kind in inside):
+            module.activation_relu_or_gelu = 0  # else torch reads weights past the layers, in evaluation
+    return swapped[id(model)][0] if id(model) in swapped else model
+
+
+def _layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Layers that can be swapped, with their names; not what is inside of them."""
+    if type(model) in KINDS:
+        yield name, model
+        return
+    for child, module in model._modules.items():
+        if module is not None:
+            yield from _layers(module, f"{name}.{child}" if name else child)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether a pattern fits a name, or that of a module around."""
+    parts = name.split(".")
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if pattern.startswith("re:"):
+        return any(re.fullmatch(pattern[3:], one) for one in names)
+    return any(fnmatchcase(one, pattern) for one in names)
+
+
+def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:
+    """ValueError for a pattern that fits nothing, TypeError for a keyword that nothing takes."""
+    for pattern, keywords in given:
+        fitting = [layer for name, layer in places if _fits(pattern, name)]
+        if not fitting:
+            names = ", ".join(f"'{name}'" for name, _ in places)
+            raise ValueError(f"the rule '{pattern}' fits no layer; layers are {names or 'none'}")
+        roles = {role for layer in fitting for role in KINDS[type(layer)].roles}
+        for keyword in keywords or {}:
+            if keyword.partition("_")[0] not in roles:
+                allowed = ", ".join(f"`{role}_`" for role in sorted(roles))
+                raise TypeError(f"the rule '{pattern}': no layer takes `{keyword}`; prefixes are {allowed}")
+
+
+def _keywords(name: str, layer: nn.Module, given: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
+    """The keywords of a layer by the rules; None if it stays."""
+    roles, found = KINDS[type(layer)].roles, dict[str, Any]()
+    for pattern, keywords in given:
+        if not _fits(pattern, name):
+            continue
+        if keywords is None:
+            return None
+        own = {keyword: value for keyword, value in keywords.items() if keyword.partition("_")[0] in roles}
+        renewed = {role for role in roles if f"{role}_quant" in own}
+        found = {keyword: value for keyword, value in found.items() if keyword.partition("_")[0] not in renewed}
+        found |= own
+    return None if roles == ("act",) and not found else found
+
+
+def _adopted(name: str, layer: nn.Module, keywords: Mapping[str, Any]) -> nn.Module:
+    """The quantized layer with the attributes of this one: parameters, hooks, mode."""
+    kind = KINDS[type(layer)]
+    new = kind.layer.__new__(kind.layer)
+    nn.Module.__init__(new)
+    for attribute, value in vars(layer).items():
+        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    usual = {p.name: p.default for p in signature(kind.layer.__init__).parameters.values()}
+    quant = {role: keywords.get(f"{role}_quant", usual[f"{role}_quant"]) for role in kind.roles}
+    others = {role: None for role in ("input",) if f"{role}_quant" in usual and role not in quant}
+    fields = {keyword: value for keyword, value in keywords.items() if not keyword.endswith("_quant")}
+    try:
+        hold(new, fields, **quant, **others)
+        if kind.check is not None:
+            kind.check(new)
+    except (TypeError, ValueError, KeyError) as error:
+        raise type(error)(f"'{name}': {error.args[0]}") from error
+    return new.train(layer.training)
