@@ -54,6 +54,16 @@ def unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tenso
     return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)
 
 
+def give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
+    """Lets a state of unknown shape, which holds nothing, take this one; parameters stay the same objects."""
+    if not state.numel() and state.shape != shape:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
+            )
+        state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
+
+
 class _Replaced(torch.autograd.Function):
     """The value that is used, with the gradient ``g``; of a logarithm ``g * (s * ln 2)``, both products rounded."""
 

@@ -12,6 +12,7 @@ from ...core.windows import window
 from .. import matmul
 from ..packed import PackedWeight, unpacked
 from ..quantizer import fake_quantize
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -37,6 +38,7 @@ class QuantConv1d(nn.Conv1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class QuantConv2d(nn.Conv2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -131,6 +134,7 @@ class QuantConv3d(nn.Conv3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -10,14 +11,20 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ...core.formats import IntegerFormat
 from ...core.granularity import PerAxis, PerTensor
+from ...core.inject import Declaration
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..loading import load_state_dict as load_state_dict
 from ..packed import PackedWeight
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 from .kept import Kept, standing_in
+from .proxies import proxy
+from .proxies_of_given_scales import BiasQuantProxy
+from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | None  # what becomes of them
+Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
+Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -54,7 +61,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
 
     Args:
         role: weight, bias, input, output or act.
-        value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
+        value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
+            is shared.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
@@ -63,6 +71,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         TypeError: a value of another type, or overrides that are no fields or have nothing to change.
         KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
     """
+    if isinstance(value, QuantProxy | Declaration):
+        return proxy(role, value, layer, overrides)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
         if overrides:
@@ -128,9 +138,11 @@ def contract(
     q_x, q_w = standing_in(layer.input_quant), standing_in(layer.weight_quant)
     weight, bias = layer.weight, layer.bias
     q_b = None if bias is None else layer.bias_quant
-    if q_b is not None:
-        _check_prescaled(layer)
-    if q_x is None or q_w is None:
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
+    if q_b is not None and not _is_prescaled(layer):
+        q_b = None
+    if q_x is None or q_w is None or q_x.quantizer is None or q_w.quantizer is None:
         return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
     x_waits, w_waits = q_x.waits(), q_w.waits()
     operand = q_w.packed(q_x.quantizer, weight) if isinstance(q_w, Kept) and w_waits is None else weight
@@ -139,7 +151,7 @@ def contract(
     waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
     if q_b is not None:
         bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
-    learned = q_x.bit_width is not None or q_w.bit_width is not None
+    learned = q_x.quantizer.learned_bits is not None or q_w.quantizer.learned_bits is not None
     if waits is None and not learned:
         return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, operand, w_qparams, bias)
     y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
@@ -148,15 +160,23 @@ def contract(
     return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
 
 
-def _check_prescaled(layer: Any) -> None:
-    """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
+def _is_prescaled(layer: Any) -> bool:
+    """Whether there is a scale for a bias: not while a quantizer of input or weight is off.
+
+    Raises:
+        ValueError: they have not the scales that it comes from: one, and one or one for each channel.
+    """
     name = f"{type(layer).__name__}, `bias_quant`"
+    on = True
     for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
         held_one = getattr(layer, f"{role}_quant")
         if held_one is None:
             raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
-        if held_one.quantizer.granularity not in allowed:
+        if held_one.quantizer is None:
+            on = False
+        elif held_one.quantizer.granularity not in allowed:
             raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
+    return on
 
 
 def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
@@ -166,6 +186,31 @@ def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
+def quant_weight(layer: Any) -> Tensor:
+    """The weight of a layer quantized, with its codes, scale and zero point: a `QuantTensor`.
+
+    A float tensor where nothing quantizes it or what does gives no codes. Nothing is learned or counted.
+    """
+    held_one, weight = layer.weight_quant, layer.weight
+    if held_one is None or held_one.quantizer is None:
+        return or_same(held_one, weight)
+    with unlearned(held_one):
+        qparams = held_one.qparams(weight)
+    return quantized_tensor(held_one.quantizer, weight, qparams, layer.training)
+
+
+@contextmanager
+def unlearned(module: nn.Module) -> Iterator[None]:
+    """While it lasts nothing is learned or counted: the quantizers inside are in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def or_same(quantizer: Held, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else standing_in(quantizer)(x)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ...core.descriptions import QParams, Quantizer
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 
@@ -23,6 +24,7 @@ class QuantLinear(nn.Linear):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

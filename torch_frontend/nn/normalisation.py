@@ -11,6 +11,7 @@ from ...core.descriptions import QParams, Quantizer
 from .. import matmul
 from ..quantizer import fake_quantize
 from ..tensor_quantizer import TensorQuantizer
+from . import layer as shared
 from .layer import Held, Quant, channel_axis, contract, hold, or_same
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -31,6 +32,7 @@ class QuantScaleBias(nn.Module):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
