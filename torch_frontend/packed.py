@@ -132,7 +132,9 @@ class PackedWeight:
         Args:
             x: ``(batch, in, *lengths)``; ``qparams``: of one scale; ``bias``: None or ``(out,)``.
         """
-        if self.codes is None or self.q_x is None or not x.numel() or not (self.q_x.deterministic and gains(window, self)):
+        if self.codes is None or self.q_x is None or not x.numel() or not self.q_x.deterministic:
+            return None
+        if not gains(tuple(self.shape), window.groups, window.dilation):
             return None
         if x.dtype != self.dtype or x.ndim != self.ndim or x.shape[1] != self.shape[1] or qparams.scale.ndim:
             return None
@@ -164,10 +166,9 @@ class PackedWeight:
         return narrowed(y, dtype)
 
 
-def gains(window: Window, w: PackedWeight) -> bool:
-    """Whether a convolution over int8 is possible, and copying its columns costs less than it gains."""
-    plain = window.groups == 1 and not window.transposed and set(window.dilation) == {1}
-    return plain and w.shape[1] >= FEWEST
+def gains(kernel: tuple[int, ...], groups: int, dilation: tuple[int, ...]) -> bool:
+    """Whether a convolution is possible over int8, and copying its columns costs less than that saves."""
+    return groups == 1 and set(dilation) == {1} and kernel[1] >= FEWEST
 
 
 def _largest(sizes: Tensor) -> int:

@@ -63,7 +63,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
         kind = given.dtype if q.arithmetic.has_float_zeros else torch.int32
         return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=kind) if q.affine else None)
     x = x.detach()
-    if is_concrete(x) and x.numel() and _takes_absmax(q):
+    if is_concrete(x) and x.numel() and takes_absmax(q):
         return QParams(_scale_of_absmax(q, x))
     low, high = _range(q, x)
     if is_concrete(x):
@@ -255,7 +255,7 @@ class _FakeQuantizeEagerly(torch.autograd.Function):
         return d.x, d.scale, d.zero_point, None
 
 
-def _takes_absmax(q: Quantizer) -> bool:
+def takes_absmax(q: Quantizer) -> bool:
     """Whether the scale is the largest magnitude over a divisor, raised to the smallest normal number: no more."""
     rule = q.scale
     plain = rule.statistic is Statistic.EXTREMES and rule.restriction is Restriction.FLOAT and rule.floor is None
@@ -263,7 +263,7 @@ def _takes_absmax(q: Quantizer) -> bool:
 
 
 def _scale_of_absmax(q: Quantizer, x: Tensor) -> Tensor:
-    """The scale of `_takes_absmax` in eager mode, by few operations: what a small array takes is their number.
+    """The scale of `takes_absmax` in eager mode, by few operations: what a small array takes is their number.
 
     A single one by numbers of Python: a float64 quotient of float32 numbers, rounded once more, is the float32 one.
     """

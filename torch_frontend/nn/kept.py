@@ -67,10 +67,12 @@ class Kept:
         for given in self.given:
             if given.fits(x):
                 return given.qparams
-        qparams = check_operands(self.quantizer, x, self._asked(x))
-        if is_concrete(x, qparams.scale):
+        if not is_concrete(x):
+            return self._asked(x)
+        with torch.inference_mode(False), torch.no_grad():
+            qparams = check_operands(self.quantizer, x, self._asked(x))
             self.given.append(_Given(x, qparams))
-            self._stamp()
+        self._stamp()
         return qparams
 
     def packed(self, q_x: Quantizer | None, weight: Tensor) -> Tensor | PackedWeight:
@@ -81,8 +83,9 @@ class Kept:
                 if packed.weight is weight and packed.q_x is q_x:
                     return packed
             if is_concrete(weight):
-                qparams = check_operands(self.quantizer, weight, self._asked(weight))
-                packed = PackedWeight(q_x, self.quantizer, weight, qparams)
+                with torch.inference_mode(False), torch.no_grad():
+                    qparams = check_operands(self.quantizer, weight, self._asked(weight))
+                    packed = PackedWeight(q_x, self.quantizer, weight, qparams)
                 self.weights.append(packed)
                 self._stamp()
                 return packed
@@ -117,13 +120,16 @@ class Kept:
         )
 
     def _look(self) -> None:
-        """Forgets everything if something that it came from has been written to, or is another tensor."""
-        if torch.compiler.is_compiling():
-            return
+        """Forgets everything where `is_old`. Not in compiled code."""
+        if not torch.compiler.is_compiling() and self.is_old():
+            self.clear()
+
+    def is_old(self) -> bool:
+        """Whether something that it came from has been written to, or is another tensor."""
         for where, name, value, version, address in self.stamps:
             if where.get(name) is not value or _written(value) != (version, address):
-                self.clear()
-                return
+                return True
+        return False
 
 
 class _Given:
