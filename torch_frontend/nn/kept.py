@@ -77,7 +77,7 @@ class Kept:
 
     def packed(self, q_x: Quantizer | None, weight: Tensor) -> Tensor | PackedWeight:
         """The weight, quantized for contractions with inputs of ``q_x``; itself where it is not kept."""
-        if isinstance(weight, nn.Parameter):
+        if isinstance(weight, nn.Parameter) and (weight.ndim > 1 or q_x is None):
             self._look()
             for packed in self.weights:
                 if packed.weight is weight and packed.q_x is q_x:
