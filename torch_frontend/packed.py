@@ -5,6 +5,7 @@ needs, which depends on the weight and its parameters alone: codes as int8, with
 codes in the wide dtype for convolutions, and where int8 does not fit; dequantized values where floats are contracted.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -139,6 +140,8 @@ class PackedWeight:
         if x.dtype != self.dtype or x.ndim != self.ndim or x.shape[1] != self.shape[1] or qparams.scale.ndim:
             return None
         scale, kernel, concrete = qparams.scale, tuple(self.shape[2:]), is_concrete(x, qparams.scale)
+        if not concrete and not _are_numbers(x.shape[2:]):
+            return None  # inductor fails at rows of so many variables
         lengths = window.lengths(tuple(x.shape), tuple(self.shape))
         a = int8.shifted(self.q_x, x, qparams, watched=self.watched)
         if a is None or min(lengths) < 1:
@@ -169,6 +172,13 @@ class PackedWeight:
 def gains(kernel: tuple[int, ...], groups: int, dilation: tuple[int, ...]) -> bool:
     """Whether a convolution is possible over int8, and copying its columns costs less than that saves."""
     return groups == 1 and set(dilation) == {1} and kernel[1] >= FEWEST
+
+
+def _are_numbers(lengths: Sequence[int]) -> bool:
+    """Whether traced code knows these, and does not keep them as variables."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy
+
+    return all(statically_known_true(n < 2**31) for n in lengths)
 
 
 def _largest(sizes: Tensor) -> int:

@@ -66,7 +66,7 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "strides and margins": conv((3, 2), (2, 1), (1, 2), input_quant=RUNNING),
     "same": conv(2, padding="same", input_quant="int8_per_tensor"),
     "one by one": conv(1, weight_quant="uint8_affine_per_channel"),
-    "groups": conv(3, groups=4),
+    "in groups": conv(3, groups=4),
     "dilated": conv(3, dilation=2),
     "few channels": conv(3, channels=3),
     "reflected": conv(3, padding=1, padding_mode="reflect"),

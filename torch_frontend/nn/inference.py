@@ -38,10 +38,10 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
     before = [(m, m.programs) for m in quantizers if isinstance(m, TensorQuantizer)]
     hook = model.register_load_state_dict_post_hook(_pack)  # type: ignore[no-untyped-call]
     try:
-        for m in quantizers:
-            m.kept = Kept(m)
         for m, _ in before if compile else ():
             m.compile_quant()
+        for m in quantizers:
+            m.kept = Kept(m)
         with torch.no_grad():
             _pack(model)
             yield
