@@ -155,8 +155,10 @@ class Declaration(type):
     def __repr__(cls) -> str:
         if not cls.__overrides__:
             return cls.__name__
-        given = ", ".join(f"{name}={reprlib.repr(given)}" for name, given in cls.__declared__.items())
-        return f"{cls.__base__!r}.let({given})"
+        changed = [base for base in _bases(cls) if base.__overrides__]
+        merged = {name: given for base in reversed(changed) for name, given in base.__declared__.items()}
+        given = ", ".join(f"{name}={reprlib.repr(given)}" for name, given in merged.items())
+        return re.sub(r"\s+", " ", f"{cls.__name__}.let({given})")
 
     def let(cls, **overrides: Any) -> "Declaration":
         """A declaration that has these attributes, and the others from this one. It can be pickled if this one can."""

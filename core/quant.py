@@ -7,7 +7,8 @@ inheriting or with ``let``: ``Int8WeightPerTensorFloat.let(bit_width=4)``. Float
 theirs, which only `samebits.core` computes). A scale that is a power of two is read from bits, theirs from a rounded
 logarithm. Of quantizers with a zero point: MSE searches it together with the scale, theirs apart; one that is not
 rounded is kept as the value of the middle code (``zero_point_domain="float"``), theirs as a fraction of a code; and the
-range of a fixed point is divided by 255 before it is raised to a power of two, theirs by 256.
+range of a fixed point is divided by 255 before it is raised to a power of two, theirs by 256. HQO judges every block by
+itself, theirs all by their mean. Activations of a fixed point have powers of two while they are collected, too.
 
 **Left out**, and why:
 

@@ -4,8 +4,9 @@
 gradient is straight through inside the range (theirs: y / x). ``MXInt8*`` are those of the OCP specification, of which
 the largest element has a code; theirs take half that scale and clamp.
 
-**Left out**, and why: ``ShiftedMXUInt8Weight`` and its MSE (a power of two below the largest element is for symmetric
-quantizers).
+**Left out**, and why: ``FpOCPWeight`` and the others without widths, since a declaration with ``exponent_bit_width``
+and ``mantissa_bit_width`` is as short; ``ShiftedMXUInt8Weight`` and its MSE (a power of two below the largest element
+is for symmetric quantizers).
 """
 
 from .descriptions import Gradient

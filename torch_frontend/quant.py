@@ -174,7 +174,12 @@ class Solver(Injector):
 
 def declared() -> dict[str, Declaration]:
     """The ready quantizers of core by name: those that have a description."""
-    ready = {n: d for room in (quant, quant_floats) for n, d in vars(room).items() if getattr(d, "__module__", None) == room.__name__}
+    ready = {
+        n: d
+        for room in (quant, quant_floats)
+        for n, d in vars(room).items()
+        if getattr(d, "__module__", None) == room.__name__
+    }
     return {n: d for n, d in ready.items() if isinstance(d, Declaration) and "quantizer" in d}
 
 

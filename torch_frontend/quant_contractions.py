@@ -11,9 +11,18 @@ import torch
 from torch import Tensor
 
 from ..core.integer_range import IntegerRange, integer_range
-from .quant_operators import aten, centred, centred_range, constant_along, handles, product_of_scales, terms_of, whole
+from .quant_operators import (
+    aten,
+    centred,
+    centred_range,
+    constant_along,
+    handles,
+    product_of_scales,
+    same_parameter,
+    terms_of,
+    whole,
+)
 from .quant_operators import plain_parameters as plain
-from .quant_operators import same_parameter
 from .quant_tensor import QuantTensor
 
 
@@ -40,7 +49,9 @@ def convolved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if type(x) is not QuantTensor or type(w) is not QuantTensor or not constant_along(x, x.ndim - 1):
         return NotImplemented
     channel = 1 if transposed else 0
-    if w.scale.numel() > 1 and (w.scale.ndim != w.ndim or w.scale.numel() != w.scale.shape[channel] or (transposed and groups > 1)):
+    if w.scale.numel() > 1 and (
+        w.scale.ndim != w.ndim or w.scale.numel() != w.scale.shape[channel] or (transposed and groups > 1)
+    ):
         return NotImplemented
     ones = [1] * (w.ndim - 2)
     scale = plain(w)["scale"]
@@ -159,7 +170,12 @@ def with_bias(t: QuantTensor, bias: Tensor) -> Any:
 
 
 def _exact_sums(
-    a: Tensor, left: IntegerRange, b: Tensor, right: IntegerRange, terms: int, contract: Callable[[Tensor, Tensor], Tensor]
+    a: Tensor,
+    left: IntegerRange,
+    b: Tensor,
+    right: IntegerRange,
+    terms: int,
+    contract: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Sums of ``terms`` products of integers of these ranges."""
     fits = terms * left.largest * right.largest <= 2**24 and max(left.largest, right.largest) <= 256

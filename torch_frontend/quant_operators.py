@@ -277,7 +277,10 @@ def _joined_parameter(parameters: list[Any], axis: int, tensors: list[QuantTenso
         return None
     ndim = tensors[0].ndim
     along = axis % ndim if ndim else 0
-    if all(p.numel() > 1 and _with_axes(p, ndim).shape[along] == t.shape[along] for p, t in zip(parameters, tensors, strict=True)):
+    if all(
+        p.numel() > 1 and _with_axes(p, ndim).shape[along] == t.shape[along]
+        for p, t in zip(parameters, tensors, strict=True)
+    ):
         return torch.cat([_with_axes(p, ndim) for p in parameters], along)
     if any(p.numel() > 1 and _with_axes(p, ndim).shape[along] != 1 for p in parameters):
         return NotImplemented

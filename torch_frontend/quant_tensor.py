@@ -186,9 +186,7 @@ class QuantTensor(Tensor):
         if result is not NotImplemented:
             return result
         _check_unchanged(func, args)
-        if handler is None and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        ):
+        if handler is None and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result

@@ -11,7 +11,7 @@ from ..core.integer_range import IntegerRange
 from . import quant_contractions as quant_contractions  # what operators do
 from . import routes
 from .arguments import check_operands, check_tensor
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient, wide_dtype
+from .arrays import dtype_name, is_concrete, records_gradient, wide_dtype
 from .blocks import expand_blocks
 from .quant_tensor import QuantTensor, named, plain_values, spec_of, wrapped
 from .quantizer import choose_qparams, fake_quantize

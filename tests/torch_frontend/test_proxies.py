@@ -19,8 +19,10 @@ from samebits.torch_frontend.nn import (
     BiasQuantProxy,
     ClampQuantProxy,
     QuantConv2d,
+    QuantHardTanh,
     QuantIdentity,
     QuantLinear,
+    QuantLSTM,
     TruncQuantProxy,
     WeightQuantProxy,
     WeightQuantProxyFromInjector,
@@ -369,3 +371,21 @@ def test_codes_become_shorter_and_are_clamped() -> None:
     y, scale, zero, bits = clamp(codes * s, s)
     assert torch.equal(y, codes.clamp(-128, 127) * s)
     assert (float(scale), float(zero), float(bits)) == (0.25, 0, 8)
+
+
+def test_layers_with_several_weights_hold_a_proxy_of_each() -> None:
+    lstm: Any = QuantLSTM(3, 4, weight_quant=FromMax, hidden_quant=quant.Int8ActPerTensorFloat)
+    plain = nn.LSTM(3, 4)
+    for layer in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        layer.load_state_dict(plain.state_dict(), strict=False)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            assert_same_bits(layer.weight_quant[name].scale(), getattr(plain, name).detach().abs().max())
+        assert isinstance(layer.hidden_quant, ActQuantProxy)
+        assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+    with pytest.raises(TypeError, match="QuantLSTM: `hidden_quant` must be a quantizer of activations"):
+        QuantLSTM(3, 4, hidden_quant=quant.Int8WeightPerTensorFloat)
+
+
+def test_a_range_of_the_layer_is_that_of_its_quantizer() -> None:
+    layer = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
+    assert_same_bits(layer.act_quant.scale(), torch.tensor(0.5 / 128))

@@ -62,7 +62,8 @@ class DecoupledIntQuant(nn.Module):
     ) -> Tensor:
         """Values, of the shape and dtype of ``x``."""
         codes = self.to_int(pre_scale, pre_zero_point, bit_width, x)
-        return self.delay_wrapper(x, narrowed((codes - zero_point) * scale, x.dtype))
+        value: Tensor = self.delay_wrapper(x, narrowed((codes - zero_point) * scale, x.dtype))
+        return value
 
 
 class DecoupledRescalingIntQuant(nn.Module):

@@ -77,7 +77,7 @@ class BitWidthStatefulConst(nn.Module):
 
 
 class BitWidthParameter(nn.Module):
-    """A width that is learned: ``|bit_width_offset| + min_bit_width``, rounded to nearest even, gradient 1 through both.
+    """A width that is learned: ``|bit_width_offset| + min_bit_width``, rounded to nearest even; gradient 1.
 
     Codes lie in the storage of int8, or of int16 where it begins above 8, which is as large as it grows.
 

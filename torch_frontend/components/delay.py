@@ -1,7 +1,5 @@
 """Steps of training that pass unquantized: ``quant_delay_steps``."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +65,6 @@ class DelayWrapper(nn.Module):
         return self._settled
 
     def _load_from_state_dict(self, *arguments: object) -> None:
-        super()._load_from_state_dict(*arguments)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*arguments)
         self._settled = self.seen is None
         self._has_settled()

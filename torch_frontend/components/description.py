@@ -55,7 +55,7 @@ def alone(scaling_impl: nn.Module) -> Quantizer:
     return described(BinaryFormat(), scaling_impl)
 
 
-def join(quantizer: Quantizer, *parts: nn.Module) -> Quantizer:
+def join(quantizer: Quantizer, *parts: Any) -> Quantizer:
     """Tells the parts which quantizer they make up; this quantizer."""
     for part in parts:
         if hasattr(part, "join"):

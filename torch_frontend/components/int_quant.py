@@ -3,17 +3,22 @@
 See `samebits.torch_frontend.components.tensor_quant`.
 """
 
+from functools import lru_cache
+from typing import Any
+
 from torch import Tensor, nn
 
-from ...core.descriptions import QParams, Quantizer, ZeroPoint
+from ...core.descriptions import ON_QUOTIENT, QParams, Quantizer, ZeroPoint
 from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis
 from ..quantizer import fake_quantize, quantize
 from . import quantizing
 from .clamp import TensorClamp
 from .delay import DelayWrapper
-from .description import check_says, described, fields_of, granularity_of, join
+from .description import check_says, described, fields_of, join
 from .rounding import RoundSte
 
+AXES = 8  # that scales may lie along where only their shape says so
 ROUNDINGS = ("RoundSte", "FloorSte", "CeilSte", "RoundToZeroSte", "DPURoundSte", "StochasticRoundSte")
 
 
@@ -40,16 +45,21 @@ class IntQuant(nn.Module):
     ) -> None:
         super().__init__()
         self.narrow_range, self.signed = narrow_range, signed
-        self.float_to_int_impl, self.tensor_clamp_impl = float_to_int_impl or RoundSte(), tensor_clamp_impl or TensorClamp()
+        self.float_to_int_impl, self.tensor_clamp_impl = (
+            float_to_int_impl or RoundSte(),
+            tensor_clamp_impl or TensorClamp(),
+        )
         check_says("float_to_int_impl", self.float_to_int_impl, *ROUNDINGS)
         check_says("tensor_clamp_impl", self.tensor_clamp_impl, "TensorClamp", "TensorClampSte")
         self.delay_wrapper = DelayWrapper(quant_delay_steps)
         self.fields = fields_of(self.float_to_int_impl, self.tensor_clamp_impl, self.delay_wrapper)
+        self.described = _widest(narrow_range, signed, tuple(self.fields.items()))
 
     def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
-        """Values; of the shape and dtype of ``x``. The scale has the shape that `granularity_of` knows."""
+        """Values; of the shape and dtype of ``x``. The scale is one number, or lies along one axis."""
         q, used = self._operands(scale, zero_point, bit_width)
-        return self.delay_wrapper(x, fake_quantize(q, x, used))
+        value: Tensor = self.delay_wrapper(x, fake_quantize(q, x, used))
+        return value
 
     def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """Codes of ``x``, int32."""
@@ -70,12 +80,22 @@ class IntQuant(nn.Module):
 
     def _operands(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> tuple[Quantizer, QParams]:
         """A description in the widest format, and parameters with the width that is asked for."""
-        widest = IntegerFormat(16, self.signed, self.narrow_range)
-        fields = {name: self.fields[name] for name in self.fields if name != "delay"}
-        affine = {"zero_point": ZeroPoint.MIN_MAX, "granularity": granularity_of(tuple(scale.shape))}
+        if not self.described:
+            raise ValueError(f"the gradient '{self.fields['gradient']}' is for symmetric quantizers, as a whole")
+        axes = [axis for axis, n in enumerate(scale.shape) if n != 1]
+        described = self.described[axes[0] if len(axes) == 1 else -1 if scale.ndim == 0 else 0]
         zero = zero_point.to(scale.dtype).expand(scale.shape)
-        used = QParams(scale, zero, bit_width.to(scale.dtype), *quantizing.drawn(self))
-        return Quantizer(format=widest).replace(**affine, **fields), used
+        return described, QParams(scale, zero, bit_width.to(scale.dtype), *quantizing.drawn(self, scale.dtype))
+
+
+@lru_cache
+def _widest(narrow_range: bool, signed: bool, fields: tuple[tuple[str, Any], ...]) -> dict[int, Quantizer]:
+    """Descriptions of 16 bits: for scales along each axis, and under -1 for a single one. None for some gradients."""
+    if dict(fields)["gradient"] in ON_QUOTIENT:
+        return {}
+    widest = Quantizer(format=IntegerFormat(16, signed, narrow_range), zero_point=ZeroPoint.MIN_MAX)
+    q = widest.replace(**(dict(fields) | {"delay": 0}))
+    return {axis: q if axis < 0 else q.replace(granularity=PerAxis(axis)) for axis in range(-1, AXES)}
 
 
 class RescalingIntQuant(nn.Module):

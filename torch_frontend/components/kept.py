@@ -4,7 +4,7 @@
 and, where it has state, what `learning.begin` gives it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ def join(m: Any, quantizer: Quantizer) -> None:
             "make one for each"
         )
     m.quantizer = quantizer
+    for name in ("scaling_stats_impl", "zero_point_stats_impl"):
+        part: Any = getattr(m, name, None)
+        if hasattr(part, "join"):
+            part.join(quantizer)
 
 
 def averages(scaling_stats_momentum: float | None) -> dict[str, Any]:
@@ -165,8 +169,18 @@ def apply_precisely(m: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True
     return nn.Module._apply(m, precise(fn), recurse)  # type: ignore[no-untyped-call]
 
 
-def load(m: Any, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+def load(
+    m: Any,
+    state_dict: Any,
+    prefix: Any,
+    local_metadata: Any,
+    strict: Any,
+    missing_keys: Any,
+    unexpected_keys: Any,
+    error_msgs: Any,
+) -> None:
     """Loads state, in place; of unknown shape until then, it takes that of what is loaded."""
     shaped(m, state_dict.get(prefix + "value"))
-    nn.Module._load_from_state_dict(m, state_dict, prefix, *rest)
+    said = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    nn.Module._load_from_state_dict(m, state_dict, prefix, *said)
     loaded(m)

@@ -102,7 +102,7 @@ def _next(m: Any, x: Tensor) -> QParams:
     if m.quantizer.affine:
         zero = in_range(m.zero_point_impl, m.zero_point_impl.used(x, scale, chosen), width)
     m.delay_wrapper.count()
-    return QParams(scale, zero, width, *drawn(m))
+    return QParams(scale, zero, width, *drawn(m, scale.dtype))
 
 
 def _again(m: Any, x: Tensor, before: Used) -> QParams:
@@ -132,7 +132,8 @@ def _collects(part: Any) -> Tensor | None:
 
 def _detached(used: QParams) -> QParams:
     """The same, constants to autograd; what rounding learns stays."""
-    return QParams(*(None if t is None else t.detach() for t in used[:3]), *used[3:])
+    scale, zero, width = (None if t is None else t.detach() for t in used[:3])
+    return used._replace(scale=scale, zero_point=zero, bit_width=width)
 
 
 def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:
@@ -155,10 +156,11 @@ def _fitting(m: Any, x: Tensor, scale: Tensor) -> Tensor:
     return scale
 
 
-def drawn(m: Any) -> tuple[Tensor | None, Tensor | None]:
+def drawn(m: Any, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
     """Seed of stochastic and parameter of learned rounding."""
     part: Any = getattr(m, "float_to_int_impl", None)
-    return (part.seed() if hasattr(part, "seed") else None), getattr(part, "value", None)
+    learned = getattr(part, "value", None)
+    return (part.seed() if hasattr(part, "seed") else None), None if learned is None else learned.to(dtype)
 
 
 def become(m: Any, quantizer: Quantizer) -> None:

@@ -20,24 +20,32 @@ POWERS = {
 INTEGERS = {Rounding.TIES_TO_EVEN: Restriction.INTEGER_NEAREST, Rounding.TOWARD_POSITIVE: Restriction.INTEGER}
 
 
+def described(**fields: Any) -> Quantizer:
+    """A description whose scales are restricted so."""
+    return Quantizer(format=BinaryFormat()).replace(**fields)
+
+
+def restricted(m: Any, x: Tensor) -> Tensor:
+    """Scales, of any shape, as they are allowed, at least the smallest normal number. NaN for NaN and infinities.
+
+    Gradient 1.
+    """
+    wide = widened(x)
+    return narrowed(replaced(wide, restrict_scale(m.described, wide.detach())), x.dtype)
+
+
 class FloatRestrictValue(nn.Module):
     """Any positive number."""
 
     fields: ClassVar[dict[str, Any]] = {"restriction": Restriction.FLOAT}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scales, of any shape; NaN for NaN and infinities. Gradient 1."""
-        return restricted(self, x)
+    described, forward = described(**fields), restricted
 
 
 class LogFloatRestrictValue(nn.Module):
     """Any positive number, learned as its logarithm: see "log_float" in docs/scales.md."""
 
     fields: ClassVar[dict[str, Any]] = {"restriction": Restriction.LOG_FLOAT}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scales, of any shape; NaN for NaN and infinities. Gradient 1."""
-        return restricted(self, x)
+    described, forward = described(**fields), restricted
 
 
 class PowerOfTwoRestrictValue(nn.Module):
@@ -50,6 +58,8 @@ class PowerOfTwoRestrictValue(nn.Module):
     Raises:
         ValueError: another rounding, or a rule for other numbers.
     """
+
+    forward = restricted
 
     def __init__(
         self,
@@ -67,10 +77,7 @@ class PowerOfTwoRestrictValue(nn.Module):
         if not self.restriction.startswith("power_of_two"):
             raise ValueError(f"`restriction` must be one of powers of two, got '{self.restriction}'")
         self.fields = {"restriction": self.restriction}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scales, of any shape: the next power of two above. NaN for NaN and infinities. Gradient 1."""
-        return restricted(self, x)
+        self.described = described(**self.fields)
 
     def extra_repr(self) -> str:
         """The rule."""
@@ -86,6 +93,8 @@ class IntRestrictValue(nn.Module):
         ValueError: another rounding.
     """
 
+    forward = restricted
+
     def __init__(self, restrict_value_float_to_int_impl: nn.Module | None = None) -> None:
         super().__init__()
         rounding = fields_of(restrict_value_float_to_int_impl).get("rounding", Rounding.TIES_TO_EVEN)
@@ -95,10 +104,7 @@ class IntRestrictValue(nn.Module):
                 f"got {restrict_value_float_to_int_impl!r}"
             )
         self.fields = {"restriction": INTEGERS[rounding]}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scales, of any shape. NaN for NaN and infinities. Gradient 1."""
-        return restricted(self, x)
+        self.described = described(**self.fields)
 
 
 class QuantRestrictValue(nn.Module):
@@ -121,10 +127,3 @@ class QuantRestrictValue(nn.Module):
     def extra_repr(self) -> str:
         """The format, and whether there are two levels."""
         return f"{self.fields['scale_format']}{', two levels' if self.fields['two_level'] else ''}"
-
-
-def restricted(part: nn.Module, x: Tensor) -> Tensor:
-    """Scales as a restriction allows them, at least the smallest normal number; gradient 1."""
-    q = Quantizer(format=BinaryFormat()).replace(**fields_of(part))
-    wide = widened(x)
-    return narrowed(replaced(wide, restrict_scale(q, wide.detach())), x.dtype)

@@ -150,7 +150,8 @@ class LearnedRoundSte(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32 or float64, shape of the parameter; ``floor(x)`` and what is added, gradient 1."""
         floor = round_ste(x, Rounding.TOWARD_NEGATIVE)
-        return floor + self.learned_round_impl(self.value.to(x.dtype))
+        added: Tensor = self.learned_round_impl(self.value.to(x.dtype))
+        return floor + added
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LearnedRoundSte":
         super()._apply(precise(fn), recurse)  # type: ignore[no-untyped-call]

@@ -16,6 +16,8 @@ Common arguments:
 State is float32 and stays so, NaN until it is set.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,9 @@ class ConstScaling(nn.Module):
         ValueError: a magnitude that is not positive and finite, or of another shape.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     value: Tensor
     forward, looks, _apply = kept.forward, kept.never, kept.apply_precisely
 
@@ -79,6 +84,9 @@ class ParameterScaling(nn.Module):
         ValueError: a magnitude that is not positive and finite, or of another shape.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, _apply = kept.forward, kept.never, kept.apply_precisely
 
     def __init__(
@@ -114,6 +122,9 @@ class StatsFromParameterScaling(nn.Module):
         scaling_stats_impl, scaling_shape, restrict_scaling_impl, scaling_min_val, granularity: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, join, used = kept.forward, kept.always, kept.join, kept.statistic
 
     def __init__(
@@ -137,6 +148,9 @@ class RuntimeDynamicGroupStatsScaling(nn.Module):
         scaling_stats_impl, restrict_scaling_impl, scaling_min_val: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, join, used = kept.forward, kept.always, kept.join, kept.statistic
 
     def __init__(
@@ -159,6 +173,9 @@ class ParameterFromStatsFromParameterScaling(nn.Module):
         scaling_stats_impl, scaling_shape, restrict_scaling_impl, scaling_min_val, granularity: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, join, used = kept.forward, looks, kept.join, kept.state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 
@@ -184,6 +201,9 @@ class RuntimeStatsScaling(nn.Module):
         scaling_stats_momentum: weight of the new statistic in the average; None for the mean of all.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, join, used = kept.forward, looks, kept.join, kept.state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 
@@ -213,6 +233,9 @@ class ParameterFromRuntimeStatsScaling(nn.Module):
         scaling_stats_momentum: weight of the new statistic in the average; None for the mean of all.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
+    scaling_shape: Shape | None
     forward, looks, join, used = kept.forward, looks, kept.join, kept.state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 

@@ -1,54 +1,95 @@
 """Which number of a tensor its scale comes from: ``scaling_stats_impl``; and its zero point: ``zero_point_stats_impl``.
 
 What they compute, stands in `samebits.core.scales.Statistic` and docs/scales.md. Results are constants to autograd.
+
+Common argument ``granularity``: which elements have a number in common; that of the scale, where it is part of one.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from ...core.descriptions import Quantizer
+from ...core.descriptions import Quantizer, ZeroPoint
 from ...core.formats import IntegerFormat
 from ...core.granularity import Granularity, PerTensor
 from ...core.scales import Statistic
 from ..arrays import widened
 from ..ranges import average_range, percentile_range
 from ..statistics import absmax, min_max, positive_peak
-from .description import number
+from .description import number, precise
 
 WHOLE = PerTensor()
+
+
+def described(granularity: Granularity, zero_point: ZeroPoint = ZeroPoint.NONE, **fields: Any) -> Quantizer:
+    """What a statistic is the scale of, by itself."""
+    return Quantizer(format=IntegerFormat(8), granularity=granularity, zero_point=zero_point).replace(**fields)
+
+
+def describe(m: Any, granularity: Granularity, zero_point: ZeroPoint = ZeroPoint.NONE, **fields: Any) -> None:
+    """Gives a statistic what it says of a description, and one by itself."""
+    m.fields, m.described = fields, described(granularity, zero_point, **fields)
+
+
+def adopt(m: Any, quantizer: Quantizer) -> None:
+    """Becomes part of a quantizer: takes over which elements share a scale."""
+    m.described = m.described.replace(granularity=quantizer.granularity)
+
+
+def kept_precise(m: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Moves the module; what it learns stays float32."""
+    return nn.Module._apply(m, precise(fn), recurse)  # type: ignore[no-untyped-call]
 
 
 class AbsMax(nn.Module):
     """The largest magnitude."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.EXTREMES}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.EXTREMES)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of ``x``."""
-        return absmax(x.detach(), granularity)
+        return absmax(x.detach(), self.described.granularity)
 
 
 class AbsMinMax(nn.Module):
     """The length of the interval from the smallest to the largest element, which includes 0."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.EXTREMES}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.EXTREMES)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of ``x``."""
-        low, high = min_max(x.detach(), granularity)
+        low, high = min_max(x.detach(), self.described.granularity)
         return high - low
 
 
 class SignedAbsMax(nn.Module):
     """The largest magnitude, negative where a positive number has it: scales are negative there."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.SIGNED_ABSMAX}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.SIGNED_ABSMAX)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of ``x``."""
-        size = absmax(x.detach(), granularity)
-        return size.where(~positive_peak(x.detach(), granularity), -size)
+        size = absmax(x.detach(), self.described.granularity)
+        return size.where(~positive_peak(x.detach(), self.described.granularity), -size)
 
 
 class AbsPercentile(nn.Module):
@@ -58,14 +99,17 @@ class AbsPercentile(nn.Module):
         high_percentile_q: in percent, in (0, 100].
     """
 
-    def __init__(self, high_percentile_q: float = 99.999) -> None:
-        super().__init__()
-        self.fields = {"statistic": Statistic.PERCENTILE, "percentile": high_percentile_q}
-        self.described = _plain(**self.fields)
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, high_percentile_q: float = 99.999, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.PERCENTILE, percentile=high_percentile_q)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return percentile_range(self.described.replace(granularity=granularity), widened(x.detach()))[1]
+        return percentile_range(self.described, widened(x.detach()))[1]
 
     def extra_repr(self) -> str:
         """The percentile."""
@@ -79,15 +123,20 @@ class PercentileInterval(nn.Module):
         low_percentile_q, high_percentile_q: in percent, in [0, 100) and in (0, 100].
     """
 
-    def __init__(self, low_percentile_q: float = 0.001, high_percentile_q: float = 99.999) -> None:
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
+
+    def __init__(
+        self, low_percentile_q: float = 0.001, high_percentile_q: float = 99.999, granularity: Granularity = WHOLE
+    ) -> None:
         super().__init__()
         percentiles = {"percentile": high_percentile_q, "low_percentile": low_percentile_q}
-        self.fields = {"statistic": Statistic.PERCENTILE, **percentiles}
-        self.described = _plain(**self.fields, zero_point="min_max")
+        describe(self, granularity, ZeroPoint.MIN_MAX, statistic=Statistic.PERCENTILE, **percentiles)
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        low, high = percentile_range(self.described.replace(granularity=granularity), widened(x.detach()))
+        low, high = percentile_range(self.described, widened(x.detach()))
         return high.clamp(min=0) - low.clamp(max=0)
 
     def extra_repr(self) -> str:
@@ -98,11 +147,17 @@ class PercentileInterval(nn.Module):
 class AbsAve(nn.Module):
     """The mean of the magnitudes."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.ABSMEAN}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.ABSMEAN)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return _average(self, x, granularity)
+        return average_range(self.described, widened(x.detach()))[1]
 
 
 class MeanSigmaStd(nn.Module):
@@ -112,13 +167,17 @@ class MeanSigmaStd(nn.Module):
         sigma: how many, in [0, 2**20].
     """
 
-    def __init__(self, sigma: float = 3.0) -> None:
-        super().__init__()
-        self.fields = {"statistic": Statistic.MEAN_SIGMA, "sigma": sigma}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, sigma: float = 3.0, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.MEAN_SIGMA, sigma=sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return _average(self, x, granularity)
+        return average_range(self.described, widened(x.detach()))[1]
 
     def extra_repr(self) -> str:
         """How many deviations."""
@@ -132,6 +191,8 @@ class MeanLearnedSigmaStd(nn.Module):
         sigma: where it begins, in [0, 2**20].
     """
 
+    _apply = kept_precise
+
     def __init__(self, sigma: float = 3.0) -> None:
         super().__init__()
         self.fields = {"statistic": Statistic.MEAN_SIGMA, "sigma": sigma, "learned_sigma": True}
@@ -141,31 +202,49 @@ class MeanLearnedSigmaStd(nn.Module):
 class L1Norm(nn.Module):
     """The sum of the magnitudes."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.L1}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.L1)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return _average(self, x, granularity)
+        return average_range(self.described, widened(x.detach()))[1]
 
 
 class L2Norm(nn.Module):
     """The root of the sum of squares."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.L2}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.L2)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return _average(self, x, granularity)
+        return average_range(self.described, widened(x.detach()))[1]
 
 
 class RootMeanSquare(nn.Module):
     """The root of the mean of squares."""
 
-    fields: ClassVar[dict[str, Any]] = {"statistic": Statistic.RMS}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity, statistic=Statistic.RMS)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        return _average(self, x, granularity)
+        return average_range(self.described, widened(x.detach()))[1]
 
 
 class MSE(nn.Module):
@@ -227,11 +306,17 @@ class HalfQuadraticOptimizerZeroPoint(nn.Module):
 class NegativeMinOrZero(nn.Module):
     """The smallest element, at most 0."""
 
-    fields: ClassVar[dict[str, Any]] = {}
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def __init__(self, granularity: Granularity = WHOLE) -> None:
+        super().__init__()
+        describe(self, granularity)
+
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of ``x``."""
-        return min_max(x.detach(), granularity)[0]
+        return min_max(x.detach(), self.described.granularity)[0]
 
 
 class NegativePercentileOrZero(nn.Module):
@@ -241,28 +326,22 @@ class NegativePercentileOrZero(nn.Module):
         low_percentile_q: in percent, in [0, 100).
     """
 
-    def __init__(self, low_percentile_q: float = 0.001) -> None:
+    fields: dict[str, Any]
+    described: Quantizer
+    join = adopt
+
+    def __init__(self, low_percentile_q: float = 0.001, granularity: Granularity = WHOLE) -> None:
         super().__init__()
         self.fields = {"low_percentile": low_percentile_q}
-        self.described = _plain(statistic=Statistic.PERCENTILE, zero_point="min_max", **self.fields)
+        self.described = described(granularity, ZeroPoint.MIN_MAX, statistic=Statistic.PERCENTILE, **self.fields)
 
-    def forward(self, x: Tensor, granularity: Granularity = WHOLE) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Any shape; shape of the scales, dtype of the scale."""
-        q = self.described.replace(granularity=granularity)
-        return percentile_range(q, widened(x.detach()))[0].clamp(max=0)
+        return percentile_range(self.described, widened(x.detach()))[0].clamp(max=0)
 
     def extra_repr(self) -> str:
         """The percentile."""
         return str(self.fields["low_percentile"])
-
-
-def _plain(**fields: Any) -> Quantizer:
-    return Quantizer(format=IntegerFormat(8)).replace(**fields)
-
-
-def _average(part: nn.Module, x: Tensor, granularity: Granularity) -> Tensor:
-    q = _plain(granularity=granularity, **getattr(part, "fields", {}))
-    return average_range(q, widened(x.detach()))[1]
 
 
 def _searched(steps: int, norm: float, beta: float | None, kappa: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def found(m: Any, x: Tensor, scale: Tensor, chosen: QParams | None = None) -> Te
     if chosen is not None and m.quantizer.scale.source is m.source:
         zero: Tensor = chosen.zero_point
         return zero
-    low = m.zero_point_stats_impl(x, m.quantizer.granularity).to(scale.dtype)
+    low = m.zero_point_stats_impl(x).to(scale.dtype)
     choose = float_zero_point if m.quantizer.arithmetic.has_float_zeros else affine_zero_point
     return choose(m.quantizer, low, scale.detach())
 
@@ -103,6 +103,8 @@ class StatsFromParameterZeroPoint(nn.Module):
         zero_point_stats_impl, quantize_zero_point: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
     forward, looks, join, used = forward, kept.always, kept.join, found
 
     def __init__(self, zero_point_stats_impl: nn.Module | None = None, quantize_zero_point: bool = True) -> None:
@@ -119,6 +121,8 @@ class ParameterZeroPoint(nn.Module):
         quantize_zero_point, zero_point_shape: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
     forward, looks, join, _apply = forward, kept.never, kept.join, kept.apply_precisely
 
     def __init__(
@@ -144,6 +148,8 @@ class ParameterFromStatsFromParameterZeroPoint(nn.Module):
         zero_point_stats_impl, quantize_zero_point, zero_point_shape: see the module.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
     forward, looks, join, used = forward, looks, kept.join, state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 
@@ -166,6 +172,8 @@ class RuntimeZeroPoint(nn.Module):
         zero_point_stats_momentum: weight of the new one, the same as that of the scale; None for the mean of all.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
     forward, looks, join, used = forward, looks, kept.join, state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 
@@ -192,6 +200,8 @@ class ParameterFromRuntimeZeroPoint(nn.Module):
         zero_point_stats_momentum: weight of the new one, the same as that of the scale; None for the mean of all.
     """
 
+    fields: dict[str, Any]
+    quantizer: Quantizer
     forward, looks, join, used = forward, looks, kept.join, state
     train, _apply, _load_from_state_dict = train, kept.apply_precisely, kept.load
 

@@ -21,6 +21,8 @@ from .activation import QuantReLU as QuantReLU
 from .activation import QuantSigmoid as QuantSigmoid
 from .activation import QuantSiLU as QuantSiLU
 from .activation import QuantTanh as QuantTanh
+from .attention import QuantMultiheadAttention as QuantMultiheadAttention
+from .attention import QuantScaledDotProductAttention as QuantScaledDotProductAttention
 from .conv import QuantConv1d as QuantConv1d
 from .conv import QuantConv2d as QuantConv2d
 from .conv import QuantConv3d as QuantConv3d
@@ -45,3 +47,5 @@ from .proxy import ActQuantProxyFromInjector as ActQuantProxyFromInjector
 from .proxy import QuantProxy as QuantProxy
 from .proxy import WeightQuantProxy as WeightQuantProxy
 from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector
+from .recurrent import QuantLSTM as QuantLSTM
+from .recurrent import QuantRNN as QuantRNN

@@ -61,7 +61,13 @@ class Kept:
 
     def qparams(self, x: Tensor) -> QParams:
         """As the quantizer; kept where they do not depend on ``x``."""
-        if self.changes or isinstance(x, nn.Parameter):
+        if isinstance(x, nn.Parameter):
+            self._look()
+            for packed in self.weights:
+                if packed.weight is x:
+                    return packed.given
+            return self._asked(x)
+        if self.changes:
             return self._asked(x)
         self._look()
         for given in self.given:
@@ -92,16 +98,14 @@ class Kept:
         return weight
 
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
-        """As the quantizer."""
-        value: Tensor = self.of.quantized(x, qparams, waits)
+        """As the quantizer; kept for weights, whose parameters are those of `qparams`."""
+        packed = self.packed(None, x) if waits is None else x
+        value: Tensor = packed.dequantized() if isinstance(packed, PackedWeight) else self.of.quantized(x, qparams, waits)
         return value
 
     def __call__(self, x: Tensor) -> Tensor:
         """As the quantizer; kept for weights."""
         waits = self.waits()
-        packed = self.packed(None, x) if waits is None else x
-        if isinstance(packed, PackedWeight):
-            return packed.dequantized()
         return self.quantized(x, self.qparams(x), waits)
 
     def _asked(self, x: Tensor) -> QParams:

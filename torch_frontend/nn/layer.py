@@ -1,9 +1,9 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from ...core.inject import Declaration
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
-from ..packed import PackedWeight
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 from .kept import Kept, standing_in
@@ -25,6 +24,9 @@ from .proxy import QuantProxy
 
 Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
 Held = TensorQuantizer | QuantProxy | None  # what becomes of them
+Kind = TypeVar("Kind", bound=nn.Module)
+OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -32,38 +34,61 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """Sets ``layer.<role>_quant`` to what a layer keeps for each of its quantizers: once, after its parameters.
 
     Args:
-        layer: what holds them. Its ``weight`` and ``bias`` exist already.
+        layer: what holds them.
         keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
             scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
-        quant: the argument ``<role>_quant`` of each role: weight, bias, input, output, act.
+        quant: the argument ``<role>_quant`` of each role.
     Raises:
         TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
             others may share. The message names the class of the layer, the keyword and what is allowed.
         TypeError, KeyError, ValueError: what `held` raises.
     """
-    kind = type(layer).__name__
+    overrides = by_role(layer, keywords, quant)
+    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    for role, module in modules.items():
+        setattr(layer, f"{role}_quant", module)
+
+
+def hold_each(layer: nn.Module, weights: Sequence[str], keywords: Mapping[str, Any], **quant: Any) -> None:
+    """As `hold`, for a layer of several weights: ``layer.weight_quant`` is a ``ModuleDict`` of theirs, by name."""
+    overrides, value = by_role(layer, keywords, quant), quant.pop("weight")
+    each = {name: held("weight", value, layer, overrides["weight"], name) for name in weights}
+    hold(layer, {key: v for key, v in keywords.items() if key.partition("_")[0] != "weight"}, **quant)
+    layer.register_module("weight_quant", None if value is None else nn.ModuleDict(each))
+
+
+def adopted(kind: type[Kind], layer: nn.Module) -> Kind:
+    """A layer of this kind with the attributes of another: parameters, buffers, hooks, mode."""
+    new = kind.__new__(kind)
+    nn.Module.__init__(new)
+    for attribute, value in vars(layer).items():
+        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    return new
+
+
+def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
     overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
     for keyword, value in keywords.items():
         role, _, name = keyword.partition("_")
         if (role not in quant or not name) and "act" in quant:
             role, name = "act", keyword
         if role not in quant or not name:
-            prefixes = ", ".join(f"`{role}_`" for role in quant)
+            kind, prefixes = type(layer).__name__, ", ".join(f"`{role}_`" for role in quant)
             raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
         overrides[role][name] = value
-    modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
-    for role, module in modules.items():
-        setattr(layer, f"{role}_quant", module)
+    return overrides
 
 
-def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) -> Any:
+def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight") -> Any:
     """What ``layer`` keeps for the argument ``<role>_quant``: the only place where one becomes the other.
 
     Args:
-        role: weight, bias, input, output or act.
+        role: weight, bias, or an activation: input, output, act, ...
         value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
             is shared.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
+        weight: the attribute that is the weight.
     Returns:
         None, or a module with ``quantizer``, ``qparams(x)``, ``waits()``, ``quantized(x, qparams, waits)``,
         ``bit_width`` and ``forward(x)``, as `TensorQuantizer` has them.
@@ -72,7 +97,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
         KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
     """
     if isinstance(value, QuantProxy | Declaration):
-        return proxy(role, value, layer, overrides)
+        return proxy(role, value, layer, overrides, weight)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
         if overrides:
@@ -87,8 +112,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any]) 
             return TensorQuantizer(q)
         if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
             q = q.replace(granularity=PerAxis(channel_axis(layer)))
-        weight: Any = layer.weight
-        return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
+        tensor = getattr(layer, weight)
+        return TensorQuantizer(q, tuple(tensor.shape)).to(tensor.device)
     except (TypeError, ValueError, KeyError) as error:
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
 
@@ -119,69 +144,89 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     return q.replace(**overrides)
 
 
-def contract(
-    layer: Any,
-    x: Tensor,
-    over_values: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    over_codes: Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor],
-) -> Tensor:
-    """A layer over what its quantizers make of its operands; over values where one of these is not quantized.
+class Operand(NamedTuple):
+    """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
 
-    Args:
-        layer: with ``weight``, ``bias``, ``input_quant``, ``weight_quant``, ``bias_quant``.
-        over_values: of input, weight, bias.
-        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight (which may be
-            a `PackedWeight`), and the bias.
-    Raises:
-        ValueError: a bias to be quantized without scales to do it with.
-    """
-    q_x, q_w = standing_in(layer.input_quant), standing_in(layer.weight_quant)
-    weight, bias = layer.weight, layer.bias
+    value: Tensor
+    held: Held = None
+    qparams: QParams = QParams(None)
+    waits: Tensor | None = None
+
+    def quantized(self) -> Tensor:
+        """The values to contract."""
+        if self.held is None or self.qparams.scale is None:
+            return or_same(self.held, self.value)
+        return self.held.quantized(self.value, self.qparams, self.waits)
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What its codes are of; None where it has none."""
+        return None if self.held is None else self.held.quantizer
+
+
+def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
+    """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    pairs = tuple((standing_in(held), value) for held, value in pairs)
+    has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
+    waits = [
+        held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
+    ]
+    return [
+        Operand(value, held, held.qparams(value), wait) if has and held is not None else Operand(value, held)
+        for (held, value), has, wait in zip(pairs, has_codes, waits, strict=True)
+    ]
+
+
+def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
+    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
+    bias, axis = layer.bias, channel_axis(layer)
     q_b = None if bias is None else layer.bias_quant
     if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
         bias, q_b = q_b(bias), None
-    if q_b is not None and not _is_prescaled(layer):
-        q_b = None
-    if q_x is None or q_w is None or q_x.quantizer is None or q_w.quantizer is None:
-        return over_values(or_same(q_x, x), or_same(q_w, weight), bias)
-    x_waits, w_waits = q_x.waits(), q_w.waits()
-    operand = q_w.packed(q_x.quantizer, weight) if isinstance(q_w, Kept) and w_waits is None else weight
-    x_qparams = q_x.qparams(x)
-    w_qparams = operand.given if isinstance(operand, PackedWeight) else q_w.qparams(weight)
-    waits = x_waits if w_waits is None else w_waits if x_waits is None else x_waits | w_waits
     if q_b is not None:
-        bias = q_b.quantized(bias, _prescaled(layer, x_qparams, w_qparams), waits)
-    learned = q_x.quantizer.learned_bits is not None or q_w.quantizer.learned_bits is not None
-    if waits is None and not learned:
-        return over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, operand, w_qparams, bias)
-    y = over_values(q_x.quantized(x, x_qparams, x_waits), q_w.quantized(weight, w_qparams, w_waits), bias)
-    if waits is None or learned or is_concrete(waits):
-        return y
-    return torch.where(waits, y, over_codes(q_x.quantizer, x, x_qparams, q_w.quantizer, weight, w_qparams, bias))
+        check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
+    a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
+    return contracted(a, b, bias, q_b, over_values, over_codes)
 
 
-def _is_prescaled(layer: Any) -> bool:
-    """Whether there is a scale for a bias: not while a quantizer of input or weight is off.
+def contracted(
+    x: Operand, w: Operand, bias: Tensor | None, q_b: Held, over_values: OverValues, over_codes: OverCodes
+) -> Tensor:
+    """A contraction over what quantizers make of its operands; over values where one of these is not quantized.
 
-    Raises:
-        ValueError: they have not the scales that it comes from: one, and one or one for each channel.
+    Args:
+        q_b: of the bias; `check_prescaled` has seen the others then.
+        over_values: of input, weight, bias.
+        over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
     """
+    q_x, q_w = x.quantizer, w.quantizer
+    if q_x is None or q_w is None:
+        return over_values(x.quantized(), w.quantized(), bias)
+    waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
+    if q_b is not None and bias is not None:
+        bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
+    kept: Any = w.held.packed(q_x, w.value) if isinstance(w.held, Kept) and waits is None else w.value
+    parts = q_x, x.value, x.qparams, q_w, kept, w.qparams, bias
+    learned = q_x.learned_bits is not None or q_w.learned_bits is not None
+    if waits is None and not learned:
+        return over_codes(*parts)
+    y = over_values(x.quantized(), w.quantized(), bias)
+    return y if waits is None or learned or is_concrete(waits) else torch.where(waits, y, over_codes(*parts))
+
+
+def check_prescaled(layer: nn.Module, q_x: Held, q_w: Held, axis: int = 0) -> None:
+    """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
     name = f"{type(layer).__name__}, `bias_quant`"
-    on = True
-    for role, allowed in (("input", (PerTensor(),)), ("weight", (PerTensor(), PerAxis(channel_axis(layer))))):
-        held_one = getattr(layer, f"{role}_quant")
-        if held_one is None:
+    for role, one, allowed in (("input", q_x, (PerTensor(),)), ("weight", q_w, (PerTensor(), PerAxis(axis)))):
+        if one is None:
             raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
-        if held_one.quantizer is None:
-            on = False
-        elif held_one.quantizer.granularity not in allowed:
-            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {held_one.quantizer.granularity}")
-    return on
+        if one.quantizer is not None and one.quantizer.granularity not in allowed:  # None: it is off
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
 
 
-def _prescaled(layer: Any, x_qparams: QParams, w_qparams: QParams) -> QParams:
+def _prescaled(outputs: int, x_qparams: QParams, w_qparams: QParams) -> QParams:
     """``max(fl(s_x * s_w), smallest normal number)`` for each output, by which sums are scaled too."""
-    s_x, s_w, outputs = x_qparams.scale, w_qparams.scale, len(layer.bias)
+    s_x, s_w = x_qparams.scale, w_qparams.scale
     s_w = s_w.reshape(-1).repeat(outputs // s_w.numel()) if s_w.ndim else s_w.expand(outputs)
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.descriptions import QParams, Quantizer
 from .. import matmul
 from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
@@ -45,11 +44,5 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
-
-        def over_codes(
-            q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
-        ) -> Tensor:
-            return matmul.linear(q_x, x, p, q_w, w, r, bias)
-
-        y = contract(self, x, F.linear, over_codes)
+        y = contract(self, x, F.linear, matmul.linear)
         return or_same(self.output_quant, y)

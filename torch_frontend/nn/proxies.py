@@ -8,7 +8,7 @@ from torch import nn
 
 from ...core.inject import Declaration, known_names
 from .proxies_of_given_scales import BiasQuantProxy, ClampQuantProxy, TruncQuantProxy
-from .proxy import ActQuantProxy, QuantProxy, WeightQuantProxy
+from .proxy import ActQuantProxy, OneWeight, QuantProxy, WeightQuantProxy
 
 # Names that a proxy itself asks a declaration for
 OWN_NAMES = {"module", "tensor_quant", "quantizer", "signed", "proxy_class", "role"}
@@ -18,12 +18,15 @@ ALL = (WeightQuantProxy, BiasQuantProxy, ActQuantProxy, TruncQuantProxy, ClampQu
 KINDS = {role: kind for kind in ALL for role in kind.roles}
 
 
-def proxy(role: str, value: Declaration | QuantProxy, layer: nn.Module, overrides: Mapping[str, Any]) -> QuantProxy:
+def proxy(
+    role: str, value: Declaration | QuantProxy, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight"
+) -> QuantProxy:
     """What a layer holds for a declaration, or for the proxy of another layer, which it shares from then on.
 
     Args:
-        role: weight, bias, input, output or act.
+        role: weight, bias, trunc, clamp; everything else is an activation.
         overrides: attributes of the declaration to replace.
+        weight: the attribute that is the weight.
     Raises:
         TypeError: a declaration or proxy for another kind of tensor, an override that nothing asks for, or one of a
             proxy, which others share.
@@ -34,16 +37,17 @@ def proxy(role: str, value: Declaration | QuantProxy, layer: nn.Module, override
         _check_kind(role, type(value), kind)
         if overrides:
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{role}_quant` is shared")
-        value.add_tracked_module(layer)
+        value.add_tracked_module(whole(layer, role, weight))
         return value
-    if "role" in value and KINDS.get(value.role) is not KINDS[role]:
+    if "role" in value and KINDS.get(value.role, ActQuantProxy) is not KINDS.get(role, ActQuantProxy):
         raise TypeError(
-            f"{kind}: `{role}_quant` must be a quantizer of {_KIND_OF[role]}, got {value!r}, one of `{value.role}`"
+            f"{kind}: `{role}_quant` must be a quantizer of {_kind_of(role)}, got {value!r}, one of `{value.role}`"
         )
-    made_by = value.proxy_class if "proxy_class" in value else KINDS[role]
+    made_by = value.proxy_class if "proxy_class" in value else KINDS.get(role, ActQuantProxy)
     _check_kind(role, made_by, kind)
     given = {name: getattr(layer, name) for name in OF_LAYERS if hasattr(layer, name) and name not in value}
-    made: QuantProxy = made_by(layer, value.let(**given | dict(overrides)) if given or overrides else value)
+    declared = value.let(**given | dict(overrides)) if given or overrides else value
+    made: QuantProxy = made_by(whole(layer, role, weight), declared)
     known = known_names(value, made._asked) | OWN_NAMES
     for name in overrides:
         if name not in known:
@@ -56,12 +60,18 @@ def proxy(role: str, value: Declaration | QuantProxy, layer: nn.Module, override
     return made
 
 
+def whole(layer: nn.Module, role: str, weight: str) -> Any:
+    """The layer, or of one with several weights what stands for one of them."""
+    return layer if role != "weight" or weight == "weight" else OneWeight(layer, weight)
+
+
 def _check_kind(role: str, made_by: Any, kind: str) -> None:
-    if not (isinstance(made_by, type) and issubclass(made_by, QuantProxy) and role in made_by.roles):
+    if not (isinstance(made_by, type) and issubclass(made_by, KINDS.get(role, ActQuantProxy))):
         name = getattr(made_by, "__name__", repr(made_by))
-        raise TypeError(f"{kind}: `{role}_quant` must be a quantizer of {_KIND_OF[role]}, got one with a {name}")
+        raise TypeError(f"{kind}: `{role}_quant` must be a quantizer of {_kind_of(role)}, got one with a {name}")
 
 
-_KIND_OF = {"weight": "weights", "bias": "biases", "trunc": "truncation", "clamp": "accumulators"} | dict.fromkeys(
-    ActQuantProxy.roles, "activations"
-)
+def _kind_of(role: str) -> str:
+    return {"weight": "weights", "bias": "biases", "trunc": "truncation", "clamp": "accumulators"}.get(
+        role, "activations"
+    )

@@ -236,9 +236,11 @@ class QuantProxy(nn.Module):
 
     def _after_load_of_layer(self, layer: nn.Module, keys: Any) -> None:
         """Made again where weights of the layer came."""
-        owner, _, _ = self._prefix[:-1].rpartition(".")
-        owner = f"{owner}." if owner else ""
-        quantizers = tuple(f"{name}." for name, child in layer.named_children() if isinstance(child, HELD))
+        inside = [(f"{name}.", module) for name, module in layer.named_modules(remove_duplicate=False)]
+        place = next((n for n, module in inside if module is self and self._prefix.endswith(n)), None)
+        if place is None:
+            return
+        owner, quantizers = self._prefix[: -len(place)], tuple(n for n, module in inside if isinstance(module, HELD))
         names = [name for name, _ in layer.named_parameters() if not name.startswith(quantizers)]
         if self._depends_on_layers() and any(owner + name not in keys.missing_keys for name in names):
             self._make(self._loaded)
@@ -255,6 +257,24 @@ def compile_quant(tensor_quant: Any, options: Mapping[str, Any]) -> None:
 
 
 HELD = (QuantProxy, TensorQuantizer)
+
+
+class OneWeight:
+    """Of a layer with several weights one, as the ``module`` that a declaration looks at: the layer of that weight."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer, self.name = layer, name
+
+    @property
+    def weight(self) -> Tensor:
+        """That weight."""
+        weight: Tensor = getattr(self.layer, self.name)
+        return weight
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("layer", "name") or name.startswith("__"):  # of a copy that is not complete
+            raise AttributeError(name)
+        return getattr(self.layer, name)
 
 
 class WeightQuantProxy(QuantProxy):
