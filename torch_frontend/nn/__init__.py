@@ -33,6 +33,7 @@ from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
 from .elementwise import QuantCat as QuantCat
 from .elementwise import QuantEltwiseAdd as QuantEltwiseAdd
 from .embedding import QuantEmbedding as QuantEmbedding
+from .inference import quant_inference_mode as quant_inference_mode
 from .linear import QuantLinear as QuantLinear
 from .model import quantize_model as quantize_model
 from .normalisation import QuantScaleBias as QuantScaleBias

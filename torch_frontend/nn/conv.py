@@ -10,11 +10,13 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerTensor
 from ...core.windows import window
 from .. import matmul
+from ..packed import PackedWeight, unpacked
 from ..quantizer import fake_quantize
 from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
+Weight = Tensor | PackedWeight
 Single = int | tuple[int]
 Pair = int | tuple[int, int]
 Triple = int | tuple[int, int, int]
@@ -188,11 +190,11 @@ def correlate(layer: Any, x: Tensor) -> Tensor:
         return y
 
     def over_codes(
-        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
+        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Weight, r: QParams, bias: Tensor | None
     ) -> Tensor:
         if not zeros:
             if not isinstance(q_x.granularity, PerTensor):
-                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, w, r), bias)
+                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, unpacked(w), r), bias)
             x = F.pad(x, around, mode=layer.padding_mode)
         return matmul.conv(q_x, x, p, q_w, w, r, bias, layer.stride, margins, layer.dilation, layer.groups)
 

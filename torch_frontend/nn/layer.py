@@ -18,6 +18,7 @@ from ..loading import load_state_dict as load_state_dict
 from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .kept import Kept, standing_in
 from .proxies import proxy
 from .proxies_of_given_scales import BiasQuantProxy
 from .proxy import QuantProxy
@@ -26,7 +27,7 @@ Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # w
 Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
+OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -180,6 +181,7 @@ class Operand(NamedTuple):
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    pairs = tuple((standing_in(held), value) for held, value in pairs)
     has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
     waits = [
         held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
@@ -245,7 +247,8 @@ def contracted(
     waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
     if q_b is not None and bias is not None:
         bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
-    parts = q_x, x.value, x.qparams, q_w, w.value, w.qparams, bias
+    kept: Any = w.held.packed(q_x, w.value) if isinstance(w.held, Kept) and waits is None else w.value
+    parts = q_x, x.value, x.qparams, q_w, kept, w.qparams, bias
     learned = q_x.learned_bits is not None or q_w.learned_bits is not None
     if waits is None and not learned:
         return over_codes(*parts)
@@ -302,11 +305,12 @@ def or_same(quantizer: Held, x: Tensor, as_codes: bool = False) -> Tensor:
     """
     if quantizer is None:
         return x.dequantize() if isinstance(x, QuantTensor) and not as_codes else x
-    x = x.dequantize() if isinstance(x, QuantTensor) else x
-    if not as_codes or quantizer.quantizer is None:
-        y: Tensor = quantizer(x)
+    x, held = x.dequantize() if isinstance(x, QuantTensor) else x, standing_in(quantizer)
+    if not as_codes or held.quantizer is None:
+        y: Tensor = held(x)
         return y
-    waits, qparams = quantizer.waits(), quantizer.qparams(x)
+    waits, qparams = held.waits(), held.qparams(x)
     if waits is not None:
-        return quantizer.quantized(x, qparams, waits)
-    return quantized_tensor(quantizer.quantizer, x, qparams, quantizer.training)
+        z: Tensor = held.quantized(x, qparams, waits)
+        return z
+    return quantized_tensor(held.quantizer, x, qparams, held.training)
