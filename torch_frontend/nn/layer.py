@@ -163,7 +163,7 @@ class Operand(NamedTuple):
     def quantized(self) -> Tensor:
         """The values to contract."""
         if self.held is None or self.qparams.scale is None:
-            return or_same(self.held, self.value)
+            return self.value if self.held is None else or_same(self.held, self.value)
         return self.held.quantized(self.value, self.qparams, self.waits)
 
     @property
@@ -182,13 +182,11 @@ class Operand(NamedTuple):
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
     pairs = tuple((standing_in(held), value) for held, value in pairs)
-    has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
-    waits = [
-        held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
-    ]
+    on = [None if held is None or held.quantizer is None else held for held, _ in pairs]
+    waits = [None if one is None else one.waits() for one in on]
     return [
-        Operand(value, held, held.qparams(value), wait) if has and held is not None else Operand(value, held)
-        for (held, value), has, wait in zip(pairs, has_codes, waits, strict=True)
+        Operand(value, held) if one is None else Operand(value, one, one.qparams(value), wait)
+        for (held, value), one, wait in zip(pairs, on, waits, strict=True)
     ]
 
 
@@ -225,7 +223,7 @@ def contracted_codes(
         if x_qparams.scale.numel() != 1:
             raise ValueError(f"`bias_quant` needs an input of one scale, got {tuple(x_qparams.scale.shape)} of them")
         qparams = _prescaled(len(bias), x_qparams._replace(scale=x_qparams.scale.reshape(())), w.qparams)
-        q = q_b.quantizer if as_codes else None
+        q = None if not as_codes or q_b.quantizer is None else q_b.quantizer.replace(granularity=PerAxis(0))
         bias = q_b.quantized(bias, qparams, None) if q is None else quantized_tensor(q, bias, qparams)
     y = over_values(a, b, bias)
     return y if as_codes else or_same(None, y)
