@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import checks
-from ..core.contraction import contracts_codes
+from ..core.contraction import check_matrices, contracts_codes, contracts_matrices
 from ..core.descriptions import QParams, Quantizer
 from ..core.windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
 from . import exact, routes
@@ -47,28 +47,35 @@ from .convolution import convolution_gradients, convolve, spoiled
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a layer is apart from its tensors. ``window`` is None for a linear one."""
+    """What a layer is apart from its tensors: a convolution has a ``window``; else of a batch of ``matrices``."""
 
     q_x: Quantizer
     q_w: Quantizer
     window: Window | None = None
+    matrices: bool = False
 
     @property
     def linear(self) -> bool:
-        return self.window is None
+        return self.window is None and not self.matrices
 
     @property
     def codes(self) -> bool:
         """Whether it contracts codes."""
+        if self.matrices:
+            return contracts_matrices(self.q_x, self.q_w)
         axis = 1 if self.window is not None and self.window.transposed else 0
         return contracts_codes(self.q_x, self.q_w, per_token=self.window is None, axis=axis)
 
     def contract(self, a: Tensor, b: Tensor) -> Tensor:
         with without_autocast(a):
+            if self.matrices:
+                return a @ b.transpose(-2, -1)
             return F.linear(a, b) if self.window is None else convolve(self.window, a, b)
 
     def exactly(self, a: Tensor, b: Tensor) -> Tensor:
         """`contract` of codes."""
+        if self.matrices:
+            return exact.contraction(self.q_x, a, self.q_w, b, self.contract, along=-1, axis=-1)
         if self.window is None:
             return exact.contraction(self.q_x, a, self.q_w, b, self.contract)
         groups, along = self.window.groups, 0 if self.window.transposed else 1
@@ -114,6 +121,25 @@ def linear(
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
     return _apply(_Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
+
+
+def batched_matmul(
+    q_x: Quantizer, x: Tensor, x_qparams: QParams, q_w: Quantizer, w: Tensor, w_qparams: QParams
+) -> Tensor:
+    """``x @ w.T`` of each matrix of a batch, over quantized ``x`` and ``w``, as attention needs it; see the module.
+
+    Codes are contracted where each has one scale, and values otherwise.
+
+    Args:
+        x: ``(..., rows, in)``; ``w``: ``(..., out, in)``, same dtype and same axes before the last two.
+    Returns:
+        ``(..., rows, out)``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`.
+    """
+    _check_tensors(x, w, None)
+    check_matrices(tuple(x.shape), tuple(w.shape))
+    return _apply(_Layer(q_x, q_w, matrices=True), x, x_qparams, w, w_qparams, None)
 
 
 def conv(
@@ -313,7 +339,11 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     wide = widened(g)
     x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed) if for_w else x.to(wide.dtype)
     w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
-    if layer.window is None:
+    if layer.matrices:
+        with without_autocast(wide):
+            dx = wide @ w_hat if for_x else None
+            dw = wide.transpose(-2, -1) @ x_hat if for_w else None
+    elif layer.window is None:
         wide = _rows(wide)
         with without_autocast(wide):
             dx = (wide @ w_hat).reshape(x.shape) if for_x else None

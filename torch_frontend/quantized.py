@@ -8,12 +8,14 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.formats import IntegerFormat
 from ..core.granularity import PerBlock, PerGroup
 from ..core.integer_range import IntegerRange
-from . import quant_contractions as quant_contractions  # what operators do
+from . import quant_contractions as quant_contractions  # what operators do, and functions of several
+from . import quant_rescaled as quant_rescaled
 from . import routes
 from .arguments import check_operands, check_tensor
-from .arrays import dtype_name, is_concrete, narrowed, records_gradient, wide_dtype
+from .arrays import dtype_name, is_concrete, records_gradient, wide_dtype
 from .blocks import expand_blocks
-from .quant_tensor import QuantTensor, named, plain_values, spec_of, wrapped
+from .quant_formats import named, spec_of
+from .quant_tensor import QuantTensor, plain_values, wrapped
 from .quantizer import choose_qparams, fake_quantize
 from .zero_point import middle_code
 

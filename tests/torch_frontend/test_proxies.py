@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samebits.core import QParams, quant, quant_floats
+from samebits.core import quant, quant_floats
 from samebits.core.inject import DependencyError, Injector, this, value
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import components, config, fake_quantize
@@ -16,14 +16,9 @@ from samebits.torch_frontend import quant as with_components
 from samebits.torch_frontend.nn import (
     ActQuantProxy,
     ActQuantProxyFromInjector,
-    BiasQuantProxy,
-    ClampQuantProxy,
     QuantConv2d,
-    QuantHardTanh,
     QuantIdentity,
     QuantLinear,
-    QuantLSTM,
-    TruncQuantProxy,
     WeightQuantProxy,
     WeightQuantProxyFromInjector,
 )
@@ -317,75 +312,42 @@ def test_a_binary_tensor_of_one_sign_is_one_and_nan_is_no_code(declared: Any) ->
     assert torch.equal(layer(torch.tensor([torch.nan, 0.0])).isnan(), torch.tensor([True, False]))
 
 
-def test_nothing_is_quantized_while_it_is_off() -> None:
-    layer, x = linear(quant.Int8WeightPerTensorFloat, input_quant="int8_per_tensor"), torch.randn(3, 8)
-    on = layer(x)
-    layer.weight_quant.disable_quant = True
-    off = layer(x)
-    assert_same_bits(off, nn.functional.linear(layer.input_quant(x), layer.weight, layer.bias))
-    layer.weight_quant.disable_quant = False
-    assert_same_bits(layer(x), on)
-    assert not torch.equal(on, off)
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return 2 * w
 
 
-def test_components_without_a_description_give_values() -> None:
-    class Half(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return x / 2, torch.full((), 0.5), torch.zeros(()), torch.full((), 7.0)
-
-    layer = linear(Injector.let(tensor_quant=Half, signed=True), input_quant="int8_per_tensor")
-    x = torch.randn(3, 8)
-    assert layer.weight_quant.quantizer is None
-    assert_same_bits(layer(x), nn.functional.linear(layer.input_quant(x), layer.weight / 2, layer.bias))
-    assert (float(layer.weight_quant.scale()), float(layer.weight_quant.bit_width())) == (0.5, 7)
-    with pytest.raises(TypeError, match="must be a module or a Quantizer, got 3"):
-        linear(Injector.let(tensor_quant=3))
-
-
-@pytest.mark.parametrize("room", [quant, with_components])
-def test_a_bias_has_the_scale_of_input_times_weight(room: Any) -> None:
-    bias, holder = torch.tensor([0.3, -0.7, 200.0]), nn.Linear(2, 3)
-    proxy = BiasQuantProxy(holder, room.Int16Bias)
-    x_scale, w_scale = torch.tensor(0.5), torch.tensor([[0.25], [0.5], [0.003]])
-    q = quant.Int16Bias.quantizer
-    for given in (w_scale, w_scale[0, 0]):
-        scale = (x_scale * given).reshape(-1)
-        wanted = torch.stack([fake_quantize(q, b, QParams(s)) for b, s in zip(bias, scale.expand(3), strict=True)])
-        assert_same_bits(proxy(bias, x_scale, given), wanted)
-    with pytest.raises(RuntimeError, match="Int16Bias takes the scale of input and weight"):
-        proxy(bias)
-    own = BiasQuantProxy(holder, room.Int8BiasPerTensorFloatInternalScaling)
-    assert_same_bits(own(bias), fake_quantize(quant.Int8BiasPerTensorFloatInternalScaling.quantizer, bias))
-    proxy.disable_quant = True
-    assert_same_bits(proxy(bias), bias)
+def test_weights_that_are_parametrized_or_come_later() -> None:
+    layer = linear(quant.Int8WeightPerTensorFloatMSE)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    layer.weight_quant.init_tensor_quant()
+    before = layer.weight_quant.scale().clone()
+    state = {"parametrizations.weight.original": layer.parametrizations.weight.original.detach() * 4}
+    layer.load_state_dict(state, strict=False)
+    assert_same_bits(layer.weight_quant.scale(), before * 4)
+    with torch.device("meta"):
+        later = linear(quant.Int8WeightPerTensorFloatMSE)
+    later = later.to_empty(device="cpu")
+    nn.init.ones_(later.weight)
+    later.weight_quant.init_tensor_quant()
+    assert_same_bits(later.weight_quant.scale(), torch.tensor(1.0) / 127)
 
 
-def test_codes_become_shorter_and_are_clamped() -> None:
-    s, z = torch.tensor(0.25), torch.tensor(0.0)
-    codes = torch.tensor([-2048.0, -9.0, -8.0, 0.0, 7.0, 24.0, 2047.0])
-    for declared, rounding in ((quant.TruncTo8bit, torch.floor), (quant.RoundTo8bit, torch.round)):
-        y, scale, zero, bits = TruncQuantProxy(nn.Identity(), declared)(codes * s, s, z, torch.tensor(12.0), True)
-        assert (float(scale), float(zero), float(bits)) == (4.0, 0, 8)
-        assert torch.equal(y, rounding(codes / 16).clamp(-128, 127) * 4)
-    clamp = ClampQuantProxy(nn.Identity(), Injector.let(bit_width=8, signed=True, narrow_range=False))
-    y, scale, zero, bits = clamp(codes * s, s)
-    assert torch.equal(y, codes.clamp(-128, 127) * s)
-    assert (float(scale), float(zero), float(bits)) == (0.25, 0, 8)
+def test_weights_that_are_valid_and_weights_that_are_not() -> None:
+    layer = linear(FromMax)
+    with torch.no_grad():
+        layer.weight.abs_()
+    assert layer.quant_weight().is_valid
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+    assert not layer.quant_weight().is_valid
 
 
-def test_layers_with_several_weights_hold_a_proxy_of_each() -> None:
-    lstm: Any = QuantLSTM(3, 4, weight_quant=FromMax, hidden_quant=quant.Int8ActPerTensorFloat)
-    plain = nn.LSTM(3, 4)
-    for layer in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
-        layer.load_state_dict(plain.state_dict(), strict=False)
-        for name in ("weight_ih_l0", "weight_hh_l0"):
-            assert_same_bits(layer.weight_quant[name].scale(), getattr(plain, name).detach().abs().max())
-        assert isinstance(layer.hidden_quant, ActQuantProxy)
-        assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
-    with pytest.raises(TypeError, match="QuantLSTM: `hidden_quant` must be a quantizer of activations"):
-        QuantLSTM(3, 4, hidden_quant=quant.Int8WeightPerTensorFloat)
-
-
-def test_a_range_of_the_layer_is_that_of_its_quantizer() -> None:
-    layer = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
-    assert_same_bits(layer.act_quant.scale(), torch.tensor(0.5 / 128))
+def test_errors_name_the_layer_and_the_argument() -> None:
+    with pytest.raises(ValueError, match=r"QuantLinear, `weight_quant`: `bits` must be in 1\.\.16, got 40"):
+        linear(quant.Int8WeightPerTensorFloat, weight_bit_width=40)
+    with pytest.raises(DependencyError, match=r"QuantIdentity, `act_quant`: Uint8Act.*`max_val`") as caught:
+        QuantIdentity(quant.Uint8ActPerTensorFloatMaxInit)
+    assert len(caught.value.missing) == 1

@@ -12,6 +12,7 @@ from torch import nn
 from samebits.core import quant
 from samebits.core.inject import Injector, value
 from samebits.torch_frontend import components, config
+from samebits.torch_frontend import nn as nn_of_ours
 from samebits.torch_frontend import quant as with_components
 from samebits.torch_frontend.loading import load_state_dict, unchanged_on_error
 from samebits.torch_frontend.nn import QuantIdentity, QuantLinear, QuantProxy, WeightQuantProxy
@@ -161,3 +162,11 @@ def test_whatever_fails_inside_is_undone() -> None:
     assert image(layer) == before
     assert not hasattr(layer, "extra")
     assert not hasattr(layer[0], "extra")
+
+
+def test_every_layer_loads_whole_or_not_at_all() -> None:
+    layers = [kind for kind in vars(nn_of_ours).values() if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    layers = [kind for kind in layers if any(name.endswith("_quant") for name in vars(kind).get("__annotations__", {}))]
+    layers = [kind for kind in layers if not issubclass(kind, QuantProxy)]
+    assert len(layers) > 15
+    assert [kind.__name__ for kind in layers if kind.load_state_dict is not load_state_dict] == []

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from . import activation, conv, conv_transpose, embedding, linear, recurrent
-from .layer import hold
+from . import activation, attention, conv, conv_transpose, embedding, linear, recurrent
+from .layer import adopted, hold
 
 Rules = Mapping[str, Mapping[str, Any] | None]
 
@@ -24,6 +24,7 @@ class Kind(NamedTuple):
 
 
 CONTRACTED = ("weight", "bias", "input", "output")
+ATTENTION = (*CONTRACTED, "query", "key", "value", "attention", "softmax", "context")
 KINDS: dict[type[nn.Module], Kind] = {
     nn.Linear: Kind(linear.QuantLinear, CONTRACTED),
     nn.Conv1d: Kind(conv.QuantConv1d, CONTRACTED, conv.check),
@@ -35,6 +36,7 @@ KINDS: dict[type[nn.Module], Kind] = {
     nn.Embedding: Kind(embedding.QuantEmbedding, ("weight", "output"), embedding.check),
     nn.RNN: Kind(recurrent.QuantRNN, ("weight", "input", "hidden"), None, recurrent.hold_recurrent),
     nn.LSTM: Kind(recurrent.QuantLSTM, ("weight", "input", "hidden", "cell"), None, recurrent.hold_recurrent),
+    nn.MultiheadAttention: Kind(attention.QuantMultiheadAttention, ATTENTION, None, attention.hold_attention),
     nn.Identity: Kind(activation.QuantIdentity),
     nn.ReLU: Kind(activation.QuantReLU),
     nn.ReLU6: Kind(activation.QuantHardTanh),
@@ -76,7 +78,7 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
         if id(layer) in swapped and swapped[id(layer)][1] != keywords:
             raise ValueError(f"'{name}': is a layer that has another name too, with other rules for it")
         if id(layer) not in swapped:
-            swapped[id(layer)] = (layer if keywords is None else _adopted(name, layer, keywords)), keywords
+            swapped[id(layer)] = (layer if keywords is None else _quantized(name, layer, keywords)), keywords
     for module in list(model.modules()):
         for child, old in module._modules.items():
             if id(old) in swapped:
@@ -136,13 +138,10 @@ def _keywords(name: str, layer: nn.Module, given: Sequence[tuple[str, Any]]) -> 
     return None if roles == ("act",) and not found else found
 
 
-def _adopted(name: str, layer: nn.Module, keywords: Mapping[str, Any]) -> nn.Module:
+def _quantized(name: str, layer: nn.Module, keywords: Mapping[str, Any]) -> nn.Module:
     """The quantized layer with the attributes of this one: parameters, hooks, mode."""
     kind = KINDS[type(layer)]
-    new = kind.layer.__new__(kind.layer)
-    nn.Module.__init__(new)
-    for attribute, value in vars(layer).items():
-        new.__dict__[attribute] = value.copy() if isinstance(value, dict) else value
+    new = adopted(kind.layer, layer)
     usual = {p.name: p.default for p in signature(kind.layer.__init__).parameters.values()}
     quant = {role: keywords.get(f"{role}_quant", usual[f"{role}_quant"]) for role in kind.roles}
     others = {role: None for role in ("input",) if f"{role}_quant" in usual and role not in quant}
