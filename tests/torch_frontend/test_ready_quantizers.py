@@ -183,6 +183,16 @@ def test_somebody_elses_scaling_says_by_its_shape_what_shares_a_scale() -> None:
     assert_same_bits(value, torch.where(x >= 0, 1.0, -1.0) * scale)
 
 
+def test_truncation_is_ready_too() -> None:
+    """From 10 bits to 8: a quarter, rounded down or to the nearest."""
+    codes = torch.arange(-512.0, 512.0)
+    for name, wanted in (("TruncTo8bit", (codes / 4).floor()), ("RoundTo8bit", (codes / 4).round().clamp(-128, 127))):
+        operands = (codes * 0.5, torch.tensor(0.5), torch.zeros(()), torch.tensor(10.0), True)
+        value, scale, zero_point, width = getattr(quant, name).tensor_quant(*operands)
+        assert torch.equal(value, wanted * 2)
+        assert (scale, zero_point, width) == (2, 0, 8)
+
+
 def test_names_of_ready_quantizers() -> None:
     assert "Int8ActPerTensorFloat" in dir(quant)
     assert quant.Int8ActPerTensorFloat is quant.Int8ActPerTensorFloat
