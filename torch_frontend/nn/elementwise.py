@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.granularity import PerAxis, PerTensor, PerToken
+from . import layer as shared
 from .layer import Held, Quant, hold, or_same
 
 
@@ -23,6 +24,7 @@ class QuantEltwiseAdd(nn.Module):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any
@@ -49,6 +51,7 @@ class QuantCat(nn.Module):
     input_quant: Held
     output_quant: Held
     return_quant_tensor = False
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ...core.directions import Rounding
 from ..quant_rescaled import truncated
 from ..quant_tensor import QuantTensor
+from . import layer as shared
 from .layer import or_same
 
 Size = int | tuple[int, int]
@@ -23,6 +24,8 @@ class QuantMaxPool1d(nn.MaxPool1d):
         return_quant_tensor: whether a `QuantTensor` gives one.
         args, kwargs: as ``torch.nn.MaxPool1d``.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, *args: Any, return_quant_tensor: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +43,8 @@ class QuantMaxPool2d(nn.MaxPool2d):
         return_quant_tensor: whether a `QuantTensor` gives one.
         args, kwargs: as ``torch.nn.MaxPool2d``.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, *args: Any, return_quant_tensor: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -64,6 +69,8 @@ class QuantAvgPool2d(nn.AvgPool2d):
     Raises:
         ValueError: windows at the border would be divided by another number.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -102,6 +109,8 @@ class QuantAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         output_size: as ``torch.nn.AdaptiveAvgPool2d``.
         trunc_bits, trunc_rounding, return_quant_tensor: as `QuantAvgPool2d`.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
