@@ -218,6 +218,8 @@ def contracted_codes(
     With codes, those of a bias are added to the sums, whose values then are rounded once instead of twice.
     """
     a, b = x.coded(), w.coded()
+    if isinstance(a, QuantTensor) and isinstance(b, QuantTensor) and a.dtype != b.dtype:
+        b = b.to(a.dtype)  # under autocast; codes and scale stay
     if q_b is not None and bias is not None and isinstance(a, QuantTensor) and isinstance(b, QuantTensor):
         x_qparams = QParams(a.scale) if x.held is None else x.qparams
         if x_qparams.scale.numel() != 1:
