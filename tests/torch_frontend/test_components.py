@@ -133,6 +133,27 @@ def test_state_stays_float32(kind: str) -> None:
 
 
 @each
+def test_state_without_values_takes_those_that_are_loaded(kind: str) -> None:
+    """Made on the device "meta", as large models are, and whatever the default dtype is."""
+    module = MAKERS[kind]()
+    module(X)
+    with torch.device("meta"):
+        empty = MAKERS[kind]()
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = MAKERS[kind]()
+        double.load_state_dict(module.state_dict())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = module(X)
+    for other in (empty, double):
+        for mine, theirs in zip(want, other(X), strict=True):
+            assert_same_bits(mine.detach(), theirs.detach())
+
+
+@each
 def test_a_refused_state_changes_nothing_and_loading_keeps_the_parameters(kind: str) -> None:
     module, other = MAKERS[kind](), MAKERS[kind]()
     module(X), other(X * 3)

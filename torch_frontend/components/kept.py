@@ -15,7 +15,7 @@ from ...core.choice import check_number
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerTensor, qparams_shape
 from ...core.scales import ScaleSource
-from ..arrays import wide_dtype
+from ..arrays import is_concrete, wide_dtype
 from ..elementary import log2
 from ..learned_sigma import scale_at_sigma
 from ..quantizer import choose_qparams
@@ -101,7 +101,8 @@ def first_value(scaling_init: float | Tensor, shape: Shape | None) -> Tensor:
         raise ValueError(
             f"`scaling_init` must be a number, or of `scaling_shape` {shape}, got shape {tuple(first.shape)}"
         )
-    if not bool(((first > 0) & (first < torch.inf)).all()):
+    given = torch.tensor(scaling_init, device="cpu") if not isinstance(scaling_init, Tensor) else scaling_init.detach()
+    if is_concrete(given) and not bool(((given > 0) & (given < torch.inf)).all()):
         raise ValueError(f"`scaling_init` must be positive and finite, got {scaling_init!r}")
     return first
 

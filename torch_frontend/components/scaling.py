@@ -26,6 +26,7 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerGroup
 from ...core.scales import ScaleSource
 from ..arrays import wide_dtype
+from ..quantizer import choose_qparams
 from ..scaling import restrict_scale
 from . import kept
 from .kept import Shape
@@ -35,7 +36,7 @@ from .statistics import AbsMax
 
 
 class ConstScaling(nn.Module):
-    """A scale that stays: not trained, and not in the ``state_dict``.
+    """A scale that stays: a number, or a tensor, which is then the buffer ``value``.
 
     Args:
         scaling_init, scaling_shape, restrict_scaling_impl, scaling_min_val, granularity: see the module.
@@ -46,7 +47,7 @@ class ConstScaling(nn.Module):
     fields: dict[str, Any]
     quantizer: Quantizer
     scaling_shape: Shape | None
-    value: Tensor
+    value: Tensor | None
     forward, looks, _apply = kept.forward, kept.never, kept.apply_precisely
 
     def __init__(
@@ -61,18 +62,22 @@ class ConstScaling(nn.Module):
         restrict = restrict_scaling_impl or FloatRestrictValue()
         shape = None if scaling_shape is None else tuple(scaling_shape)
         self.scaling_init, self.first = scaling_init, kept.first_value(scaling_init, shape)
-        # a tensor is no part of a description
-        source = ScaleSource.LEARNED if isinstance(scaling_init, Tensor) else ScaleSource.CONSTANT
+        is_tensor = isinstance(scaling_init, Tensor)  # which is no part of a description
+        source = ScaleSource.LEARNED if is_tensor else ScaleSource.CONSTANT
         kept.share(self, source, tuple(self.first.shape), granularity, restrict, scaling_min_val)
-        self.register_buffer("value", kept.scale_of(self.quantizer, self.first), persistent=False)
+        self.register_buffer("value", kept.scale_of(self.quantizer, self.first) if is_tensor else None)
 
     def join(self, quantizer: Quantizer) -> None:
         """Becomes part of a quantizer. ValueError: of another one already."""
         kept.join(self, quantizer)
-        self.value.copy_(kept.scale_of(quantizer, self.first))
+        if self.value is not None:
+            self.value.copy_(kept.scale_of(quantizer, self.first))
 
     def used(self, x: Tensor, chosen: QParams | None = None) -> Tensor:
         """The scale, in the wide dtype of ``x``."""
+        if self.value is None:
+            scale: Tensor = choose_qparams(self.quantizer, x).scale
+            return scale
         return restrict_scale(self.quantizer, self.value.to(wide_dtype(x.dtype)).expand(kept.shape_for(self, x)))
 
 
