@@ -217,7 +217,7 @@ class Resolution:
         return self._made[name]
 
     def _resolved(self, name: str, given: Any) -> Any:
-        while isinstance(given, Value):
+        if isinstance(given, Value):
             given = self._called(given.function)
         if isinstance(given, This):
             return self._linked(given)

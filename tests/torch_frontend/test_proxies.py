@@ -273,6 +273,7 @@ def test_a_failed_resolution_changes_nothing() -> None:
         linear(layer.weight_quant)
     assert layer.weight_quant.tensor_quant is held
     assert next(layer.weight_quant.parameters()) is parameter
+    layer.weight_quant.add_tracked_module(layer)
     layer.weight_quant.init_tensor_quant()  # for one layer, still
     assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.5))
     assert set(Fails) == {"scaling_init", *FromMax}
@@ -324,6 +325,7 @@ def test_weights_that_are_parametrized_or_come_later() -> None:
     assert_same_bits(layer.weight_quant.scale(), before * 4)
     with torch.device("meta"):
         later = linear(quant.Int8WeightPerTensorFloatMSE)
+        linear(quant.Int8WeightPerTensorFloatHQO)
     later = later.to_empty(device="cpu")
     nn.init.ones_(later.weight)
     later.weight_quant.init_tensor_quant()

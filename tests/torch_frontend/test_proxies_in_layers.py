@@ -141,6 +141,11 @@ def test_a_layer_quantizes_its_bias() -> None:
     with torch.no_grad():
         without.bias.copy_(own.bias_quant(own.bias))
     assert_same_bits(own(x), without(x))
+    fields: Any = {"input_quant": quant.Int8ActPerTensorFloat, "input_quant_delay_steps": 1}
+    waiting: Any = QuantLinear(8, 4, weight_quant=None, **fields)
+    late: Any = QuantLinear(8, 4, weight_quant="int8_per_channel", bias_quant=quant.Int16Bias, **fields)
+    late.load_state_dict(waiting.state_dict())
+    assert_same_bits(late(x), nn.functional.linear(x, late.weight_quant(late.weight), waiting.bias))
     weightless: Any = QuantLinear(8, 4, bias_quant=quant.Int16Bias, weight_quant=quant.Int8WeightPerTensorFloat)
     with pytest.raises(ValueError, match="has no scale, since `input_quant` is None"):
         weightless(x)
