@@ -174,7 +174,9 @@ class TensorQuantizer(nn.Module):
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
         if waits is None:
-            return fake_quantize(self.quantizer, x, qparams) if self.programs is None else self.programs.fake(x, qparams)
+            return (
+                fake_quantize(self.quantizer, x, qparams) if self.programs is None else self.programs.fake(x, qparams)
+            )
         if is_concrete(x, waits):
             return x
         qparams = check_operands(self.quantizer, x, qparams)
