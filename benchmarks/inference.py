@@ -3,8 +3,8 @@
     python benchmarks/inference.py [--rounds 9] [--threads 2] [--only mlp|cnn|block] [--markdown FILE]
 
 A multilayer perceptron of four blocks 384-1536-384 with ReLU (batch 512 and 1), a convolutional network on 32x32 images
-(batch 32 and 1), and a transformer block of width 384 with 6 heads (8 sequences of 128 tokens, and 1 token). Weights per
-output channel. Everything runs without gradients; ours, and Brevitas, in its inference mode. Behind each median the
+(batch 32 and 1), and a transformer block of width 384 with 6 heads (8 sequences of 128 tokens, and 1 token). Weights
+per output channel. Everything runs without gradients; ours, and Brevitas, in its inference mode. Behind each median the
 ratio to the float model in eager mode, and the least and largest ratio of a round.
 """
 
@@ -60,7 +60,8 @@ class Block(nn.Module):
         q, k, v = self.mixed(self.first(x)).reshape(batch, tokens, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + self.projected(attended.transpose(1, 2).reshape(batch, tokens, NARROW))
-        return x + self.narrower(nn.functional.gelu(self.wider(self.second(x))))
+        y: Tensor = x + self.narrower(nn.functional.gelu(self.wider(self.second(x))))
+        return y
 
 
 def mlp(linear: Any, _: Any) -> nn.Module:
@@ -88,9 +89,13 @@ MODELS: dict[str, tuple[Callable[[Any, Any], nn.Module], tuple[tuple[int, ...], 
 }
 
 
-def quantized(make: Callable[[Any, Any], nn.Module], linear: Any, conv: Any, keywords: dict[str, Any], x: Tensor) -> nn.Module:
+def quantized(
+    make: Callable[[Any, Any], nn.Module], linear: Any, conv: Any, keywords: dict[str, Any], x: Tensor
+) -> nn.Module:
     """A model whose layers are quantized, after a tensor of training."""
-    model = make(lambda *sizes: linear(*sizes, bias=True, **keywords), lambda *sizes: conv(*sizes, bias=True, **keywords))
+    model = make(
+        lambda *sizes: linear(*sizes, bias=True, **keywords), lambda *sizes: conv(*sizes, bias=True, **keywords)
+    )
     model.train()(x)
     return model.eval()
 
@@ -110,7 +115,9 @@ def models(make: Callable[[Any, Any], nn.Module], x: Tensor, stack: ExitStack) -
         prepared(x)
         found["torch.ao static"] = convert_fx(prepared)
     else:
-        found["torch.ao quantize_dynamic"] = torch_quantization.quantize_dynamic(copy.deepcopy(float_model), {nn.Linear})
+        found["torch.ao quantize_dynamic"] = torch_quantization.quantize_dynamic(
+            copy.deepcopy(float_model), {nn.Linear}
+        )
         for name, config in (("int8dq", Int8DynamicActivationInt8WeightConfig()), ("int8wo", Int8WeightOnlyConfig())):
             found[f"torchao {name}"] = model = copy.deepcopy(float_model)
             quantize_(model, config)
@@ -126,7 +133,8 @@ def programs_of(found: dict[str, nn.Module], x: Tensor) -> dict[str, Program]:
     for name, model in found.items():
         programs[f"{name}, eager"] = lambda model=model: model(x)  # type: ignore[misc]
         if "torch.ao" not in name and "Brevitas" not in name:
-            programs[f"{name}, compiled"] = lambda model=torch.compile(model, dynamic=False): model(x)  # type: ignore[misc]
+            compiled = torch.compile(model, dynamic=False)
+            programs[f"{name}, compiled"] = lambda compiled=compiled: compiled(x)  # type: ignore[misc]
     return programs
 
 

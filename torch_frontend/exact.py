@@ -1,7 +1,7 @@
 """Contractions of integers by native products that cannot round.
 
-Three ways, all exact: int8 operands into int32 (`int8`); float32 operands over parts of the contraction so short that every
-partial sum stays within 2**24, the parts added in float64; float64 throughout (sums below 2**51).
+Three ways, all exact: int8 operands into int32 (`int8`); float32 operands over parts of the contraction so
+short that every partial sum stays within 2**24, the parts added in float64; float64 throughout (sums below 2**51).
 """
 
 from collections.abc import Callable

@@ -130,7 +130,8 @@ def narrow(q: Quantizer, numbers: Tensor) -> Tensor:
 def shift(q: Quantizer, qparams: QParams) -> Tensor | None:
     """What is added to codes as int8 to get centred ones: int32, 0-d or a column; None for 0."""
     if qparams.zero_point is not None:
-        return half_of(q) - qparams.zero_point.to(torch.int32)
+        centre: Tensor = half_of(q) - qparams.zero_point.to(torch.int32)
+        return centre
     return torch.full((), half_of(q), dtype=torch.int32, device=qparams.scale.device) if half_of(q) else None
 
 

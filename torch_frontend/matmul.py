@@ -195,9 +195,9 @@ def _check_tensors(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None) -> 
         raise TypeError(f"`w` must have the dtype of `x`, {dtype_name(x.dtype)}, got {dtype_name(w.dtype)}")
 
 
-def _wide(x: Tensor) -> torch.dtype | None:
+def _wide(x: Tensor | PackedWeight) -> torch.dtype | None:
     """The dtype that ``x`` is computed in; None for what is no floating-point tensor."""
-    return wide_dtype(x.dtype) if x.is_floating_point() else None
+    return wide_dtype(x.dtype) if x.dtype.is_floating_point else None
 
 
 def _apply(
@@ -279,15 +279,15 @@ def _values(
         if x_scale.ndim:
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
-    plain = layer.linear and x_seed is None and w_seed is None and not isinstance(w, PackedWeight)
-    if plain and is_concrete(x, x_scale, w, w_scale):
+    plain = layer.linear and x_seed is None and w_seed is None
+    if plain and not isinstance(w, PackedWeight) and is_concrete(x, x_scale, w, w_scale):
         total = int8.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
         total = layer.exactly(a, b, w.largest_sums if isinstance(w, PackedWeight) else None)
     scale = (x_scale * layer.scales(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
-    knows_nan = isinstance(w, PackedWeight) and not w.has_nan
-    if layer.window is not None and layer.window.meets_nothing and not knows_nan:
+    may_be_nan = not isinstance(w, PackedWeight) or w.has_nan
+    if layer.window is not None and layer.window.meets_nothing and may_be_nan:
         scale = torch.where(layer.outputs(spoiled(layer.window, b)), torch.nan, scale)
     y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
     return y.reshape(*lead, w.shape[0]) if layer.linear else y

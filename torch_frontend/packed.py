@@ -45,7 +45,7 @@ class PackedWeight:
         self.shape, self.ndim, self.dtype = weight.shape, weight.ndim, weight.dtype
         self.scale = scale = qparams.scale.detach().clone()
         self.row, self.least = scale.reshape(1, -1) if scale.ndim else scale, torch.finfo(scale.dtype).smallest_normal
-        self.zero_point = zero = routes.wide(qparams.zero_point, scale)
+        self.zero_point = routes.wide(qparams.zero_point, scale)
         self.given = qparams
         self.codes: Tensor | None = None
         self.shift: Tensor | None = None
@@ -103,7 +103,7 @@ class PackedWeight:
         return routes.codes(q, x, scale, zero, routes.seed_of(q, x, self.given))
 
     def linear(self, x: Tensor, qparams: QParams, bias: Tensor | None) -> Tensor | None:
-        """`matmul.linear` over codes as int8. None where they do not fit: NaN is seen in ``x``, or another dtype or shape.
+        """`matmul.linear` over codes as int8. None where they do not fit: NaN is seen in ``x``, another dtype or shape.
 
         Args:
             x: ``(..., in)``; ``qparams``: of one scale, or per token; ``bias``: None or ``(out,)``.
@@ -128,7 +128,7 @@ class PackedWeight:
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])
 
     def conv(self, x: Tensor, qparams: QParams, bias: Tensor | None, window: Window) -> Tensor | None:
-        """`matmul.conv` over codes as int8, in the channels-last layout. None as in `linear`, or where it gains nothing.
+        """`matmul.conv` over codes as int8, the result channels-last. None as in `linear`, or where it gains nothing.
 
         Args:
             x: ``(batch, in, *lengths)``; ``qparams``: of one scale; ``bias``: None or ``(out,)``.
@@ -147,7 +147,8 @@ class PackedWeight:
         if a is None or min(lengths) < 1:
             return None
         shift = int8.shift(self.q_x, qparams)
-        rows = int8.columns(a, window, kernel, int8.half_of(self.q_x) if qparams.zero_point is None else shift)
+        margin = int8.half_of(self.q_x) if shift is None or qparams.zero_point is None else shift
+        rows = int8.columns(a, window, kernel, margin)
         total = int8.int8_sum(rows, shift, self.codes, self.shift, self.sums)
         if not concrete and self.watched:
             nan = (x != x).any(1, keepdim=True).to(scale.dtype)
@@ -162,10 +163,10 @@ class PackedWeight:
         y = total.to(scale.dtype)
         if is_concrete(total, scale):
             y.mul_(scale.clamp_(min=self.least))
-            y = y if bias is None else y.add_(bias)
+            y = y if bias is None else y.add_(bias.to(y.dtype))
         else:
             y = y * scale.clamp(min=self.least)
-            y = y if bias is None else y + bias
+            y = y if bias is None else y + bias.to(y.dtype)
         return narrowed(y, dtype)
 
 

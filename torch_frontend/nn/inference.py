@@ -35,13 +35,14 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
     quantizers = [m for m in model.modules() if isinstance(getattr(m, "quantizer", None), Quantizer)]
     if any(getattr(m, "kept", None) is not None for m in quantizers):
         raise RuntimeError("`model`, or a part of it, is in quant_inference_mode already")
-    before = [(m, m.programs) for m in quantizers if isinstance(m, TensorQuantizer)]
+    compilable = [m for m in quantizers if isinstance(m, TensorQuantizer)]
+    before = [m.programs for m in compilable]
     hook = model.register_load_state_dict_post_hook(_pack)  # type: ignore[no-untyped-call]
     try:
-        for m, _ in before if compile else ():
-            m.compile_quant()
+        for one in compilable if compile else ():
+            one.compile_quant()
         for m in quantizers:
-            m.kept = Kept(m)
+            m.__dict__["kept"] = Kept(m)
         with torch.no_grad():
             _pack(model)
             yield
@@ -50,21 +51,24 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
         hook.remove()
         for m in quantizers:
             m.__dict__.pop("kept", None)
-        for m, programs in before:
-            m.programs = programs
+        for one, programs in zip(compilable, before, strict=True):
+            one.programs = programs
 
 
 def _pack(model: nn.Module, _: object = None) -> None:
-    """Keeps what can be known before a tensor comes, for code that is compiled before it runs."""
+    """Keeps what can be known before a tensor comes, for code that is compiled before it runs.
+
+    Of layers with several weights nothing yet: these are kept at their first forward pass in eager code.
+    """
     for layer in model.modules():
         for name, quantizer in layer.named_children():
             kept: Any = standing_in(quantizer)
             if not isinstance(kept, Kept):
                 continue
             try:
-                if name != "weight_quant":
-                    kept.qparams(torch.zeros(1)) if not kept.changes else None
-                elif isinstance(getattr(layer, "weight", None), nn.Parameter):
+                if name != "weight_quant" and not kept.changes:
+                    kept.qparams(torch.zeros(1))
+                elif name == "weight_quant" and isinstance(getattr(layer, "weight", None), nn.Parameter):
                     _pack_weight(layer, kept)
             except (RuntimeError, ValueError):
                 continue  # no state yet, or a shape or NaN that has no scale: the layer says so when it runs
@@ -82,10 +86,14 @@ def _pack_weight(layer: Any, kept: Kept) -> None:
 
 def _warn(model: nn.Module) -> None:
     """Says what was written to and not looked at since."""
-    names = [name for name, m in model.named_modules() if isinstance(kept := getattr(m, "kept", None), Kept) and kept.is_old()]
+    names = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(kept := getattr(m, "kept", None), Kept) and kept.is_old()
+    ]
     if names:
         warnings.warn(
             "in quant_inference_mode something was written to that these quantizers had kept results of, and no eager "
-            f"call came after it: {', '.join(names)}. Programs compiled in the mode have computed with what it was before",
+            f"call came after it: {', '.join(names)}. Programs compiled in the mode computed with what it was before",
             stacklevel=4,
         )

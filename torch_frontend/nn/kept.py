@@ -14,7 +14,7 @@ from ..tensor_quantizer import TensorQuantizer
 
 
 def standing_in(quantizer: Any) -> Any:
-    """What a layer asks instead of ``quantizer``: in the mode, in evaluation and without gradients what is kept of it."""
+    """What a layer asks instead of ``quantizer``: in the mode, in evaluation, without gradients, what is kept of it."""
     kept = getattr(quantizer, "kept", None)
     if kept is None or quantizer.training or torch.is_grad_enabled() or quantizer.quantizer is None:
         return quantizer
@@ -40,7 +40,7 @@ class Kept:
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.quantizer: Quantizer | None = self.of.quantizer
+        self.quantizer: Any = self.of.quantizer  # None while it is off
         self.changes = self.quantizer is not None and follows_tensor(self.quantizer)
         self.chooses = self.changes and isinstance(self.of, TensorQuantizer) and self.of.chooses
         self.weights: list[PackedWeight] = []
@@ -102,7 +102,9 @@ class Kept:
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
         """As the quantizer; kept for weights, whose parameters are those of `qparams`."""
         packed = self.packed(None, x) if waits is None else x
-        value: Tensor = packed.dequantized() if isinstance(packed, PackedWeight) else self.of.quantized(x, qparams, waits)
+        value: Tensor = (
+            packed.dequantized() if isinstance(packed, PackedWeight) else self.of.quantized(x, qparams, waits)
+        )
         return value
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class _Given:
 
 
 def _written(value: Any) -> tuple[int, int]:
-    """How often a tensor was written to, and where it lies; tensors of inference mode do not count. Of modules nothing."""
+    """How often a tensor was written to (not of those of inference mode), and where it lies. Of modules nothing."""
     if not isinstance(value, Tensor):
         return 0, 0
     return 0 if value.is_inference() else value._version, value.data_ptr()
