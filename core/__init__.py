@@ -33,6 +33,7 @@ from .granularity import PerBlock as PerBlock
 from .granularity import PerGroup as PerGroup
 from .granularity import PerTensor as PerTensor
 from .granularity import PerToken as PerToken
+from .matmul import batched_matmul as batched_matmul
 from .matmul import contraction_bound as contraction_bound
 from .matmul import conv as conv
 from .matmul import conv_transpose as conv_transpose

@@ -27,6 +27,17 @@ def contracts_codes(q_x: Quantizer, q_w: Quantizer, *, per_token: bool, axis: in
     return integers and x_fits and q_w.granularity in (PerTensor(), PerAxis(axis))
 
 
+def contracts_matrices(q_x: Quantizer, q_w: Quantizer) -> bool:
+    """`contracts_codes` for a batch of matrices: both have one scale."""
+    return q_x.granularity == q_w.granularity == PerTensor() and contracts_codes(q_x, q_w, per_token=False)
+
+
+def check_matrices(x: tuple[int, ...], w: tuple[int, ...]) -> None:
+    """ValueError unless batches of matrices of these shapes can be multiplied, ``x @ w.T``."""
+    if len(w) < 2 or len(x) != len(w) or x[:-2] != w[:-2] or x[-1] != w[-1]:
+        raise ValueError(f"`x` must fit `w` of shape {w} but for its rows, got shape {x}")
+
+
 def largest_code(q: Quantizer) -> int:
     """Largest magnitude of ``code - z`` of an integer quantizer: ``hi - lo`` if affine, else ``max(-lo, hi)``."""
     return int(q.format.hi - q.format.lo if q.affine else max(-q.format.lo, q.format.hi))

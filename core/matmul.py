@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from . import checks
 from .arguments import as_array, widened
-from .contraction import contracts_codes
+from .contraction import check_matrices, contracts_codes, contracts_matrices
 from .descriptions import QParams, Quantizer
 from .operations import round_to_dtype
 from .quantizer import codes_and_zero_points, fake_quantize
@@ -59,6 +59,26 @@ def linear(
     w_scale = w_scale.reshape(-1) if w_scale.ndim and w_scale.size == len(w_scale) else w_scale
     y = _scaled(a @ b.T, _scale(x_qparams), w_scale, codes)  # scales of x, () or (..., 1), already broadcast
     return _finish(y, bias, x.dtype)
+
+
+def batched_matmul(q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams) -> Array:
+    """``x @ w.T`` of each matrix of a batch, over quantized ``x`` and ``w``, as attention needs it; see the module.
+
+    Codes are contracted where each has one scale, and values otherwise.
+
+    Args:
+        x: ``(..., rows, in)``; ``w``: ``(..., out, in)``, same dtype and same axes before the last two.
+    Returns:
+        ``(..., rows, out)``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`.
+    """
+    x, w, _ = _arrays(x, w, None)
+    check_matrices(x.shape, w.shape)
+    codes = contracts_matrices(q_x, q_w)
+    a, b = _operands(q_x, x, x_qparams, q_w, w, w_qparams, codes)
+    y = _scaled(a @ b.swapaxes(-2, -1), _scale(x_qparams), _scale(w_qparams), codes)
+    return round_to_dtype(y, x.dtype)
 
 
 def conv(

@@ -66,13 +66,14 @@ SHARED_EXPONENT = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_CEIL
 
 
 class Denominator(StrEnum):
-    """What the magnitude is divided by in a symmetric scale; for int8: 127, 127.5, 128, max(|min|/128, max/127)."""
+    """What the magnitude is divided by in a symmetric scale; of int8: 127, 127.5, 128, one of two, 127.5, 128."""
 
     HI = "hi"  # absmax / hi
     HALF_RANGE = "half_range"  # absmax / ((hi - lo) / 2)
     LO = "lo"  # absmax / -lo
     LARGER = "larger"  # the larger of |min| / -lo and max / hi
     EDGE = "edge"  # absmax / (hi + 1/2): the largest code reaches half a step beyond its value (AQT)
+    NEXT = "next"  # absmax / (hi + 1), of integers a power of two (Brevitas' fixed point)
 
 
 # Fields of a `ScaleRule` that only `samebits.core` computes
@@ -151,8 +152,8 @@ class ScaleRule:
 
     Attributes:
         only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``, ``search_beta``
-            and ``search_kappa`` as text.
+        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``,
+            ``search_beta``, ``search_kappa`` and ``floor`` as text.
         in_frontends: whether there are no such fields, and a floor.
         signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are
             known from the start because compilers that trace the frontends would take the numbers themselves for
@@ -199,7 +200,7 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
-    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01")
+    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01", "None")
     in_frontends: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
@@ -223,7 +224,7 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "in_frontends", not others and self.floor != 0)
-        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa"
+        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa floor"
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
 
     @property

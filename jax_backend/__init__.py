@@ -4,6 +4,7 @@ from ..core.requirements import require
 
 require("jax_backend")
 
+from .matmul import batched_matmul as batched_matmul
 from .matmul import contraction_bound as contraction_bound
 from .matmul import conv as conv
 from .matmul import conv_transpose as conv_transpose

@@ -13,17 +13,19 @@ How ``acc`` stays exact is in `exact`. Gradients are those of the contraction of
 kernel of every output of its channel, also where it meets margins only.
 """
 
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..core import checks
-from ..core.contraction import contracts_codes
+from ..core.contraction import check_matrices, contracts_codes, contracts_matrices
 from ..core.descriptions import QParams, Quantizer
 from ..core.windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
-from .arrays import as_array
+from .arrays import as_array, narrow, widen
 from .layers import Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
 from .quantizer import fake_quantize
 
@@ -60,6 +62,34 @@ def linear(
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     return contract(Geometry(1), fake_quantize(q_x, x, x_qparams), fake_quantize(q_w, w, w_qparams), bias)
+
+
+def batched_matmul(q_x: Quantizer, x: Array, x_qparams: QParams, q_w: Quantizer, w: Array, w_qparams: QParams) -> Array:
+    """``x @ w.T`` of each matrix of a batch, over quantized ``x`` and ``w``, as attention needs it; see the module.
+
+    Codes are contracted where each has one scale, and values otherwise.
+
+    Args:
+        x: ``(..., rows, in)``; ``w``: ``(..., out, in)``, same dtype and same axes before the last two.
+    Returns:
+        ``(..., rows, out)``, dtype of ``x``.
+    Raises:
+        TypeError, ValueError: as `linear`.
+    """
+    x, w, _ = _arrays(x, w, None)
+    check_matrices(x.shape, w.shape)
+    if not contracts_matrices(q_x, q_w) or 0 in (*x.shape, *w.shape):
+        checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+        checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
+        values = fake_quantize(q_x, x, x_qparams), fake_quantize(q_w, w, w_qparams)
+        a, b = map(widen, values)
+        return narrow(jnp.matmul(a, b.swapaxes(-2, -1), precision=lax.Precision.HIGHEST), x.dtype)
+    *lead, rows, inputs = x.shape
+    groups, outputs = prod(lead), w.shape[-2]
+    columns = x.reshape(groups, rows, inputs).swapaxes(1, 2).reshape(1, groups * inputs, rows)
+    kernels = w.reshape(groups * outputs, inputs, 1)
+    y = conv(q_x, columns, x_qparams, q_w, kernels, w_qparams, groups=groups)
+    return y.reshape(groups, outputs, rows).swapaxes(1, 2).reshape(*lead, rows, outputs)
 
 
 def conv(

@@ -151,8 +151,8 @@ def scale_of_logarithm(q: Quantizer, v: jax.Array) -> jax.Array:
 def divisor(q: Quantizer) -> float:
     """What a magnitude is divided by."""
     lo, hi = q.format.lo, q.format.hi
-    others = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.LO: -lo, Denominator.EDGE: hi + 0.5}
-    return others.get(q.scale.denominator, hi)
+    halves = {Denominator.HALF_RANGE: (hi - lo) / 2, Denominator.EDGE: hi + 0.5}
+    return {**halves, Denominator.LO: -lo, Denominator.NEXT: hi + 1}.get(q.scale.denominator, hi)
 
 
 def _floor(q: Quantizer, form: Layout) -> Any:

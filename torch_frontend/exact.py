@@ -27,16 +27,17 @@ def contraction(
     contract: Callable[[Tensor, Tensor], Tensor],
     groups: int = 1,
     along: int = 1,
+    axis: int = 1,
 ) -> Tensor:
     """``contract(a, b)``, exact: float32 or float64, zero of either sign.
 
     Args:
-        a, b: centred codes (or NaN) of ``q_x`` and ``q_w``, contracted along axis 1 of ``a``, the axis ``along`` of
-            ``b`` and later axes of that.
-        groups: into how many parts axis 1 is cut, each contracted for itself.
+        a, b: centred codes (or NaN) of ``q_x`` and ``q_w``, contracted along ``axis`` of ``a`` and ``along`` of ``b``;
+            of windows, where ``axis`` is 1, along the axes of ``b`` from 2 on as well.
+        groups: into how many parts that axis is cut, each contracted for itself.
     """
-    channels, terms = a.shape[1] // groups, 1
-    for n in b.shape[2:]:
+    channels, terms = a.shape[axis] // groups, 1
+    for n in b.shape[2:] if axis == 1 else ():
         terms *= n
     part = 2**24 // max(1, accumulator_bound(q_x, q_w, terms))
     # Up to 256 in magnitude, also where the user lets float32 products run in TensorFloat-32 or bfloat16.
@@ -45,10 +46,10 @@ def contraction(
         return contract(a, b)
     if not small or part < SHORTEST_PART or groups > 1:
         return contract(a.double(), b.double())
-    total = contract(a[:, :part], b.narrow(along, 0, part)).double()
+    total = contract(a.narrow(axis, 0, part), b.narrow(along, 0, part)).double()
     for start in range(part, channels, part):
         length = min(part, channels - start)
-        total = total + contract(a.narrow(1, start, length), b.narrow(along, start, length))
+        total = total + contract(a.narrow(axis, start, length), b.narrow(along, start, length))
     return total
 
 

@@ -59,7 +59,7 @@ def half_quadratic_range(
         steps = len(inverses)
 
         def proceed(k: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-            return k + 1, *advanced(state, inverses.index_select(0, k))
+            return k + 1, *advanced(state, inverses.index_select(0, k).reshape(()))
 
         def goes_on(k: Tensor, *state: Tensor) -> Tensor:
             return (k[0] < steps) & state[3].any()

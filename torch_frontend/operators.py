@@ -2,7 +2,8 @@
 
 ``samebits::first_run``: in compiled code, see `recomputation`. ``samebits::inference_only``: in exported programs,
 whose autograd would differentiate the operations of the forward pass: a backward pass raises instead. Decompositions
-(``ExportedProgram.run_decompositions``) dissolve it.
+(``ExportedProgram.run_decompositions``) dissolve it. ``samebits::same_parameter``: in traced sums of tensors with codes,
+which need one scale.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
-LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
-LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
+_LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("same_parameter(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def _first_run(mark: Tensor) -> Tensor:
@@ -48,6 +50,21 @@ class _InferenceOnly(torch.autograd.Function):
         )
 
 
-LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-call]
-LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+def _same_parameter(a: Tensor, b: Tensor) -> Tensor:
+    if not bool((a == b).all()):
+        raise RuntimeError(
+            "tensors with codes of two scales or zero points meet in compiled code, which took them for the same: "
+            "quantize both by the same parameters (nn.QuantEltwiseAdd, nn.QuantCat), or add what dequantize() gives"
+        )
+    return torch.broadcast_tensors(a, b)[0].clone()
+
+
+def _shape_of_both(a: Tensor, b: Tensor) -> Tensor:
+    return torch.empty_like(torch.broadcast_tensors(a, b)[0])
+
+
+_LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("same_parameter", _same_parameter, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("same_parameter", _shape_of_both, "Meta")  # type: ignore[no-untyped-call]

@@ -132,12 +132,15 @@ def divisor(q: Quantizer) -> float:
             return -q.format.lo
         case Denominator.EDGE:
             return q.format.hi + 0.5
+        case Denominator.NEXT:
+            return q.format.hi + 1
         case _:
             return q.format.hi
 
 
 def _floor(q: Quantizer, dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).smallest_normal if q.scale.floor is None else q.scale.floor
+    floor = q.scale.decimals[7]
+    return torch.finfo(dtype).smallest_normal if floor == "None" else float(floor)
 
 
 def _over(a: Tensor, b: float) -> Tensor:

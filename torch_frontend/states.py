@@ -4,7 +4,8 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..core.descriptions import QParams, Quantizer
 from . import routes
@@ -52,6 +53,30 @@ def widened_state(state: Tensor) -> Tensor:
 def unlearned(state: Tensor, of_batch: Tensor | None, collects: Tensor) -> Tensor:
     """The state, or what the batch gives instead, with a gradient of 0, where the state ``collects``."""
     return torch.where(collects, state.detach() if of_batch is None else of_batch.to(state.dtype), state)
+
+
+def give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
+    """Lets a state of unknown shape, which holds nothing, take this one; parameters stay the same objects."""
+    if not state.numel() and state.shape != shape:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
+            )
+        if isinstance(state, nn.Parameter) and DistributedDataParallel._active_ddp_module is not None:
+            raise RuntimeError(
+                "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel, which keeps the shapes "
+                "that parameters had: run a batch in training mode before it wraps the module"
+            )
+        state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
+
+
+def refuse_in_copies(module: nn.Module, state: Tensor | None) -> None:
+    """RuntimeError in a copy that ``DataParallel`` made, where what is written into a parameter is lost."""
+    if getattr(module, "_is_replica", False) and state is not None and state.requires_grad:
+        raise RuntimeError(
+            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: "
+            "run these batches in training mode before it wraps the module, or use DistributedDataParallel"
+        )
 
 
 class _Replaced(torch.autograd.Function):

@@ -21,12 +21,12 @@ from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
 from .quantizer import choose_qparams, fake_quantize
-from .ranks import choose_over_ranks, may_share, refuse_in_copies, refuse_late_shape
+from .ranks import choose_over_ranks, may_share
 from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
-from .states import Call, replaced, unlearned, unless_waiting
+from .states import Call, give_shape, refuse_in_copies, replaced, unlearned, unless_waiting
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -178,6 +178,10 @@ class TensorQuantizer(nn.Module):
         waits = self.waits()
         return self.quantized(x, self.qparams(x), waits)
 
+    def begin(self, chosen: QParams) -> None:
+        """Begins the state with these parameters, as the first tensor of training would; gradients go nowhere."""
+        self._start(_kept(self.quantizer, chosen))
+
     def train(self, mode: bool = True) -> "TensorQuantizer":
         """As ``torch.nn.Module``; compiled code sees then whether delay and statistics are over, and drops them."""
         super().train(mode)
@@ -306,10 +310,10 @@ class TensorQuantizer(nn.Module):
         refuse_in_copies(self, self.scale)
         for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
             if state is not None:
-                _give_shape(state, first.shape)
+                give_shape(state, first.shape)
                 state.copy_(first)
         if self.history is not None:
-            _give_shape(self.history, (q.scale.window or 1, 1 + q.affine, *chosen.scale.shape))
+            give_shape(self.history, (q.scale.window or 1, 1 + q.affine, *chosen.scale.shape))
             self._average(chosen, None)
         self._is_set = torch.compiler.is_compiling() or type(chosen.scale) is Tensor  # a FakeTensor sets nothing
 
@@ -339,7 +343,7 @@ class TensorQuantizer(nn.Module):
         for name in ("scale", "zero_point", "history"):
             state, stored = getattr(self, name), state_dict.get(prefix + name)
             if state is not None and stored is not None and not state.numel():
-                _give_shape(state, stored.shape)
+                give_shape(state, stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._is_set, self._settled = False, self.seen is None
         self._has_state()
@@ -363,18 +367,6 @@ def first_step(seed: int | None) -> int:
     seed = next(_NUMBERS) if seed is None else seed
     check_count("seed", seed, 0)
     return seed * 0x9E3779B9 & 0xFFFFFFFF
-
-
-def _give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
-    """Lets a state of unknown shape, which holds nothing, take this one; parameters stay the same objects."""
-    if not state.numel() and state.shape != shape:
-        if isinstance(state, nn.Parameter):
-            refuse_late_shape()
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
-            )
-        state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
 
 
 def _parameter(value: Any) -> nn.Parameter:

@@ -105,7 +105,7 @@ def _covers(q: Quantizer) -> bool:
         return False
     if q.scale.restriction is not Restriction.FLOAT and q.format.hi < 2:
         return False
-    if q.scale.denominator is Denominator.EDGE and not isinstance(q.format, IntegerFormat):
+    if q.scale.denominator in (Denominator.EDGE, Denominator.NEXT) and not isinstance(q.format, IntegerFormat):
         return False
     return not isinstance(q.format, CodebookFormat) or q.scale.denominator in (Denominator.HI, Denominator.LARGER)
 

@@ -166,6 +166,8 @@ def divisor(q: Quantizer) -> float:
             return -lo
         case Denominator.EDGE:
             return hi + 0.5
+        case Denominator.NEXT:
+            return hi + 1
         case _:
             return hi
 

@@ -1,12 +1,11 @@
 """Convolution layers of torch_frontend: as torch's where nothing is quantized, as the verbs where all is."""
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from samebits import torch_frontend
@@ -128,23 +127,3 @@ def test_scales_along_the_input_are_contracted_as_values() -> None:
 def test_layers_refuse(kind: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         getattr(quantized, f"Quant{kind}")(4, 8, 3, **options)
-
-
-def test_compiled_layers_have_the_bits_of_eager_ones() -> None:
-    """One program of both kinds, for two batch sizes."""
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    q = catalog["uint8_affine_per_tensor"].replace(source="running_statistic")
-    network = nn.Sequential(
-        QuantConv1d(4, 6, 3, padding="same", padding_mode="circular", input_quant=q),
-        QuantConvTranspose1d(6, 4, 3, stride=2, groups=2, output_padding=1, input_quant=q),
-    )
-    batches: list[Tensor] = [torch.randn(n, 4, 7) for n in (3, 5)]
-    network(batches[0])
-    network.eval()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
-    program = torch.compile(copy.deepcopy(network), backend=counter, fullgraph=True, dynamic=True)
-    with torch.no_grad():
-        for x in batches:
-            assert_same_bits(network(x), program(x))
-    assert counter.frame_count == 1

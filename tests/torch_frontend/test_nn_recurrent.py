@@ -130,14 +130,3 @@ def test_layers_refuse() -> None:
         QuantRNN(3, 0)
     with pytest.raises(TypeError, match=r"QuantRNN has no keyword `cell_bits`; .* `weight_`, `input_`, `hidden_`"):
         QuantRNN(3, 4, cell_bits=4)
-
-
-def test_compiled_layers_have_the_bits_of_eager_ones() -> None:
-    """Of relu, whose gates are the same in both; those of an LSTM are what torch computes in each."""
-    torch._dynamo.reset()
-    layer = QuantRNN(3, 4, nonlinearity="relu", input_quant=INPUT, hidden_quant=STATE).eval()
-    x = torch.randn(3, 2, 3)
-    with torch.no_grad():
-        got = torch.compile(layer, fullgraph=True)(x)
-        for eager, compiled in zip(layer(x), got, strict=True):
-            assert_same_bits(eager, compiled)

@@ -107,6 +107,19 @@ def test_compiled_torch_has_the_bits_of_the_specification() -> None:
         assert_same_bits(np.where(without, 0, want.zero_point), np.where(without, 0, zero))
 
 
+def test_compiled_torch_takes_one_scale_of_the_whole_tensor_and_another_floor() -> None:
+    """Of one function for two rules: what differs in them stays a constant to the compiler."""
+    x = np.ascontiguousarray(blocks(np.float32)[3:59:5, :8])
+    base = core.catalog["int8_per_tensor"].replace(statistic="hqo", search_steps=2)
+
+    def program(q: Quantizer, x: Any) -> Any:
+        return torch_frontend.choose_qparams(q, x).scale
+
+    compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+    for q in (base.replace(floor=2.0**-30), base.replace(floor=2.0**-31)):
+        assert_same_bits(core.choose_qparams(q, x).scale, compiled(q, to_torch(x)))
+
+
 def test_inside_a_jax_program_products_stay_rounded() -> None:
     q, x = QUANTIZERS["single elements"], blocks(np.float32)
     x = np.where(np.abs(x) < 2.0**-120, np.float32(0), x / 4)  # XLA would write zeros for subnormal products

@@ -36,5 +36,16 @@ from .model import quantize_model as quantize_model
 from .normalisation import QuantScaleBias as QuantScaleBias
 from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
 from .normalisation import merge_batch_norm as merge_batch_norm
+from .proxies_of_given_scales import BiasQuantProxy as BiasQuantProxy
+from .proxies_of_given_scales import BiasQuantProxyFromInjector as BiasQuantProxyFromInjector
+from .proxies_of_given_scales import ClampQuantProxy as ClampQuantProxy
+from .proxies_of_given_scales import ClampQuantProxyFromInjector as ClampQuantProxyFromInjector
+from .proxies_of_given_scales import TruncQuantProxy as TruncQuantProxy
+from .proxies_of_given_scales import TruncQuantProxyFromInjector as TruncQuantProxyFromInjector
+from .proxy import ActQuantProxy as ActQuantProxy
+from .proxy import ActQuantProxyFromInjector as ActQuantProxyFromInjector
+from .proxy import QuantProxy as QuantProxy
+from .proxy import WeightQuantProxy as WeightQuantProxy
+from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector
 from .recurrent import QuantLSTM as QuantLSTM
 from .recurrent import QuantRNN as QuantRNN

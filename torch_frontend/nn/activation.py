@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import layer as shared
 from .layer import Held, Quant, hold, or_same
 
 
@@ -22,6 +23,7 @@ class QuantIdentity(nn.Module):
     """
 
     act_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
         super().__init__()
@@ -41,6 +43,7 @@ class QuantReLU(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -63,6 +66,7 @@ class QuantHardTanh(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -93,6 +97,7 @@ class QuantSigmoid(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -112,6 +117,7 @@ class QuantTanh(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()
@@ -134,6 +140,7 @@ class QuantGELU(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -163,6 +170,7 @@ class QuantSiLU(nn.Module):
 
     act_quant: Held
     input_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         super().__init__()

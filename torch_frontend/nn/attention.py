@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...core.contraction import contracts_codes
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor
 from .. import matmul
-from ..quantizer import fake_quantize
+from . import layer as shared
 from .layer import (
     Held,
     Operand,
@@ -27,6 +26,7 @@ from .layer import (
     or_same,
 )
 from .linear import QuantLinear
+from .proxies_of_given_scales import BiasQuantProxy
 
 
 class QuantScaledDotProductAttention(nn.Module):
@@ -44,6 +44,7 @@ class QuantScaledDotProductAttention(nn.Module):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
     value_quant: Held
     attention_quant: Held
     softmax_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -227,14 +229,7 @@ def _product(x: Operand, w: Operand) -> Tensor:
     def over_codes(
         q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
     ) -> Tensor:
-        lead, groups = x.shape[:-2], math.prod(x.shape[:-2])
-        single = q_x.granularity == q_w.granularity == PerTensor()
-        if not single or not contracts_codes(q_x, q_w, per_token=False) or 0 in (*x.shape, *w.shape):
-            return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, w, r), bias)
-        rows = x.reshape(groups, *x.shape[-2:]).transpose(1, 2).reshape(1, groups * x.shape[-1], x.shape[-2])
-        kernels = w.reshape(groups * w.shape[-2], w.shape[-1], 1)
-        y = matmul.conv(q_x, rows, p, q_w, kernels, r, groups=groups)
-        return y.reshape(groups, w.shape[-2], x.shape[-2]).transpose(1, 2).reshape(*lead, x.shape[-2], w.shape[-2])
+        return matmul.batched_matmul(q_x, x, p, q_w, w, r)
 
     return contracted(x, w, None, None, over_values, over_codes)
 
@@ -256,10 +251,13 @@ def _projected(layer: Any, query: Tensor, key: Tensor, value: Tensor, single: bo
     else:
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         weights = operands(*((None if each is None else each[name], getattr(layer, name)) for name in names))
-    biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
-    q_b = None if layer.in_proj_bias is None else layer.bias_quant
+    bias, q_b = layer.in_proj_bias, None if layer.in_proj_bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
     if q_b is not None:
-        check_prescaled(layer, layer.input_quant, weights[0].held)
+        for one in (None,) if each is None else each.values():
+            check_prescaled(layer, layer.input_quant, one)
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
     parts = zip((of_query, of_key, of_value), weights, biases, strict=True)
     return [contracted(x, w, b, q_b, F.linear, matmul.linear) for x, w, b in parts]
 
@@ -268,7 +266,7 @@ def _rows(w: Operand, start: int, length: int) -> Operand:
     """Some rows of a weight; its scales are one, or one for each row, or go with the values."""
     if w.held is None:
         return Operand(w.value.narrow(0, start, length))
-    if w.held.quantizer.granularity not in (PerTensor(), PerAxis(0)):
+    if w.quantizer is None or w.quantizer.granularity not in (PerTensor(), PerAxis(0)):
         return Operand(w.quantized().narrow(0, start, length))
     of_rows = {
         name: a.narrow(0, start, length)

@@ -11,6 +11,7 @@ from ...core.granularity import PerTensor
 from ...core.windows import window
 from .. import matmul
 from ..quantizer import fake_quantize
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -35,6 +36,7 @@ class QuantConv1d(nn.Conv1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class QuantConv2d(nn.Conv2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class QuantConv3d(nn.Conv3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

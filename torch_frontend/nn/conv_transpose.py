@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ...core.windows import transposed_window
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -33,6 +34,7 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,
@@ -137,6 +140,7 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

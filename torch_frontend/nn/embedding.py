@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import layer as shared
 from .layer import Held, Quant, hold, or_same
 
 
@@ -24,6 +25,7 @@ class QuantEmbedding(nn.Embedding):
 
     weight_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,12 +11,18 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ...core.formats import IntegerFormat
 from ...core.granularity import PerAxis, PerTensor
+from ...core.inject import Declaration
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..loading import load_state_dict as load_state_dict
+from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .proxies import proxy
+from .proxies_of_given_scales import BiasQuantProxy
+from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | None  # what becomes of them
+Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
+Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Tensor, QParams, Tensor | None], Tensor]
@@ -77,7 +84,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
 
     Args:
         role: weight, bias, or an activation: input, output, act, ...
-        value: a catalog name, a `Quantizer`, a `TensorQuantizer` (then shared), or None.
+        value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
+            is shared.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
         weight: the attribute that is the weight.
     Returns:
@@ -87,6 +95,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
         TypeError: a value of another type, or overrides that are no fields or have nothing to change.
         KeyError: a name that is not in the catalog. ValueError: as `TensorQuantizer` and `Quantizer`.
     """
+    if isinstance(value, QuantProxy | Declaration):
+        return proxy(role, value, layer, overrides, weight)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
         if overrides:
@@ -143,25 +153,38 @@ class Operand(NamedTuple):
 
     def quantized(self) -> Tensor:
         """The values to contract."""
-        return self.value if self.held is None else self.held.quantized(self.value, self.qparams, self.waits)
+        if self.held is None or self.qparams.scale is None:
+            return or_same(self.held, self.value)
+        return self.held.quantized(self.value, self.qparams, self.waits)
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """What its codes are of; None where it has none."""
+        return None if self.held is None else self.held.quantizer
 
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
-    waits = [None if held is None else held.waits() for held, _ in pairs]
+    has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
+    waits = [
+        held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
+    ]
     return [
-        Operand(value) if held is None else Operand(value, held, held.qparams(value), wait)
-        for (held, value), wait in zip(pairs, waits, strict=True)
+        Operand(value, held, held.qparams(value), wait) if has and held is not None else Operand(value, held)
+        for (held, value), has, wait in zip(pairs, has_codes, waits, strict=True)
     ]
 
 
 def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
     """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
-    q_b, axis = None if layer.bias is None else layer.bias_quant, channel_axis(layer)
+    bias, axis = layer.bias, channel_axis(layer)
+    q_b = None if bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
     if q_b is not None:
         check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
     a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
-    return contracted(a, b, layer.bias, q_b, over_values, over_codes)
+    return contracted(a, b, bias, q_b, over_values, over_codes)
 
 
 def contracted(
@@ -174,13 +197,14 @@ def contracted(
         over_values: of input, weight, bias.
         over_codes: of the quantizer of the input, the input and its parameters, the same of the weight, and the bias.
     """
-    if x.held is None or w.held is None:
+    q_x, q_w = x.quantizer, w.quantizer
+    if q_x is None or q_w is None:
         return over_values(x.quantized(), w.quantized(), bias)
     waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
     if q_b is not None and bias is not None:
         bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
-    parts = x.held.quantizer, x.value, x.qparams, w.held.quantizer, w.value, w.qparams, bias
-    learned = x.held.bit_width is not None or w.held.bit_width is not None
+    parts = q_x, x.value, x.qparams, q_w, w.value, w.qparams, bias
+    learned = q_x.learned_bits is not None or q_w.learned_bits is not None
     if waits is None and not learned:
         return over_codes(*parts)
     y = over_values(x.quantized(), w.quantized(), bias)
@@ -193,7 +217,7 @@ def check_prescaled(layer: nn.Module, q_x: Held, q_w: Held, axis: int = 0) -> No
     for role, one, allowed in (("input", q_x, (PerTensor(),)), ("weight", q_w, (PerTensor(), PerAxis(axis)))):
         if one is None:
             raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
-        if one.quantizer.granularity not in allowed:
+        if one.quantizer is not None and one.quantizer.granularity not in allowed:  # None: it is off
             raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
 
 
@@ -204,6 +228,31 @@ def _prescaled(outputs: int, x_qparams: QParams, w_qparams: QParams) -> QParams:
     return QParams((s_x * s_w).clamp(min=torch.finfo(s_x.dtype).smallest_normal))
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Tensor) -> Tensor:
+def quant_weight(layer: Any) -> Tensor:
+    """The weight of a layer quantized, with its codes, scale and zero point: a `QuantTensor`.
+
+    A float tensor where nothing quantizes it or what does gives no codes. Nothing is learned or counted.
+    """
+    held_one, weight = layer.weight_quant, layer.weight
+    if held_one is None or held_one.quantizer is None:
+        return or_same(held_one, weight)
+    with unlearned(held_one):
+        qparams = held_one.qparams(weight)
+    return quantized_tensor(held_one.quantizer, weight, qparams, layer.training)
+
+
+@contextmanager
+def unlearned(module: nn.Module) -> Iterator[None]:
+    """While it lasts nothing is learned or counted: the quantizers inside are in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(False)
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def or_same(quantizer: Held, x: Tensor) -> Tensor:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else quantizer(x)

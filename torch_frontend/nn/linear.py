@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 
@@ -22,6 +23,7 @@ class QuantLinear(nn.Linear):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ...core.choice import check_count
 from .. import matmul
+from . import layer as shared
 from .layer import Held, Operand, Quant, contracted, hold_each, operands, or_same
 
 States = tuple[Tensor, ...]  # (layers * directions, batch, hidden): of outputs, and of the cells of an LSTM
@@ -31,6 +32,7 @@ class QuantRNN(nn.Module):
     weight_quant: nn.ModuleDict | None
     input_quant: Held
     hidden_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class QuantLSTM(nn.Module):
     input_quant: Held
     hidden_quant: Held
     cell_quant: Held
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,

@@ -1,0 +1,391 @@
+"""Proxies: what layers hold for declared quantizers, made again when layers change, shared, copied, refused."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samebits.core import QParams, quant, quant_floats
+from samebits.core.inject import DependencyError, Injector, this, value
+from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.torch_frontend import components, config, fake_quantize
+from samebits.torch_frontend import quant as with_components
+from samebits.torch_frontend.nn import (
+    ActQuantProxy,
+    ActQuantProxyFromInjector,
+    BiasQuantProxy,
+    ClampQuantProxy,
+    QuantConv2d,
+    QuantHardTanh,
+    QuantIdentity,
+    QuantLinear,
+    QuantLSTM,
+    TruncQuantProxy,
+    WeightQuantProxy,
+    WeightQuantProxyFromInjector,
+)
+from samebits.torch_frontend.tensor_quantizer import TensorQuantizer
+
+
+class Binary(Injector):
+    """The quantizer of the tutorial, of which the layer is not known yet."""
+
+    tensor_quant = components.BinaryQuant
+    scaling_impl = components.ParameterScaling
+    scaling_init = 0.1
+
+
+class FromMax(Binary):
+    """Of a weight: begins with its largest magnitude."""
+
+    proxy_class = WeightQuantProxyFromInjector
+    signed = True
+
+    @value
+    def scaling_init(module: Any) -> Any:
+        layers = module if isinstance(module, tuple) else (module,)
+        return torch.cat([layer.weight.reshape(-1) for layer in layers]).abs().max()
+
+
+def linear(weight_quant: Any, **fields: Any) -> Any:
+    return QuantLinear(8, 4, weight_quant=weight_quant, **fields)
+
+
+def test_a_layer_holds_a_proxy_with_the_bits_of_the_description() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 8)
+    layer = linear(quant.Int8WeightPerChannelFloat, input_quant=quant.Int8ActPerTensorFloat)
+    plain = linear(quant.Int8WeightPerChannelFloat.quantizer, input_quant=quant.Int8ActPerTensorFloat.quantizer)
+    made = linear(with_components.Int8WeightPerChannelFloat, input_quant=with_components.Int8ActPerTensorFloat)
+    for other in (plain, made):
+        other.load_state_dict(layer.state_dict(), strict=False)
+    assert isinstance(layer.weight_quant, WeightQuantProxy)
+    assert isinstance(layer.input_quant, ActQuantProxy)
+    assert isinstance(layer.weight_quant.tensor_quant, TensorQuantizer)
+    assert isinstance(made.weight_quant.tensor_quant, components.RescalingIntQuant)
+    for _ in range(2):
+        y = layer(x)
+        assert_same_bits(y, plain(x), inputs=x)
+        assert_same_bits(y, made(x), inputs=x)
+    q, w = layer.weight_quant, layer.weight
+    assert_same_bits(q(w), fake_quantize(quant.Int8WeightPerChannelFloat.quantizer, w.detach()))
+    assert q.scale().shape == (4, 1)
+    assert_same_bits(q.scale(), w.detach().abs().amax(1, keepdim=True) / 127)
+    assert (float(q.zero_point()), float(q.bit_width()), q.is_signed) == (0, 8, True)
+    assert set(layer.state_dict()) == {"weight", "bias", *(f"input_quant.tensor_quant.{n}" for n in ("scale", "seen"))}
+
+
+def test_learned_parameters_of_components_have_their_keys() -> None:
+    assert set(linear(FromMax).state_dict()) == {"weight", "bias", "weight_quant.tensor_quant.scaling_impl.value"}
+
+
+@pytest.mark.parametrize("room", [quant, with_components])
+def test_a_learned_scale_begins_at_the_weight_and_begins_again(room: Any) -> None:
+    layer = linear(room.Int8WeightPerChannelFloatMSE, weight_bit_width=3).eval()
+    q, parameter = layer.weight_quant, next(layer.weight_quant.parameters())
+    first = q.scale().clone()
+    assert first.isfinite().all()
+    with torch.no_grad():
+        layer.weight.mul_(4)
+    assert_same_bits(q.scale(), first)  # an optimizer changes weights in the same way, so nothing happens by itself
+    q.init_tensor_quant()
+    assert_same_bits(q.scale(), first * 4)
+    assert next(q.parameters()) is parameter
+    assert not q.tensor_quant.training
+
+
+def test_scales_are_asked_for_without_counting() -> None:
+    layer = linear(quant.Int8WeightPerTensorFloat, weight_quant_delay_steps=2, input_quant=quant.Int8ActPerTensorFloat)
+    layer.input_quant(torch.ones(8))
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    for q in (layer.weight_quant, layer.input_quant):
+        assert q.scale() > 0
+        assert float(q.zero_point()) == 0
+        assert float(q.bit_width()) == 8
+    for name, t in layer.state_dict().items():
+        assert_same_bits(t, before[name])
+    with pytest.raises(RuntimeError, match="is that of each tensor"):
+        QuantIdentity(quant.Int8DynamicActPerTensorFloat).act_quant.scale()
+    with pytest.raises(RuntimeError, match="not set"):
+        QuantIdentity(quant.Int8ActPerTensorFloat).act_quant.scale()
+
+
+def test_signed_has_to_be_said() -> None:
+    layer = linear(Binary)
+    for use in (
+        lambda: layer(torch.ones(8)),
+        lambda: layer.weight_quant(layer.weight),
+        lambda: layer.weight_quant.scale(),
+        lambda: layer.weight_quant.qparams(layer.weight),
+        lambda: layer.weight_quant.is_signed,
+    ):
+        with pytest.raises(TypeError, match=r"`signed` is not set in Binary: .*`weight_signed=` \(QuantLinear\)"):
+            use()
+    assert linear(Binary, weight_signed=True).weight_quant.is_signed
+
+
+def test_float_state_dicts_set_the_scale_and_optimizers_still_train_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, plain = linear(FromMax), nn.Linear(8, 4)
+    parameter = layer.weight_quant.tensor_quant.scaling_impl.value
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.125)
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight_quant\.tensor_quant\.scaling_impl\.value"):
+        layer.load_state_dict(plain.state_dict())
+    monkeypatch.setattr(config, "IGNORE_MISSING_KEYS", True)
+    assert not layer.load_state_dict(plain.state_dict()).missing_keys
+    assert_same_bits(layer.weight_quant.scale(), plain.weight.detach().abs().max())
+    assert layer.weight_quant.tensor_quant.scaling_impl.value is parameter
+    layer(torch.ones(8)).sum().backward()
+    before = parameter.detach().clone()
+    optimizer.step()
+    assert parameter.grad is not None
+    assert_same_bits(layer.weight_quant.scale(), before - 0.125 * parameter.grad)
+    with pytest.raises(RuntimeError, match="Missing key"):  # of anything but a quantizer
+        layer.load_state_dict({"weight": plain.weight})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        layer.load_state_dict({**plain.state_dict(), "weight_quant.tensor_quant.scale": torch.ones(())})
+
+
+def test_what_a_state_dict_brings_for_the_quantizer_stays() -> None:
+    layer = linear(FromMax)
+    state = {name: t.clone() for name, t in linear(FromMax).state_dict().items()}
+    state["weight_quant.tensor_quant.scaling_impl.value"] = torch.tensor(0.75)
+    layer.load_state_dict(state)
+    assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.75))
+    layer.load_state_dict({"bias": state["bias"] + 1}, strict=False)
+    layer.load_state_dict({}, strict=False)
+    held = nn.Sequential(layer)
+    held.load_state_dict({f"0.{name}": t for name, t in state.items()})
+    assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.75))
+
+
+def test_a_shared_proxy_belongs_to_all_its_layers() -> None:
+    first, other = linear(FromMax), nn.Linear(8, 4)
+    with torch.no_grad():
+        other.weight.mul_(100)
+    alone = first.weight_quant.scale().clone()
+    second = linear(first.weight_quant)
+    assert second.weight_quant is first.weight_quant
+    assert_same_bits(first.weight_quant.scale(), torch.stack([first.weight, second.weight]).detach().abs().max())
+    second.load_state_dict(other.state_dict(), strict=False)
+    assert_same_bits(first.weight_quant.scale(), other.weight.detach().abs().max())
+    assert not torch.equal(first.weight_quant.scale(), alone)
+    both, state = nn.Sequential(first, second), nn.Sequential(linear(FromMax), linear(FromMax)).state_dict()
+    for name in list(state):
+        if "scaling_impl" in name:
+            state[name] = torch.tensor(0.625)
+    both.load_state_dict(state)
+    assert_same_bits(first.weight_quant.scale(), torch.tensor(0.625))
+    both.load_state_dict({n: t for n, t in state.items() if not n.startswith("1.weight_quant")}, strict=False)
+    assert_same_bits(first.weight_quant.scale(), torch.tensor(0.625))  # kept under one of its names alone
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        quant.Int8WeightPerTensorFloat,
+        quant.Int8WeightPerChannelFloat,
+        quant.ShiftedUint8WeightPerChannelFloat,
+        quant.Int8WeightPerChannelFloatMSE,
+    ],
+)
+def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
+    first = QuantConv2d(3, 4, 2, weight_quant=declared)
+    second = QuantConv2d(3, 4, 2, weight_quant=first.weight_quant)
+    with torch.no_grad():
+        second.weight.mul_(3)
+    first.weight_quant.init_tensor_quant()
+    rows = torch.cat([layer.weight.detach().flatten(1) for layer in (first, second)], dim=1)
+    wanted = declared.quantizer
+    _, *parts = fake_quantize(wanted, rows), *_of(wanted, rows)
+    for layer in (first, second):
+        for found, part in zip(layer.weight_quant.qparams(layer.weight), parts, strict=False):
+            assert (found is None) == (part is None)
+            assert part is None or torch.equal(found.flatten(), part.flatten())
+    with pytest.raises(ValueError, match="scales of one shape"):
+        QuantConv2d(3, 5, 2, weight_quant=linear(quant.Int8WeightPerChannelFloat).weight_quant)
+    groups = linear(quant_floats.MXInt8Weight, weight_group_size=4)
+    with pytest.raises(ValueError, match="per tensor or per axis, not per group of 4"):
+        linear(groups.weight_quant)(torch.ones(8))
+
+
+def _of(q: Any, x: Tensor) -> Any:
+    from samebits.torch_frontend import choose_qparams
+
+    return choose_qparams(q, x)[:2]
+
+
+def test_copies_look_at_their_own_layers() -> None:
+    layer = linear(FromMax)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_same_bits(other.weight_quant.scale(), layer.weight_quant.scale())
+        with torch.no_grad():
+            other.weight.mul_(2)
+        other.weight_quant.init_tensor_quant()
+        assert_same_bits(other.weight_quant.scale(), layer.weight_quant.scale() * 2)
+        other.load_state_dict({"weight": layer.weight * 4}, strict=False)
+        assert_same_bits(other.weight_quant.scale(), layer.weight_quant.scale() * 4)
+    pair = nn.Sequential(layer, linear(layer.weight_quant))
+    again: Any = copy.deepcopy(pair)
+    assert again[0].weight_quant is again[1].weight_quant is not layer.weight_quant
+
+
+def test_copies_of_declarations_with_overrides_are_pickled() -> None:
+    layer = linear(quant.Int8WeightPerTensorFloat, weight_bit_width=3)
+    again = pickle.loads(pickle.dumps(layer))
+    assert again.weight_quant.quantizer == layer.weight_quant.quantizer
+    assert again.weight_quant.quantizer.format.bits == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"weight_quant": quant.Int8ActPerTensorFloat}, "`weight_quant` must be a quantizer of weights, got Int8Act"),
+        ({"weight_quant": quant.Int8Bias}, "`weight_quant` must be a quantizer of weights"),
+        ({"input_quant": quant.Int8WeightPerTensorFloat}, "`input_quant` must be a quantizer of activations"),
+        ({"weight_quant": FromMax.let(proxy_class=ActQuantProxyFromInjector)}, "got one with a ActQuantProxy"),
+        ({"weight_quant": FromMax.let(proxy_class=nn.Linear)}, "got one with a Linear"),
+        (
+            {"weight_quant": quant.Int8WeightPerTensorFloat, "weight_bitwidth": 4},
+            "no keyword `weight_bitwidth`: nothing in Int8WeightPerTensorFloat asks for `bitwidth`; did you mean bit_w",
+        ),
+        ({"weight_quant": FromMax, "weight_scaling_int": 1}, "`weight_scaling_int`.*did you mean scaling_init"),
+    ],
+)
+def test_what_is_not_meant_for_a_weight_is_refused(fields: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=f"QuantLinear.*{words}"):
+        QuantLinear(8, 4, **fields)
+
+
+def test_proxies_are_shared_by_their_kind_and_as_they_are() -> None:
+    layer = linear(quant.Int8WeightPerTensorFloat, input_quant=quant.Int8ActPerTensorFloat)
+    with pytest.raises(TypeError, match="`weight_quant` must be a quantizer of weights, got one with a ActQuantProxy"):
+        linear(layer.input_quant)
+    with pytest.raises(TypeError, match="`weight_quant` is shared"):
+        linear(layer.weight_quant, weight_bit_width=4)
+    other = QuantIdentity(layer.input_quant)
+    assert other.act_quant is layer.input_quant
+
+
+def test_a_failed_resolution_changes_nothing() -> None:
+    class Fails(FromMax):
+        @value
+        def scaling_init(module: Any, extra: Any) -> Any:
+            return this.first if isinstance(module, tuple) else extra
+
+    with pytest.raises(DependencyError, match="`extra`, asked for by scaling_init"):
+        linear(Fails)
+    layer = linear(Fails, weight_extra=0.5)
+    held, parameter = layer.weight_quant.tensor_quant, next(layer.weight_quant.parameters())
+    with pytest.raises(DependencyError, match=r"`first`, asked for by this\.first"):
+        linear(layer.weight_quant)
+    assert layer.weight_quant.tensor_quant is held
+    assert next(layer.weight_quant.parameters()) is parameter
+    layer.weight_quant.init_tensor_quant()  # for one layer, still
+    assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.5))
+    assert set(Fails) == {"scaling_init", *FromMax}
+
+
+def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
+    for declared in (quant.Int8ActPerTensorFloat, with_components.Int8ActPerTensorFloat):
+        layer = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        x = torch.linspace(-1, 1, 7)
+        layer.eval()
+        with pytest.raises(RuntimeError, match="not set"):
+            layer(x)
+        layer.train()
+        assert_same_bits(layer(x), x)
+        layer.eval()
+        for _ in range(3):
+            assert_same_bits(layer(x), x)
+        again = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        again.load_state_dict(layer.state_dict())
+        for resumed in (layer, again):
+            resumed.train()
+            assert_same_bits(resumed(x), x)
+            assert not torch.equal(resumed(x), x)
+
+
+@pytest.mark.parametrize("declared", [Binary.let(signed=True), quant.SignedBinaryActPerTensorConst])
+def test_a_binary_tensor_of_one_sign_is_one_and_nan_is_no_code(declared: Any) -> None:
+    layer = QuantIdentity(declared)
+    s = layer.act_quant.scale()
+    assert_same_bits(layer(torch.ones(3)), s.detach().expand(3).clone())
+    assert_same_bits(layer(torch.full((3,), -0.25)), -s.detach().expand(3).clone())
+    assert torch.equal(layer(torch.tensor([torch.nan, 0.0])).isnan(), torch.tensor([True, False]))
+
+
+def test_nothing_is_quantized_while_it_is_off() -> None:
+    layer, x = linear(quant.Int8WeightPerTensorFloat, input_quant="int8_per_tensor"), torch.randn(3, 8)
+    on = layer(x)
+    layer.weight_quant.disable_quant = True
+    off = layer(x)
+    assert_same_bits(off, nn.functional.linear(layer.input_quant(x), layer.weight, layer.bias))
+    layer.weight_quant.disable_quant = False
+    assert_same_bits(layer(x), on)
+    assert not torch.equal(on, off)
+
+
+def test_components_without_a_description_give_values() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x / 2, torch.full((), 0.5), torch.zeros(()), torch.full((), 7.0)
+
+    layer = linear(Injector.let(tensor_quant=Half, signed=True), input_quant="int8_per_tensor")
+    x = torch.randn(3, 8)
+    assert layer.weight_quant.quantizer is None
+    assert_same_bits(layer(x), nn.functional.linear(layer.input_quant(x), layer.weight / 2, layer.bias))
+    assert (float(layer.weight_quant.scale()), float(layer.weight_quant.bit_width())) == (0.5, 7)
+    with pytest.raises(TypeError, match="must be a module or a Quantizer, got 3"):
+        linear(Injector.let(tensor_quant=3))
+
+
+@pytest.mark.parametrize("room", [quant, with_components])
+def test_a_bias_has_the_scale_of_input_times_weight(room: Any) -> None:
+    bias, holder = torch.tensor([0.3, -0.7, 200.0]), nn.Linear(2, 3)
+    proxy = BiasQuantProxy(holder, room.Int16Bias)
+    x_scale, w_scale = torch.tensor(0.5), torch.tensor([[0.25], [0.5], [0.003]])
+    q = quant.Int16Bias.quantizer
+    for given in (w_scale, w_scale[0, 0]):
+        scale = (x_scale * given).reshape(-1)
+        wanted = torch.stack([fake_quantize(q, b, QParams(s)) for b, s in zip(bias, scale.expand(3), strict=True)])
+        assert_same_bits(proxy(bias, x_scale, given), wanted)
+    with pytest.raises(RuntimeError, match="Int16Bias takes the scale of input and weight"):
+        proxy(bias)
+    own = BiasQuantProxy(holder, room.Int8BiasPerTensorFloatInternalScaling)
+    assert_same_bits(own(bias), fake_quantize(quant.Int8BiasPerTensorFloatInternalScaling.quantizer, bias))
+    proxy.disable_quant = True
+    assert_same_bits(proxy(bias), bias)
+
+
+def test_codes_become_shorter_and_are_clamped() -> None:
+    s, z = torch.tensor(0.25), torch.tensor(0.0)
+    codes = torch.tensor([-2048.0, -9.0, -8.0, 0.0, 7.0, 24.0, 2047.0])
+    for declared, rounding in ((quant.TruncTo8bit, torch.floor), (quant.RoundTo8bit, torch.round)):
+        y, scale, zero, bits = TruncQuantProxy(nn.Identity(), declared)(codes * s, s, z, torch.tensor(12.0), True)
+        assert (float(scale), float(zero), float(bits)) == (4.0, 0, 8)
+        assert torch.equal(y, rounding(codes / 16).clamp(-128, 127) * 4)
+    clamp = ClampQuantProxy(nn.Identity(), Injector.let(bit_width=8, signed=True, narrow_range=False))
+    y, scale, zero, bits = clamp(codes * s, s)
+    assert torch.equal(y, codes.clamp(-128, 127) * s)
+    assert (float(scale), float(zero), float(bits)) == (0.25, 0, 8)
+
+
+def test_layers_with_several_weights_hold_a_proxy_of_each() -> None:
+    lstm: Any = QuantLSTM(3, 4, weight_quant=FromMax, hidden_quant=quant.Int8ActPerTensorFloat)
+    plain = nn.LSTM(3, 4)
+    for layer in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
+        layer.load_state_dict(plain.state_dict(), strict=False)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            assert_same_bits(layer.weight_quant[name].scale(), getattr(plain, name).detach().abs().max())
+        assert isinstance(layer.hidden_quant, ActQuantProxy)
+        assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+    with pytest.raises(TypeError, match="QuantLSTM: `hidden_quant` must be a quantizer of activations"):
+        QuantLSTM(3, 4, hidden_quant=quant.Int8WeightPerTensorFloat)
+
+
+def test_a_range_of_the_layer_is_that_of_its_quantizer() -> None:
+    layer = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
+    assert_same_bits(layer.act_quant.scale(), torch.tensor(0.5 / 128))

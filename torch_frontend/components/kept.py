@@ -1,0 +1,188 @@
+"""What the scalings have in common: functions that stand in their classes as methods.
+
+``m`` is a scaling: a module with ``fields``, ``granularity``, ``quantizer`` (None until it is part of one or is called)
+and, where it has state, what `learning.begin` gives it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.descriptions import QParams, Quantizer
+from ...core.granularity import Granularity, PerTensor, qparams_shape
+from ...core.scales import ScaleSource
+from ..arrays import wide_dtype
+from ..elementary import log2
+from ..learned_sigma import scale_at_sigma
+from ..quantizer import choose_qparams
+from ..ranks import choose_over_ranks
+from ..scaling import divisor, restrict_scale, scale_of_logarithm
+from ..states import replaced
+from .description import alone, fields_of, granularity_of, number, precise
+from .learning import learned, loaded, looks, shaped
+
+Shape = tuple[int, ...]
+
+
+def share(
+    m: Any,
+    source: ScaleSource,
+    shape: Shape | None,
+    granularity: Granularity | None,
+    restrict_scaling_impl: nn.Module,
+    scaling_min_val: float | None,
+    scaling_stats_impl: nn.Module | None = None,
+) -> None:
+    """Gives a scaling its parts, and what it says of a description."""
+    if shape is not None:
+        m.scaling_shape = tuple(shape)
+        granularity = granularity_of(m.scaling_shape) if granularity is None else granularity
+    else:
+        m.scaling_shape = () if granularity is None or isinstance(granularity, PerTensor) else None
+    m.granularity = PerTensor() if granularity is None else granularity
+    if scaling_stats_impl is not None:
+        m.scaling_stats_impl = scaling_stats_impl
+    m.restrict_scaling_impl, m.scaling_min_val = restrict_scaling_impl, scaling_min_val
+    m.fields = fields_of(scaling_stats_impl, restrict_scaling_impl) | {"source": source}
+    m.quantizer = None
+
+
+def join(m: Any, quantizer: Quantizer) -> None:
+    """Becomes part of a quantizer.
+
+    Raises:
+        ValueError: it is part of another one.
+    """
+    if m.quantizer is not None and m.quantizer != quantizer:
+        raise ValueError(
+            f"a {type(m).__name__} is part of one quantizer, {m.quantizer}, and cannot be of another: {quantizer}; "
+            "make one for each"
+        )
+    m.quantizer = quantizer
+    for name in ("scaling_stats_impl", "zero_point_stats_impl"):
+        part: Any = getattr(m, name, None)
+        if hasattr(part, "join"):
+            part.join(quantizer)
+
+
+def averages(scaling_stats_momentum: float | None) -> dict[str, Any]:
+    """What is said of an average whose new values have this weight; None for the mean."""
+    momentum = None if scaling_stats_momentum is None else 1 - scaling_stats_momentum
+    return {"momentum": momentum, "batch_in_training": True}
+
+
+def first_value(m: Any, scaling_init: float | Tensor) -> Tensor:
+    """The magnitude that a scale begins with, of its shape.
+
+    Raises:
+        ValueError: not positive and finite, or another shape.
+    """
+    first = number(scaling_init)
+    if m.scaling_shape is None:
+        m.scaling_shape = tuple(first.shape)
+    if first.ndim == 0:
+        first = first.expand(m.scaling_shape).clone()
+    if first.shape != m.scaling_shape:
+        raise ValueError(
+            f"`scaling_init` must be a number, or of `scaling_shape` {m.scaling_shape}, got shape {tuple(first.shape)}"
+        )
+    if not bool(((first > 0) & (first < torch.inf)).all()):
+        raise ValueError(f"`scaling_init` must be positive and finite, got {scaling_init!r}")
+    return first
+
+
+def scale_of(quantizer: Quantizer, magnitude: Tensor) -> Tensor:
+    """The scale of a magnitude."""
+    return restrict_scale(quantizer, magnitude / torch.full_like(magnitude, divisor(quantizer)))
+
+
+def kept(quantizer: Quantizer, scale: Tensor) -> Tensor:
+    """What a state keeps of a scale: of one that is learned as a logarithm, that."""
+    return log2(scale) if quantizer.scale.learns_logarithm else scale
+
+
+def handed_on(m: Any, x: Tensor, state: Tensor) -> Tensor:
+    """The scale that is used instead of a state, in the wide dtype of ``x``, with a gradient towards the state."""
+    q, scale = m.quantizer, state.to(wide_dtype(x.dtype))
+    value = (scale_of_logarithm if q.scale.learns_logarithm else restrict_scale)(q, scale.detach())
+    return replaced(scale, value, logarithm=q.scale.learns_logarithm)
+
+
+def statistic(m: Any, x: Tensor, chosen: QParams | None = None) -> Tensor:
+    """The scale of ``x``, in its wide dtype.
+
+    Args:
+        chosen: what the statistic of ``x`` gives, if that is known already.
+    """
+    sigma = getattr(m.scaling_stats_impl, "sigma", None)
+    if sigma is not None:
+        return scale_at_sigma(m.quantizer, x, sigma)
+    scale: Tensor = (choose_qparams(m.quantizer, x) if chosen is None else chosen).scale
+    return scale
+
+
+def state(m: Any, x: Tensor, chosen: QParams | None = None) -> Tensor:
+    """The scale that the state gives for ``x``, in its wide dtype; while training, the state learns from it first.
+
+    Args:
+        chosen: what the statistic of ``x`` gives, if that is known already.
+    Raises:
+        RuntimeError: no state yet, and not training.
+    """
+    new = None
+    if looks(m):
+        choose = choose_over_ranks if m.training else choose_qparams
+        given = choose(m.quantizer, x) if chosen is None else chosen
+        new = kept(m.quantizer, given.scale)
+    return handed_on(m, x, learned(m, new))
+
+
+def forward(m: Any, x: Tensor, threshold: Tensor | float | None = None) -> Tensor:
+    """The scale, in the wide dtype of ``x``; divided by ``threshold``, if there is one.
+
+    Raises:
+        RuntimeError: no state yet, and not training.
+    """
+    if m.quantizer is None:
+        m.quantizer = alone(m)
+    scale: Tensor = m.used(x)
+    return scale if threshold is None else scale / threshold
+
+
+def always(m: Any) -> bool:
+    """Whether the next call needs the statistic of its tensor: each does."""
+    return True
+
+
+def never(m: Any) -> bool:
+    """Whether the next call needs the statistic of its tensor: none does."""
+    return False
+
+
+def shape_for(m: Any, x: Tensor) -> Shape:
+    """The shape of the scales of ``x``."""
+    return qparams_shape(m.granularity, tuple(x.shape))
+
+
+def apply_precisely(m: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    """Moves the module; its state stays float32."""
+    return nn.Module._apply(m, precise(fn), recurse)  # type: ignore[no-untyped-call]
+
+
+def load(
+    m: Any,
+    state_dict: Any,
+    prefix: Any,
+    local_metadata: Any,
+    strict: Any,
+    missing_keys: Any,
+    unexpected_keys: Any,
+    error_msgs: Any,
+) -> None:
+    """Loads state, in place; of unknown shape until then, it takes that of what is loaded."""
+    shaped(m, state_dict.get(prefix + "value"))
+    said = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    nn.Module._load_from_state_dict(m, state_dict, prefix, *said)
+    loaded(m)

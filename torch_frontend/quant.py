@@ -1,0 +1,197 @@
+"""The ready quantizers as modules: the declarations of `samebits.core.quant`, with components for their fields.
+
+``Int8ActPerTensorFloat.tensor_quant`` is a graph of `samebits.torch_frontend.components` with the bits of
+``TensorQuantizer(Int8ActPerTensorFloat.quantizer)``. Every part of it is an attribute, so a declaration that inherits
+changes one: ``scaling_impl = MyScaling``, ``float_to_int_impl = FloorSte``.
+"""
+
+from typing import Any
+
+from ..core import quant, quant_floats
+from ..core.descriptions import Gradient
+from ..core.directions import Relaxation, Rounding
+from ..core.formats import BinaryFormat, FloatFormat, TernaryFormat
+from ..core.inject import Declaration, Injector, value
+from ..core.scales import Denominator, Restriction, ScaleSource, Statistic
+from . import components as c
+
+ROUNDINGS: dict[Rounding, Any] = {
+    Rounding.TIES_TO_EVEN: c.RoundSte,
+    Rounding.TOWARD_NEGATIVE: c.FloorSte,
+    Rounding.TOWARD_POSITIVE: c.CeilSte,
+    Rounding.TOWARD_ZERO: c.RoundToZeroSte,
+    Rounding.DPU: c.DPURoundSte,
+    Rounding.STOCHASTIC: c.StochasticRoundSte,
+    Rounding.LEARNED: c.LearnedRoundSte,
+}
+STATISTICS: dict[Statistic, Any] = {
+    Statistic.EXTREMES: c.AbsMax,
+    Statistic.PERCENTILE: c.AbsPercentile,
+    Statistic.SIGNED_ABSMAX: c.SignedAbsMax,
+    Statistic.ABSMEAN: c.AbsAve,
+    Statistic.MEAN_SIGMA: c.MeanSigmaStd,
+    Statistic.L1: c.L1Norm,
+    Statistic.L2: c.L2Norm,
+    Statistic.RMS: c.RootMeanSquare,
+    Statistic.MSE: c.MSE,
+    Statistic.HQO: c.HalfQuadraticOptimizerScale,
+}
+OF_RANGES: dict[Statistic, Any] = STATISTICS | {
+    Statistic.EXTREMES: c.AbsMinMax,
+    Statistic.PERCENTILE: c.PercentileInterval,
+    Statistic.HQO: c.HalfQuadraticOptimizerZeroPoint,
+}
+ZERO_POINTS: dict[ScaleSource, Any] = {
+    ScaleSource.STATISTIC: c.StatsFromParameterZeroPoint,
+    ScaleSource.LEARNED: c.ParameterFromStatsFromParameterZeroPoint,
+    ScaleSource.RUNNING_STATISTIC: c.RuntimeZeroPoint,
+    ScaleSource.STATISTIC_THEN_LEARNED: c.ParameterFromRuntimeZeroPoint,
+}
+SCALINGS: dict[ScaleSource, Any] = {
+    ScaleSource.STATISTIC: c.StatsFromParameterScaling,
+    ScaleSource.CONSTANT: c.ConstScaling,
+    ScaleSource.LEARNED: c.ParameterFromStatsFromParameterScaling,
+    ScaleSource.RUNNING_STATISTIC: c.RuntimeStatsScaling,
+    ScaleSource.STATISTIC_THEN_LEARNED: c.ParameterFromRuntimeStatsScaling,
+}
+RESTRICTIONS: dict[Restriction, Any] = {
+    Restriction.FLOAT: c.FloatRestrictValue,
+    Restriction.LOG_FLOAT: c.LogFloatRestrictValue,
+    Restriction.INTEGER: c.IntRestrictValue,
+    Restriction.INTEGER_NEAREST: c.IntRestrictValue,
+    Restriction.QUANTIZED: c.QuantRestrictValue,
+}
+
+
+class Solver(Injector):
+    """The components that say what a declaration's ``quantizer`` says; it stands last among the bases."""
+
+    int_quant = c.IntQuant
+    scaling_shape = None
+    zero_point_shape = None
+
+    @value
+    def tensor_quant(quantizer: Any, role: Any = None, requires_input_scale: Any = False) -> Any:
+        """The module: value, scale, zero point and bit width of a tensor."""
+        kinds = {TernaryFormat: c.TernaryQuant, FloatFormat: c.FloatQuant, BinaryFormat: c.BinaryQuant}
+        if requires_input_scale:
+            return c.PrescaledRestrictIntQuant
+        if isinstance(quantizer.format, BinaryFormat) and quantizer.gradient is not Gradient.PASS_THROUGH:
+            return c.ClampedBinaryQuant
+        return kinds.get(type(quantizer.format), c.RescalingIntQuant)
+
+    @value
+    def scaling_impl(quantizer: Any, scaling_impl_type: Any, scaling_min_val: Any) -> Any:
+        """Where the scale comes from; a scale of 1 is that of a magnitude like the largest number."""
+        if scaling_impl_type is None:
+            return c.ConstScaling(quantizer.format.hi, scaling_min_val=scaling_min_val)
+        source = quantizer.scale.source
+        starts = source is ScaleSource.LEARNED and quantizer.scale.scale_value is not None
+        return c.ParameterScaling if starts else SCALINGS[source]
+
+    @value
+    def scaling_stats_impl(quantizer: Any) -> Any:
+        """Which number of a tensor that is."""
+        if quantizer.scale.learned_sigma:
+            return c.MeanLearnedSigmaStd
+        return (OF_RANGES if quantizer.affine else STATISTICS)[quantizer.scale.statistic]
+
+    @value
+    def hqo_iters_scale(quantizer: Any) -> int:
+        """How many steps the search takes at most."""
+        steps: int = quantizer.scale.search_steps
+        return steps
+
+    @value
+    def hqo_iters_zp(quantizer: Any) -> int:
+        """How many steps the search takes at most."""
+        steps: int = quantizer.scale.search_steps
+        return steps
+
+    @value
+    def restrict_scaling_impl(quantizer: Any) -> Any:
+        """Which scales are allowed."""
+        restriction = quantizer.scale.restriction
+        power = restriction not in RESTRICTIONS
+        return c.PowerOfTwoRestrictValue(restriction=restriction) if power else RESTRICTIONS[restriction]
+
+    @value
+    def restrict_value_float_to_int_impl(quantizer: Any) -> Any:
+        """How that rounds."""
+        return c.CeilSte if quantizer.scale.restriction is Restriction.INTEGER else c.RoundSte
+
+    @value
+    def int_scaling_impl(quantizer: Any) -> Any:
+        """What magnitudes are divided by."""
+        denominator, format = quantizer.scale.denominator, quantizer.format
+        if denominator is Denominator.NEXT:
+            return c.PowerOfTwoIntScaling
+        return c.IntScaling(format.narrow, format.signed, denominator)
+
+    @value
+    def zero_point_impl(quantizer: Any) -> Any:
+        """Where zero lies."""
+        return ZERO_POINTS[quantizer.scale.source] if quantizer.affine else c.ZeroZeroPoint
+
+    @value
+    def zero_point_stats_impl(quantizer: Any) -> Any:
+        """The lower end of the range."""
+        percentile = quantizer.scale.statistic is Statistic.PERCENTILE
+        return c.NegativePercentileOrZero if percentile else c.NegativeMinOrZero
+
+    @value
+    def zero_point_stats_momentum(scaling_stats_momentum: Any) -> Any:
+        """That of the scale."""
+        return scaling_stats_momentum
+
+    @value
+    def bit_width_impl(quantizer: Any) -> Any:
+        """How many bits there are."""
+        return c.BitWidthConst if quantizer.learned_bits is None else c.BitWidthParameter
+
+    @value
+    def float_to_int_impl(quantizer: Any) -> Any:
+        """How numbers are rounded."""
+        return ROUNDINGS[quantizer.rounding]
+
+    @value
+    def learned_round_impl(quantizer: Any) -> Any:
+        """How much of a step learned rounding adds."""
+        sigmoid = quantizer.learned_rounding.relaxation is Relaxation.SIGMOID
+        return c.LearnedRoundSigmoid if sigmoid else c.LearnedRoundHardSigmoid
+
+    @value
+    def tensor_clamp_impl(quantizer: Any) -> Any:
+        """Which gradients pass."""
+        straight = quantizer.gradient is Gradient.PASS_THROUGH
+        return c.TensorClampSte if straight else c.TensorClamp(quantizer.gradient)
+
+    @value
+    def specials(quantizer: Any) -> Any:
+        """Which codes of a float are no numbers."""
+        return quantizer.format.specials
+
+
+def declared() -> dict[str, Declaration]:
+    """The ready quantizers of core by name: those that have a description."""
+    ready = {
+        n: d
+        for room in (quant, quant_floats)
+        for n, d in vars(room).items()
+        if getattr(d, "__module__", None) == room.__name__
+    }
+    return {n: d for n, d in ready.items() if isinstance(d, Declaration) and "quantizer" in d}
+
+
+def __getattr__(name: str) -> Any:
+    """A ready quantizer: its declaration in core, with components."""
+    if name.startswith("_") or name not in declared():
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
+    base = declared()[name]
+    body = {"__module__": __name__, "__qualname__": name, "__doc__": base.__doc__}
+    globals()[name] = made = Declaration(name, (base, Solver), body)
+    return made
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *declared()})
