@@ -20,8 +20,8 @@ def choose_over_ranks(q: Quantizer, x: Tensor) -> QParams:
     """`choose_qparams` of the batch whose part is ``x``.
 
     From the smallest and largest elements it is exactly that of all parts together. Of other statistics it is the mean
-    over the ranks, in float32 (float64 for such ``x``), also of the zero points. Where blocks are other than the whole
-    tensor or an axis, the tensor is a weight, which all ranks have in common, and it is `choose_qparams`; so it is where scales are no state.
+    over the ranks, in float32 (float64 for such ``x``), also of the zero points. It is `choose_qparams` where scales
+    are no state, and where blocks are other than the whole tensor or an axis: that is a weight, which all ranks share.
 
     Raises:
         TypeError, ValueError: as `choose_qparams`; for NaN and infinities on every rank, of means on the one that has

@@ -64,8 +64,8 @@ def give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
             )
         if isinstance(state, nn.Parameter) and DistributedDataParallel._active_ddp_module is not None:
             raise RuntimeError(
-                "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel, which keeps the shapes "
-                "that parameters had: run a batch in training mode before it wraps the module"
+                "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel, which keeps the "
+                "shapes that parameters had: run a batch in training mode before it wraps the module"
             )
         state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
 
