@@ -32,9 +32,10 @@ help:
 check: $(VENV)/.installed
 	$(BIN)/samebits check
 
-# One file stays in one process, so that its compiled functions are compiled once.
+# One file stays in one process, so that its compiled functions are compiled once. In the order of their names: xdist would
+# begin with the files of most tests, and end with a long one alone.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Long tests of what a quicker test, or `make check`, finds too.
 thorough: $(VENV)/.installed

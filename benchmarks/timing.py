@@ -9,7 +9,12 @@ Program = Callable[[], object]
 
 
 def medians(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02) -> dict[str, float]:
-    """Median seconds per call of each program.
+    """Median seconds per call of each program; arguments as `samples_of`."""
+    return {name: statistics.median(values) for name, values in samples_of(programs, rounds, seconds).items()}
+
+
+def samples_of(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02) -> dict[str, list[float]]:
+    """Seconds per call of each program, one number a round.
 
     Args:
         programs: callables that return only when their result is ready.
@@ -26,7 +31,7 @@ def medians(programs: Mapping[str, Program], rounds: int, seconds: float = 0.02)
         for name in names:
             programs[name]()
             samples[name].append(_sample(programs[name], repeats[name]))
-    return {name: statistics.median(values) for name, values in samples.items()}
+    return samples
 
 
 def _repeats(program: Program, seconds: float) -> int:

@@ -213,7 +213,17 @@ def run(environment: Environment, jobs: int, *, fresh: bool, thorough: bool) -> 
 def _tests(environment: Environment, result: Result, files: Sequence[str], jobs: int) -> Result:
     report = environment.folder / "tests.xml"
     report.unlink(missing_ok=True)
-    options = ["-q", "-p", "no:cacheprovider", "-n", str(jobs), "--dist", "loadfile", f"--junitxml={report}"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        str(jobs),
+        "--dist",
+        "loadfile",
+        "--no-loadscope-reorder",
+        f"--junitxml={report}",
+    ]
     done = _in_source([_bin(environment, "python"), "-m", "pytest", *options, *files])
     (environment.folder / "tests.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     if not report.is_file():

@@ -42,14 +42,15 @@ class Layer:
                 return a @ b.transpose(-2, -1)
             return F.linear(a, b) if self.window is None else convolve(self.window, a, b)
 
-    def exactly(self, a: Tensor, b: Tensor) -> Tensor:
-        """`contract` of codes."""
+    def exactly(self, a: Tensor, b: Tensor, largest_sums: tuple[int, int] | None = None) -> Tensor:
+        """`contract` of codes; ``largest_sums`` as `PackedWeight` has them."""
         if self.matrices:
             return exact.contraction(self.q_x, a, self.q_w, b, self.contract, along=-1, axis=-1)
         if self.window is None:
             return exact.contraction(self.q_x, a, self.q_w, b, self.contract)
         groups, along = self.window.groups, 0 if self.window.transposed else 1
-        return exact.contraction(self.q_x, a, self.q_w, b, self.contract, groups, along)
+        largest_sum = None if largest_sums is None else largest_sums[1 - along]
+        return exact.contraction(self.q_x, a, self.q_w, b, self.contract, groups, along, largest_sum=largest_sum)
 
     def outputs(self, values: Tensor) -> Tensor:
         """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""

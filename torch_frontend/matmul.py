@@ -27,7 +27,7 @@ from ..core import checks
 from ..core.contraction import check_matrices
 from ..core.descriptions import QParams, Quantizer
 from ..core.windows import Margins, Sizes, check_fits_window, transposed_window, window
-from . import exact, routes
+from . import exact, int8, routes
 from .arguments import check_operands, check_tensor
 from .arrays import (
     apply,
@@ -41,6 +41,7 @@ from .arrays import (
     without_autocast,
 )
 from .convolution import Layer, convolution_gradients, spoiled
+from .packed import PackedWeight
 
 
 def linear(
@@ -48,7 +49,7 @@ def linear(
     x: Tensor,
     x_qparams: QParams,
     q_w: Quantizer,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -62,6 +63,9 @@ def linear(
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError when the shapes do not fit each other.
     """
+    y = w.linear(x, x_qparams, bias) if isinstance(w, PackedWeight) else None
+    if y is not None:
+        return y
     _check_tensors(x, w, bias)
     if w.ndim != 2:
         raise ValueError(f"`w` must have 2 axes, got shape {tuple(w.shape)}")
@@ -96,7 +100,7 @@ def conv(
     x: Tensor,
     x_qparams: QParams,
     q_w: Quantizer,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
     stride: Sizes = 1,
@@ -119,6 +123,9 @@ def conv(
     """
     _check_tensors(x, w, bias)
     shape = window(tuple(w.shape), stride, padding, dilation, groups)
+    y = w.conv(x, x_qparams, bias, shape) if isinstance(w, PackedWeight) else None
+    if y is not None:
+        return y
     check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
     return _apply(Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
 
@@ -128,7 +135,7 @@ def conv_transpose(
     x: Tensor,
     x_qparams: QParams,
     q_w: Quantizer,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_qparams: QParams,
     bias: Tensor | None = None,
     stride: Sizes = 1,
@@ -177,10 +184,11 @@ def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) 
     return n * u / (1 - n * u) * size
 
 
-def _check_tensors(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None) -> None:
     """TypeError unless these are tensors of a layer whose dtypes fit each other."""
     check_tensor("x", x)
-    check_tensor("w", w)
+    if not isinstance(w, PackedWeight):
+        check_tensor("w", w)
     if bias is not None:
         check_tensor("bias", bias)
     if x.dtype != w.dtype and not (torch.is_autocast_enabled(x.device.type) and _wide(x) == _wide(w)):
@@ -192,8 +200,14 @@ def _wide(x: Tensor) -> torch.dtype | None:
     return wide_dtype(x.dtype) if x.is_floating_point() else None
 
 
-def _apply(layer: Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
+def _apply(
+    layer: Layer, x: Tensor, x_qparams: QParams, w: Tensor | PackedWeight, w_qparams: QParams, bias: Tensor | None
+) -> Tensor:
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
+    if isinstance(w, PackedWeight):
+        x_qparams = check_operands(layer.q_x, x, x_qparams)
+        seed = routes.seed_of(layer.q_x, x, x_qparams)
+        return _values(layer, x, x_qparams.scale, x_qparams.zero_point, w, w.scale, w.zero_point, bias, seed, None)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     x_qparams, w_qparams = check_operands(layer.q_x, x, x_qparams), check_operands(layer.q_w, w, w_qparams)
     seeds = routes.seed_of(layer.q_x, x, x_qparams), routes.seed_of(layer.q_w, w, w_qparams)
@@ -246,7 +260,7 @@ def _values(
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
-    w: Tensor,
+    w: Tensor | PackedWeight,
     w_scale: Tensor,
     w_zero: Tensor | None,
     bias: Tensor | None,
@@ -265,16 +279,18 @@ def _values(
         if x_scale.ndim:
             x_scale, x_zero = x_scale.reshape(-1, 1), None if x_zero is None else x_zero.reshape(-1, 1)
     total = None
-    if layer.linear and x_seed is None and w_seed is None and is_concrete(x, x_scale, w, w_scale):
-        total = exact.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
+    plain = layer.linear and x_seed is None and w_seed is None and not isinstance(w, PackedWeight)
+    if plain and is_concrete(x, x_scale, w, w_scale):
+        total = int8.int8_product(layer.q_x, x, QParams(x_scale, x_zero), layer.q_w, w, QParams(w_scale, w_zero))
     if total is None:
         a, b = _centred(layer.q_x, x, x_scale, x_zero, x_seed), _centred(layer.q_w, w, w_scale, w_zero, w_seed)
-        total = layer.exactly(a, b)
+        total = layer.exactly(a, b, w.largest_sums if isinstance(w, PackedWeight) else None)
     scale = (x_scale * layer.scales(w_scale)).clamp(min=torch.finfo(x_scale.dtype).smallest_normal)
-    if layer.window is not None and layer.window.meets_nothing:
+    knows_nan = isinstance(w, PackedWeight) and not w.has_nan
+    if layer.window is not None and layer.window.meets_nothing and not knows_nan:
         scale = torch.where(layer.outputs(spoiled(layer.window, b)), torch.nan, scale)
     y = narrowed(exact.scaled(total, scale, None if bias is None else layer.outputs(bias.to(scale.dtype))), x.dtype)
-    return y.reshape(*lead, len(w)) if layer.linear else y
+    return y.reshape(*lead, w.shape[0]) if layer.linear else y
 
 
 def _gradients(layer: Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -340,12 +356,18 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _centred(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
+def _centred(q: Quantizer, x: Tensor | PackedWeight, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
     """``code - z`` in the wide dtype, NaN where ``x`` is NaN."""
+    if isinstance(x, PackedWeight):
+        return x.centred()
     codes = routes.codes(q, x, scale, zero, seed)
     return codes if zero is None else codes - zero.to(codes.dtype)
 
 
-def _dequantized(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None, seed: Tensor | None) -> Tensor:
+def _dequantized(
+    q: Quantizer, x: Tensor | PackedWeight, scale: Tensor, zero: Tensor | None, seed: Tensor | None
+) -> Tensor:
     """`fake_quantize` in the wide dtype."""
+    if isinstance(x, PackedWeight):
+        return x.dequantized().to(scale.dtype)
     return routes.forward(q, x, scale, zero, seed).to(scale.dtype)

@@ -7,7 +7,7 @@ changes one: ``scaling_impl = MyScaling``, ``float_to_int_impl = FloorSte``.
 
 from typing import Any
 
-from ..core import quant, quant_floats
+from ..core import quant, quant_fields, quant_floats
 from ..core.descriptions import Gradient
 from ..core.directions import Relaxation, Rounding
 from ..core.formats import BinaryFormat, FloatFormat, TernaryFormat
@@ -172,26 +172,42 @@ class Solver(Injector):
         return quantizer.format.specials
 
 
+class TruncSolver(Injector):
+    """The components of what goes from codes to fewer bits; it stands last among the bases."""
+
+    tensor_quant = c.TruncIntQuant
+    bit_width_impl = c.BitWidthConst
+
+    @value
+    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
+        """How numbers are rounded."""
+        return ROUNDINGS[quant_fields.ROUNDINGS[float_to_int_impl_type]]
+
+
+def ready() -> dict[str, Declaration]:
+    """The ready quantizers of core by name."""
+    found = {n: d for room in (quant, quant_floats) for n, d in vars(room).items() if _is_of(room, d)}
+    return {name: d for name, d in found.items() if "role" in d}
+
+
 def declared() -> dict[str, Declaration]:
-    """The ready quantizers of core by name: those that have a description."""
-    ready = {
-        n: d
-        for room in (quant, quant_floats)
-        for n, d in vars(room).items()
-        if getattr(d, "__module__", None) == room.__name__
-    }
-    return {n: d for n, d in ready.items() if isinstance(d, Declaration) and "quantizer" in d}
+    """Those that have a description."""
+    return {name: d for name, d in ready().items() if "quantizer" in d}
+
+
+def _is_of(room: Any, found: Any) -> bool:
+    return isinstance(found, Declaration) and found.__module__ == room.__name__
 
 
 def __getattr__(name: str) -> Any:
     """A ready quantizer: its declaration in core, with components."""
-    if name.startswith("_") or name not in declared():
+    if name.startswith("_") or name not in ready():
         raise AttributeError(f"module {__name__} has no attribute {name!r}")
-    base = declared()[name]
+    base = ready()[name]
     body = {"__module__": __name__, "__qualname__": name, "__doc__": base.__doc__}
-    globals()[name] = made = Declaration(name, (base, Solver), body)
+    globals()[name] = made = Declaration(name, (base, Solver if "quantizer" in base else TruncSolver), body)
     return made
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *declared()})
+    return sorted({*globals(), *ready()})

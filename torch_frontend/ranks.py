@@ -7,12 +7,13 @@ quantizers in the same order, as for any collective operation.
 """
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import PerAxis, PerTensor
-from ..core.scales import ScaleSource, Statistic
+from ..core.scales import Statistic
+from .operators import LIBRARY
 from .quantizer import choose_qparams
 
 
@@ -20,15 +21,14 @@ def choose_over_ranks(q: Quantizer, x: Tensor) -> QParams:
     """`choose_qparams` of the batch whose part is ``x``.
 
     From the smallest and largest elements it is exactly that of all parts together. Of other statistics it is the mean
-    over the ranks, in float32 (float64 for such ``x``), also of the zero points. It is `choose_qparams` where scales
-    are no state, and where blocks are other than the whole tensor or an axis: that is a weight, which all ranks share.
+    over the ranks, in float32 (float64 for such ``x``), also of the zero points. Where blocks are other than the whole
+    tensor or an axis, the tensor is a weight, which all ranks have in common, and it is `choose_qparams`.
 
     Raises:
         TypeError, ValueError: as `choose_qparams`; for NaN and infinities on every rank, of means on the one that has
             them.
     """
-    states = q.scale.source not in (ScaleSource.STATISTIC, ScaleSource.CONSTANT)
-    if not (states and may_share() and isinstance(q.granularity, PerTensor | PerAxis)):
+    if not may_share() or not isinstance(q.granularity, PerTensor | PerAxis):
         return choose_qparams(q, x)
     if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX) and x.ndim > isinstance(
         q.granularity, PerAxis
@@ -48,6 +48,26 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 def may_share() -> bool:
     """Whether there are other processes, which may train the same model."""
     return distributed.is_available() and distributed.is_initialized()
+
+
+def check_may_learn(module: object, state: Tensor | None) -> None:
+    """Whether what a statistic writes into a state stays there.
+
+    Raises:
+        RuntimeError: a parameter in a copy that ``DataParallel`` made, where it is lost; or one of yet unknown shape
+            inside ``DistributedDataParallel``, which keeps the shapes that parameters had when it was made.
+    """
+    wrapped = may_share() and DistributedDataParallel._active_ddp_module is not None
+    if wrapped and isinstance(state, nn.Parameter) and not state.numel():
+        raise RuntimeError(
+            "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel: run a batch in "
+            "training mode before it wraps the module"
+        )
+    if getattr(module, "_is_replica", False) and state is not None and state.requires_grad:
+        raise RuntimeError(
+            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: "
+            "run these batches in training mode before it wraps the module, or use DistributedDataParallel"
+        )
 
 
 def _ends(q: Quantizer, x: Tensor) -> Tensor:
@@ -72,7 +92,6 @@ def _over_ranks(value: Tensor, largest: bool) -> Tensor:
     return torch.stack(parts).amax(0) if largest else torch.stack(parts).mean(0)
 
 
-_LIBRARY = torch.library.Library("samebits", "FRAGMENT")  # type: ignore[no-untyped-call]  # lives as its operator does
-_LIBRARY.define("over_ranks(Tensor value, bool largest) -> Tensor")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("over_ranks", _over_ranks, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl("over_ranks", lambda value, largest: torch.empty_like(value), "Meta")  # type: ignore[no-untyped-call]
+LIBRARY.define("over_ranks(Tensor value, bool largest) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.impl("over_ranks", _over_ranks, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+LIBRARY.impl("over_ranks", lambda value, largest: torch.empty_like(value), "Meta")  # type: ignore[no-untyped-call]

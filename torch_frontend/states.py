@@ -4,8 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from ..core.descriptions import QParams, Quantizer
 from . import routes
@@ -62,21 +61,7 @@ def give_shape(state: Tensor, shape: tuple[int, ...]) -> None:
             raise RuntimeError(
                 "a scale of yet unknown shape cannot be set in compiled code: run the first batch eagerly"
             )
-        if isinstance(state, nn.Parameter) and DistributedDataParallel._active_ddp_module is not None:
-            raise RuntimeError(
-                "a learned scale of yet unknown shape cannot be set inside DistributedDataParallel, which keeps the "
-                "shapes that parameters had: run a batch in training mode before it wraps the module"
-            )
         state.data = torch.full(shape, torch.nan, dtype=state.dtype, device=state.device)
-
-
-def refuse_in_copies(module: nn.Module, state: Tensor | None) -> None:
-    """RuntimeError in a copy that ``DataParallel`` made, where what is written into a parameter is lost."""
-    if getattr(module, "_is_replica", False) and state is not None and state.requires_grad:
-        raise RuntimeError(
-            "a scale that is learned takes its first values from statistics, and cannot in the copies of DataParallel: "
-            "run these batches in training mode before it wraps the module, or use DistributedDataParallel"
-        )
 
 
 class _Replaced(torch.autograd.Function):

@@ -12,7 +12,7 @@ from .blocks import split_blocks
 
 def absmax(x: Tensor, granularity: Granularity) -> Tensor:
     """Largest magnitude of each block, 0 for an empty one; NaN if the block holds NaN. Dtype and range as ``x``."""
-    low, high = min_max(x, granularity)
+    low, high = _reduced(x, granularity, torch.amin), _reduced(x, granularity, torch.amax)
     return torch.maximum(-low, high).abs()
 
 

@@ -20,13 +20,14 @@ from .bit_width import code_range
 from .clamp import clamp
 from .elementary import log2
 from .learned_sigma import scale_at_sigma
+from .programs import Programs, programs
 from .quantizer import choose_qparams, fake_quantize
-from .ranks import choose_over_ranks, may_share
+from .ranks import check_may_learn, choose_over_ranks, may_share
 from .recomputation import lists_of, refuse_repetition, repeated
 from .rounding import round_to_integer
 from .running import running_average, running_percentile
 from .scaling import restrict_scale, scale_of_logarithm
-from .states import Call, give_shape, refuse_in_copies, replaced, unlearned, unless_waiting
+from .states import Call, give_shape, replaced, unlearned, unless_waiting
 
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
@@ -93,6 +94,7 @@ class TensorQuantizer(nn.Module):
         super().__init__()
         self.quantizer = q = quantizer_of("quantizer", quantizer)
         self._is_set = False
+        self.programs: Programs | None = None
         source, granularity = q.scale.source, q.granularity
         held = source not in (ScaleSource.STATISTIC, ScaleSource.CONSTANT)
         if held and shape is None and not isinstance(granularity, (PerTensor, PerAxis)):
@@ -152,6 +154,12 @@ class TensorQuantizer(nn.Module):
             calls.append(Call.of(used, collects, waits))
         return used
 
+    @property
+    def chooses(self) -> bool:
+        """Whether `qparams` is `choose_qparams`, and nothing else."""
+        none = (self.scale, self.sigma, self.bit_width, self.step, self.seen, self.programs)
+        return all(state is None for state in none)
+
     def waits(self) -> Tensor | None:
         """Whether the tensor to come passes unquantized, because of a ``delay``: 0-d, or None once that is over."""
         if self.quantizer.delay == 0:
@@ -167,7 +175,9 @@ class TensorQuantizer(nn.Module):
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
         if waits is None:
-            return fake_quantize(self.quantizer, x, qparams)
+            return (
+                fake_quantize(self.quantizer, x, qparams) if self.programs is None else self.programs.fake(x, qparams)
+            )
         if is_concrete(x, waits) and not may_share():  # there every parameter must have a gradient, if it is 0
             return x
         qparams = check_operands(self.quantizer, x, qparams)
@@ -187,6 +197,18 @@ class TensorQuantizer(nn.Module):
         super().train(mode)
         self._has_settled()
         return self
+
+    def compile_quant(self, **options: Any) -> None:
+        """Compiles what is computed on tensors, with options of ``torch.compile``: `programs`. The state is not part.
+
+        The same bits. Compiled code cannot refuse NaN and infinities where a scale is chosen: the scale is NaN then.
+        """
+        self.programs = programs(self.quantizer, **options)
+
+    def _choose(self, x: Tensor) -> QParams:
+        if self.scale is not None and self.training and may_share():  # the state learns from it
+            return choose_over_ranks(self.quantizer, x)
+        return choose_qparams(self.quantizer, x) if self.programs is None else self.programs.choose(x)
 
     def _is_repeatable(self) -> bool:
         """Whether this call has to use again what it used before, where it is repeated."""
@@ -219,7 +241,7 @@ class TensorQuantizer(nn.Module):
         if self.sigma is not None:
             return QParams(scale_at_sigma(q, x, self.sigma)), None
         if self.scale is None:
-            given = choose_qparams(q, x)
+            given = self._choose(x)
             if self.bit_width is None:
                 return given, None
             return given._replace(bit_width=self._used_width(self.bit_width.to(given.scale.dtype))), None
@@ -231,10 +253,10 @@ class TensorQuantizer(nn.Module):
                     f"the {q.scale.source} scale of this quantizer is not set: run a batch in training mode "
                     "(module.train()) or load a state_dict that holds it, before module.eval()"
                 )
-            chosen = _kept(q, (choose_over_ranks if self.training else choose_qparams)(q, x))
+            chosen = _kept(q, self._choose(x))
             self._start(chosen)
         elif self.training and (runs or collects is not None):
-            chosen = _kept(q, choose_over_ranks(q, x))
+            chosen = _kept(q, self._choose(x))
             self._average(chosen, collects)
         scale, zero_point = self.scale, self.zero_point
         if chosen is not None and runs and q.scale.batch_in_training:
@@ -307,7 +329,7 @@ class TensorQuantizer(nn.Module):
     @torch.no_grad()
     def _start(self, chosen: QParams) -> None:
         q = self.quantizer
-        refuse_in_copies(self, self.scale)
+        check_may_learn(self, self.scale)
         for state, first in ((self.scale, chosen.scale), (self.zero_point, chosen.zero_point)):
             if state is not None:
                 give_shape(state, first.shape)
@@ -319,7 +341,7 @@ class TensorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, new: QParams, collects: Tensor | None) -> None:
-        refuse_in_copies(self, self.scale)
+        check_may_learn(self, self.scale)
         states = [state for state in (self.scale, self.zero_point) if state is not None]
         values = [v.to(s.dtype) for v, s in zip(new[:2], states, strict=False)]
         if self.history is None:

@@ -17,7 +17,7 @@ from samebits.core import QParams, Quantizer, catalog
 from samebits.core.contraction import contracts_codes
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_numpy, to_torch
-from samebits.torch_frontend import exact
+from samebits.torch_frontend import int8
 
 from ..exact import DTYPES
 
@@ -103,9 +103,9 @@ def test_long_contractions_are_exact_on_every_way() -> None:
 
 
 def test_without_int8_products_the_bits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(exact.saturates_nowhere(), bool)
+    assert isinstance(int8.saturates_nowhere(), bool)
     for usable in (True, False):
-        monkeypatch.setattr(exact, "saturates_nowhere", lambda usable=usable: usable)
+        monkeypatch.setattr(int8, "saturates_nowhere", lambda usable=usable: usable)
         for names in itertools.product(INPUTS[:4], WEIGHTS[:3]):
             assert_same_layer("linear", operands(names, ((9, 300), (6, 300)), "float32", False), call=str(usable))
 

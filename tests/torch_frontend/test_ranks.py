@@ -19,7 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from samebits.core import PerAxis, catalog
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
 from samebits.torch_frontend import choose_qparams, components
-from samebits.torch_frontend.nn import FoldedBatchNorm, QuantConv2d, QuantLinear, QuantReLU, TensorQuantizer
+from samebits.torch_frontend.nn import (
+    FoldedBatchNorm,
+    QuantConv2d,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+    TensorQuantizer,
+)
+from samebits.torch_frontend.quant import Int8ActPerTensorFloatMSE
 from samebits.torch_frontend.ranks import choose_over_ranks
 
 SYMMETRIC, AFFINE = catalog["uint8_per_tensor"], catalog["uint8_affine_per_tensor"]
@@ -38,10 +46,12 @@ OBSERVERS = {  # of the input; from the ends of each block, exactly those of the
     "mse": AFFINE.replace(**RUNS, statistic="mse"),
 }
 COMPONENTS: dict[str, Callable[[], nn.Module]] = {  # of which the same is said
-    "components": lambda: affine(components.RuntimeStatsScaling(components.AbsMinMax()), components.RuntimeZeroPoint()),
-    "later learned": lambda: affine(
+    "together": lambda: affine(components.RuntimeStatsScaling(components.AbsMinMax()), components.RuntimeZeroPoint()),
+    "learned": lambda: affine(
         components.ParameterFromRuntimeStatsScaling(2, components.AbsMax()), components.ParameterZeroPoint(7.0)
     ),
+    "alone": lambda: components.RuntimeStatsScaling(components.AbsMax()),
+    "delayed": lambda: components.TernaryQuant(components.ParameterScaling(1.0), quant_delay_steps=2),
 }
 MEANS = ("percentile", "mse")
 Results = dict[str, Any]
@@ -63,8 +73,9 @@ class Observers(nn.Module):
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        values = [held(x) for held in self.held.values()] + [made(x)[0] for made in self.made.values()]
-        return self.factor * torch.stack(values).sum()
+        values = [held(x).sum() for held in self.held.values()]
+        values += [made(x)[0].sum() for name, made in self.made.items() if name != "alone"]
+        return self.factor * (torch.stack(values).sum() + self.made["alone"](x))
 
 
 def network() -> nn.Sequential:
@@ -77,6 +88,7 @@ def network() -> nn.Sequential:
             QuantConv2d(2, 4, 3, 2, 1, weight_quant=weight, input_quant=AFFINE.replace(**RUNS)), nn.BatchNorm2d(4)
         ),
         QuantReLU(SYMMETRIC.replace(**LEARNED, delay=1)),
+        QuantIdentity(Int8ActPerTensorFloatMSE),
         nn.Flatten(),
         QuantLinear(64, 5, weight_quant=noisy, input_quant=SYMMETRIC.replace(**THEN_LEARNED, statistic="percentile")),
     )
@@ -190,13 +202,14 @@ def test_states_from_the_ends_are_those_of_the_whole_batch(results: tuple[Result
 
 
 def test_states_of_components_are_those_of_the_whole_batch(results: tuple[Results, Results]) -> None:
-    """What a gradient does not move."""
+    """Those that no gradient moves."""
     state = results[0]["observers"]
-    whole = COMPONENTS["components"]()
-    for x in batches():
-        whole(x)
-    for key, want in whole.state_dict().items():
-        assert_same_bits(want, state[f"made.components.{key}"], call=key)
+    for name in ("together", "alone"):
+        whole = COMPONENTS[name]()
+        for x in batches():
+            whole(x)
+        for key, want in whole.state_dict().items():
+            assert_same_bits(want, state[f"made.{name}.{key}"], call=f"{name}, {key}")
 
 
 def test_other_statistics_are_the_mean_over_the_ranks(results: tuple[Results, Results]) -> None:

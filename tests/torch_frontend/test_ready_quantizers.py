@@ -89,12 +89,15 @@ def test_components_are_the_description_and_have_its_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Int8ActPerTensorFloat", "ShiftedUint8ActPerTensorFloat", *VARIANTS])
 @pytest.mark.parametrize("at", [0, 1, 3])
-def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int) -> None:
-    """At every stage: before anything was seen, while statistics are collected, learned."""
+@pytest.mark.parametrize("further", [False, True])
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int, further: bool) -> None:
+    """At every stage: before anything was seen, while statistics are collected, learned; also one further on."""
     whole, first = declaration(name).tensor_quant, declaration(name).tensor_quant
     wanted = trained(whole, range(5))
     before = trained(first, range(at))
     then = declaration(name).tensor_quant
+    if further:
+        trained(then, range(7, 12))
     kept = list(then.parameters())
     then.load_state_dict(copy.deepcopy(first.state_dict()))
     assert all(p is q for p, q in zip(kept, then.parameters(), strict=True)), "an optimizer would train others"
@@ -178,6 +181,16 @@ def test_somebody_elses_scaling_says_by_its_shape_what_shares_a_scale() -> None:
     assert scale.shape == (4, 1)
     assert module.quantizer.granularity == PerAxis(0)
     assert_same_bits(value, torch.where(x >= 0, 1.0, -1.0) * scale)
+
+
+def test_truncation_is_ready_too() -> None:
+    """From 10 bits to 8: a quarter, rounded down or to the nearest."""
+    codes = torch.arange(-512.0, 512.0)
+    for name, wanted in (("TruncTo8bit", (codes / 4).floor()), ("RoundTo8bit", (codes / 4).round().clamp(-128, 127))):
+        operands = (codes * 0.5, torch.tensor(0.5), torch.zeros(()), torch.tensor(10.0), True)
+        value, scale, zero_point, width = getattr(quant, name).tensor_quant(*operands)
+        assert torch.equal(value, wanted * 2)
+        assert (scale, zero_point, width) == (2, 0, 8)
 
 
 def test_names_of_ready_quantizers() -> None:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ...core.descriptions import Quantizer
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
+from ..ranks import check_may_learn
 from ..running import running_average
-from ..states import give_shape, refuse_in_copies, unlearned
+from ..states import give_shape, unlearned
 
 LEARNED = (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED)
 RUNNING = (ScaleSource.RUNNING_STATISTIC, ScaleSource.STATISTIC_THEN_LEARNED)
@@ -83,7 +84,7 @@ def learned(m: Learner, new: Tensor | None) -> Tensor:
 @torch.no_grad()
 def start(m: Learner, first: Tensor) -> None:
     """Sets the state; a parameter stays the same object."""
-    refuse_in_copies(m, m.value)
+    check_may_learn(m, m.value)
     give_shape(m.value, tuple(first.shape))
     m.value.copy_(first)
     m.is_set = torch.compiler.is_compiling() or type(first) is Tensor  # a FakeTensor sets nothing
@@ -92,7 +93,7 @@ def start(m: Learner, first: Tensor) -> None:
 @torch.no_grad()
 def average(m: Learner, new: Tensor, collecting: Tensor | None) -> None:
     """Lets the state, while it collects, learn from what a tensor gives."""
-    refuse_in_copies(m, m.value)
+    check_may_learn(m, m.value)
     found = running_average(m.quantizer, m.value, new.to(m.value.dtype), m.seen)
     m.value.copy_(found if collecting is None else torch.where(collecting, found, m.value))
 

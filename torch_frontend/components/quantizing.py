@@ -142,7 +142,8 @@ def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:
     part = m.scaling_impl
     if says(part):
         needed = part.looks() or (m.quantizer.affine and m.zero_point_impl.looks())
-        chosen = (choose_over_ranks if m.training else choose_qparams)(m.quantizer, x) if needed else None
+        learns = m.training and any(hasattr(p, "steps") for p in _parts(m))
+        chosen = (choose_over_ranks if learns else choose_qparams)(m.quantizer, x) if needed else None
         return part.used(x, chosen), chosen
     scale = part(x, m.int_threshold()) if hasattr(m, "int_threshold") else part(x)
     return _fitting(m, x, scale), None

@@ -10,11 +10,13 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerTensor
 from ...core.windows import window
 from .. import matmul
+from ..packed import PackedWeight, unpacked
 from ..quantizer import fake_quantize
 from . import layer as shared
 from .layer import Held, Quant, contract, hold, or_same
 
 Mode = Literal["zeros", "reflect", "replicate", "circular"]
+Weight = Tensor | PackedWeight
 Single = int | tuple[int]
 Pair = int | tuple[int, int]
 Triple = int | tuple[int, int, int]
@@ -36,6 +38,7 @@ class QuantConv1d(nn.Conv1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -84,6 +87,7 @@ class QuantConv2d(nn.Conv2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -132,6 +136,7 @@ class QuantConv3d(nn.Conv3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -185,15 +190,15 @@ def correlate(layer: Any, x: Tensor) -> Tensor:
         return y
 
     def over_codes(
-        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Tensor, r: QParams, bias: Tensor | None
+        q_x: Quantizer, x: Tensor, p: QParams, q_w: Quantizer, w: Weight, r: QParams, bias: Tensor | None
     ) -> Tensor:
         if not zeros:
             if not isinstance(q_x.granularity, PerTensor):
-                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, w, r), bias)
+                return over_values(fake_quantize(q_x, x, p), fake_quantize(q_w, unpacked(w), r), bias)
             x = F.pad(x, around, mode=layer.padding_mode)
         return matmul.conv(q_x, x, p, q_w, w, r, bias, layer.stride, margins, layer.dilation, layer.groups)
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
     y = contract(layer, images, over_values, over_codes)
-    y = or_same(layer.output_quant, y)
+    y = or_same(layer.output_quant, y, layer.return_quant_tensor)
     return y.squeeze(0) if x.ndim == n + 1 else y

@@ -155,7 +155,7 @@ class QuantProxy(nn.Module):
     def compile_quant(self, **options: Any) -> None:
         """Compiles the quantizer alone, with options of ``torch.compile``; once more whenever it is made again."""
         self._compile_options = options
-        self.tensor_quant.compile(**options)
+        compile_quant(self.tensor_quant, options)
 
     def extra_repr(self) -> str:
         """The declaration."""
@@ -191,7 +191,7 @@ class QuantProxy(nn.Module):
         self._asked = resolution.asked
         self.tensor_quant = fresh
         if self._compile_options is not None:
-            fresh.compile(**self._compile_options)
+            compile_quant(fresh, self._compile_options)
 
     def _of_description(self, q: Quantizer) -> nn.Module:
         return TensorQuantizer(q)
@@ -248,6 +248,12 @@ class QuantProxy(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_load": None, "_loaded": set()}
+
+
+def compile_quant(tensor_quant: Any, options: Mapping[str, Any]) -> None:
+    """Compiles a `TensorQuantizer`, or a component as a whole."""
+    compiles = tensor_quant.compile_quant if isinstance(tensor_quant, TensorQuantizer) else tensor_quant.compile
+    compiles(**options)
 
 
 HELD = (QuantProxy, TensorQuantizer)
