@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from samebits.core import PerAxis, catalog
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
-from samebits.torch_frontend import choose_qparams
+from samebits.torch_frontend import choose_qparams, components
 from samebits.torch_frontend.nn import (
     FoldedBatchNorm,
     QuantConv2d,
@@ -45,8 +45,22 @@ OBSERVERS = {  # of the input; from the ends of each block, exactly those of the
     "percentile": SYMMETRIC.replace(**RUNS, statistic="percentile", percentile=90.0),
     "mse": AFFINE.replace(**RUNS, statistic="mse"),
 }
+COMPONENTS: dict[str, Callable[[], nn.Module]] = {  # of which the same is said
+    "together": lambda: affine(components.RuntimeStatsScaling(components.AbsMinMax()), components.RuntimeZeroPoint()),
+    "learned": lambda: affine(
+        components.ParameterFromRuntimeStatsScaling(2, components.AbsMax()), components.ParameterZeroPoint(7.0)
+    ),
+    "alone": lambda: components.RuntimeStatsScaling(components.AbsMax()),
+    "delayed": lambda: components.TernaryQuant(components.ParameterScaling(1.0), quant_delay_steps=2),
+}
 MEANS = ("percentile", "mse")
 Results = dict[str, Any]
+
+
+def affine(scaling: nn.Module, zero: nn.Module) -> nn.Module:
+    """uint8 out of components."""
+    parts = components.IntQuant(signed=False), scaling, components.IntScaling(False, False)
+    return components.RescalingIntQuant(*parts, zero, components.BitWidthConst(8))
 
 
 class Observers(nn.Module):
@@ -55,10 +69,13 @@ class Observers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.held = nn.ModuleDict({name: TensorQuantizer(q) for name, q in OBSERVERS.items()})
+        self.made = nn.ModuleDict({name: make() for name, make in COMPONENTS.items()})
         self.factor = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.factor * torch.stack([held(x) for held in self.held.values()]).sum()
+        values = [held(x).sum() for held in self.held.values()]
+        values += [made(x)[0].sum() for name, made in self.made.items() if name != "alone"]
+        return self.factor * (torch.stack(values).sum() + self.made["alone"](x))
 
 
 def network() -> nn.Sequential:
@@ -182,6 +199,17 @@ def test_states_from_the_ends_are_those_of_the_whole_batch(results: tuple[Result
             whole(x)
         for key, want in whole.state_dict().items():
             assert_same_bits(want, state[f"held.{name}.{key}"], call=f"{name}, {key}")
+
+
+def test_states_of_components_are_those_of_the_whole_batch(results: tuple[Results, Results]) -> None:
+    """Those that no gradient moves."""
+    state = results[0]["observers"]
+    for name in ("together", "alone"):
+        whole = COMPONENTS[name]()
+        for x in batches():
+            whole(x)
+        for key, want in whole.state_dict().items():
+            assert_same_bits(want, state[f"made.{name}.{key}"], call=f"{name}, {key}")
 
 
 def test_other_statistics_are_the_mean_over_the_ranks(results: tuple[Results, Results]) -> None:

@@ -19,6 +19,7 @@ from ..arrays import is_concrete, wide_dtype
 from ..elementary import log2
 from ..learned_sigma import scale_at_sigma
 from ..quantizer import choose_qparams
+from ..ranks import choose_over_ranks
 from ..scaling import divisor, restrict_scale, scale_of_logarithm
 from ..states import replaced
 from .description import alone, check_says, fields_of, granularity_of, number, precise
@@ -147,7 +148,8 @@ def state(m: Any, x: Tensor, chosen: QParams | None = None) -> Tensor:
     """
     new = None
     if looks(m):
-        given = choose_qparams(m.quantizer, x) if chosen is None else chosen
+        choose = choose_over_ranks if m.training else choose_qparams
+        given = choose(m.quantizer, x) if chosen is None else chosen
         new = kept(m.quantizer, given.scale)
     return handed_on(m, x, learned(m, new))
 

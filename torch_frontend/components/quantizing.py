@@ -17,7 +17,7 @@ from ...core.granularity import qparams_shape
 from ..arguments import check_array, check_operands
 from ..arrays import is_concrete
 from ..quantizer import choose_qparams, fake_quantize
-from ..ranks import choose_over_ranks
+from ..ranks import choose_over_ranks, may_share
 from ..recomputation import lists_of, refuse_repetition, repeated
 from ..states import replaced, unlearned, unless_waiting
 from .description import granularity_of, precise, says
@@ -73,7 +73,7 @@ def quantized(m: Any, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tens
     q = m.quantizer
     if waits is None:
         return fake_quantize(q, x, qparams)
-    if is_concrete(x, waits):
+    if is_concrete(x, waits) and not may_share():  # there every parameter must have a gradient, if it is 0
         return x
     return unless_waiting(q, x, check_operands(q, x, qparams), waits)
 
