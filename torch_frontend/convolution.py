@@ -1,10 +1,71 @@
-"""Convolutions of values by torch's own operators, in the terms of `core.windows`."""
+"""Contractions by torch's own operators: what a layer is, and convolutions in the terms of `core.windows`."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..core.contraction import contracts_codes, contracts_matrices
+from ..core.descriptions import Quantizer
 from ..core.windows import Window
+from . import exact
+from .arrays import without_autocast
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer is apart from its tensors: a convolution has a ``window``; else of a batch of ``matrices``."""
+
+    q_x: Quantizer
+    q_w: Quantizer
+    window: Window | None = None
+    matrices: bool = False
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is neither a convolution nor a batch of matrices."""
+        return self.window is None and not self.matrices
+
+    @property
+    def codes(self) -> bool:
+        """Whether it contracts codes."""
+        if self.matrices:
+            return contracts_matrices(self.q_x, self.q_w)
+        axis = 1 if self.window is not None and self.window.transposed else 0
+        return contracts_codes(self.q_x, self.q_w, per_token=self.window is None, axis=axis)
+
+    def contract(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sums of products of values, by torch's operator."""
+        with without_autocast(a):
+            if self.matrices:
+                return a @ b.transpose(-2, -1)
+            return F.linear(a, b) if self.window is None else convolve(self.window, a, b)
+
+    def exactly(self, a: Tensor, b: Tensor) -> Tensor:
+        """`contract` of codes."""
+        if self.matrices:
+            return exact.contraction(self.q_x, a, self.q_w, b, self.contract, along=-1, axis=-1)
+        if self.window is None:
+            return exact.contraction(self.q_x, a, self.q_w, b, self.contract)
+        groups, along = self.window.groups, 0 if self.window.transposed else 1
+        return exact.contraction(self.q_x, a, self.q_w, b, self.contract, groups, along)
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""
+        if values.ndim == 0:
+            return values
+        return values.reshape(1, -1) if self.window is None else values.reshape(1, -1, *(1 for _ in self.window.stride))
+
+    def added(self, bias: Tensor) -> Tensor:
+        """One value per output channel, as it is added to outputs, also to those of a single row."""
+        return bias if self.window is None else bias.reshape(-1, *(1 for _ in self.window.stride))
+
+    def scales(self, w_scale: Tensor) -> Tensor:
+        """`outputs` of the scales of a weight: a transposed convolution has the same in every group."""
+        if self.window is not None and self.window.transposed and w_scale.ndim:
+            w_scale = w_scale.reshape(-1).repeat(self.window.groups)
+        return self.outputs(w_scale)
 
 
 def convolve(window: Window, a: Tensor, b: Tensor) -> Tensor:

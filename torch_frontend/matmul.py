@@ -18,17 +18,15 @@ result has the dtype of ``x``.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..core import checks
-from ..core.contraction import check_matrices, contracts_codes, contracts_matrices
+from ..core.contraction import check_matrices
 from ..core.descriptions import QParams, Quantizer
-from ..core.windows import Margins, Sizes, Window, check_fits_window, transposed_window, window
+from ..core.windows import Margins, Sizes, check_fits_window, transposed_window, window
 from . import exact, routes
 from .arguments import check_operands, check_tensor
 from .arrays import (
@@ -42,56 +40,7 @@ from .arrays import (
     widened,
     without_autocast,
 )
-from .convolution import convolution_gradients, convolve, spoiled
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """What a layer is apart from its tensors: a convolution has a ``window``; else of a batch of ``matrices``."""
-
-    q_x: Quantizer
-    q_w: Quantizer
-    window: Window | None = None
-    matrices: bool = False
-
-    @property
-    def linear(self) -> bool:
-        return self.window is None and not self.matrices
-
-    @property
-    def codes(self) -> bool:
-        """Whether it contracts codes."""
-        if self.matrices:
-            return contracts_matrices(self.q_x, self.q_w)
-        axis = 1 if self.window is not None and self.window.transposed else 0
-        return contracts_codes(self.q_x, self.q_w, per_token=self.window is None, axis=axis)
-
-    def contract(self, a: Tensor, b: Tensor) -> Tensor:
-        with without_autocast(a):
-            if self.matrices:
-                return a @ b.transpose(-2, -1)
-            return F.linear(a, b) if self.window is None else convolve(self.window, a, b)
-
-    def exactly(self, a: Tensor, b: Tensor) -> Tensor:
-        """`contract` of codes."""
-        if self.matrices:
-            return exact.contraction(self.q_x, a, self.q_w, b, self.contract, along=-1, axis=-1)
-        if self.window is None:
-            return exact.contraction(self.q_x, a, self.q_w, b, self.contract)
-        groups, along = self.window.groups, 0 if self.window.transposed else 1
-        return exact.contraction(self.q_x, a, self.q_w, b, self.contract, groups, along)
-
-    def outputs(self, values: Tensor) -> Tensor:
-        """One value per output channel (or one in all), as it broadcasts against the outputs; linear ones as rows."""
-        if values.ndim == 0:
-            return values
-        return values.reshape(1, -1) if self.window is None else values.reshape(1, -1, *(1 for _ in self.window.stride))
-
-    def scales(self, w_scale: Tensor) -> Tensor:
-        """`outputs` of the scales of a weight: a transposed convolution has the same in every group."""
-        if self.window is not None and self.window.transposed and w_scale.ndim:
-            w_scale = w_scale.reshape(-1).repeat(self.window.groups)
-        return self.outputs(w_scale)
+from .convolution import Layer, convolution_gradients, spoiled
 
 
 def linear(
@@ -120,7 +69,7 @@ def linear(
         raise ValueError(f"`x` must fit `w` of shape {tuple(w.shape)}, got shape {tuple(x.shape)}")
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"`bias` must have shape {tuple(w.shape[:1])}, got {tuple(bias.shape)}")
-    return _apply(_Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
+    return _apply(Layer(q_x, q_w), x, x_qparams, w, w_qparams, bias)
 
 
 def batched_matmul(
@@ -139,7 +88,7 @@ def batched_matmul(
     """
     _check_tensors(x, w, None)
     check_matrices(tuple(x.shape), tuple(w.shape))
-    return _apply(_Layer(q_x, q_w, matrices=True), x, x_qparams, w, w_qparams, None)
+    return _apply(Layer(q_x, q_w, matrices=True), x, x_qparams, w, w_qparams, None)
 
 
 def conv(
@@ -171,7 +120,7 @@ def conv(
     _check_tensors(x, w, bias)
     shape = window(tuple(w.shape), stride, padding, dilation, groups)
     check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
-    return _apply(_Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
+    return _apply(Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
 
 
 def conv_transpose(
@@ -206,7 +155,7 @@ def conv_transpose(
     _check_tensors(x, w, bias)
     shape = transposed_window(tuple(w.shape), stride, padding, output_padding, groups, dilation)
     check_fits_window(shape, tuple(x.shape), tuple(w.shape), None if bias is None else tuple(bias.shape))
-    return _apply(_Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
+    return _apply(Layer(q_x, q_w, shape), x, x_qparams, w, w_qparams, bias)
 
 
 def contraction_bound(x_hat: Tensor, w_hat: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -243,7 +192,7 @@ def _wide(x: Tensor) -> torch.dtype | None:
     return wide_dtype(x.dtype) if x.is_floating_point() else None
 
 
-def _apply(layer: _Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
+def _apply(layer: Layer, x: Tensor, x_qparams: QParams, w: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor:
     checks.check_no_bit_width("x_qparams", x_qparams.bit_width)
     checks.check_no_bit_width("w_qparams", w_qparams.bit_width)
     x_qparams, w_qparams = check_operands(layer.q_x, x, x_qparams), check_operands(layer.q_w, w, w_qparams)
@@ -261,7 +210,7 @@ class _Contraction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        layer: _Layer,
+        layer: Layer,
         x: Tensor,
         x_scale: Tensor,
         x_zero: Tensor | None,
@@ -293,7 +242,7 @@ class _Contraction(torch.autograd.Function):
 
 
 def _values(
-    layer: _Layer,
+    layer: Layer,
     x: Tensor,
     x_scale: Tensor,
     x_zero: Tensor | None,
@@ -309,7 +258,7 @@ def _values(
         x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed)
         w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed)
         y = layer.contract(x_hat, w_hat)
-        return narrowed(y if bias is None else y + _of_channels(layer, bias), x.dtype)
+        return narrowed(y if bias is None else y + layer.added(bias), x.dtype)
     lead = x.shape[:-1]
     if layer.linear:
         x = _rows(x)
@@ -328,7 +277,7 @@ def _values(
     return y.reshape(*lead, len(w)) if layer.linear else y
 
 
-def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _gradients(layer: Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Gradients of the seven tensors, None where not wanted, and of the seeds, which have none.
 
     In the place of a seed, the parameter of learned rounding has one while that is soft.
@@ -365,7 +314,7 @@ def _gradients(layer: _Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequenc
     return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, d_x_seed, d_w_seed
 
 
-def _tangent(layer: _Layer, tensors: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
+def _tangent(layer: Layer, tensors: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
     """The derivative along tangents of the nine tensors (None for no direction): contractions of floats, in any order.
 
     ``t_x_hat * w_hat + x_hat * t_w_hat + t_bias`` in the wide dtype, rounded once to that of ``x``.
@@ -382,13 +331,8 @@ def _tangent(layer: _Layer, tensors: Sequence[Any], tangents: Sequence[Any]) -> 
         parts.append(layer.contract(_dequantized(layer.q_x, x, x_scale, x_zero, x_seed), t))
     total = parts[0] if len(parts) < 2 else parts[0] + parts[1]
     if t_bias is not None:
-        total = total + _of_channels(layer, t_bias)
+        total = total + layer.added(t_bias)
     return narrowed(total, x.dtype)
-
-
-def _of_channels(layer: _Layer, values: Tensor) -> Tensor:
-    """One value per output channel, as it broadcasts against the outputs, also those of a single row."""
-    return values if layer.window is None else values.reshape(-1, *(1 for _ in layer.window.stride))
 
 
 def _rows(x: Tensor) -> Tensor:

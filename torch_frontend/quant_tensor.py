@@ -13,6 +13,7 @@ them, and such a border loses those.)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..core.integer_range import IntegerRange, integer_range
-from .arrays import is_concrete, narrowed
+from .arrays import is_concrete, narrowed, without_autocast
 from .quant_borders import IN_GRAPH, STATES, GradientOfQuantTensor, gated, marked, past_tracing
 from .quant_formats import Numbers, format_of, on_grid, spec_of
 
@@ -181,7 +182,8 @@ class QuantTensor(Tensor):
         if func.__name__ not in UNGATED:
             args = tuple(map(gated, args))
         func = FUNCTIONS.get(func, func)
-        with torch._C.DisableTorchFunctionSubclass():
+        several = [a for a in args if isinstance(a, QuantTensor)][1:]
+        with torch._C.DisableTorchFunctionSubclass(), without_autocast(several[0]) if several else nullcontext():
             if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
                 return past_tracing(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))

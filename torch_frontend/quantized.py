@@ -30,8 +30,9 @@ def quantized_tensor(q: Quantizer, x: Tensor, qparams: QParams | None = None, tr
         qparams: None to choose them from ``x``.
         training: kept in the result.
     Raises:
-        TypeError, ValueError: as `fake_quantize`.
+        TypeError, ValueError: as `fake_quantize`. RuntimeError: inside a transform of ``torch.func``.
     """
+    _refuse_transforms()
     qparams = choose_qparams(q, x) if qparams is None else check_operands(q, x, qparams)
     if q.relaxed or q.scale.signed:
         return fake_quantize(q, x, qparams)
@@ -69,6 +70,7 @@ def quant_tensor(
             integer of that width times the scale, or a scale that is no positive normal number; in compiled code such a
             value becomes NaN.
     """
+    _refuse_transforms()
     check_tensor("value", value)
     checks.check_float("value", dtype_name(value.dtype))
     format, wide = IntegerFormat(bit_width, signed), wide_dtype(value.dtype)
@@ -89,3 +91,11 @@ def quant_tensor(
         )
     codes = torch.where(wrong, torch.nan, codes + 0.0)
     return wrapped(value, codes, s, z, None, spec_of(integers), training)
+
+
+def _refuse_transforms() -> None:
+    """RuntimeError inside of ``torch.func.grad``, ``vmap``, ``jvp`` and so on, whose tensors hold no others."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "transforms of torch.func take no QuantTensor: use fake_quantize, or layers with return_quant_tensor=False"
+        )

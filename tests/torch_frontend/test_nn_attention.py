@@ -17,6 +17,7 @@ from samebits.torch_frontend.nn import (
     QuantScaledDotProductAttention,
     quantize_model,
 )
+from samebits.torch_frontend.tensor_quantizer import TensorQuantizer
 
 NOTHING: dict[str, Any] = dict.fromkeys(("query_quant", "key_quant", "value_quant", "attention_quant"))
 
@@ -134,7 +135,7 @@ def test_projections_contract_codes_and_share_what_comes_in() -> None:
     seen: list[torch.Tensor] = []
     layer = QuantMultiheadAttention(8, 2, input_quant="int8_per_tensor", context_quant="int8_per_tensor", weight_bits=6)
     assert isinstance(layer.out_proj, QuantLinear)
-    assert layer.out_proj.weight_quant is not None
+    assert isinstance(layer.out_proj.weight_quant, TensorQuantizer)
     assert layer.out_proj.weight_quant.quantizer.format.bits == 6
     assert layer.input_quant is not None
     inner = layer.input_quant.qparams

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from samebits.core import quant, quant_floats
 from samebits.core.inject import DependencyError, Injector, this, value
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import components, config, fake_quantize
+from samebits.torch_frontend import choose_qparams, components, config, fake_quantize
 from samebits.torch_frontend import quant as with_components
 from samebits.torch_frontend.nn import (
     ActQuantProxy,
@@ -102,10 +102,11 @@ def test_scales_are_asked_for_without_counting() -> None:
         assert float(q.bit_width()) == 8
     for name, t in layer.state_dict().items():
         assert_same_bits(t, before[name])
-    with pytest.raises(RuntimeError, match="is that of each tensor"):
-        QuantIdentity(quant.Int8DynamicActPerTensorFloat).act_quant.scale()
-    with pytest.raises(RuntimeError, match="not set"):
-        QuantIdentity(quant.Int8ActPerTensorFloat).act_quant.scale()
+    dynamic: Any = QuantIdentity(quant.Int8DynamicActPerTensorFloat)
+    unset: Any = QuantIdentity(quant.Int8ActPerTensorFloat)
+    for layer, words in ((dynamic, "is that of each tensor"), (unset, "not set")):
+        with pytest.raises(RuntimeError, match=words):
+            layer.act_quant.scale()
 
 
 def test_signed_has_to_be_said() -> None:
@@ -187,14 +188,14 @@ def test_a_shared_proxy_belongs_to_all_its_layers() -> None:
     ],
 )
 def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
-    first = QuantConv2d(3, 4, 2, weight_quant=declared)
-    second = QuantConv2d(3, 4, 2, weight_quant=first.weight_quant)
+    first: Any = QuantConv2d(3, 4, 2, weight_quant=declared)
+    second: Any = QuantConv2d(3, 4, 2, weight_quant=first.weight_quant)
     with torch.no_grad():
         second.weight.mul_(3)
     first.weight_quant.init_tensor_quant()
     rows = torch.cat([layer.weight.detach().flatten(1) for layer in (first, second)], dim=1)
     wanted = declared.quantizer
-    _, *parts = fake_quantize(wanted, rows), *_of(wanted, rows)
+    parts = choose_qparams(wanted, rows)[:2]
     for layer in (first, second):
         for found, part in zip(layer.weight_quant.qparams(layer.weight), parts, strict=False):
             assert (found is None) == (part is None)
@@ -204,12 +205,6 @@ def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
     groups = linear(quant_floats.MXInt8Weight, weight_group_size=4)
     with pytest.raises(ValueError, match="per tensor or per axis, not per group of 4"):
         linear(groups.weight_quant)(torch.ones(8))
-
-
-def _of(q: Any, x: Tensor) -> Any:
-    from samebits.torch_frontend import choose_qparams
-
-    return choose_qparams(q, x)[:2]
 
 
 def test_copies_look_at_their_own_layers() -> None:
@@ -260,7 +255,7 @@ def test_proxies_are_shared_by_their_kind_and_as_they_are() -> None:
         linear(layer.input_quant)
     with pytest.raises(TypeError, match="`weight_quant` is shared"):
         linear(layer.weight_quant, weight_bit_width=4)
-    other = QuantIdentity(layer.input_quant)
+    other: Any = QuantIdentity(layer.input_quant)
     assert other.act_quant is layer.input_quant
 
 
@@ -278,6 +273,7 @@ def test_a_failed_resolution_changes_nothing() -> None:
         linear(layer.weight_quant)
     assert layer.weight_quant.tensor_quant is held
     assert next(layer.weight_quant.parameters()) is parameter
+    layer.weight_quant.add_tracked_module(layer)
     layer.weight_quant.init_tensor_quant()  # for one layer, still
     assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.5))
     assert set(Fails) == {"scaling_init", *FromMax}
@@ -285,7 +281,7 @@ def test_a_failed_resolution_changes_nothing() -> None:
 
 def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
     for declared in (quant.Int8ActPerTensorFloat, with_components.Int8ActPerTensorFloat):
-        layer = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        layer: Any = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
         x = torch.linspace(-1, 1, 7)
         layer.eval()
         with pytest.raises(RuntimeError, match="not set"):
@@ -295,7 +291,7 @@ def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
         layer.eval()
         for _ in range(3):
             assert_same_bits(layer(x), x)
-        again = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        again: Any = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
         again.load_state_dict(layer.state_dict())
         for resumed in (layer, again):
             resumed.train()
@@ -305,7 +301,7 @@ def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("declared", [Binary.let(signed=True), quant.SignedBinaryActPerTensorConst])
 def test_a_binary_tensor_of_one_sign_is_one_and_nan_is_no_code(declared: Any) -> None:
-    layer = QuantIdentity(declared)
+    layer: Any = QuantIdentity(declared)
     s = layer.act_quant.scale()
     assert_same_bits(layer(torch.ones(3)), s.detach().expand(3).clone())
     assert_same_bits(layer(torch.full((3,), -0.25)), -s.detach().expand(3).clone())
@@ -329,6 +325,7 @@ def test_weights_that_are_parametrized_or_come_later() -> None:
     assert_same_bits(layer.weight_quant.scale(), before * 4)
     with torch.device("meta"):
         later = linear(quant.Int8WeightPerTensorFloatMSE)
+        linear(quant.Int8WeightPerTensorFloatHQO)
     later = later.to_empty(device="cpu")
     nn.init.ones_(later.weight)
     later.weight_quant.init_tensor_quant()

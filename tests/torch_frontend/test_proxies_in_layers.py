@@ -121,27 +121,32 @@ def test_layers_with_several_weights_hold_a_proxy_of_each() -> None:
 
 
 def test_a_range_of_the_layer_is_that_of_its_quantizer() -> None:
-    layer = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
+    layer: Any = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
     assert_same_bits(layer.act_quant.scale(), torch.tensor(0.5 / 128))
 
 
 def test_a_layer_quantizes_its_bias() -> None:
     x, scales = torch.randn(5, 8), {"weight_quant": "int8_per_channel", "input_quant": "int8_per_tensor"}
     torch.manual_seed(0)
-    plain = QuantLinear(8, 4, bias_quant=quant.Int16Bias.quantizer, **scales)
+    plain: Any = QuantLinear(8, 4, bias_quant=quant.Int16Bias.quantizer, **scales)
     for declared in (quant.Int16Bias, with_components.Int16Bias):
-        layer = QuantLinear(8, 4, bias_quant=declared, **scales)
+        layer: Any = QuantLinear(8, 4, bias_quant=declared, **scales)
         layer.load_state_dict(plain.state_dict())
         assert_same_bits(layer(x), plain(x), inputs=x)
         layer.bias_quant.disable_quant = True
         assert not torch.equal(layer(x), plain(x))
-    own = QuantLinear(8, 4, bias_quant=quant.Int8BiasPerTensorFloatInternalScaling, **scales)
+    own: Any = QuantLinear(8, 4, bias_quant=quant.Int8BiasPerTensorFloatInternalScaling, **scales)
     without = copy.deepcopy(own)
     without.bias_quant.disable_quant = True
     with torch.no_grad():
         without.bias.copy_(own.bias_quant(own.bias))
     assert_same_bits(own(x), without(x))
-    weightless = QuantLinear(8, 4, bias_quant=quant.Int16Bias, weight_quant=quant.Int8WeightPerTensorFloat)
+    fields: Any = {"input_quant": quant.Int8ActPerTensorFloat, "input_quant_delay_steps": 1}
+    waiting: Any = QuantLinear(8, 4, weight_quant=None, **fields)
+    late: Any = QuantLinear(8, 4, weight_quant="int8_per_channel", bias_quant=quant.Int16Bias, **fields)
+    late.load_state_dict(waiting.state_dict())
+    assert_same_bits(late(x), nn.functional.linear(x, late.weight_quant(late.weight), waiting.bias))
+    weightless: Any = QuantLinear(8, 4, bias_quant=quant.Int16Bias, weight_quant=quant.Int8WeightPerTensorFloat)
     with pytest.raises(ValueError, match="has no scale, since `input_quant` is None"):
         weightless(x)
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from samebits.core import QParams, Quantizer, ScaleRule, catalog
 from samebits.core.formats import BinaryFormat
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import QuantTensor, fake_quantize, quant_tensor, quantize, quantized_tensor
+from samebits.torch_frontend.nn import QuantLinear
 from samebits.torch_frontend.quant_formats import format_of, spec_of
 
 INT8 = catalog["int8_per_tensor"]
@@ -252,6 +254,47 @@ def test_exported_programs() -> None:
     for strict in (False, True):
         exported = torch.export.export(Residual(), (x, w), strict=strict)
         assert_same_bits(want, exported.module()(x, w))
+
+
+def test_autocast_leaves_codes_alone() -> None:
+    """Operators of two tensors with codes are not cast: same codes, same dtype; layers as they are without it."""
+    t, w, x = made(FIXED, numbers(4, 6)), made(FIXED, numbers(3, 6)), numbers(4, 6)
+    layer = QuantLinear(6, 3, input_quant="int8_per_tensor")
+    giving = copy.deepcopy(layer)
+    giving.return_quant_tensor = True
+    want: Any = torch.nn.functional.linear(t, w, numbers(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got: Any = torch.nn.functional.linear(t, w, numbers(3))
+        for dtype in (torch.float32, torch.bfloat16):
+            y = giving(x.to(dtype))
+            assert y.dtype == dtype
+            assert_same_bits(layer(x.to(dtype)), y.dequantize())
+            y.float().sum().backward()
+        assert (t @ t.t()).dtype == torch.float32
+    assert got.dtype == torch.float32
+    assert_same_bits(want.codes, got.codes)
+    assert_same_bits(want.dequantize(), got.dequantize())
+
+
+def test_transforms_are_refused() -> None:
+    for call in (torch.func.grad(lambda x: made(FIXED, x).sum()), torch.func.vmap(lambda x: quant_tensor(x, 1.0))):
+        with pytest.raises(RuntimeError, match=r"transforms of torch\.func take no QuantTensor"):
+            call(torch.ones(3))
+
+
+def test_recomputation_and_more_gradients() -> None:
+    def function(x: Tensor) -> Any:
+        return (made(FIXED, x) * made(FIXED, x)).relu().dequantize()
+
+    x = numbers(4, 6).requires_grad_()
+    (want,) = torch.autograd.grad(function(x).sum(), x)
+    assert_same_bits(want, torch.autograd.grad(checkpoint(function, x, use_reentrant=False).sum(), x)[0])
+    (each,) = torch.autograd.grad(function(x).sum(1), x, torch.eye(4), is_grads_batched=True)
+    assert_same_bits(want, each.sum(0))
+    t = made(FIXED, x)
+    t.retain_grad()
+    (t * 2).sum().backward()
+    assert t.grad.tolist() == [[2.0] * 6] * 4
 
 
 def test_soft_rounding_and_signed_scales_give_floats() -> None:

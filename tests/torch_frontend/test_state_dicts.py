@@ -170,3 +170,14 @@ def test_every_layer_loads_whole_or_not_at_all() -> None:
     layers = [kind for kind in layers if not issubclass(kind, QuantProxy)]
     assert len(layers) > 15
     assert [kind.__name__ for kind in layers if kind.load_state_dict is not load_state_dict] == []
+
+
+def test_switches_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAMEBITS_TRIED", raising=False)
+    assert not config.flag("SAMEBITS_TRIED")
+    for text, on in (("1", True), ("True", True), ("0", False), ("false", False), ("", False)):
+        monkeypatch.setenv("SAMEBITS_TRIED", text)
+        assert config.flag("SAMEBITS_TRIED") is on
+    monkeypatch.setenv("SAMEBITS_TRIED", "yes")
+    with pytest.raises(ValueError, match="SAMEBITS_TRIED must be 0, 1, false or true, got 'yes'"):
+        config.flag("SAMEBITS_TRIED")

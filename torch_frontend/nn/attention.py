@@ -26,6 +26,7 @@ from .layer import (
     or_same,
 )
 from .linear import QuantLinear
+from .proxies_of_given_scales import BiasQuantProxy
 
 
 class QuantScaledDotProductAttention(nn.Module):
@@ -250,10 +251,13 @@ def _projected(layer: Any, query: Tensor, key: Tensor, value: Tensor, single: bo
     else:
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         weights = operands(*((None if each is None else each[name], getattr(layer, name)) for name in names))
-    biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
-    q_b = None if layer.in_proj_bias is None else layer.bias_quant
+    bias, q_b = layer.in_proj_bias, None if layer.in_proj_bias is None else layer.bias_quant
+    if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
+        bias, q_b = q_b(bias), None
     if q_b is not None:
-        check_prescaled(layer, layer.input_quant, weights[0].held)
+        for one in (None,) if each is None else each.values():
+            check_prescaled(layer, layer.input_quant, one)
+    biases = (None,) * 3 if bias is None else bias.chunk(3)
     parts = zip((of_query, of_key, of_value), weights, biases, strict=True)
     return [contracted(x, w, b, q_b, F.linear, matmul.linear) for x, w, b in parts]
 

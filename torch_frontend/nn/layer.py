@@ -216,8 +216,12 @@ def contracted_codes(
     With codes, those of a bias are added to the sums, whose values then are rounded once instead of twice.
     """
     a, b = x.coded(), w.coded()
+    if isinstance(a, QuantTensor) and isinstance(b, QuantTensor) and a.dtype != b.dtype:
+        b = b.to(a.dtype)  # under autocast; codes and scale stay
     if q_b is not None and bias is not None and isinstance(a, QuantTensor) and isinstance(b, QuantTensor):
         x_qparams = QParams(a.scale) if x.held is None else x.qparams
+        if x_qparams.scale.numel() != 1:
+            raise ValueError(f"`bias_quant` needs an input of one scale, got {tuple(x_qparams.scale.shape)} of them")
         qparams = _prescaled(len(bias), x_qparams._replace(scale=x_qparams.scale.reshape(())), w.qparams)
         q = None if not as_codes or q_b.quantizer is None else q_b.quantizer.replace(granularity=PerAxis(0))
         bias = q_b.quantized(bias, qparams, None) if q is None else quantized_tensor(q, bias, qparams)

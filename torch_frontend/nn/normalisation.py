@@ -13,6 +13,7 @@ from ..quantizer import fake_quantize
 from ..tensor_quantizer import TensorQuantizer
 from . import layer as shared
 from .layer import Held, Quant, channel_axis, contract, hold, or_same
+from .proxy import QuantProxy
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -109,7 +110,8 @@ def batch_norm_to_scale_bias(norm: BatchNorm, **quant: Any) -> QuantScaleBias:
 def merge_batch_norm(layer: Any, norm: BatchNorm) -> None:
     """Folds batch normalisation behind a layer into its weight and bias, in place; ``norm`` is not needed any more.
 
-    In float64, each element rounded once. Parameters stay the same objects; a bias is made where there was none.
+    In float64, each element rounded once. Parameters stay the same objects; a bias is made where there was none. The
+    quantizer of the weight, if it is declared, is made again for the new one.
 
     Args:
         layer: linear or a convolution of any kind, of torch or of this module.
@@ -142,6 +144,8 @@ def merge_batch_norm(layer: Any, norm: BatchNorm) -> None:
             layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
         else:
             layer.bias.copy_(layer.bias.double() * factor + shift)
+    if isinstance(quantizer, QuantProxy):
+        quantizer.init_tensor_quant()
 
 
 def _factor_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor]:

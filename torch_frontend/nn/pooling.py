@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.directions import Rounding
+from ...core.inject import Declaration
+from ...core.quant_fields import ROUNDINGS
 from ..quant_rescaled import truncated
 from ..quant_tensor import QuantTensor
+from . import layer as shared
 from .layer import or_same
 
 Size = int | tuple[int, int]
@@ -23,6 +26,8 @@ class QuantMaxPool1d(nn.MaxPool1d):
         return_quant_tensor: whether a `QuantTensor` gives one.
         args, kwargs: as ``torch.nn.MaxPool1d``.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, *args: Any, return_quant_tensor: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,6 +45,8 @@ class QuantMaxPool2d(nn.MaxPool2d):
         return_quant_tensor: whether a `QuantTensor` gives one.
         args, kwargs: as ``torch.nn.MaxPool2d``.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(self, *args: Any, return_quant_tensor: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,11 +66,14 @@ class QuantAvgPool2d(nn.AvgPool2d):
     Args:
         kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override: as ``torch.nn.AvgPool2d``; all
             windows must be divided by the same number.
+        trunc_quant: a declaration of both that follow, as `core.quant.RoundTo8bit`; None for these themselves.
         trunc_bits, trunc_rounding: width of the result, and direction.
         return_quant_tensor: whether a `QuantTensor` gives one.
     Raises:
-        ValueError: windows at the border would be divided by another number.
+        TypeError: another declaration. ValueError: windows at the border would be divided by another number.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
@@ -74,6 +84,7 @@ class QuantAvgPool2d(nn.AvgPool2d):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
         *,
+        trunc_quant: Declaration | None = None,
         trunc_bits: int = 8,
         trunc_rounding: Rounding | str = Rounding.TIES_TO_EVEN,
         return_quant_tensor: bool = True,
@@ -84,7 +95,7 @@ class QuantAvgPool2d(nn.AvgPool2d):
                 "`ceil_mode` must be False, and `count_include_pad` True where there is padding, or `divisor_override` "
                 f"given: one number divides the sums of codes; got {ceil_mode}, {count_include_pad}, {padding}"
             )
-        self.trunc_bits, self.trunc_rounding = trunc_bits, trunc_rounding
+        self.trunc_bits, self.trunc_rounding = _truncation(trunc_quant, trunc_bits, trunc_rounding)
         self.return_quant_tensor = return_quant_tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,19 +111,22 @@ class QuantAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
     Args:
         output_size: as ``torch.nn.AdaptiveAvgPool2d``.
-        trunc_bits, trunc_rounding, return_quant_tensor: as `QuantAvgPool2d`.
+        trunc_quant, trunc_bits, trunc_rounding, return_quant_tensor: as `QuantAvgPool2d`.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
         output_size: Any,
         *,
+        trunc_quant: Declaration | None = None,
         trunc_bits: int = 8,
         trunc_rounding: Rounding | str = Rounding.TIES_TO_EVEN,
         return_quant_tensor: bool = True,
     ) -> None:
         super().__init__(output_size)
-        self.trunc_bits, self.trunc_rounding = trunc_bits, trunc_rounding
+        self.trunc_bits, self.trunc_rounding = _truncation(trunc_quant, trunc_bits, trunc_rounding)
         self.return_quant_tensor = return_quant_tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,6 +143,16 @@ class QuantAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
             )
         result: Tensor = _given(truncated(y, self.trunc_bits, self.trunc_rounding), self.return_quant_tensor)
         return result
+
+
+def _truncation(declaration: Any, bits: int, rounding: Rounding | str) -> tuple[int, Rounding | str]:
+    """Width and direction, of the declaration if there is one. TypeError for what is none of a truncation."""
+    if declaration is None:
+        return bits, rounding
+    role = declaration.role if isinstance(declaration, Declaration) and "role" in declaration else None
+    if role != "trunc" or "tensor_quant" in declaration:
+        raise TypeError(f"`trunc_quant` must inherit from TruncTo8bit or RoundTo8bit, got {declaration!r}")
+    return declaration.bit_width, ROUNDINGS[declaration.float_to_int_impl_type]
 
 
 def _given(y: Any, as_codes: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..quant_rescaled import interpolated
+from . import layer as shared
 from .layer import or_same
 
 
@@ -18,6 +19,8 @@ class QuantUpsample(nn.Upsample):
         size, scale_factor, mode, align_corners: as ``torch.nn.Upsample``.
         return_quant_tensor: whether a `QuantTensor` gives one.
     """
+
+    load_state_dict = shared.load_state_dict
 
     def __init__(
         self,
