@@ -36,6 +36,7 @@ class QuantConv1d(nn.Conv1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -84,6 +85,7 @@ class QuantConv2d(nn.Conv2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -132,6 +134,7 @@ class QuantConv3d(nn.Conv3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -195,5 +198,5 @@ def correlate(layer: Any, x: Tensor) -> Tensor:
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
     y = contract(layer, images, over_values, over_codes)
-    y = or_same(layer.output_quant, y)
+    y = or_same(layer.output_quant, y, layer.return_quant_tensor)
     return y.squeeze(0) if x.ndim == n + 1 else y
