@@ -127,7 +127,8 @@ def variants(draw: st.DrawFn) -> Quantizer:
     floors = st.one_of(st.none(), st.sampled_from([2.0**-126, 1e-6, 1.5]))
     zero_point, denominator = draw(st.sampled_from(ZeroPoint)) if integer else ZeroPoint.NONE, draw(denominators)
     plain = zero_point is not ZeroPoint.NONE or denominator is Denominator.LARGER
-    restriction = draw(st.sampled_from((Restriction.FLOAT, Restriction.POWER_OF_TWO) if plain else tuple(Restriction)))
+    often = (*[Restriction.FLOAT] * 3, *Restriction)  # negative scales, for one, have no other
+    restriction = draw(st.sampled_from((Restriction.FLOAT, Restriction.POWER_OF_TWO) if plain else often))
     quantized = restriction is Restriction.QUANTIZED
     rules = [rule for rule in Gradient if _has_gradient(form, zero_point, rule)]
     rules += [rule for rule in (Gradient.LEARNED_CLIP,) * 4 if rule in rules]  # few have it, so that those often do
@@ -170,7 +171,7 @@ def statistics(draw: st.DrawFn, form: Format, rule: ScaleRule, *, affine: bool, 
         if integer and not affine and not rule.two_level:
             allowed += [Statistic.HQO] * 4
         if integer and form.lo < 0 and not affine and not learned and rule.restriction is Restriction.FLOAT:
-            allowed += [Statistic.SIGNED_ABSMAX] * 4
+            allowed += [Statistic.SIGNED_ABSMAX] * 8
     return {
         "statistic": draw(st.sampled_from(allowed)),
         "percentile": draw(st.sampled_from([100.0, 99.0, 75.0, 50.0, 1e-3])),

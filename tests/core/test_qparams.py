@@ -62,7 +62,7 @@ def test_symmetric_scale_is_one_division(dtype: str, denominator: Denominator) -
         for low, high in ranges(dtype):
             magnitude = Fraction(max(-low, high))
             by = {"hi": Fraction(fmt.hi), "half_range": Fraction(fmt.hi - fmt.lo, 2), "lo": Fraction(-fmt.lo)}
-            by["edge"] = fmt.hi + Fraction(1, 2)
+            by |= {"edge": fmt.hi + Fraction(1, 2), "next": Fraction(fmt.hi + 1)}
             if denominator is Denominator.LARGER:
                 exact = max(Fraction(-low) / -fmt.lo if fmt.lo else Fraction(0), Fraction(high) / fmt.hi)
             else:

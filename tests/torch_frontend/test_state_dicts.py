@@ -112,7 +112,8 @@ def test_nothing_is_lost(spec: Any, trained: int, data: st.DataObject, strict: b
             came = any(f"{owner}.{part}" in state for owner in owners for part in ("weight", "bias"))
             wanted = anew[name] if "weight_quant.tensor_quant" in name and came else old[name]
         assert t.dtype == wanted.dtype, name
-        assert t.numpy().tobytes() == wanted.numpy().tobytes(), name
+        unset = bool(t.isnan().all()) and bool(wanted.isnan().all())  # its shape may not be known yet
+        assert unset or t.numpy().tobytes() == wanted.numpy().tobytes(), name
     assert {n: image(into)[n][0] for n, _ in into.named_parameters()} == {
         n: before[n][0] for n, _ in into.named_parameters()
     }
