@@ -24,6 +24,7 @@ class Layer:
 
     @property
     def linear(self) -> bool:
+        """Whether it is neither a convolution nor a batch of matrices."""
         return self.window is None and not self.matrices
 
     @property
@@ -35,6 +36,7 @@ class Layer:
         return contracts_codes(self.q_x, self.q_w, per_token=self.window is None, axis=axis)
 
     def contract(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sums of products of values, by torch's operator."""
         with without_autocast(a):
             if self.matrices:
                 return a @ b.transpose(-2, -1)
