@@ -14,7 +14,7 @@ from samebits.core import catalog
 from samebits.core.accumulator import truncate
 from samebits.core.formats import IntegerFormat
 from samebits.core.granularity import PerAxis, PerGroup
-from samebits.core.quant import Int8ActPerTensorFloat, RoundTo8bit, TruncTo8bit
+from samebits.core.quant import Int8ActPerTensorFloat, Int16Bias, RoundTo8bit, TruncTo8bit
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import QuantTensor, fake_quantize, quantized_tensor
 from samebits.torch_frontend.nn import (
@@ -137,6 +137,7 @@ def test_quantized_biases() -> None:
     q = INT8.replace(bits=16)
     for layer, shape in (
         (QuantLinear(8, 3, input_quant=FIXED, bias_quant=q), (4, 8)),
+        (QuantLinear(8, 3, input_quant=FIXED, bias_quant=Int16Bias), (4, 8)),
         (QuantConv2d(4, 5, 3, input_quant=FIXED, bias_quant=q), (2, 4, 5, 5)),
         (QuantConvTranspose2d(4, 5, 3, input_quant=FIXED, bias_quant=q), (2, 4, 5, 5)),
     ):

@@ -225,8 +225,9 @@ def contracted_codes(
         if x_qparams.scale.numel() != 1:
             raise ValueError(f"`bias_quant` needs an input of one scale, got {tuple(x_qparams.scale.shape)} of them")
         qparams = _prescaled(len(bias), x_qparams._replace(scale=x_qparams.scale.reshape(())), w.qparams)
-        q = None if not as_codes or q_b.quantizer is None else q_b.quantizer.replace(granularity=PerAxis(0))
-        bias = q_b.quantized(bias, qparams, None) if q is None else quantized_tensor(q, bias, qparams)
+        q = q_b.quantizer if as_codes else None
+        each = None if q is None else q.replace(granularity=PerAxis(0))
+        bias = q_b.quantized(bias, qparams, None) if each is None else quantized_tensor(each, bias, qparams)
     y = over_values(a, b, bias)
     return y if as_codes else or_same(None, y)
 
