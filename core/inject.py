@@ -32,12 +32,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from difflib import get_close_matches
 from itertools import pairwise
+from operator import methodcaller
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-# Who asks for whom right now, over all declarations: a circle shows here before Python runs out of stack.
+# Who asks for whom, over all declarations: a circle shows here before Python runs out of stack
 _CHAIN: ContextVar[tuple[tuple["Declaration", str], ...]] = ContextVar("_CHAIN", default=())
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _is_special(name: str) -> bool:
@@ -59,20 +59,25 @@ class DependencyError(Exception):
         return str(self.args[0])
 
 
-class value:
+class Value:
+    """A function that gives an attribute; see `value`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"@value {self.function.__name__}"
+
+
+def value(function: Callable[..., Any]) -> Any:
     """Decorator of a function whose arguments are attributes of the declaration, and whose result is this attribute's.
 
     Raises:
         TypeError: no function.
     """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        if not inspect.isfunction(function):
-            raise TypeError(f"`value` decorates a function, got {function!r}")
-        self.function = function
-
-    def __repr__(self) -> str:
-        return f"@value {self.function.__name__}"
+    if not inspect.isfunction(function):
+        raise TypeError(f"`value` decorates a function, got {function!r}")
+    return Value(function)
 
 
 class This:
@@ -104,9 +109,8 @@ class Declaration(type):
 
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> "Declaration":
         """Keeps the attributes aside, so that every access to one of them is resolved."""
-        for key in ("let", "mro"):
-            if key in body:
-                raise DependencyError(f"an attribute of {name} must not be called '{key}': declarations have it")
+        if own := sorted({"let", "mro"} & body.keys()):
+            raise DependencyError(f"an attribute of {name} must not be called '{own[0]}': declarations have it")
         for base in bases:
             if not isinstance(base, Declaration):
                 raise DependencyError(f"the bases of {name} must be declarations, got {base.__name__}")
@@ -213,7 +217,7 @@ class Resolution:
         return self._made[name]
 
     def _resolved(self, name: str, given: Any) -> Any:
-        while isinstance(given, value):
+        if isinstance(given, Value):
             given = self._called(given.function)
         if isinstance(given, This):
             return self._linked(given)
@@ -295,7 +299,7 @@ def known_names(declaration: Declaration, asked: set[str]) -> set[str]:
         for given in base.__declared__.values():
             if isinstance(given, This):
                 known.add(given._names[0])
-            elif isinstance(given, value):
+            elif isinstance(given, Value):
                 known.update(p.name for p in _parameters(given.function))
                 known.update(_asked_of_this(given.function))
             elif isinstance(given, type) and not isinstance(given, Declaration):
@@ -340,7 +344,7 @@ def _parameters(component: Callable[..., Any]) -> list[inspect.Parameter]:
         found = inspect.signature(component).parameters.values()
     except ValueError:  # of some classes written in C
         return []
-    return [parameter for parameter in found if parameter.kind not in _VARIADIC]
+    return [parameter for parameter in found if not parameter.kind.name.startswith("VAR_")]
 
 
 def _asked_of_this(function: Any) -> set[str]:
@@ -385,14 +389,10 @@ def _origin(declaration: Declaration, name: str) -> str:
     return f"{declaration.__name__}, {file}:{first + next((i for i, line in enumerate(lines) if says.match(line)), 0)}"
 
 
-def _again(declaration: Declaration, overrides: dict[str, Any]) -> Declaration:
-    return declaration.let(**overrides)
-
-
 def _reduced(declaration: Declaration) -> Any:
     """For pickle: a name that can be imported, or for what `let` made, of what and with what."""
     if declaration.__overrides__:
-        return _again, (declaration.__base__, dict(declaration.__declared__))
+        return methodcaller("let", **declaration.__declared__), (declaration.__base__,)
     return declaration.__qualname__
 
 

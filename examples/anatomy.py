@@ -149,9 +149,11 @@ def layers() -> None:
         0.1,
         "--+-+-+++ +---+++-+ ---+--++- --+-+++-- +--+--+-- +++-+----",
     )
-    identity = QuantIdentity(act_quant=MySignedBinaryActQuantizer)
-    check_values("an activation", identity(torch.randn(4, 4)), 0.1, "-+-- ++++ --+- -+-+")
-    identity = QuantIdentity(act_quant=MySignedBinaryActQuantizer, scaling_init=0.001)
+    identity = QuantIdentity(act_quant=MySignedBinaryActQuantizer, return_quant_tensor=True)
+    activation: Any = identity(torch.randn(4, 4))
+    check_values("an activation", activation.value, 0.1, "-+-- ++++ --+- -+-+")
+    check("with its scale", torch.equal(activation.scale.detach(), torch.tensor(0.1)) and activation.is_valid)
+    identity = QuantIdentity(act_quant=MySignedBinaryActQuantizer, scaling_init=0.001, return_quant_tensor=True)
     check_values("and by a keyword", identity(torch.randn(4, 4)), 0.001, "+--+ ++++ +-++ +---")
 
 

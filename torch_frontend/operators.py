@@ -2,8 +2,8 @@
 
 ``samebits::first_run``: in compiled code, see `recomputation`. ``samebits::inference_only``: in exported programs,
 whose autograd would differentiate the operations of the forward pass: a backward pass raises instead. Decompositions
-(``ExportedProgram.run_decompositions``) dissolve it. ``samebits::same_parameter``: in traced sums of tensors with codes,
-which need one scale.
+(``ExportedProgram.run_decompositions``) dissolve it. ``samebits::same_parameter``: in traced sums of tensors with
+codes, which need one scale.
 """
 
 from collections.abc import Sequence
@@ -56,11 +56,11 @@ def _same_parameter(a: Tensor, b: Tensor) -> Tensor:
             "tensors with codes of two scales or zero points meet in compiled code, which took them for the same: "
             "quantize both by the same parameters (nn.QuantEltwiseAdd, nn.QuantCat), or add what dequantize() gives"
         )
-    return torch.broadcast_tensors(a, b)[0].clone()
+    return a.expand(torch.broadcast_shapes(a.shape, b.shape)).clone()  # type: ignore[no-untyped-call]
 
 
 def _shape_of_both(a: Tensor, b: Tensor) -> Tensor:
-    return torch.empty_like(torch.broadcast_tensors(a, b)[0])
+    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))  # type: ignore[no-untyped-call]
 
 
 _LIBRARY.impl("first_run", _first_run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

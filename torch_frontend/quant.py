@@ -7,11 +7,12 @@ changes one: ``scaling_impl = MyScaling``, ``float_to_int_impl = FloorSte``.
 
 from typing import Any
 
-from ..core import quant, quant_floats
+from ..core import quant, quant_fields, quant_floats
 from ..core.descriptions import Gradient
 from ..core.directions import Relaxation, Rounding
 from ..core.formats import BinaryFormat, FloatFormat, TernaryFormat
-from ..core.inject import Declaration, Injector, value
+from ..core.granularity import PerTensor, qparams_shape
+from ..core.inject import Declaration, Injector, this, value
 from ..core.scales import Denominator, Restriction, ScaleSource, Statistic
 from . import components as c
 
@@ -67,17 +68,38 @@ class Solver(Injector):
     """The components that say what a declaration's ``quantizer`` says; it stands last among the bases."""
 
     int_quant = c.IntQuant
-    scaling_shape = None
-    zero_point_shape = None
+    zero_point_shape = this.scaling_shape
 
     @value
-    def tensor_quant(quantizer: Any, role: Any = None, requires_input_scale: Any = False) -> Any:
+    def scaling_shape(quantizer: Any, per_channel_broadcastable_shape: Any = None, role: Any = None) -> Any:
+        """The shape of the scale, where it is known before there is a tensor; else, and for one scale, None."""
+        if isinstance(quantizer.granularity, PerTensor):
+            return None
+        if per_channel_broadcastable_shape is not None:
+            return tuple(per_channel_broadcastable_shape)
+        return this.shape_for_weight if role == "weight" else None
+
+    @value
+    def shape_for_weight(quantizer: Any, module: Any = None) -> Any:
+        """That for the weight of the layer."""
+        layer = module[0] if isinstance(module, tuple) else module
+        return None if layer is None else qparams_shape(quantizer.granularity, tuple(layer.weight.shape))
+
+    @value
+    def tensor_quant(quantizer: Any, number_format: Any, requires_input_scale: Any = False) -> Any:
         """The module: value, scale, zero point and bit width of a tensor."""
-        kinds = {TernaryFormat: c.TernaryQuant, FloatFormat: c.FloatQuant, BinaryFormat: c.BinaryQuant}
+        if not quantizer.in_frontends:
+            raise ValueError(f"`dialect` must be None here: its arithmetic is that of core alone, got {quantizer}")
+        if quantizer.format != number_format:
+            raise ValueError(
+                f"`quantizer` must be what the fields say, from which components are made: {number_format}, "
+                f"got {quantizer.format}; without `tensor_quant` a declaration may have any"
+            )
         if requires_input_scale:
             return c.PrescaledRestrictIntQuant
-        if isinstance(quantizer.format, BinaryFormat) and quantizer.gradient is not Gradient.PASS_THROUGH:
-            return c.ClampedBinaryQuant
+        straight = quantizer.gradient is Gradient.PASS_THROUGH
+        binary = c.BinaryQuant if straight else c.ClampedBinaryQuant
+        kinds = {TernaryFormat: c.TernaryQuant, FloatFormat: c.FloatQuant, BinaryFormat: binary}
         return kinds.get(type(quantizer.format), c.RescalingIntQuant)
 
     @value
@@ -172,26 +194,42 @@ class Solver(Injector):
         return quantizer.format.specials
 
 
+class TruncSolver(Injector):
+    """The components of what goes from codes to fewer bits; it stands last among the bases."""
+
+    tensor_quant = c.TruncIntQuant
+    bit_width_impl = c.BitWidthConst
+
+    @value
+    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
+        """How numbers are rounded."""
+        return ROUNDINGS[quant_fields.ROUNDINGS[float_to_int_impl_type]]
+
+
+def ready() -> dict[str, Declaration]:
+    """The ready quantizers of core by name."""
+    found = {n: d for room in (quant, quant_floats) for n, d in vars(room).items() if _is_of(room, d)}
+    return {name: d for name, d in found.items() if "role" in d}
+
+
 def declared() -> dict[str, Declaration]:
-    """The ready quantizers of core by name: those that have a description."""
-    ready = {
-        n: d
-        for room in (quant, quant_floats)
-        for n, d in vars(room).items()
-        if getattr(d, "__module__", None) == room.__name__
-    }
-    return {n: d for n, d in ready.items() if isinstance(d, Declaration) and "quantizer" in d}
+    """Those that have a description."""
+    return {name: d for name, d in ready().items() if "quantizer" in d}
+
+
+def _is_of(room: Any, found: Any) -> bool:
+    return isinstance(found, Declaration) and found.__module__ == room.__name__
 
 
 def __getattr__(name: str) -> Any:
     """A ready quantizer: its declaration in core, with components."""
-    if name.startswith("_") or name not in declared():
+    if name.startswith("_") or name not in ready():
         raise AttributeError(f"module {__name__} has no attribute {name!r}")
-    base = declared()[name]
+    base = ready()[name]
     body = {"__module__": __name__, "__qualname__": name, "__doc__": base.__doc__}
-    globals()[name] = made = Declaration(name, (base, Solver), body)
+    globals()[name] = made = Declaration(name, (base, Solver if "quantizer" in base else TruncSolver), body)
     return made
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *declared()})
+    return sorted({*globals(), *ready()})

@@ -4,6 +4,7 @@ Float32 products where every partial sum stays within 2**24 and codes within 256
 bfloat16 keep, too), else float64. Scales must not vary along what is summed. See `quant_operators`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.integer_range import IntegerRange, integer_range
-from .quant_operators import (
-    aten,
-    centred,
-    centred_range,
-    constant_along,
-    handles,
-    product_of_scales,
-    same_parameter,
-    terms_of,
-    whole,
-)
+from .quant_arithmetic import centred, centred_range, product_of_scales, whole
+from .quant_operators import aten, constant_along, handles, same_parameter
 from .quant_operators import plain_parameters as plain
 from .quant_tensor import QuantTensor
 
@@ -33,9 +25,16 @@ def multiplied(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _matrix_product(a, b, None, func)
 
 
+@handles(aten.mv.default, aten.dot.default)
+def multiplied_by_a_vector(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``a @ b`` where b, or both, have one axis."""
+    a, b = args
+    return (a.unsqueeze(0) @ b.unsqueeze(1)).reshape(()) if a.ndim == 1 else (a @ b.unsqueeze(1)).squeeze(1)
+
+
 @handles(aten.addmm.default)
 def multiplied_and_added(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``a @ b + bias``, with the bias in units of the scale if it is a tensor of that scale, else behind the product."""
+    """``a @ b + bias``, the bias in codes if it is a tensor of that scale, else behind the product."""
     bias, a, b = args
     if any(kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return NotImplemented
@@ -48,17 +47,14 @@ def convolved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, w, bias, stride, padding, dilation, transposed, output_padding, groups = args
     if type(x) is not QuantTensor or type(w) is not QuantTensor or not constant_along(x, x.ndim - 1):
         return NotImplemented
-    channel = 1 if transposed else 0
-    if w.scale.numel() > 1 and (
-        w.scale.ndim != w.ndim or w.scale.numel() != w.scale.shape[channel] or (transposed and groups > 1)
-    ):
-        return NotImplemented
-    ones = [1] * (w.ndim - 2)
-    scale = plain(w)["scale"]
+    channel, ones, scale = 1 if transposed else 0, [1] * (w.ndim - 2), plain(w)["scale"]
     if scale is not None and scale.ndim:
+        if scale.ndim != w.ndim or scale.numel() != scale.shape[channel]:
+            return NotImplemented
         scale = scale.reshape(1, -1, *ones)
+        scale = scale.repeat(1, groups, *ones) if transposed else scale  # its channels are those of one group
     if transposed:
-        steps = [-(-k // s) for k, s in zip(w.shape[2:], stride, strict=True)]
+        steps = [-(-k // s) for k, s in zip(list(w.shape[2:]), stride, strict=True)]
         terms = terms_of((w.shape[0] // groups, *steps))
     else:
         terms = terms_of(w.shape[1:])
@@ -71,15 +67,16 @@ def convolved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _contracted(x, w, terms, contract, plain(x)["scale"], scale, shaped)
 
 
-@handles(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+@handles(aten.avg_pool2d.default, aten.avg_pool3d.default)
 def averaged(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Averages over windows of one size: padding counts, and no window ends early."""
     t, size, *rest = args
-    axes = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}[func]
-    stride, padding, ceil_mode, counts_padding, divisor = (*rest, *([], 0, False, True, None)[len(rest) :])
+    axes = 2 if func is aten.avg_pool2d.default else 3
+    defaults: list[Any] = [[], 0, False, True, None]
+    stride, padding, ceil_mode, counts_padding, divisor = [*rest, *defaults[len(rest) :]]
     size = list(size) * (axes if len(size) == 1 else 1)
     uneven = ceil_mode or (not counts_padding and any([padding] if isinstance(padding, int) else padding))
-    if axes == 1 or (uneven and divisor is None):
+    if uneven and divisor is None:
         return NotImplemented
     return _averaged(t, terms_of(size), divisor, axes, lambda c: func(c, size, stride, padding, ceil_mode, True, 1))
 
@@ -182,3 +179,8 @@ def _exact_sums(
     if fits and a.dtype == b.dtype == torch.float32:
         return contract(a, b)
     return contract(a.double(), b.double())
+
+
+def terms_of(shape: Any) -> int:
+    """The number of elements of a shape, at least 1."""
+    return max(int(math.prod(shape)), 1)

@@ -13,6 +13,7 @@ them, and such a border loses those.)
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,16 +21,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from ..core.descriptions import Quantizer
-from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, Format, Specials, TernaryFormat
 from ..core.integer_range import IntegerRange, integer_range
-from .arrays import is_concrete, narrowed
-from .grid import limit_to_grid, round_to_grid
+from .arrays import is_concrete, narrowed, without_autocast
+from .quant_borders import IN_GRAPH, STATES, GradientOfQuantTensor, gated, marked, past_tracing
+from .quant_formats import Numbers, format_of, on_grid, spec_of
 
-Numbers = IntegerRange | FloatFormat | BinaryFormat | TernaryFormat | CodebookFormat
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 HANDLERS: dict[Any, Handler] = {}  # by operator; filled by `quant_operators`
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}  # in the place of functions of torch that are operators of several
 UNGATED = ("__get__", "__set__", "retain_grad", "register_hook")
 
 
@@ -43,6 +43,7 @@ class QuantTensor(Tensor):
         codes: numbers of the format, in float32 (float64 where they are large, and for float64 values): integers, or
             what a floating-point format or a codebook holds. NaN where the value is.
         scale: positive, float32 (float64 for float64 values); broadcasts against the tensor.
+        zero_point: the code of 0, as scale; one zero where no code is subtracted, ``affine`` False.
         offset: None, or what is added to the values, as scale: a bias that is no multiple of the scale.
         format: which codes may occur: an `IntegerRange`, or the format, if its numbers are no integers or have a name.
         training: whether it was made while training.
@@ -50,7 +51,8 @@ class QuantTensor(Tensor):
 
     codes: Tensor
     scale: Tensor
-    zero: Tensor | None
+    zero_point: Tensor
+    affine: bool
     offset: Tensor | None
     format: Numbers
     training: bool
@@ -67,30 +69,32 @@ class QuantTensor(Tensor):
         training: bool = False,
     ) -> "QuantTensor":
         """Of its parts, unchecked."""
-        made: QuantTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: QuantTensor = Tensor._make_wrapper_subclass(
             cls, codes.shape, strides=codes.stride(), dtype=dtype, device=codes.device
         )
-        made.codes, made.scale, made.zero, made.offset = codes, scale, zero, offset
+        made.codes, made.scale, made.offset = codes, scale, offset
+        made.affine, made.zero_point = zero is not None, scale.new_zeros(()) if zero is None else zero
         made.format, made.training = format, training
         return made
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def dequantize(self) -> Tensor:  # type: ignore[override]
+    def dequantize(self) -> Tensor:
         """The values as a float tensor; gradients pass."""
-        return values_of(self) if not torch.compiler.is_compiling() else _marked() and values_of(self)
+        if torch.compiler.is_compiling():
+            marked()
+        return values_of(self)
 
     @property
     def value(self) -> Tensor:
-        """`dequantize`."""
+        """`dequantize`; in compiled code write that, since what it traces has no properties that are tensors."""
         return self.dequantize()
 
     @property
-    def zero_point(self) -> Tensor:
-        """The code of 0, zeros where there is none: no integer where there is an `offset`, ``-offset / scale`` then."""
-        zero = torch.zeros_like(self.scale) if self.zero is None else self.zero
-        return zero if self.offset is None else zero - self.offset / self.scale
+    def zero(self) -> Tensor | None:
+        """The zero point, if there is one."""
+        return self.zero_point if self.affine else None
 
     @property
     def bit_width(self) -> int:
@@ -105,13 +109,13 @@ class QuantTensor(Tensor):
     @property
     def is_valid(self) -> bool:
         """Whether every code is one of the format, every scale a positive normal number and every value finite."""
-        numbers = _on_grid(self.format, self.codes)
+        numbers = on_grid(self.format, self.codes)
         tiny = torch.finfo(self.scale.dtype).smallest_normal
         good = (numbers == self.codes).all() & (self.scale >= tiny).all() & (self.scale < torch.inf).all()
         good &= self.detach().dequantize().isfinite().all()
-        return bool(good if self.zero is None else good & (self.zero == _on_grid(self.format, self.zero)).all())
+        return bool(good if self.zero is None else good & (self.zero == on_grid(self.format, self.zero)).all())
 
-    def int(self, float_datatype: bool = False) -> Tensor:  # type: ignore[override]
+    def int(self, float_datatype: bool = False) -> Tensor:
         """The integer codes: int8 or uint8 up to 8 bits, then int32 or int64. A constant to autograd.
 
         They are read, not computed. NaN has none: an error in eager mode, the code of zero in compiled code.
@@ -141,7 +145,7 @@ class QuantTensor(Tensor):
         parts = (self.codes, self.scale, self.zero, self.offset)
         return rebuilt, (*parts, spec_of(self.format), self.dtype, self.training, self.requires_grad and self.is_leaf)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         grad = ", requires_grad=True" if self.requires_grad else ""
         zero = "" if self.zero is None else f", zero_point={self.zero}"
         offset = "" if self.offset is None else f", offset={self.offset}"
@@ -154,13 +158,16 @@ class QuantTensor(Tensor):
         return QuantTensor(codes, **(parts | {"dtype": self.dtype, "training": self.training} | changes))
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
-        names = ["codes", "scale", *(name for name in ("zero", "offset") if getattr(self, name) is not None)]
-        return names, (spec_of(self.format), self.dtype, self.training)
+        names = ["codes", "scale", "zero_point", *(["offset"] if self.offset is not None else [])]
+        return names, (spec_of(self.format), self.dtype, self.training, self.affine)
 
     @staticmethod
     def __tensor_unflatten__(inner: Mapping[str, Tensor], kept: tuple[Any, ...], *_: Any) -> "QuantTensor":
-        parts = (inner["codes"], inner["scale"], inner.get("zero"), inner.get("offset"))
-        return QuantTensor(*parts, format_of(kept[0]), *kept[1:])
+        spec, dtype, training, affine = kept
+        zero = inner["zero_point"] if affine else None
+        t = QuantTensor(inner["codes"], inner["scale"], zero, inner.get("offset"), format_of(spec), dtype, training)
+        t.zero_point = inner["zero_point"]
+        return t
 
     def __coerce_tangent_metadata__(self) -> "GradientOfQuantTensor":
         return GradientOfQuantTensor(self.dequantize())
@@ -172,16 +179,27 @@ class QuantTensor(Tensor):
     def __torch_function__(
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and func.__name__ not in UNGATED:
-            args = tuple(_gated(a) for a in args)
-        with torch._C.DisableTorchFunctionSubclass():
-            return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
+        if func.__name__ not in UNGATED:
+            args = tuple(map(gated, args))
+        func = FUNCTIONS.get(func, func)
+        several = [a for a in args if isinstance(a, QuantTensor)][1:]
+        with torch._C.DisableTorchFunctionSubclass(), without_autocast(several[0]) if several else nullcontext():
+            if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+                return past_tracing(func, args, kwargs or {})
+            return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs, handler = kwargs or {}, HANDLERS.get(func)
+        if STATES:
+            with torch._C._ForceDispatchKeyGuard(*STATES[-1]):
+                return cls._dispatched(func, args, kwargs or {})
+        return cls._dispatched(func, args, kwargs or {})
+
+    @staticmethod
+    def _dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        handler = HANDLERS.get(func)
         result = NotImplemented if handler is None else handler(func, args, kwargs)
         if result is not NotImplemented:
             return result
@@ -194,48 +212,8 @@ class QuantTensor(Tensor):
         return func(*args, **kwargs)
 
 
-class GradientOfQuantTensor(Tensor):
-    """The gradient of a `QuantTensor` that a compiled program returns: the program wants one that is no plain tensor.
-
-    A plain tensor to every operator.
-    """
-
-    gradient: Tensor
-
-    @staticmethod
-    def __new__(cls: Any, gradient: Tensor) -> "GradientOfQuantTensor":
-        """Of a plain tensor."""
-        made: GradientOfQuantTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, gradient.shape, strides=gradient.stride(), dtype=gradient.dtype, device=gradient.device
-        )
-        made.gradient = gradient
-        return made
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["gradient"], None
-
-    @staticmethod
-    def __tensor_unflatten__(inner: Mapping[str, Tensor], *_: Any) -> "GradientOfQuantTensor":
-        return GradientOfQuantTensor(inner["gradient"])
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        plain, named = pytree.tree_map_only(GradientOfQuantTensor, lambda g: g.gradient, (args, kwargs or {}))
-        result = func(*plain, **named)
-        aten = torch.ops.aten
-        kept = (aten.detach.default, aten.alias.default, aten.clone.default, aten.view.default)
-        return GradientOfQuantTensor(result) if func in kept else result
-
-
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear`` by one product of matrices: torch's own may add the bias in place."""
+    """``torch.nn.functional.linear`` by one product of matrices; torch's own may add the bias in place."""
     rows = input if input.ndim == 2 else input.reshape(math.prod(input.shape[:-1]), input.shape[-1])
     y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
     return y if input.ndim == 2 else y.reshape(*input.shape[:-1], weight.shape[0])
@@ -246,39 +224,6 @@ def plain_values(t: QuantTensor) -> Tensor:
     codes = t.codes if t.zero is None else t.codes - t.zero
     product = codes.to(t.scale.dtype) * t.scale
     return narrowed(product if t.offset is None else product + t.offset, t.dtype)
-
-
-def spec_of(format: Numbers) -> tuple[Any, ...]:
-    """A format as constants of Python, which traced programs, checkpoints and guards may hold."""
-    if isinstance(format, IntegerRange):
-        return ("integers", format.lo, format.hi, format.bits, format.signed)
-    if isinstance(format, FloatFormat):
-        widths = (format.exponent_bits, format.mantissa_bits, format.offset)
-        return ("float", *widths, str(format.specials), format.saturate)
-    if isinstance(format, TernaryFormat):
-        return ("ternary", format.decimal)
-    return ("codebook", *format.decimals) if isinstance(format, CodebookFormat) else ("binary",)
-
-
-def format_of(spec: tuple[Any, ...]) -> Numbers:
-    """The format that `spec_of` was given. ValueError for what is none."""
-    match spec:
-        case ("integers", lo, hi, bits, signed):
-            return IntegerRange(lo, hi, bits, signed)
-        case ("float", e, m, bias, specials, saturate):
-            return FloatFormat(e, m, bias, Specials(specials), saturate)
-        case ("ternary", threshold):
-            return TernaryFormat(float(threshold))
-        case ("codebook", *numbers):
-            return CodebookFormat(tuple(map(float, numbers)))
-        case ("binary",):
-            return BinaryFormat()
-    raise ValueError(f"`spec` must be what `spec_of` gives, got {spec!r}")
-
-
-def named(format: Format) -> Numbers:
-    """What a tensor keeps of a quantizer's format: of integers their range."""
-    return format if isinstance(format, Numbers) else integer_range(format) or IntegerRange(0, 0, 1, False)
 
 
 def rebuilt(
@@ -298,7 +243,7 @@ def rebuilt(
 
 def values_of(t: QuantTensor) -> Tensor:
     """`QuantTensor.dequantize`."""
-    value: Tensor = _Values.apply(t)  # type: ignore[no-untyped-call]
+    value: Tensor = _Values.apply(gated(t))  # type: ignore[no-untyped-call]
     return value
 
 
@@ -313,7 +258,7 @@ def wrapped(
 ) -> Tensor:
     """The tensor of these parts; its gradient goes to ``value``, its values as a float tensor."""
     if torch.compiler.is_compiling():
-        _marked()
+        marked()
     return _wrapped(value, codes, scale, zero, offset, spec, training)
 
 
@@ -356,33 +301,6 @@ class _Values(torch.autograd.Function):
         return g
 
 
-class _Gate(torch.autograd.Function):
-    """The same tensor behind a compiled program, whose gradient is one that the program takes."""
-
-    @staticmethod
-    def forward(ctx: Any, t: QuantTensor) -> QuantTensor:
-        return t.with_codes(t.codes)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return GradientOfQuantTensor(g.contiguous())
-
-
-def _gated(argument: Any) -> Any:
-    """An argument of an operator of eager mode; results of compiled programs behind their `_Gate`, each the same."""
-    if isinstance(argument, list | tuple):
-        return type(argument)(map(_gated, argument)) if type(argument) in (list, tuple) else argument
-    if type(argument) is not QuantTensor:
-        return argument
-    with torch._C.DisableTorchFunctionSubclass():
-        if type(argument.grad_fn).__name__ != "CompiledFunctionBackward":
-            return argument
-        gate = argument.__dict__.get("_gate")
-        if gate is None:
-            gate = argument.__dict__["_gate"] = _Gate.apply(argument)  # type: ignore[no-untyped-call]
-        return gate
-
-
 def _check_unchanged(func: Any, args: tuple[Any, ...]) -> None:
     """TypeError for an operator that would change a QuantTensor in place."""
     for argument, value in zip(func._schema.arguments, args, strict=False):
@@ -393,20 +311,6 @@ def _check_unchanged(func: Any, args: tuple[Any, ...]) -> None:
             )
 
 
-def _on_grid(format: Numbers, numbers: Tensor) -> Tensor:
-    """The numbers of the format next to these."""
-    if isinstance(format, IntegerRange):
-        return numbers.round().clamp(format.lo, format.hi)
-    q = Quantizer(format=format)
-    return limit_to_grid(q, round_to_grid(q, numbers))
-
-
-def _marked() -> bool:
-    """Leaves these functions in the graph as they are. Dynamo runs this for real while it traces, once it is loaded."""
-    for function in (_wrapped, values_of):
-        torch.compiler.allow_in_graph(function)  # type: ignore[no-untyped-call]
-    return True
-
-
-_marked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+IN_GRAPH += [_wrapped, values_of]
+FUNCTIONS[functional.linear] = linear
 torch.serialization.add_safe_globals([rebuilt])

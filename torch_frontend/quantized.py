@@ -8,12 +8,14 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.formats import IntegerFormat
 from ..core.granularity import PerBlock, PerGroup
 from ..core.integer_range import IntegerRange
-from . import quant_contractions as quant_contractions  # what operators do
+from . import quant_contractions as quant_contractions  # what operators do, and functions of several
+from . import quant_rescaled as quant_rescaled
 from . import routes
 from .arguments import check_operands, check_tensor
 from .arrays import dtype_name, is_concrete, records_gradient, wide_dtype
 from .blocks import expand_blocks
-from .quant_tensor import QuantTensor, named, plain_values, spec_of, wrapped
+from .quant_formats import named, spec_of
+from .quant_tensor import QuantTensor, plain_values, wrapped
 from .quantizer import choose_qparams, fake_quantize
 from .zero_point import middle_code
 
@@ -28,8 +30,9 @@ def quantized_tensor(q: Quantizer, x: Tensor, qparams: QParams | None = None, tr
         qparams: None to choose them from ``x``.
         training: kept in the result.
     Raises:
-        TypeError, ValueError: as `fake_quantize`.
+        TypeError, ValueError: as `fake_quantize`. RuntimeError: inside a transform of ``torch.func``.
     """
+    _refuse_transforms()
     qparams = choose_qparams(q, x) if qparams is None else check_operands(q, x, qparams)
     if q.relaxed or q.scale.signed:
         return fake_quantize(q, x, qparams)
@@ -67,6 +70,7 @@ def quant_tensor(
             integer of that width times the scale, or a scale that is no positive normal number; in compiled code such a
             value becomes NaN.
     """
+    _refuse_transforms()
     check_tensor("value", value)
     checks.check_float("value", dtype_name(value.dtype))
     format, wide = IntegerFormat(bit_width, signed), wide_dtype(value.dtype)
@@ -87,3 +91,11 @@ def quant_tensor(
         )
     codes = torch.where(wrong, torch.nan, codes + 0.0)
     return wrapped(value, codes, s, z, None, spec_of(integers), training)
+
+
+def _refuse_transforms() -> None:
+    """RuntimeError inside of ``torch.func.grad``, ``vmap``, ``jvp`` and so on, whose tensors hold no others."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "transforms of torch.func take no QuantTensor: use fake_quantize, or layers with return_quant_tensor=False"
+        )

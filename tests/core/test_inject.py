@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samebits.core.inject import DependencyError, ExtendedInjector, Injector, describe, known_names, this, value
+from samebits.core.inject import (
+    Declaration,
+    DependencyError,
+    ExtendedInjector,
+    Injector,
+    describe,
+    known_names,
+    this,
+    value,
+)
 
 
 class Scale:
@@ -123,7 +132,7 @@ def test_a_declaration_is_a_class_that_is_asked_and_nothing_else() -> None:
 )
 def test_what_cannot_be_declared(bases: tuple[Any, ...], body: dict[str, Any], words: str) -> None:
     with pytest.raises(DependencyError, match=words):
-        type(Injector)("Wrong", bases, body)
+        Declaration("Wrong", bases, body)
 
 
 def test_inheritance_overrides_and_composition_puts_together() -> None:

@@ -133,6 +133,27 @@ def test_state_stays_float32(kind: str) -> None:
 
 
 @each
+def test_state_without_values_takes_those_that_are_loaded(kind: str) -> None:
+    """Made on the device "meta", as large models are, and whatever the default dtype is."""
+    module = MAKERS[kind]()
+    module(X)
+    with torch.device("meta"):
+        empty = MAKERS[kind]()
+    empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(module.state_dict())
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = MAKERS[kind]()
+        double.load_state_dict(module.state_dict())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = module(X)
+    for other in (empty, double):
+        for mine, theirs in zip(want, other(X), strict=True):
+            assert_same_bits(mine.detach(), theirs.detach())
+
+
+@each
 def test_a_refused_state_changes_nothing_and_loading_keeps_the_parameters(kind: str) -> None:
     module, other = MAKERS[kind](), MAKERS[kind]()
     module(X), other(X * 3)
@@ -197,6 +218,21 @@ def test_the_smallest_width_and_the_largest() -> None:
         module = c.BitWidthParameter(4)
         module.bit_width_offset.data.fill_(offset)
         assert module().item() == want
+
+
+def test_a_zero_point_of_the_tensor_goes_by_the_scale_that_is_used() -> None:
+    module = integers(c.ParameterScaling(51.0), c.StatsFromParameterZeroPoint(), signed=False)
+    value, scale, zero_point, _ = module(X)
+    assert_same_bits(scale.detach(), torch.tensor(51.0) / 255)
+    assert zero_point == torch.round(2.5 / scale.detach())
+    assert_same_bits(
+        value.detach(), ((X / scale).round() + zero_point).clamp(0, 255).sub(zero_point).mul(scale).detach()
+    )
+    other = c.ParameterZeroPoint(1e4)
+    module = integers(c.ParameterScaling(51.0), other, signed=False)
+    assert module(X)[2] == 255
+    with pytest.raises(ValueError, match="is part of one quantizer"):
+        integers(c.ParameterScaling(1.0), other, signed=False)
 
 
 def test_delay_counts_training_alone_and_is_kept() -> None:
@@ -271,6 +307,18 @@ def test_clamps() -> None:
 
 
 REFUSED: list[tuple[Any, str]] = [
+    (lambda: c.BinaryQuant(0.1), "`scaling_impl` must be a module that gives the scale of a tensor, got 0.1"),
+    (lambda: c.StatsFromParameterScaling(nn.Identity()), "`scaling_stats_impl` must be a component, like AbsMax"),
+    (lambda: c.ConstScaling(1.0, None, nn.Identity()), "`restrict_scaling_impl` must be a component"),
+    (lambda: c.RuntimeZeroPoint(nn.Identity()), "`zero_point_stats_impl` must be a component"),
+    (
+        lambda: c.ConstScaling(1.0, scaling_min_val=0.0),
+        "`scaling_min_val` must be None or positive and finite, got 0.0",
+    ),
+    (lambda: c.ConstScaling("1"), "`scaling_init` must be a number, got '1'"),
+    (lambda: c.ParameterFromRuntimeStatsScaling(0), "`collect_stats_steps` must be at least 1, got 0"),
+    (lambda: c.RuntimeStatsScaling(scaling_stats_momentum=1.5), r"in \(0, 1\], got 1.5"),
+    (lambda: c.RescalingIntQuant(*[c.RoundSte()] * 5), "`int_quant` must be an IntQuant, got RoundSte"),
     (lambda: c.BinaryQuant(c.ConstScaling(1.0), signed=False), "`signed` must be True"),
     (lambda: c.ConstScaling(0.0), "`scaling_init` must be positive and finite, got 0.0"),
     (lambda: c.ParameterScaling(math.nan), "`scaling_init` must be positive"),
@@ -302,6 +350,7 @@ def test_refused(call: Any, message: str) -> None:
 
 def test_a_scaling_is_part_of_one_quantizer() -> None:
     scaling = c.ParameterScaling(1.0)
+    assert scaling(X).item() == 1.0
     c.BinaryQuant(scaling)
     with pytest.raises(ValueError, match="is part of one quantizer"):
         integers(scaling)

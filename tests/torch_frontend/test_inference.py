@@ -13,7 +13,7 @@ from samebits import core
 from samebits.core import QParams, ScaleRule, catalog
 from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import arrays, int8, packed
+from samebits.torch_frontend import QuantTensor, arrays, int8, packed
 from samebits.torch_frontend import nn as qnn
 from samebits.torch_frontend.nn import quant_inference_mode
 from samebits.torch_frontend.packed import PackedWeight
@@ -170,6 +170,19 @@ def test_recurrent_layers_and_attention() -> None:
             module(x)
             kept: list[Any] = [getattr(m, "kept", None) for m in module.modules()]
             assert any(held is not None and held.weights for held in kept)
+
+
+def test_tensors_with_codes_between_layers() -> None:
+    x = torch.randn(5, 32)
+    first, second = qnn.QuantReLU(RUNNING, return_quant_tensor=True), qnn.QuantLinear(32, 6, return_quant_tensor=True)
+    module: Any = settled(lambda: nn.Sequential(first, second), x)
+    with torch.no_grad():
+        want = module(x)
+        with quant_inference_mode(module):
+            got = module(x)
+    assert type(got) is type(want) is QuantTensor
+    assert_same_bits(want.dequantize(), got.dequantize())
+    assert_same_bits(want.int(), got.int())
 
 
 def test_large_arrays_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,8 +134,8 @@ def test_projections_contract_codes_and_share_what_comes_in() -> None:
     seen: list[torch.Tensor] = []
     layer = QuantMultiheadAttention(8, 2, input_quant="int8_per_tensor", context_quant="int8_per_tensor", weight_bits=6)
     assert isinstance(layer.out_proj, QuantLinear)
-    assert layer.out_proj.weight_quant is not None
-    assert layer.out_proj.weight_quant.quantizer.format.bits == 6
+    q_out: Any = layer.out_proj.weight_quant
+    assert q_out.quantizer.format.bits == 6
     assert layer.input_quant is not None
     inner = layer.input_quant.qparams
     layer.input_quant.qparams = lambda x: seen.append(x) or inner(x)  # type: ignore

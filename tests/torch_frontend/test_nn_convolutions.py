@@ -67,8 +67,7 @@ def test_layers_contract_the_codes_of_what_torch_contracts(kind: str, n: int, op
 
 
 def test_channels_of_transposed_weights_lie_along_axis_1() -> None:
-    layer = QuantConvTranspose2d(4, 6, 3, weight_quant="int8_per_channel", weight_source="learned", groups=2)
-    assert layer.weight_quant is not None
+    layer: Any = QuantConvTranspose2d(4, 6, 3, weight_quant="int8_per_channel", weight_source="learned", groups=2)
     assert layer.weight_quant.quantizer.granularity == PerAxis(1)
     assert layer.state_dict()["weight_quant.scale"].shape == (1, 3, 1, 1)
     assert QuantConv2d(4, 6, 3, groups=2, weight_source="learned").state_dict()["weight_quant.scale"].shape[0] == 6

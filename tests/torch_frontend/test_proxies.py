@@ -8,22 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samebits.core import QParams, quant, quant_floats
+from samebits.core import quant, quant_floats
 from samebits.core.inject import DependencyError, Injector, this, value
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import components, config, fake_quantize
+from samebits.torch_frontend import choose_qparams, components, config, fake_quantize
 from samebits.torch_frontend import quant as with_components
 from samebits.torch_frontend.nn import (
     ActQuantProxy,
     ActQuantProxyFromInjector,
-    BiasQuantProxy,
-    ClampQuantProxy,
     QuantConv2d,
-    QuantHardTanh,
     QuantIdentity,
     QuantLinear,
-    QuantLSTM,
-    TruncQuantProxy,
     WeightQuantProxy,
     WeightQuantProxyFromInjector,
 )
@@ -107,10 +102,11 @@ def test_scales_are_asked_for_without_counting() -> None:
         assert float(q.bit_width()) == 8
     for name, t in layer.state_dict().items():
         assert_same_bits(t, before[name])
-    with pytest.raises(RuntimeError, match="is that of each tensor"):
-        QuantIdentity(quant.Int8DynamicActPerTensorFloat).act_quant.scale()
-    with pytest.raises(RuntimeError, match="not set"):
-        QuantIdentity(quant.Int8ActPerTensorFloat).act_quant.scale()
+    dynamic: Any = QuantIdentity(quant.Int8DynamicActPerTensorFloat)
+    unset: Any = QuantIdentity(quant.Int8ActPerTensorFloat)
+    for layer, words in ((dynamic, "is that of each tensor"), (unset, "not set")):
+        with pytest.raises(RuntimeError, match=words):
+            layer.act_quant.scale()
 
 
 def test_signed_has_to_be_said() -> None:
@@ -192,14 +188,14 @@ def test_a_shared_proxy_belongs_to_all_its_layers() -> None:
     ],
 )
 def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
-    first = QuantConv2d(3, 4, 2, weight_quant=declared)
-    second = QuantConv2d(3, 4, 2, weight_quant=first.weight_quant)
+    first: Any = QuantConv2d(3, 4, 2, weight_quant=declared)
+    second: Any = QuantConv2d(3, 4, 2, weight_quant=first.weight_quant)
     with torch.no_grad():
         second.weight.mul_(3)
     first.weight_quant.init_tensor_quant()
     rows = torch.cat([layer.weight.detach().flatten(1) for layer in (first, second)], dim=1)
     wanted = declared.quantizer
-    _, *parts = fake_quantize(wanted, rows), *_of(wanted, rows)
+    parts = choose_qparams(wanted, rows)[:2]
     for layer in (first, second):
         for found, part in zip(layer.weight_quant.qparams(layer.weight), parts, strict=False):
             assert (found is None) == (part is None)
@@ -209,12 +205,6 @@ def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
     groups = linear(quant_floats.MXInt8Weight, weight_group_size=4)
     with pytest.raises(ValueError, match="per tensor or per axis, not per group of 4"):
         linear(groups.weight_quant)(torch.ones(8))
-
-
-def _of(q: Any, x: Tensor) -> Any:
-    from samebits.torch_frontend import choose_qparams
-
-    return choose_qparams(q, x)[:2]
 
 
 def test_copies_look_at_their_own_layers() -> None:
@@ -265,7 +255,7 @@ def test_proxies_are_shared_by_their_kind_and_as_they_are() -> None:
         linear(layer.input_quant)
     with pytest.raises(TypeError, match="`weight_quant` is shared"):
         linear(layer.weight_quant, weight_bit_width=4)
-    other = QuantIdentity(layer.input_quant)
+    other: Any = QuantIdentity(layer.input_quant)
     assert other.act_quant is layer.input_quant
 
 
@@ -283,6 +273,7 @@ def test_a_failed_resolution_changes_nothing() -> None:
         linear(layer.weight_quant)
     assert layer.weight_quant.tensor_quant is held
     assert next(layer.weight_quant.parameters()) is parameter
+    layer.weight_quant.add_tracked_module(layer)
     layer.weight_quant.init_tensor_quant()  # for one layer, still
     assert_same_bits(layer.weight_quant.scale(), torch.tensor(0.5))
     assert set(Fails) == {"scaling_init", *FromMax}
@@ -290,7 +281,7 @@ def test_a_failed_resolution_changes_nothing() -> None:
 
 def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
     for declared in (quant.Int8ActPerTensorFloat, with_components.Int8ActPerTensorFloat):
-        layer = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        layer: Any = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
         x = torch.linspace(-1, 1, 7)
         layer.eval()
         with pytest.raises(RuntimeError, match="not set"):
@@ -300,7 +291,7 @@ def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
         layer.eval()
         for _ in range(3):
             assert_same_bits(layer(x), x)
-        again = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
+        again: Any = QuantIdentity(declared, quant_delay_steps=2, collect_stats_steps=1)
         again.load_state_dict(layer.state_dict())
         for resumed in (layer, again):
             resumed.train()
@@ -310,82 +301,50 @@ def test_the_delay_counts_steps_of_training_and_is_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("declared", [Binary.let(signed=True), quant.SignedBinaryActPerTensorConst])
 def test_a_binary_tensor_of_one_sign_is_one_and_nan_is_no_code(declared: Any) -> None:
-    layer = QuantIdentity(declared)
+    layer: Any = QuantIdentity(declared)
     s = layer.act_quant.scale()
     assert_same_bits(layer(torch.ones(3)), s.detach().expand(3).clone())
     assert_same_bits(layer(torch.full((3,), -0.25)), -s.detach().expand(3).clone())
     assert torch.equal(layer(torch.tensor([torch.nan, 0.0])).isnan(), torch.tensor([True, False]))
 
 
-def test_nothing_is_quantized_while_it_is_off() -> None:
-    layer, x = linear(quant.Int8WeightPerTensorFloat, input_quant="int8_per_tensor"), torch.randn(3, 8)
-    on = layer(x)
-    layer.weight_quant.disable_quant = True
-    off = layer(x)
-    assert_same_bits(off, nn.functional.linear(layer.input_quant(x), layer.weight, layer.bias))
-    layer.weight_quant.disable_quant = False
-    assert_same_bits(layer(x), on)
-    assert not torch.equal(on, off)
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return 2 * w
 
 
-def test_components_without_a_description_give_values() -> None:
-    class Half(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            return x / 2, torch.full((), 0.5), torch.zeros(()), torch.full((), 7.0)
-
-    layer = linear(Injector.let(tensor_quant=Half, signed=True), input_quant="int8_per_tensor")
-    x = torch.randn(3, 8)
-    assert layer.weight_quant.quantizer is None
-    assert_same_bits(layer(x), nn.functional.linear(layer.input_quant(x), layer.weight / 2, layer.bias))
-    assert (float(layer.weight_quant.scale()), float(layer.weight_quant.bit_width())) == (0.5, 7)
-    with pytest.raises(TypeError, match="must be a module or a Quantizer, got 3"):
-        linear(Injector.let(tensor_quant=3))
-
-
-@pytest.mark.parametrize("room", [quant, with_components])
-def test_a_bias_has_the_scale_of_input_times_weight(room: Any) -> None:
-    bias, holder = torch.tensor([0.3, -0.7, 200.0]), nn.Linear(2, 3)
-    proxy = BiasQuantProxy(holder, room.Int16Bias)
-    x_scale, w_scale = torch.tensor(0.5), torch.tensor([[0.25], [0.5], [0.003]])
-    q = quant.Int16Bias.quantizer
-    for given in (w_scale, w_scale[0, 0]):
-        scale = (x_scale * given).reshape(-1)
-        wanted = torch.stack([fake_quantize(q, b, QParams(s)) for b, s in zip(bias, scale.expand(3), strict=True)])
-        assert_same_bits(proxy(bias, x_scale, given), wanted)
-    with pytest.raises(RuntimeError, match="Int16Bias takes the scale of input and weight"):
-        proxy(bias)
-    own = BiasQuantProxy(holder, room.Int8BiasPerTensorFloatInternalScaling)
-    assert_same_bits(own(bias), fake_quantize(quant.Int8BiasPerTensorFloatInternalScaling.quantizer, bias))
-    proxy.disable_quant = True
-    assert_same_bits(proxy(bias), bias)
+def test_weights_that_are_parametrized_or_come_later() -> None:
+    layer = linear(quant.Int8WeightPerTensorFloatMSE)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    layer.weight_quant.init_tensor_quant()
+    before = layer.weight_quant.scale().clone()
+    state = {"parametrizations.weight.original": layer.parametrizations.weight.original.detach() * 4}
+    layer.load_state_dict(state, strict=False)
+    assert_same_bits(layer.weight_quant.scale(), before * 4)
+    with torch.device("meta"):
+        later = linear(quant.Int8WeightPerTensorFloatMSE)
+        linear(quant.Int8WeightPerTensorFloatHQO)
+    later = later.to_empty(device="cpu")
+    nn.init.ones_(later.weight)
+    later.weight_quant.init_tensor_quant()
+    assert_same_bits(later.weight_quant.scale(), torch.tensor(1.0) / 127)
 
 
-def test_codes_become_shorter_and_are_clamped() -> None:
-    s, z = torch.tensor(0.25), torch.tensor(0.0)
-    codes = torch.tensor([-2048.0, -9.0, -8.0, 0.0, 7.0, 24.0, 2047.0])
-    for declared, rounding in ((quant.TruncTo8bit, torch.floor), (quant.RoundTo8bit, torch.round)):
-        y, scale, zero, bits = TruncQuantProxy(nn.Identity(), declared)(codes * s, s, z, torch.tensor(12.0), True)
-        assert (float(scale), float(zero), float(bits)) == (4.0, 0, 8)
-        assert torch.equal(y, rounding(codes / 16).clamp(-128, 127) * 4)
-    clamp = ClampQuantProxy(nn.Identity(), Injector.let(bit_width=8, signed=True, narrow_range=False))
-    y, scale, zero, bits = clamp(codes * s, s)
-    assert torch.equal(y, codes.clamp(-128, 127) * s)
-    assert (float(scale), float(zero), float(bits)) == (0.25, 0, 8)
+def test_weights_that_are_valid_and_weights_that_are_not() -> None:
+    layer = linear(FromMax)
+    with torch.no_grad():
+        layer.weight.abs_()
+    assert layer.quant_weight().is_valid
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+    assert not layer.quant_weight().is_valid
 
 
-def test_layers_with_several_weights_hold_a_proxy_of_each() -> None:
-    lstm: Any = QuantLSTM(3, 4, weight_quant=FromMax, hidden_quant=quant.Int8ActPerTensorFloat)
-    plain = nn.LSTM(3, 4)
-    for layer in (lstm, copy.deepcopy(lstm), pickle.loads(pickle.dumps(lstm))):
-        layer.load_state_dict(plain.state_dict(), strict=False)
-        for name in ("weight_ih_l0", "weight_hh_l0"):
-            assert_same_bits(layer.weight_quant[name].scale(), getattr(plain, name).detach().abs().max())
-        assert isinstance(layer.hidden_quant, ActQuantProxy)
-        assert layer(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
-    with pytest.raises(TypeError, match="QuantLSTM: `hidden_quant` must be a quantizer of activations"):
-        QuantLSTM(3, 4, hidden_quant=quant.Int8WeightPerTensorFloat)
-
-
-def test_a_range_of_the_layer_is_that_of_its_quantizer() -> None:
-    layer = QuantHardTanh(quant.Int8ActPerTensorFloatMinMaxInit, min_val=-0.5, max_val=0.5)
-    assert_same_bits(layer.act_quant.scale(), torch.tensor(0.5 / 128))
+def test_errors_name_the_layer_and_the_argument() -> None:
+    with pytest.raises(ValueError, match=r"QuantLinear, `weight_quant`: `bits` must be in 1\.\.16, got 40"):
+        linear(quant.Int8WeightPerTensorFloat, weight_bit_width=40)
+    with pytest.raises(DependencyError, match=r"QuantIdentity, `act_quant`: Uint8Act.*`max_val`") as caught:
+        QuantIdentity(quant.Uint8ActPerTensorFloatMaxInit)
+    assert len(caught.value.missing) == 1

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from samebits.core import PerAxis, Quantizer
+from samebits.core import PerAxis, Quantizer, catalog
 from samebits.core.inject import Declaration
 from samebits.core.scales import ScaleSource
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
 from samebits.torch_frontend import components, quant
+from samebits.torch_frontend.nn import QuantConvTranspose2d
 from samebits.torch_frontend.tensor_quantizer import TensorQuantizer
 
 SHAPE = (4, 64)
@@ -89,12 +90,15 @@ def test_components_are_the_description_and_have_its_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Int8ActPerTensorFloat", "ShiftedUint8ActPerTensorFloat", *VARIANTS])
 @pytest.mark.parametrize("at", [0, 1, 3])
-def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int) -> None:
-    """At every stage: before anything was seen, while statistics are collected, learned."""
+@pytest.mark.parametrize("further", [False, True])
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits(name: str, at: int, further: bool) -> None:
+    """At every stage: before anything was seen, while statistics are collected, learned; also one further on."""
     whole, first = declaration(name).tensor_quant, declaration(name).tensor_quant
     wanted = trained(whole, range(5))
     before = trained(first, range(at))
     then = declaration(name).tensor_quant
+    if further:
+        trained(then, range(7, 12))
     kept = list(then.parameters())
     then.load_state_dict(copy.deepcopy(first.state_dict()))
     assert all(p is q for p, q in zip(kept, then.parameters(), strict=True)), "an optimizer would train others"
@@ -149,6 +153,20 @@ def test_every_kind_of_ready_quantizer_compiled() -> None:
     compiled_beside_eager((*kinds.values(), *VARIANTS))
 
 
+def test_shapes_of_states_are_those_of_the_layer() -> None:
+    """Known before there is a tensor, so that a state dict fits and the first batch can be compiled."""
+    layer = nn.Conv2d(3, 5, 2)
+    weight = quant.Int8WeightPerChannelFloatMSE.let(module=layer).tensor_quant
+    assert weight.scaling_impl.value.shape == (5, 1, 1, 1)
+    turned = quant.Int8WeightPerChannelFloatMSE.let(module=(QuantConvTranspose2d(3, 5, 2),)).tensor_quant
+    assert turned.scaling_impl.value.shape == (1, 5, 1, 1)
+    groups = quant.MXFloat8e4m3WeightMSE.let(module=nn.Linear(64, 4)).tensor_quant
+    assert groups.scaling_impl.value.shape == (4, 2)
+    act = quant.Fp8e4m3ActPerChannelFloat2d.let(per_channel_broadcastable_shape=(1, 5, 1, 1)).tensor_quant
+    assert act.scaling_impl.value.shape == (1, 5, 1, 1)
+    assert quant.Fp8e4m3ActPerChannelFloat2d.tensor_quant.scaling_impl.value.shape == (0,)
+
+
 def test_parts_are_replaced_by_name() -> None:
     d = quant.Int8WeightPerTensorFloat.let(float_to_int_impl=components.FloorSte, scaling_impl=Half)
     module, x = d.tensor_quant, torch.randn(SHAPE)
@@ -178,6 +196,23 @@ def test_somebody_elses_scaling_says_by_its_shape_what_shares_a_scale() -> None:
     assert scale.shape == (4, 1)
     assert module.quantizer.granularity == PerAxis(0)
     assert_same_bits(value, torch.where(x >= 0, 1.0, -1.0) * scale)
+
+
+def test_what_components_do_not_compute_is_refused() -> None:
+    with pytest.raises(ValueError, match="`dialect` must be None here"):
+        _ = quant.Int8WeightPerTensorFloat.let(dialect="brevitas").tensor_quant
+    with pytest.raises(ValueError, match=r"`quantizer` must be what the fields say.*got int4"):
+        _ = quant.Int8WeightPerTensorFloat.let(quantizer=catalog["int4_per_channel"]).tensor_quant
+
+
+def test_truncation_is_ready_too() -> None:
+    """From 10 bits to 8: a quarter, rounded down or to the nearest."""
+    codes = torch.arange(-512.0, 512.0)
+    for name, wanted in (("TruncTo8bit", (codes / 4).floor()), ("RoundTo8bit", (codes / 4).round().clamp(-128, 127))):
+        operands = (codes * 0.5, torch.tensor(0.5), torch.zeros(()), torch.tensor(10.0), True)
+        value, scale, zero_point, width = getattr(quant, name).tensor_quant(*operands)
+        assert torch.equal(value, wanted * 2)
+        assert (scale, zero_point, width) == (2, 0, 8)
 
 
 def test_names_of_ready_quantizers() -> None:

@@ -58,7 +58,7 @@ CASES = {
 }
 # Compiled by XLA in the quick run; what is in none of these is thorough.
 IN_JAX = {"1d", "2d depthwise", "2d transposed in groups", "3d transposed", "no batch, transposed"}
-GRADIENTS = {"2d depthwise", "2d transposed in groups", "1d same"}
+GRADIENTS = {"2d depthwise", "2d transposed in groups", "1d dilated in groups"}
 PAIRS = [
     ("int8_per_tensor", "int8_per_channel"),
     ("uint8_affine_per_tensor", "uint8_affine_per_channel"),

@@ -22,17 +22,14 @@ class BitWidthConst(nn.Module):
         TypeError, ValueError: no int, or out of range.
     """
 
-    value: Tensor
-
     def __init__(self, bit_width: int) -> None:
         super().__init__()
         _check(bit_width)
         self.fields = {"bits": bit_width}
-        self.register_buffer("value", number(bit_width), persistent=False)
 
     def forward(self) -> Tensor:
         """The width, 0-d, float32."""
-        return self.value
+        return number(self.fields["bits"])
 
     def extra_repr(self) -> str:
         """The width."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import Quantizer, ZeroPoint
-from ...core.formats import BinaryFormat, Format
+from ...core.formats import Format, IntegerFormat
 from ...core.granularity import Granularity, PerAxis, PerTensor
 from ...core.scales import Denominator
 from ..scaling import divisor
@@ -36,6 +36,8 @@ def described(format: Format, scaling_impl: nn.Module, *parts: nn.Module) -> Qua
     Raises:
         TypeError, ValueError: fields that do not go together, as `Quantizer`.
     """
+    if not isinstance(scaling_impl, nn.Module):
+        raise TypeError(f"`scaling_impl` must be a module that gives the scale of a tensor, got {scaling_impl!r}")
     fields = fields_of(*parts, scaling_impl) | ({} if says(scaling_impl) else FOREIGN)
     affine = fields.get("zero_point", ZeroPoint.NONE) is not ZeroPoint.NONE
     if affine:
@@ -51,8 +53,8 @@ def described(format: Format, scaling_impl: nn.Module, *parts: nn.Module) -> Qua
 
 
 def alone(scaling_impl: nn.Module) -> Quantizer:
-    """What a scaling describes that is part of nothing: its scale is the magnitude itself."""
-    return described(BinaryFormat(), scaling_impl)
+    """What a scaling describes that is part of nothing: of codes from -1 to 1, so that scales are magnitudes."""
+    return described(IntegerFormat(2, narrow=True), scaling_impl)
 
 
 def join(quantizer: Quantizer, *parts: Any) -> Quantizer:
@@ -73,7 +75,7 @@ def fields_of(*parts: nn.Module | None) -> dict[str, Any]:
 
 def says(part: nn.Module) -> bool:
     """Whether a module is a component, which says its share of a description."""
-    return hasattr(part, "fields")
+    return isinstance(getattr(part, "fields", None), dict)
 
 
 def check_says(name: str, part: object, *allowed: str) -> None:

@@ -1,25 +1,27 @@
 """What the scalings have in common: functions that stand in their classes as methods.
 
-``m`` is a scaling: a module with ``fields``, ``granularity``, ``quantizer`` (None until it is part of one or is called)
-and, where it has state, what `learning.begin` gives it.
+``m`` is a scaling: a module with ``fields``, ``granularity``, ``quantizer`` (what it is by itself, until it is part of
+another) and, where it has state, what `learning.begin` gives it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...core.choice import check_number
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerTensor, qparams_shape
 from ...core.scales import ScaleSource
-from ..arrays import wide_dtype
+from ..arrays import is_concrete, wide_dtype
 from ..elementary import log2
 from ..learned_sigma import scale_at_sigma
 from ..quantizer import choose_qparams
 from ..scaling import divisor, restrict_scale, scale_of_logarithm
 from ..states import replaced
-from .description import alone, fields_of, granularity_of, number, precise
+from .description import alone, check_says, fields_of, granularity_of, number, precise
 from .learning import learned, loaded, looks, shaped
 
 Shape = tuple[int, ...]
@@ -33,19 +35,29 @@ def share(
     restrict_scaling_impl: nn.Module,
     scaling_min_val: float | None,
     scaling_stats_impl: nn.Module | None = None,
+    **said: Any,
 ) -> None:
-    """Gives a scaling its parts, and what it says of a description."""
+    """Gives a scaling its parts, and what it says of a description.
+
+    Raises:
+        TypeError: a part that is no component. ValueError: a shape or a smallest magnitude that cannot be.
+    """
+    check_says("restrict_scaling_impl", restrict_scaling_impl, "FloatRestrictValue", "PowerOfTwoRestrictValue")
+    if scaling_stats_impl is not None:
+        check_says("scaling_stats_impl", scaling_stats_impl, "AbsMax", "AbsPercentile")
+        m.scaling_stats_impl = scaling_stats_impl
+    if scaling_min_val is not None and not 0 < scaling_min_val < math.inf:
+        raise ValueError(f"`scaling_min_val` must be None or positive and finite, got {scaling_min_val!r}")
     if shape is not None:
         m.scaling_shape = tuple(shape)
         granularity = granularity_of(m.scaling_shape) if granularity is None else granularity
     else:
         m.scaling_shape = () if granularity is None or isinstance(granularity, PerTensor) else None
     m.granularity = PerTensor() if granularity is None else granularity
-    if scaling_stats_impl is not None:
-        m.scaling_stats_impl = scaling_stats_impl
     m.restrict_scaling_impl, m.scaling_min_val = restrict_scaling_impl, scaling_min_val
-    m.fields = fields_of(scaling_stats_impl, restrict_scaling_impl) | {"source": source}
-    m.quantizer = None
+    m.fields = fields_of(scaling_stats_impl, restrict_scaling_impl) | {"source": source} | said
+    m.is_part = False
+    m.quantizer = alone(m)
 
 
 def join(m: Any, quantizer: Quantizer) -> None:
@@ -54,12 +66,12 @@ def join(m: Any, quantizer: Quantizer) -> None:
     Raises:
         ValueError: it is part of another one.
     """
-    if m.quantizer is not None and m.quantizer != quantizer:
+    if m.is_part and m.quantizer != quantizer:
         raise ValueError(
             f"a {type(m).__name__} is part of one quantizer, {m.quantizer}, and cannot be of another: {quantizer}; "
             "make one for each"
         )
-    m.quantizer = quantizer
+    m.quantizer, m.is_part = quantizer, True
     for name in ("scaling_stats_impl", "zero_point_stats_impl"):
         part: Any = getattr(m, name, None)
         if hasattr(part, "join"):
@@ -67,27 +79,30 @@ def join(m: Any, quantizer: Quantizer) -> None:
 
 
 def averages(scaling_stats_momentum: float | None) -> dict[str, Any]:
-    """What is said of an average whose new values have this weight; None for the mean."""
+    """What is said of an average whose new values have this weight; None for the mean. ValueError: not in (0, 1]."""
+    if scaling_stats_momentum is not None and not 0 < scaling_stats_momentum <= 1:
+        raise ValueError(f"the momentum of statistics must be None or in (0, 1], got {scaling_stats_momentum!r}")
     momentum = None if scaling_stats_momentum is None else 1 - scaling_stats_momentum
     return {"momentum": momentum, "batch_in_training": True}
 
 
-def first_value(m: Any, scaling_init: float | Tensor) -> Tensor:
+def first_value(scaling_init: float | Tensor, shape: Shape | None) -> Tensor:
     """The magnitude that a scale begins with, of its shape.
 
     Raises:
         ValueError: not positive and finite, or another shape.
     """
+    if not isinstance(scaling_init, Tensor):
+        check_number("scaling_init", scaling_init)
     first = number(scaling_init)
-    if m.scaling_shape is None:
-        m.scaling_shape = tuple(first.shape)
-    if first.ndim == 0:
-        first = first.expand(m.scaling_shape).clone()
-    if first.shape != m.scaling_shape:
+    if first.ndim == 0 and shape is not None:
+        first = first.expand(shape).clone()
+    if shape is not None and first.shape != shape:
         raise ValueError(
-            f"`scaling_init` must be a number, or of `scaling_shape` {m.scaling_shape}, got shape {tuple(first.shape)}"
+            f"`scaling_init` must be a number, or of `scaling_shape` {shape}, got shape {tuple(first.shape)}"
         )
-    if not bool(((first > 0) & (first < torch.inf)).all()):
+    given = torch.tensor(scaling_init, device="cpu") if not isinstance(scaling_init, Tensor) else scaling_init.detach()
+    if is_concrete(given) and not bool(((given > 0) & (given < torch.inf)).all()):
         raise ValueError(f"`scaling_init` must be positive and finite, got {scaling_init!r}")
     return first
 
@@ -143,8 +158,6 @@ def forward(m: Any, x: Tensor, threshold: Tensor | float | None = None) -> Tenso
     Raises:
         RuntimeError: no state yet, and not training.
     """
-    if m.quantizer is None:
-        m.quantizer = alone(m)
     scale: Tensor = m.used(x)
     return scale if threshold is None else scale / threshold
 
@@ -179,8 +192,11 @@ def load(
     unexpected_keys: Any,
     error_msgs: Any,
 ) -> None:
-    """Loads state, in place; of unknown shape until then, it takes that of what is loaded."""
-    shaped(m, state_dict.get(prefix + "value"))
+    """Loads state, in place; of unknown shape until then, it takes that of what is loaded, and the other way round."""
+    stored = state_dict.get(prefix + "value")
+    shaped(m, stored)
+    if stored is not None and not stored.numel() and m.value.numel():
+        state_dict[prefix + "value"] = torch.full_like(m.value, torch.nan)  # of torch's own copy
     said = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
     nn.Module._load_from_state_dict(m, state_dict, prefix, *said)
     loaded(m)

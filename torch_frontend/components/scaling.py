@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.choice import check_count
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerGroup
 from ...core.scales import ScaleSource
 from ..arrays import wide_dtype
+from ..quantizer import choose_qparams
 from ..scaling import restrict_scale
 from . import kept
-from .description import alone
 from .kept import Shape
 from .learning import begin, looks, train
 from .restrict import FloatRestrictValue
@@ -35,7 +36,7 @@ from .statistics import AbsMax
 
 
 class ConstScaling(nn.Module):
-    """A scale that stays: not trained, and not in the ``state_dict``.
+    """A scale that stays: a number, or a tensor, which is then the buffer ``value``.
 
     Args:
         scaling_init, scaling_shape, restrict_scaling_impl, scaling_min_val, granularity: see the module.
@@ -46,7 +47,7 @@ class ConstScaling(nn.Module):
     fields: dict[str, Any]
     quantizer: Quantizer
     scaling_shape: Shape | None
-    value: Tensor
+    value: Tensor | None
     forward, looks, _apply = kept.forward, kept.never, kept.apply_precisely
 
     def __init__(
@@ -59,19 +60,24 @@ class ConstScaling(nn.Module):
     ) -> None:
         super().__init__()
         restrict = restrict_scaling_impl or FloatRestrictValue()
-        kept.share(self, ScaleSource.CONSTANT, scaling_shape, granularity, restrict, scaling_min_val)
-        self.scaling_init, self.first = scaling_init, kept.first_value(self, scaling_init)
-        if isinstance(scaling_init, Tensor):
-            self.fields["source"] = ScaleSource.LEARNED  # as one number is not what it begins with
-        self.register_buffer("value", kept.scale_of(alone(self), self.first), persistent=False)
+        shape = None if scaling_shape is None else tuple(scaling_shape)
+        self.scaling_init, self.first = scaling_init, kept.first_value(scaling_init, shape)
+        is_tensor = isinstance(scaling_init, Tensor)  # which is no part of a description
+        source = ScaleSource.LEARNED if is_tensor else ScaleSource.CONSTANT
+        kept.share(self, source, tuple(self.first.shape), granularity, restrict, scaling_min_val)
+        self.register_buffer("value", kept.scale_of(self.quantizer, self.first) if is_tensor else None)
 
     def join(self, quantizer: Quantizer) -> None:
         """Becomes part of a quantizer. ValueError: of another one already."""
         kept.join(self, quantizer)
-        self.value.copy_(kept.scale_of(quantizer, self.first))
+        if self.value is not None:
+            self.value.copy_(kept.scale_of(quantizer, self.first))
 
     def used(self, x: Tensor, chosen: QParams | None = None) -> Tensor:
         """The scale, in the wide dtype of ``x``."""
+        if self.value is None:
+            scale: Tensor = choose_qparams(self.quantizer, x).scale
+            return scale
         return restrict_scale(self.quantizer, self.value.to(wide_dtype(x.dtype)).expand(kept.shape_for(self, x)))
 
 
@@ -99,9 +105,10 @@ class ParameterScaling(nn.Module):
     ) -> None:
         super().__init__()
         restrict = restrict_scaling_impl or FloatRestrictValue()
-        kept.share(self, ScaleSource.LEARNED, scaling_shape, granularity, restrict, scaling_min_val)
-        self.scaling_init, self.first = scaling_init, kept.first_value(self, scaling_init)
-        q = alone(self)
+        shape = None if scaling_shape is None else tuple(scaling_shape)
+        self.scaling_init, self.first = scaling_init, kept.first_value(scaling_init, shape)
+        kept.share(self, ScaleSource.LEARNED, tuple(self.first.shape), granularity, restrict, scaling_min_val)
+        q = self.quantizer
         self.value = nn.Parameter(kept.kept(q, kept.scale_of(q, self.first)))
 
     def join(self, quantizer: Quantizer) -> None:
@@ -219,8 +226,8 @@ class RuntimeStatsScaling(nn.Module):
         super().__init__()
         source = ScaleSource.RUNNING_STATISTIC
         parts = restrict_scaling_impl or FloatRestrictValue(), scaling_min_val, scaling_stats_impl or AbsMax()
-        kept.share(self, source, scaling_shape, granularity, *parts)
-        self.fields |= kept.averages(scaling_stats_momentum)
+        said = kept.averages(scaling_stats_momentum)
+        kept.share(self, source, scaling_shape, granularity, *parts, **said)
         begin(self, source, self.scaling_shape, steps=0, counts=scaling_stats_momentum is None)
 
 
@@ -252,6 +259,7 @@ class ParameterFromRuntimeStatsScaling(nn.Module):
         super().__init__()
         source = ScaleSource.STATISTIC_THEN_LEARNED
         parts = restrict_scaling_impl or FloatRestrictValue(), scaling_min_val, scaling_stats_impl or AbsMax()
-        kept.share(self, source, scaling_shape, granularity, *parts)
-        self.fields |= {"steps": collect_stats_steps} | kept.averages(scaling_stats_momentum)
+        check_count("collect_stats_steps", collect_stats_steps, 1)
+        said = {"steps": collect_stats_steps} | kept.averages(scaling_stats_momentum)
+        kept.share(self, source, scaling_shape, granularity, *parts, **said)
         begin(self, source, self.scaling_shape, steps=collect_stats_steps, counts=True)

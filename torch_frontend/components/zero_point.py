@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.arithmetic import ZeroPointDomain
-from ...core.choice import check_number
+from ...core.choice import check_count, check_number
 from ...core.descriptions import QParams, Quantizer, ZeroPoint
 from ...core.directions import Rounding
 from ...core.scales import ScaleSource
@@ -28,7 +28,7 @@ from ..rounding import round_to_integer
 from ..states import replaced
 from ..zero_point import affine_zero_point, float_zero_point
 from . import kept
-from .description import number
+from .description import check_says, number
 from .kept import Shape
 from .learning import begin, learned, looks, train
 from .statistics import NegativeMinOrZero
@@ -214,6 +214,7 @@ class ParameterFromRuntimeZeroPoint(nn.Module):
         zero_point_stats_momentum: float | None = 0.1,
     ) -> None:
         super().__init__()
+        check_count("collect_stats_steps", collect_stats_steps, 1)
         _share(self, zero_point_stats_impl, quantize_zero_point)
         self.fields |= {"steps": collect_stats_steps} | kept.averages(zero_point_stats_momentum)
         source = ScaleSource.STATISTIC_THEN_LEARNED
@@ -222,7 +223,9 @@ class ParameterFromRuntimeZeroPoint(nn.Module):
 
 def _share(m: Any, zero_point_stats_impl: nn.Module | None, quantize_zero_point: bool) -> None:
     """Gives a zero point its part, and what it says of a description."""
-    m.zero_point_stats_impl = zero_point_stats_impl or NegativeMinOrZero()
+    part = zero_point_stats_impl or NegativeMinOrZero()
+    check_says("zero_point_stats_impl", part, "NegativeMinOrZero", "NegativePercentileOrZero")
+    m.zero_point_stats_impl, m.is_part = part, False
     domain = ZeroPointDomain.INTEGER if quantize_zero_point else ZeroPointDomain.FLOAT
     own = getattr(m.zero_point_stats_impl, "fields", {})
     m.fields = {"zero_point": ZeroPoint.MIN_MAX, "zero_point_domain": domain} | own

@@ -29,6 +29,8 @@ from .conv import QuantConv3d as QuantConv3d
 from .conv_transpose import QuantConvTranspose1d as QuantConvTranspose1d
 from .conv_transpose import QuantConvTranspose2d as QuantConvTranspose2d
 from .conv_transpose import QuantConvTranspose3d as QuantConvTranspose3d
+from .elementwise import QuantCat as QuantCat
+from .elementwise import QuantEltwiseAdd as QuantEltwiseAdd
 from .embedding import QuantEmbedding as QuantEmbedding
 from .inference import quant_inference_mode as quant_inference_mode
 from .linear import QuantLinear as QuantLinear
@@ -36,6 +38,10 @@ from .model import quantize_model as quantize_model
 from .normalisation import QuantScaleBias as QuantScaleBias
 from .normalisation import batch_norm_to_scale_bias as batch_norm_to_scale_bias
 from .normalisation import merge_batch_norm as merge_batch_norm
+from .pooling import QuantAdaptiveAvgPool2d as QuantAdaptiveAvgPool2d
+from .pooling import QuantAvgPool2d as QuantAvgPool2d
+from .pooling import QuantMaxPool1d as QuantMaxPool1d
+from .pooling import QuantMaxPool2d as QuantMaxPool2d
 from .proxies_of_given_scales import BiasQuantProxy as BiasQuantProxy
 from .proxies_of_given_scales import BiasQuantProxyFromInjector as BiasQuantProxyFromInjector
 from .proxies_of_given_scales import ClampQuantProxy as ClampQuantProxy
@@ -49,3 +55,6 @@ from .proxy import WeightQuantProxy as WeightQuantProxy
 from .proxy import WeightQuantProxyFromInjector as WeightQuantProxyFromInjector
 from .recurrent import QuantLSTM as QuantLSTM
 from .recurrent import QuantRNN as QuantRNN
+from .upsample import QuantUpsample as QuantUpsample
+from .upsample import QuantUpsamplingBilinear2d as QuantUpsamplingBilinear2d
+from .upsample import QuantUpsamplingNearest2d as QuantUpsamplingNearest2d

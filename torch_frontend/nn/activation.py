@@ -23,6 +23,7 @@ class QuantIdentity(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     load_state_dict = shared.load_state_dict
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
@@ -31,7 +32,7 @@ class QuantIdentity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, x)
+        return or_same(self.act_quant, x, self.return_quant_tensor)
 
 
 class QuantReLU(nn.Module):
@@ -42,6 +43,7 @@ class QuantReLU(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -51,7 +53,8 @@ class QuantReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, F.relu(or_same(self.input_quant, x)))
+        codes = self.return_quant_tensor
+        return or_same(self.act_quant, F.relu(or_same(self.input_quant, x, codes)), codes)
 
 
 class QuantHardTanh(nn.Module):
@@ -65,6 +68,7 @@ class QuantHardTanh(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -85,7 +89,8 @@ class QuantHardTanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, F.hardtanh(or_same(self.input_quant, x), self.min_val, self.max_val))
+        y = F.hardtanh(or_same(self.input_quant, x), self.min_val, self.max_val)
+        return or_same(self.act_quant, y, self.return_quant_tensor)
 
 
 class QuantSigmoid(nn.Module):
@@ -96,6 +101,7 @@ class QuantSigmoid(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -105,7 +111,7 @@ class QuantSigmoid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, torch.sigmoid(or_same(self.input_quant, x)))
+        return or_same(self.act_quant, torch.sigmoid(or_same(self.input_quant, x)), self.return_quant_tensor)
 
 
 class QuantTanh(nn.Module):
@@ -116,6 +122,7 @@ class QuantTanh(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -125,7 +132,7 @@ class QuantTanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, torch.tanh(or_same(self.input_quant, x)))
+        return or_same(self.act_quant, torch.tanh(or_same(self.input_quant, x)), self.return_quant_tensor)
 
 
 class QuantGELU(nn.Module):
@@ -139,6 +146,7 @@ class QuantGELU(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -158,7 +166,8 @@ class QuantGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, F.gelu(or_same(self.input_quant, x), approximate=self.approximate))
+        y = F.gelu(or_same(self.input_quant, x), approximate=self.approximate)
+        return or_same(self.act_quant, y, self.return_quant_tensor)
 
 
 class QuantSiLU(nn.Module):
@@ -169,6 +178,7 @@ class QuantSiLU(nn.Module):
     """
 
     act_quant: Held
+    return_quant_tensor = False
     input_quant: Held
     load_state_dict = shared.load_state_dict
 
@@ -178,4 +188,4 @@ class QuantSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape; same shape and dtype."""
-        return or_same(self.act_quant, F.silu(or_same(self.input_quant, x)))
+        return or_same(self.act_quant, F.silu(or_same(self.input_quant, x)), self.return_quant_tensor)

@@ -38,6 +38,7 @@ class QuantConv1d(nn.Conv1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -86,6 +87,7 @@ class QuantConv2d(nn.Conv2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -134,6 +136,7 @@ class QuantConv3d(nn.Conv3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -197,5 +200,5 @@ def correlate(layer: Any, x: Tensor) -> Tensor:
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
     y = contract(layer, images, over_values, over_codes)
-    y = or_same(layer.output_quant, y)
+    y = or_same(layer.output_quant, y, layer.return_quant_tensor)
     return y.squeeze(0) if x.ndim == n + 1 else y

@@ -34,6 +34,7 @@ class QuantConvTranspose1d(nn.ConvTranspose1d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -87,6 +88,7 @@ class QuantConvTranspose2d(nn.ConvTranspose2d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -140,6 +142,7 @@ class QuantConvTranspose3d(nn.ConvTranspose3d):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -204,5 +207,5 @@ def scatter(layer: Any, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
 
     images = x.unsqueeze(0) if x.ndim == n + 1 else x
     y = contract(layer, images, over_values, over_codes)
-    y = or_same(layer.output_quant, y)
+    y = or_same(layer.output_quant, y, layer.return_quant_tensor)
     return y.squeeze(0) if x.ndim == n + 1 else y

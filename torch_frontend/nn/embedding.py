@@ -25,6 +25,7 @@ class QuantEmbedding(nn.Embedding):
 
     weight_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -55,9 +56,10 @@ class QuantEmbedding(nn.Embedding):
         if self.max_norm is not None:
             with torch.no_grad():
                 torch.embedding_renorm_(self.weight, x.contiguous(), self.max_norm, self.norm_type)
-        table = or_same(self.weight_quant, self.weight)
+        codes = self.return_quant_tensor
+        table = or_same(self.weight_quant, self.weight, codes and self.output_quant is None)
         rows = F.embedding(x, table, self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
-        return or_same(self.output_quant, rows)
+        return or_same(self.output_quant, rows, codes)
 
 
 def check(layer: QuantEmbedding) -> None:

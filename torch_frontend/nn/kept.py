@@ -32,6 +32,8 @@ class Kept:
         of: the quantizer, a module.
     """
 
+    training = False
+
     def __init__(self, of: Any) -> None:
         self.of = of
         self.clear()

@@ -15,6 +15,7 @@ from ...core.inject import Declaration
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
+from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
 from .kept import Kept, standing_in
@@ -36,7 +37,8 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     Args:
         layer: what holds them.
         keywords: further keywords of the layer: ``<role>_<field>`` for a field of that quantizer, or of its format,
-            scale rule, arithmetic or learned rounding; of ``act`` also without the prefix.
+            scale rule, arithmetic or learned rounding; of ``act`` also without the prefix. And ``return_quant_tensor``,
+            for layers that have it, False unless given: whether results are a `QuantTensor`, where they have codes.
         quant: the argument ``<role>_quant`` of each role.
     Raises:
         TypeError: a keyword of another prefix or field, or one for a quantizer that is None or an instance, which
@@ -45,6 +47,8 @@ def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """
     overrides = by_role(layer, keywords, quant)
     modules = {role: held(role, value, layer, overrides[role]) for role, value in quant.items()}
+    if "return_quant_tensor" in keywords:
+        layer.__dict__["return_quant_tensor"] = keywords["return_quant_tensor"]
     for role, module in modules.items():
         setattr(layer, f"{role}_quant", module)
 
@@ -70,6 +74,10 @@ def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, A
     """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
     overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
     for keyword, value in keywords.items():
+        if keyword == "return_quant_tensor" and hasattr(type(layer), keyword):
+            if not isinstance(value, bool):
+                raise TypeError(f"{type(layer).__name__}, `return_quant_tensor` must be a bool, got {value!r}")
+            continue
         role, _, name = keyword.partition("_")
         if (role not in quant or not name) and "act" in quant:
             role, name = "act", keyword
@@ -155,7 +163,7 @@ class Operand(NamedTuple):
     def quantized(self) -> Tensor:
         """The values to contract."""
         if self.held is None or self.qparams.scale is None:
-            return or_same(self.held, self.value)
+            return self.value if self.held is None else or_same(self.held, self.value)
         return self.held.quantized(self.value, self.qparams, self.waits)
 
     @property
@@ -163,30 +171,63 @@ class Operand(NamedTuple):
         """What its codes are of; None where it has none."""
         return None if self.held is None else self.held.quantizer
 
+    def coded(self) -> Tensor:
+        """The same as a `QuantTensor`, where it has codes."""
+        q = self.quantizer
+        if q is None or self.held is None or self.waits is not None:
+            return self.quantized()
+        return quantized_tensor(q, self.value, self.qparams, self.held.training)
+
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
-    pairs = tuple((standing_in(held), value) for held, value in pairs)
-    has_codes = [held is not None and held.quantizer is not None for held, _ in pairs]
-    waits = [
-        held.waits() if has and held is not None else None for (held, _), has in zip(pairs, has_codes, strict=True)
-    ]
+    on = [None if held is None or held.quantizer is None else standing_in(held) for held, _ in pairs]
+    waits = [None if one is None else one.waits() for one in on]
     return [
-        Operand(value, held, held.qparams(value), wait) if has and held is not None else Operand(value, held)
-        for (held, value), has, wait in zip(pairs, has_codes, waits, strict=True)
+        Operand(value, held) if one is None else Operand(value, one, one.qparams(value), wait)
+        for (held, value), one, wait in zip(pairs, on, waits, strict=True)
     ]
 
 
 def contract(layer: Any, x: Tensor, over_values: OverValues, over_codes: OverCodes) -> Tensor:
-    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input."""
+    """`contracted`, of a layer with ``weight``, ``bias`` and quantizers for these and the input.
+
+    A `QuantTensor` that no quantizer of the layer quantizes is contracted by its own codes. The result is one where the
+    layer returns such, and its output is not quantized.
+    """
     bias, axis = layer.bias, channel_axis(layer)
     q_b = None if bias is None else layer.bias_quant
     if isinstance(q_b, BiasQuantProxy) and not q_b.requires_input_scale:
         bias, q_b = q_b(bias), None
-    if q_b is not None:
+    given, as_codes = isinstance(x, QuantTensor), layer.return_quant_tensor and layer.output_quant is None
+    if q_b is not None and (layer.input_quant is not None or not given):
         check_prescaled(layer, layer.input_quant, layer.weight_quant, axis)
+    x = x.dequantize() if isinstance(x, QuantTensor) and layer.input_quant is not None else x
     a, b = operands((layer.input_quant, x), (layer.weight_quant, layer.weight))
+    if as_codes or isinstance(x, QuantTensor):
+        return contracted_codes(a, b, bias, q_b, over_values, as_codes)
     return contracted(a, b, bias, q_b, over_values, over_codes)
+
+
+def contracted_codes(
+    x: Operand, w: Operand, bias: Tensor | None, q_b: Held, over_values: OverValues, as_codes: bool
+) -> Tensor:
+    """A contraction over tensors with codes, where both have them: a `QuantTensor`, or the values of `contracted`.
+
+    With codes, those of a bias are added to the sums, whose values then are rounded once instead of twice.
+    """
+    a, b = x.coded(), w.coded()
+    if isinstance(a, QuantTensor) and isinstance(b, QuantTensor) and a.dtype != b.dtype:
+        b = b.to(a.dtype)  # under autocast; codes and scale stay
+    if q_b is not None and bias is not None and isinstance(a, QuantTensor) and isinstance(b, QuantTensor):
+        x_qparams = QParams(a.scale) if x.held is None else x.qparams
+        if x_qparams.scale.numel() != 1:
+            raise ValueError(f"`bias_quant` needs an input of one scale, got {tuple(x_qparams.scale.shape)} of them")
+        qparams = _prescaled(len(bias), x_qparams._replace(scale=x_qparams.scale.reshape(())), w.qparams)
+        q = None if not as_codes or q_b.quantizer is None else q_b.quantizer.replace(granularity=PerAxis(0))
+        bias = q_b.quantized(bias, qparams, None) if q is None else quantized_tensor(q, bias, qparams)
+    y = over_values(a, b, bias)
+    return y if as_codes else or_same(None, y)
 
 
 def contracted(
@@ -256,6 +297,18 @@ def unlearned(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def or_same(quantizer: Held, x: Tensor) -> Tensor:
-    """``x`` quantized, or as it is where nothing is to quantize it."""
-    return x if quantizer is None else standing_in(quantizer)(x)
+def or_same(quantizer: Held, x: Tensor, as_codes: bool = False) -> Tensor:
+    """``x`` quantized, or as it is where nothing is to quantize it; a float tensor, or else ``as_codes``.
+
+    During a delay it has none.
+    """
+    if quantizer is None:
+        return x.dequantize() if isinstance(x, QuantTensor) and not as_codes else x
+    x, quantizer = x.dequantize() if isinstance(x, QuantTensor) else x, standing_in(quantizer)
+    if not as_codes or quantizer.quantizer is None:
+        y: Tensor = quantizer(x)
+        return y
+    waits, qparams = quantizer.waits(), quantizer.qparams(x)
+    if waits is not None:
+        return quantizer.quantized(x, qparams, waits)
+    return quantized_tensor(quantizer.quantizer, x, qparams, quantizer.training)

@@ -23,6 +23,7 @@ class QuantLinear(nn.Linear):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -45,4 +46,4 @@ class QuantLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
         y = contract(self, x, F.linear, matmul.linear)
-        return or_same(self.output_quant, y)
+        return or_same(self.output_quant, y, self.return_quant_tensor)

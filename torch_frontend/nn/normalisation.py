@@ -33,6 +33,7 @@ class QuantScaleBias(nn.Module):
     bias_quant: Held
     input_quant: Held
     output_quant: Held
+    return_quant_tensor = False
     load_state_dict, quant_weight = shared.load_state_dict, shared.quant_weight
 
     def __init__(
@@ -78,7 +79,7 @@ class QuantScaleBias(nn.Module):
             y = matmul.conv(q_x, rows, p, q_w, w.reshape(-1, 1, 1), kernels, bias, groups=self.num_features)
             return y.reshape(x.shape)
 
-        return or_same(self.output_quant, contract(self, x, over_values, over_codes))
+        return or_same(self.output_quant, contract(self, x, over_values, over_codes), self.return_quant_tensor)
 
     def extra_repr(self) -> str:
         """Channels, and whether there is a bias."""

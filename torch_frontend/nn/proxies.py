@@ -1,12 +1,13 @@
 """From the argument of a layer to the proxy that it holds, with every refusal on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from ...core.inject import Declaration, known_names
+from ...core.inject import Declaration, DependencyError, known_names
 from .proxies_of_given_scales import BiasQuantProxy, ClampQuantProxy, TruncQuantProxy
 from .proxy import ActQuantProxy, OneWeight, QuantProxy, WeightQuantProxy
 
@@ -37,7 +38,8 @@ def proxy(
         _check_kind(role, type(value), kind)
         if overrides:
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{role}_quant` is shared")
-        value.add_tracked_module(whole(layer, role, weight))
+        with named(f"{kind}, `{role}_quant`"):
+            value.add_tracked_module(whole(layer, role, weight))
         return value
     if "role" in value and KINDS.get(value.role, ActQuantProxy) is not KINDS.get(role, ActQuantProxy):
         raise TypeError(
@@ -47,7 +49,8 @@ def proxy(
     _check_kind(role, made_by, kind)
     given = {name: getattr(layer, name) for name in OF_LAYERS if hasattr(layer, name) and name not in value}
     declared = value.let(**given | dict(overrides)) if given or overrides else value
-    made: QuantProxy = made_by(whole(layer, role, weight), declared)
+    with named(f"{kind}, `{role}_quant`"):
+        made: QuantProxy = made_by(whole(layer, role, weight), declared)
     known = known_names(value, made._asked) | OWN_NAMES
     for name in overrides:
         if name not in known:
@@ -58,6 +61,17 @@ def proxy(
                 + (f"; did you mean {near}?" if near else "")
             )
     return made
+
+
+@contextmanager
+def named(place: str) -> Iterator[None]:
+    """Says in errors of the inside which quantizer of which layer they are about."""
+    try:
+        yield
+    except DependencyError as error:
+        raise DependencyError(f"{place}: {error}", error.missing) from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise type(error)(f"{place}: {error.args[0]}") from error
 
 
 def whole(layer: nn.Module, role: str, weight: str) -> Any:

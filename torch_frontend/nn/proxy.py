@@ -245,10 +245,6 @@ class QuantProxy(nn.Module):
         if self._depends_on_layers() and any(owner + name not in keys.missing_keys for name in names):
             self._make(self._loaded)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {**state, "_load": None, "_loaded": set()}
-
 
 def compile_quant(tensor_quant: Any, options: Mapping[str, Any]) -> None:
     """Compiles a `TensorQuantizer`, or a component as a whole."""
