@@ -115,9 +115,8 @@ def models(make: Callable[[Any, Any], nn.Module], x: Tensor, stack: ExitStack) -
         prepared(x)
         found["torch.ao static"] = convert_fx(prepared)
     else:
-        found["torch.ao quantize_dynamic"] = torch_quantization.quantize_dynamic(
-            copy.deepcopy(float_model), {nn.Linear}
-        )
+        dynamically: Any = vars(torch_quantization)["quantize_dynamic"]  # which has no types
+        found["torch.ao quantize_dynamic"] = dynamically(copy.deepcopy(float_model), {nn.Linear})
         for name, config in (("int8dq", Int8DynamicActivationInt8WeightConfig()), ("int8wo", Int8WeightOnlyConfig())):
             found[f"torchao {name}"] = model = copy.deepcopy(float_model)
             quantize_(model, config)

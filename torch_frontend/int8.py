@@ -68,14 +68,16 @@ def saturates_nowhere() -> bool:
     return torch.equal(torch._int_mm(extreme, extreme.t()).long(), want)
 
 
-def shifted(q: Quantizer, x: Tensor, qparams: QParams, *, watched: bool = True) -> Tensor | None:
+def shifted(
+    q: Quantizer, x: Tensor, qparams: QParams, *, watched: bool = True, concrete: bool | None = None
+) -> Tensor | None:
     """Codes as int8, for formats of at most 8 bits. None if NaN is seen among them, which else becomes any code.
 
     Args:
-        watched: whether to look for NaN.
+        watched: whether to look for NaN. ``concrete``: `is_concrete`, if that is known.
     """
     scale, zero = qparams.scale, wide(qparams.zero_point, qparams.scale)
-    if not is_concrete(x, scale, zero):
+    if not (is_concrete(x, scale, zero) if concrete is None else concrete):
         return narrow(q, numbers_of(q, x, scale, zero))
     if x.numel() <= WHOLE:
         work = x / scale if x.dtype == scale.dtype else x.to(scale.dtype).div_(scale)

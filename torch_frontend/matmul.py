@@ -303,29 +303,28 @@ def _gradients(layer: Layer, tensors: Sequence[Any], g: Tensor, wanted: Sequence
     for_x, for_w = any(wanted[:3]) or learns_x, any(wanted[3:6]) or learns_w
     wide = widened(g)
     x_hat = _dequantized(layer.q_x, x, x_scale, x_zero, x_seed) if for_w else x.to(wide.dtype)
-    w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
-    if layer.matrices:
-        with without_autocast(wide):
-            dx = wide @ w_hat if for_x else None
-            dw = wide.transpose(-2, -1) @ x_hat if for_w else None
-    elif layer.window is None:
-        wide = _rows(wide)
-        with without_autocast(wide):
-            dx = (wide @ w_hat).reshape(x.shape) if for_x else None
-            dw = wide.t() @ _rows(x_hat) if for_w else None
-    else:
+    if layer.window is not None:
+        w_hat = _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else w.to(wide.dtype)
         dx, dw = convolution_gradients(layer.window, wide, x_hat, w_hat, (for_x, for_w))
+    else:
+        wide, x_hat = (_rows(wide), _rows(x_hat)) if layer.linear else (wide, x_hat)
+        with without_autocast(wide):
+            dw = wide.transpose(-2, -1) @ x_hat if for_w else None
+            del x_hat  # before there is the other: a step has less memory at its peak
+            dx = wide @ _dequantized(layer.q_w, w, w_scale, w_zero, w_seed) if for_x else None
+        dx = dx.reshape(x.shape) if dx is not None and layer.linear else dx
     of_x: Sequence[Tensor | None] = (None, None, None)
     of_w: Sequence[Tensor | None] = (None, None, None)
     d_x_seed = d_w_seed = None
-    if dx is not None:
-        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]
     if dw is not None:
         of_w = routes.gradients(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), wanted[3:6], w_seed)[:3]
-    if learns_x and dx is not None:
-        d_x_seed = routes.rounding_gradient(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), x_seed)
     if learns_w and dw is not None:
         d_w_seed = routes.rounding_gradient(layer.q_w, w, w_scale, w_zero, narrowed(dw, w.dtype), w_seed)
+    del dw
+    if dx is not None:
+        of_x = routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]
+    if learns_x and dx is not None:
+        d_x_seed = routes.rounding_gradient(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), x_seed)
     axes = [axis for axis in range(wide.ndim) if axis != 1]
     return *of_x, *of_w, wide.sum(axes).to(bias.dtype) if wanted[6] else None, d_x_seed, d_w_seed
 

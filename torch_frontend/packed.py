@@ -117,14 +117,14 @@ class PackedWeight:
         if scale.ndim:
             scale, zero = scale.reshape(-1, 1), None if zero is None else zero.reshape(-1, 1)
         qparams, concrete = QParams(scale, zero), is_concrete(x, scale)
-        a = int8.shifted(self.q_x, rows, qparams, watched=self.watched)
+        a = int8.shifted(self.q_x, rows, qparams, watched=self.watched, concrete=concrete)
         if a is None:
             return None
         total = int8.int8_sum(a, int8.shift(self.q_x, qparams), self.codes, self.shift, self.sums)
         if not concrete and self.watched:  # where NaN was not seen: it goes to the outputs of its row by the scale
             largest = rows.amax(1, keepdim=True).to(scale.dtype)
             scale = torch.where(largest != largest, largest, scale)
-        y = self._scaled(total, scale, bias, x.dtype)
+        y = self._scaled(total, scale, bias, x.dtype, concrete=concrete)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self.shape[0])
 
     def conv(self, x: Tensor, qparams: QParams, bias: Tensor | None, window: Window) -> Tensor | None:
@@ -143,7 +143,7 @@ class PackedWeight:
         if not concrete and not _are_numbers(x.shape[2:]):
             return None  # inductor fails at rows of so many variables
         lengths = window.lengths(tuple(x.shape), tuple(self.shape))
-        a = int8.shifted(self.q_x, x, qparams, watched=self.watched)
+        a = int8.shifted(self.q_x, x, qparams, watched=self.watched, concrete=concrete)
         if a is None or min(lengths) < 1:
             return None
         shift = int8.shift(self.q_x, qparams)
@@ -154,14 +154,16 @@ class PackedWeight:
             nan = (x != x).any(1, keepdim=True).to(scale.dtype)
             met = convolve(window, nan, nan.new_ones((1, 1, *kernel)))
             scale = torch.where(met > 0, torch.nan, scale).movedim(1, -1).reshape(-1, 1)
-        y = self._scaled(total, scale, bias, x.dtype)
+        y = self._scaled(total, scale, bias, x.dtype, concrete=concrete)
         return y.reshape(x.shape[0], *lengths, self.shape[0]).movedim(-1, 1)
 
-    def _scaled(self, total: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _scaled(
+        self, total: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype, *, concrete: bool
+    ) -> Tensor:
         """``fl(fl(fl(total) * scale * s_w) + bias)`` of ``(rows, out)``; see `matmul`."""
         scale = scale * self.row
         y = total.to(scale.dtype)
-        if is_concrete(total, scale):
+        if concrete:
             y.mul_(scale.clamp_(min=self.least))
             y = y if bias is None else y.add_(bias.to(y.dtype))
         else:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import QParams, Quantizer
-from .quantizer import choose_qparams, fake_quantize, takes_absmax
+from .eager_scales import takes_absmax
+from .quantizer import choose_qparams, fake_quantize
 
 
 class Programs(NamedTuple):

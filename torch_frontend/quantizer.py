@@ -21,7 +21,6 @@ Two routes compute the same operations: `eager`, in place over chunks that stay 
 that a compiler fuses and ``torch.func`` transforms.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -30,17 +29,18 @@ from torch import Tensor
 from ..core import checks
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
 from ..core.directions import Rounding
-from ..core.granularity import PerTensor, qparams_shape
-from ..core.scales import SEARCHED, Denominator, Restriction, Statistic
+from ..core.granularity import qparams_shape
+from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_operands, check_qparams, check_tensor
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
+from .eager_scales import scale_of_absmax, takes_absmax
 from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
 from .half_quadratic import half_quadratic_range
 from .ranges import average_range, percentile_range, searched_range
-from .scaling import affine_scale, divisor, restrict_scale, symmetric_scale
+from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max, positive_peak
 from .zero_point import affine_zero_point, float_zero_point
 
@@ -64,7 +64,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
         return QParams(scale, torch.full_like(given, q.scale.zero_point_value, dtype=kind) if q.affine else None)
     x = x.detach()
     if is_concrete(x) and x.numel() and takes_absmax(q):
-        return QParams(_scale_of_absmax(q, x))
+        return QParams(scale_of_absmax(q, x))
     low, high = _range(q, x)
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
@@ -253,29 +253,6 @@ class _FakeQuantizeEagerly(torch.autograd.Function):
         wanted = (*ctx.needs_input_grad[:3], False)
         d = routes.gradients(ctx.q, x, scale, zero_point, g, wanted, may_be_nan=ctx.may_be_nan)
         return d.x, d.scale, d.zero_point, None
-
-
-def takes_absmax(q: Quantizer) -> bool:
-    """Whether the scale is the largest magnitude over a divisor, raised to the smallest normal number: no more."""
-    rule = q.scale
-    plain = rule.statistic is Statistic.EXTREMES and rule.restriction is Restriction.FLOAT and rule.floor is None
-    return plain and not q.affine and rule.denominator is not Denominator.LARGER
-
-
-def _scale_of_absmax(q: Quantizer, x: Tensor) -> Tensor:
-    """The scale of `takes_absmax` in eager mode, by few operations: what a small array takes is their number.
-
-    A single one by numbers of Python: a float64 quotient of float32 numbers, rounded once more, is the float32 one.
-    """
-    dtype = wide_dtype(x.dtype)
-    least = torch.finfo(dtype).smallest_normal
-    if isinstance(q.granularity, PerTensor):
-        magnitude = max(-x.amin().item(), x.amax().item())
-        checks.check_finite_statistic(magnitude < math.inf)
-        return torch.full((), max(magnitude / divisor(q), least), dtype=dtype, device=x.device)
-    magnitudes = widened(absmax(x, q.granularity))
-    checks.check_finite_statistic(magnitudes.amax().item() < math.inf)
-    return (magnitudes / torch.full((), divisor(q), dtype=dtype, device=x.device)).clamp_(min=least)
 
 
 def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:

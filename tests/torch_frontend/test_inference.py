@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,7 @@ from samebits import core
 from samebits.core import QParams, ScaleRule, catalog
 from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.proofs.modes.arrays import to_torch
-from samebits.torch_frontend import arrays, int8, matmul, packed
+from samebits.torch_frontend import QuantTensor, arrays, int8, packed
 from samebits.torch_frontend import nn as qnn
 from samebits.torch_frontend.nn import quant_inference_mode
 from samebits.torch_frontend.packed import PackedWeight
@@ -66,6 +64,7 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "plain": conv(3),
     "weights alone": conv(3, input_quant=None),
     "strides and margins": conv((3, 2), (2, 1), (1, 2), input_quant=RUNNING),
+    "zero points in margins": conv(3, padding=1),
     "same": conv(2, padding="same", input_quant="int8_per_tensor"),
     "one by one": conv(1, weight_quant="uint8_affine_per_channel"),
     "in groups": conv(3, groups=4),
@@ -173,6 +172,19 @@ def test_recurrent_layers_and_attention() -> None:
             assert any(held is not None and held.weights for held in kept)
 
 
+def test_tensors_with_codes_between_layers() -> None:
+    x = torch.randn(5, 32)
+    first, second = qnn.QuantReLU(RUNNING, return_quant_tensor=True), qnn.QuantLinear(32, 6, return_quant_tensor=True)
+    module: Any = settled(lambda: nn.Sequential(first, second), x)
+    with torch.no_grad():
+        want = module(x)
+        with quant_inference_mode(module):
+            got = module(x)
+    assert type(got) is type(want) is QuantTensor
+    assert_same_bits(want.dequantize(), got.dequantize())
+    assert_same_bits(want.int(), got.int())
+
+
 def test_large_arrays_are_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(70, 32)
     modules = [settled(LINEAR[name], x) for name in ("dynamic", "per token", "static")]
@@ -193,55 +205,6 @@ def test_without_int8_products_the_bits_are_the_same(monkeypatch: pytest.MonkeyP
     with quant_inference_mode(module), torch.no_grad():
         assert module.weight_quant.kept.weights[0].codes is None
     assert_same(module, x)
-
-
-# --- knife edges ------------------------------------------------------------------------------------------------------
-
-
-def product(name: str, x: Any, zero: int | None, w_name: str, w: Any, w_zero: int | None, bias: Any = None) -> Tensor:
-    """`core.linear` of codes at scales of 1, with which a packed weight is compared."""
-    q_x, q_w, one = catalog[name], catalog[w_name], np.float32(1)
-    p, r = QParams(one, None if zero is None else np.int32(zero)), QParams(np.ones((len(w), 1), np.float32))
-    r = r if w_zero is None else r._replace(zero_point=np.full((len(w), 1), w_zero, np.int32))
-    want = core.linear(q_x, x, p, q_w, w, r, bias)
-    given = [QParams(*(None if v is None else to_torch(np.asarray(v)) for v in qparams[:2])) for qparams in (p, r)]
-    held = PackedWeight(q_x, q_w, to_torch(w), given[1])
-    assert held.codes is not None
-    got = matmul.linear(q_x, to_torch(x), given[0], q_w, held, given[1], None if bias is None else to_torch(bias))
-    assert_same_bits(want, got, call=f"{name} {w_name} {x.shape}")
-    return got
-
-
-def test_accumulators_around_2_to_the_24_are_rounded_once() -> None:
-    """127 * 127 * n and one odd unit more or less: float32 has even numbers alone from 2**24 on, ties go to even."""
-    n = 2**24 // (127 * 127)
-    for more in range(-3, 4):
-        x = np.full((3, n + 3), 127, np.float32)
-        w = np.full((2, n + 3), 127, np.float32)
-        rest = 2**24 + more - 127 * 127 * n
-        w[:, n:], x[:, n] = 0, 127
-        w[:, n], w[:, n + 1] = divmod(rest, 127)
-        x[:, n + 1] = 1
-        w[1] = -w[1]
-        y = product("int8_per_tensor", x, None, "int8_per_channel", w, None)
-        assert y[0].tolist() == [np.float32(2**24 + more), -np.float32(2**24 + more)]
-
-
-def test_the_largest_sums_fit_int32() -> None:
-    n = 2**15 - 1
-    for zero, sign in ((0, 1), (255, -1)):
-        x, w = np.full((2, n), 255.0 if zero == 0 else -255.0, np.float32), np.full((3, n), 255.0, np.float32)
-        y = product("uint8_affine_per_tensor", x, zero, "uint8_affine_per_channel", w, 0)
-        assert y[0, 0] == np.float32(sign * 255 * 255 * n)
-
-
-def test_products_of_scales_below_the_smallest_number() -> None:
-    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
-    x, w = np.eye(4, dtype=np.float32) * 2.0**-70, np.full((3, 4), 2.0**-60, np.float32)
-    p, r = core.choose_qparams(q_x, x), core.choose_qparams(q_w, w)
-    want = core.linear(q_x, x, p, q_w, w, r)
-    p, r = (QParams(to_torch(np.asarray(v.scale))) for v in (p, r))
-    assert_same_bits(want, matmul.linear(q_x, to_torch(x), p, q_w, PackedWeight(q_x, q_w, to_torch(w), r), r))
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -375,6 +338,14 @@ def test_proxies_made_again_or_disabled() -> None:
         layer.weight.mul_(2)
         layer.weight_quant.init_tensor_quant()
         again = layer(x)
+        inner, layer.weight_quant.tensor_quant = (
+            layer.weight_quant.tensor_quant,
+            qnn.TensorQuantizer("int2_per_channel"),
+        )
+        other = layer(x)
+        layer.weight_quant.tensor_quant = inner
+        assert_same_bits(again, layer(x))
+        assert not torch.equal(again, other)
     with torch.no_grad():
         assert_same_bits(again, layer(x))
         layer.weight_quant.disable_quant = True

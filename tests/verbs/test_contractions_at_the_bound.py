@@ -19,7 +19,7 @@ from samebits.core.contraction import accumulator_bound, contracts_codes, larges
 from samebits.jax_backend.exact import integer_contraction
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_jax, to_torch
-from samebits.torch_frontend import exact
+from samebits.torch_frontend import exact, int8
 
 Array = NDArray[Any]
 EXACT = 2**24
@@ -106,9 +106,9 @@ def test_int8_products_of_torch_fit_an_int32(terms: int) -> None:
     x = torch.full((2, terms), 255.0)
     x[1, ::2] = 0
     w = torch.full((1, terms), 255.0)
-    got = exact.int8_product(UINT8_AFFINE, x, qparams, UINT8_AFFINE, w, qparams)
+    got = int8.int8_product(UINT8_AFFINE, x, qparams, UINT8_AFFINE, w, qparams)
     want = (x.long() @ w.long().t()).numpy()
-    if exact.saturates_nowhere():
+    if int8.saturates_nowhere():
         assert (got is None) == (terms in (1, 2**15, 33100))
     if got is not None:
         assert np.array_equal(got.numpy(), want)

@@ -76,6 +76,7 @@ def _pack(model: nn.Module, _: object = None) -> None:
 
 def _pack_weight(layer: Any, kept: Kept) -> None:
     """Quantizes a weight in the form that its layer is going to ask for."""
+    kept.qparams(layer.weight)
     q_x = getattr(layer, "input_quant", None)
     packed = kept.packed(None if q_x is None else q_x.quantizer, layer.weight)
     if isinstance(packed, PackedWeight) and packed.codes is not None and packed.ndim > 2:

@@ -84,9 +84,11 @@ class Kept:
         return qparams
 
     def packed(self, q_x: Quantizer | None, weight: Tensor) -> Tensor | PackedWeight:
-        """The weight, quantized for contractions with inputs of ``q_x``; itself where it is not kept."""
+        """The weight, quantized for contractions with inputs of ``q_x``; itself where it is not kept.
+
+        Asked after `qparams`, which looks whether it has been written to.
+        """
         if isinstance(weight, nn.Parameter) and (weight.ndim > 1 or q_x is None):
-            self._look()
             for packed in self.weights:
                 if packed.weight is weight and packed.q_x is q_x:
                     return packed

@@ -181,8 +181,7 @@ class Operand(NamedTuple):
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
-    pairs = tuple((standing_in(held), value) for held, value in pairs)
-    on = [None if held is None or held.quantizer is None else held for held, _ in pairs]
+    on = [None if held is None or held.quantizer is None else standing_in(held) for held, _ in pairs]
     waits = [None if one is None else one.waits() for one in on]
     return [
         Operand(value, held) if one is None else Operand(value, one, one.qparams(value), wait)
