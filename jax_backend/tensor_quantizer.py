@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from .sharding import lying_as
 
 Array = jax.Array
 State = tuple[Array, ...]  # scale, zero point when affine, and history where there is a window
+T = TypeVar("T")
 _NUMBERS = count()  # of the quantizers that draw, in the order in which they are made
 
 
@@ -150,8 +151,7 @@ class TensorQuantizer(nnx.Module):
     def quantized(self, x: Array, qparams: QParams, waits: Array | None, axes: Axes | None = None) -> Array:
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``; it keeps its layout, ``axes`` as in `qparams`."""
         if waits is not None:
-            value: Array = either(waits, lambda: x, lambda: self.quantized(x, qparams, None, axes))
-            return value
+            return either(waits, lambda: x, lambda: self.quantized(x, qparams, None, axes))
         q = self.quantizer
         if axes is None:
             return fake_quantize(q, x, qparams)
@@ -306,11 +306,12 @@ def _counted(q: Quantizer, seen: Array) -> Array:
     return more if _is_mean(q) else jnp.minimum(more, np.uint32(max(steps, q.delay)))
 
 
-def either(condition: Array, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+def either(condition: Array, yes: Callable[[], T], no: Callable[[], T]) -> T:
     """``yes()`` or ``no()``, only one of them computed; the gradient is that of the one."""
     if is_concrete(condition):  # `cond` would compile both anew at every call
         return yes() if condition else no()
-    return lax.cond(condition, yes, no)
+    chosen: T = lax.cond(condition, yes, no)
+    return chosen
 
 
 def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array | None) -> tuple[State, State | None]:

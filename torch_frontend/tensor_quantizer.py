@@ -175,9 +175,8 @@ class TensorQuantizer(nn.Module):
     def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
         """`fake_quantize` of ``x``, or ``x`` where it ``waits``."""
         if waits is None:
-            return (
-                fake_quantize(self.quantizer, x, qparams) if self.programs is None else self.programs.fake(x, qparams)
-            )
+            q, own = self.quantizer, self.programs
+            return fake_quantize(q, x, qparams) if own is None else own.fake(x, qparams)
         if is_concrete(x, waits) and not may_share():  # there every parameter must have a gradient, if it is 0
             return x
         qparams = check_operands(self.quantizer, x, qparams)

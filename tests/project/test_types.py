@@ -27,6 +27,8 @@ REASONS = {
     "torch_frontend/loading.py load_state_dict": "what `torch.nn.Module.load_state_dict` takes and gives",
     "torch_frontend/nn/": "fields of quantizers as keywords, each of its own type; layers and quantizers of any class",
     "torch_frontend/quant_": "what operators of torch take and give",
+    "torch_frontend/programs.py programs(options)": "options of `torch.compile`",
+    "torch_frontend/tensor_quantizer.py TensorQuantizer.compile_quant(options)": "options of `torch.compile`",
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
     "jax_backend/arrays.py ": WIDTHS,
     "jax_backend/derivatives.py ": "a callable object of JAX, and types of arrays, for which JAX has no public name",
