@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from samebits import core, torch_frontend
 from samebits.core import (
+    CodebookFormat,
     FloatFormat,
     Gradient,
     IntegerFormat,
@@ -372,3 +373,15 @@ def test_refused(case: str) -> None:
     error, message, call = REFUSED[case]
     with pytest.raises(error, match=message):
         call(torch_frontend)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(0), PerToken()])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scales_beyond_the_largest_number(granularity: Any, dtype: Any) -> None:
+    """A format whose largest number is below 1, so that the quotient overflows."""
+    q = Quantizer(format=CodebookFormat((-0.5, 0.0, 0.25, 0.5)), granularity=granularity)
+    x = np.array([[0.9, -0.1], [1, 2]], dtype) * np.array([[np.finfo(dtype).max], [1]], dtype)
+    with np.errstate(over="ignore"):
+        expected = core.choose_qparams(q, x)
+    assert np.isnan(expected.scale).any()
+    assert_same_bits(expected, torch_frontend.choose_qparams(q, to_torch(x)))
