@@ -10,7 +10,7 @@ from samebits.core import PerGroup, Quantizer, Rounding, formats
 from .examine import quantizer
 from .planted import ROUTES, TORCH, Fault
 from .planted_formats import BINARY, CODEBOOK, E2M1, E4M3, E5M2_INF, MX_FOUR, TERNARY, Builder, named, verb
-from .planted_sums import _interval
+from .planted_sums import _interval, without_shortcut
 
 MX_CEIL, MX_EVEN = quantizer("mxfp4_e2m1_ceil"), quantizer("mxfp4_e2m1_even")
 NV = quantizer("nvfp4").replace(granularity=PerGroup(32))
@@ -114,7 +114,7 @@ def scale_faults() -> Iterator[Fault]:
         room, m = ROUTES[route]
         for target, builder, quantizers in kinds:
             for name, q in quantizers.items():
-                plants = [(f"{room}.scaling.{target}", named(builder, room, m, name))]
+                plants = [(f"{room}.scaling.{target}", named(builder, room, m, name)), *without_shortcut(route)]
                 yield Fault(name, route, plants, q, frozenset({"scale"}))
 
 
