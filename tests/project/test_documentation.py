@@ -129,7 +129,7 @@ def test_the_table_of_the_check_is_of_the_catalog() -> None:
 
 def test_examples_of_the_readme_are_short() -> None:
     programs = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(programs) == 3
+    assert len(programs) == 4
     for program in programs:
         assert len([line for line in program.splitlines() if line]) <= 10
 
