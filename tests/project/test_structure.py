@@ -276,7 +276,7 @@ def test_proofs_offers_its_names_lazily() -> None:
 
 def test_proofs_says_what_its_rooms_are() -> None:
     rooms = sorted(path.parent.name for path in (ROOT / "proofs").glob("*/__init__.py"))
-    assert rooms == ["certificates", "check", "cli", "divergence", "inputs", "laws", "modes"]
+    assert rooms == ["certificates", "check", "cli", "conformance", "divergence", "inputs", "laws", "modes"]
     for room in rooms:
         assert len(ast.get_docstring(parsed(ROOT / "proofs" / room / "__init__.py")) or "") > 100
         assert len(parsed(ROOT / "proofs" / room / "__init__.py").body) == 1, "an __init__ that imports makes circles"
