@@ -1,0 +1,262 @@
+"""Which rule of a quantizer answers break, and which known system computes exactly them.
+
+Found by trying: the specification with one field changed, or in a dialect, is asked the same. What no such change
+explains is told from the numbers alone.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core import dialects
+from ...core.arithmetic import ClampOrder, ComputeDtype, Division, NanRule, ZeroPointOrder, ZeroPointRule
+from ...core.descriptions import Gradient, Quantizer
+from ...core.directions import DETERMINISTIC
+from ...core.granularity import Shape
+from ...core.quantizer import choose_qparams
+from ...core.scales import Denominator, Restriction
+from ..inputs.bits import is_float, raw_bits
+from .vectors import answers
+
+Array = NDArray[Any]
+TRIED = 128  # arrays from which parameters are chosen once more, for each rule
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Single elements that were asked, all 1-d: inputs, the parameters of each, and incoming gradients."""
+
+    x: Array
+    scale: Array
+    zero: Array | None
+    g: Array
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The dialects, "samebits" for ours, with exactly these answers, and those with them but for some inputs."""
+
+    exactly: tuple[str, ...] = ()
+    but_for_nan: tuple[str, ...] = ()
+    but_for_zeros: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """One line."""
+        if self.exactly:
+            return f"has exactly the bits of {', '.join(self.exactly)}"
+        near = {"NaN": self.but_for_nan, "the sign of zero": self.but_for_zeros}
+        said = [f"{', '.join(names)} but for {what}" for what, names in near.items() if names]
+        return f"has the bits of {'; of '.join(said)}" if said else "no dialect has exactly its bits"
+
+
+def unlike(expected: Array, got: Array) -> Array:
+    """Where two arrays of one shape differ: codes as numbers, floats bit for bit, any NaN equal to any NaN."""
+    if not is_float(expected.dtype):
+        return np.asarray(np.asarray(expected).astype(np.int64) != np.asarray(got).astype(np.int64))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.asarray((raw_bits(expected) != raw_bits(got)) & ~(np.isnan(expected) & np.isnan(got)))
+
+
+@np.errstate(all="ignore")  # special values are meant
+def likeness(q: Quantizer, asked: Asked, got: Mapping[str, Array], counts: Array | None = None) -> Likeness:
+    """Which dialects have these answers.
+
+    Args:
+        got: by column of `vectors.elements`, code, value or dx; those that are there count.
+        counts: bool, the codes that are defined; None for all.
+    """
+    found: dict[str, list[str]] = {"exactly": [], "but_for_nan": [], "but_for_zeros": []}
+    nan = np.isnan(asked.x)
+    for name, known in {"samebits": q, **dict(_dialects(q))}.items():
+        theirs = _tried(known, asked)
+        if theirs is None or any(theirs[column].dtype != values.dtype for column, values in got.items()):
+            continue
+        differ = np.zeros(len(asked.x), np.bool_)
+        beyond_zeros = np.zeros(len(asked.x), np.bool_)
+        for column, values in got.items():
+            own = unlike(theirs[column], values)
+            own &= counts if column == "code" and counts is not None else True
+            differ |= own
+            beyond_zeros |= own & ~((theirs[column] == 0) & (values == 0))
+        if not differ.any():
+            found["exactly"].append(name)
+        elif not (differ & ~nan).any():
+            found["but_for_nan"].append(name)
+        elif not beyond_zeros.any():
+            found["but_for_zeros"].append(name)
+    return Likeness(**{kind: tuple(names) for kind, names in found.items()})
+
+
+@np.errstate(all="ignore")  # special values are meant
+def broken_rule(q: Quantizer, asked: Asked, column: str, expected: Array, got: Array, at: int) -> str:
+    """The rule that one answer breaks, in words.
+
+    Args:
+        column: what was answered: "code", "value" or "dx".
+        expected, got: the answers of all elements, 1-d; ``at``: the one to explain.
+    """
+    x = asked.x[at]
+    if np.isnan(x) and column != "dx":
+        if q.arithmetic.nan is NanRule.PROPAGATE:
+            return "NaN: must stay NaN" if is_float(expected.dtype) else "NaN: must be the code of NaN"
+        return f"NaN: must become the code {q.arithmetic.nan}"
+    if column == "value" and expected[at] == got[at] == 0:
+        return f"negative zero: must be {float(expected[at])!r}, since {_sign_of_zero(q)}"
+    one = slice(at, at + 1)
+    alone = Asked(asked.x[one], asked.scale[one], None if asked.zero is None else asked.zero[one], asked.g[one])
+    best: tuple[int, str] | None = None
+    for words, other in variants(q):
+        here = _tried(other, alone)
+        if here is None or here[column].dtype != got.dtype or unlike(here[column], got[one]).any():
+            continue
+        everywhere = _tried(other, asked)
+        wrong = len(asked.x) if everywhere is None else int(unlike(everywhere[column], got).sum())
+        if best is None or wrong < best[0]:
+            best = wrong, words
+    if best is not None:
+        return best[1]
+    return _told(q, alone, column, got[at])
+
+
+@np.errstate(all="ignore")
+def broken_scale_rule(q: Quantizer, x: Array, shape: Shape, column: str, got: Array, at: int) -> str:
+    """The rule that a chosen scale or zero point breaks, in words.
+
+    Args:
+        x: ``(rows, elements)``, arrays of ``shape``; ``column``: "scale" or "zero_point".
+        got: ``(rows, parameters)``; ``at``: the row to explain.
+    """
+    order = [at, *(i for i in range(min(len(x), TRIED)) if i != at)]
+    best: tuple[int, str] | None = None
+    for words, other in scale_variants(q):
+        wrong = 0
+        for row in order:
+            chosen = _chosen(other, x[row].reshape(shape), column)
+            differs = chosen is None or chosen.dtype != got.dtype or bool(unlike(chosen, got[row]).any())
+            if differs and row == at:
+                wrong = -1
+                break
+            wrong += differs
+        if wrong >= 0 and (best is None or wrong < best[0]):
+            best = wrong, words
+    if best is not None:
+        return best[1]
+    return f"{column}: must be chosen from the array as `choose_qparams` says"
+
+
+def variants(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
+    """Quantizers that differ from this one in one field of what they compute, each with the rule that this breaks."""
+    a = q.arithmetic
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if q.affine and a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
+        words = "zero point before rounding: round(x / scale + zero_point), must be round(x / scale) + zero_point"
+        changes.append((words, {"zero_point_order": ZeroPointOrder.BEFORE_ROUNDING}))
+    if a.division is Division.DIVIDE:
+        words = "reciprocal: x * (1 / scale), must be x / scale, one correctly rounded division"
+        changes.append((words, {"division": Division.RECIPROCAL}))
+    for rounding in DETERMINISTIC:
+        changes.append((f"rounding direction: {rounding}, must be {q.rounding}", {"rounding": rounding}))
+    changes.append(("negative zero: -0 is kept, must become +0", {"keep_negative_zero": True}))
+    for dtype in ComputeDtype:
+        words = f"dtype of the steps: {dtype}, must be {a.compute_dtype}"
+        changes.append((words, {"compute_dtype": dtype}))
+    changes.append(("subnormals: flushed to zero, must be kept", {"flush_subnormals": True}))
+    words = "clamp before rounding: must come after it"
+    changes.append((words, {"clamp_order": ClampOrder.BEFORE_ROUNDING}))
+    narrow = getattr(q.format, "narrow", None)
+    if narrow is not None:
+        words = f"clamp: codes must end at {q.format.lo} and {q.format.hi}"
+        changes.append((words, {"narrow": not narrow}))
+    if hasattr(q.format, "saturate"):
+        changes.append(("overflow: saturation is the other way round", {"saturate": not q.format.saturate}))
+    for rule in Gradient:
+        changes.append((f"gradient mask: {rule}, must be {q.gradient}", {"gradient": rule}))
+    yield from _changed(q, changes)
+
+
+def scale_variants(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
+    """The same for how parameters are chosen."""
+    rule = q.scale
+    changes: list[tuple[str, dict[str, Any]]] = []
+    for denominator in Denominator:
+        changes.append((f"denominator: {denominator}, must be {rule.denominator}", {"denominator": denominator}))
+    for restriction in Restriction:
+        changes.append((f"restriction: {restriction}, must be {rule.restriction}", {"restriction": restriction}))
+    for floor in (0.0, 2.0**-23, 2.0**-24):
+        changes.append((f"floor of scales: {floor!r}, must be {rule.floor or 'the smallest normal'}", {"floor": floor}))
+    for replacement in (1.0, 0.1):
+        words = f"empty range: scale {replacement}, must be the floor"
+        changes.append((words, {"replace_below": 2.0**-126, "replacement": replacement}))
+    changes.append(("reciprocal: m * (1 / d), must be m / d", {"scale_division": Division.RECIPROCAL}))
+    for dtype in ComputeDtype:
+        changes.append((f"dtype of the range: {dtype}, must be the working one", {"scale_dtype": dtype}))
+    for name in ("with_zero", "low_with_zero", "of_data"):
+        changes.append((f"range: {name}, must be {rule.range}", {"range": name}))
+    for rounding in DETERMINISTIC:
+        words = f"rounding direction of zero points: {rounding}, must be {rule.zero_point_rounding}"
+        changes.append((words, {"zero_point_rounding": rounding}))
+    for way in ZeroPointRule:
+        changes.append((f"zero point: {way}, must be {rule.zero_point_rule}", {"zero_point_rule": way}))
+    yield from _changed(q, changes)
+
+
+def _changed(q: Quantizer, changes: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Quantizer]]:
+    for words, change in changes:
+        try:
+            other = q.replace(**change)
+        except (TypeError, ValueError):
+            continue  # what the format or the rest of the description does not allow
+        if other != q:
+            yield words, other
+
+
+def _dialects(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
+    """Dialects that this quantizer can be of, with the same kind of zero points."""
+    for name, changes in dialects.items():
+        try:
+            other = q.replace(**changes)
+        except (TypeError, ValueError):
+            continue
+        if other.zero_point is q.zero_point and other.arithmetic.zero_point_domain is q.arithmetic.zero_point_domain:
+            yield name, other
+
+
+def _tried(q: Quantizer, asked: Asked) -> dict[str, Array] | None:
+    """What another quantizer answers, None where it refuses."""
+    try:
+        return answers(q, asked.x, asked.scale, asked.zero, asked.g)
+    except (TypeError, ValueError):
+        return None
+
+
+def _chosen(q: Quantizer, x: Array, column: str) -> Array | None:
+    try:
+        value = getattr(choose_qparams(q, x), column)
+    except (TypeError, ValueError):
+        return None
+    return None if value is None else np.asarray(value).reshape(-1)
+
+
+def _sign_of_zero(q: Quantizer) -> str:
+    return "codes keep its sign" if q.arithmetic.keep_negative_zero or q.format.negative_zero else "codes have one zero"
+
+
+def _told(q: Quantizer, one: Asked, column: str, got: Any) -> str:
+    """The rule that an answer breaks which no change of a field explains."""
+    if column == "dx":
+        return "gradient mask: dx must be g where the code was not clamped, else +0"
+    right = answers(q, one.x, one.scale, one.zero, one.g)
+    x, scale = float(one.x[0]), float(one.scale[0])
+    zero = 0.0 if one.zero is None or q.arithmetic.has_float_zeros else float(one.zero[0])
+    quotient = f"x / scale is {x / scale!r}, the code must be {int(right['code'][0])}"
+    if np.isnan(float(got)):
+        return f"NaN: must come from NaN alone; {quotient}"
+    if column == "value" and abs(float(got) - float(right["value"][0])) < scale / 4:
+        return f"value: must be (code - zero_point) * scale, rounded once; {quotient}"
+    if not q.format.lo < x / scale + zero < q.format.hi:
+        return f"clamp: numbers end at {q.format.lo} and {q.format.hi}; {quotient}"
+    return f"code: {quotient}"
