@@ -1,8 +1,8 @@
 """The same in NumPy: int8 per tensor, judged by the test vectors of samebits, which it reads and answers as text.
 
-    samebits vectors int8_per_tensor --out vectors
-    python examples/verify_in_c/int8_per_tensor.py vectors > answers.txt
-    samebits verify vectors --results answers.txt
+samebits vectors int8_per_tensor --out vectors
+python examples/verify_in_c/int8_per_tensor.py vectors > answers.txt
+samebits verify vectors --results answers.txt
 """
 
 import sys

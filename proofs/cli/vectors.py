@@ -52,9 +52,7 @@ def vectors(
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A directory that `samebits vectors` wrote.", metavar="DIR")],
-    results: Annotated[
-        Path | None, typer.Option(help="The answers: text, or .safetensors.", metavar="FILE")
-    ] = None,
+    results: Annotated[Path | None, typer.Option(help="The answers: text, or .safetensors.", metavar="FILE")] = None,
     json: Json = False,
 ) -> None:
     """Judge another implementation's answers to test vectors; exit code 1 where one is not right."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,20 +38,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Likeness:
-    """The dialects, "samebits" for ours, with exactly these answers, and those with them but for some inputs."""
+    """Which dialects, "samebits" for ours, have these answers.
+
+    Args:
+        exactly: those that have all of them.
+        apart: where there is none, those that have all but some inputs, by what these are: "NaN", "the sign of zero",
+            "subnormal numbers", or several of these. Only those with the fewest of these.
+    """
 
     exactly: tuple[str, ...] = ()
-    but_for_nan: tuple[str, ...] = ()
-    but_for_zeros: tuple[str, ...] = ()
+    apart: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def words(self) -> str:
         """One line."""
         if self.exactly:
-            return f"has exactly the bits of {', '.join(self.exactly)}"
-        near = {"NaN": self.but_for_nan, "the sign of zero": self.but_for_zeros}
-        said = [f"{', '.join(names)} but for {what}" for what, names in near.items() if names]
-        return f"has the bits of {'; of '.join(said)}" if said else "no dialect has exactly its bits"
+            return f"exactly the bits of {', '.join(self.exactly)}"
+        said = [f"but for {what} the bits of {', '.join(names)}" for what, names in self.apart]
+        return "; ".join(said) or "the bits of no dialect"
 
 
 def unlike(expected: Array, got: Array) -> Array:
@@ -69,26 +74,42 @@ def likeness(q: Quantizer, asked: Asked, got: Mapping[str, Array], counts: Array
         got: by column of `vectors.elements`, code, value or dx; those that are there count.
         counts: bool, the codes that are defined; None for all.
     """
-    found: dict[str, list[str]] = {"exactly": [], "but_for_nan": [], "but_for_zeros": []}
-    nan = np.isnan(asked.x)
+    found: dict[tuple[str, ...], list[str]] = {}
     for name, known in {"samebits": q, **dict(_dialects(q))}.items():
         theirs = _tried(known, asked)
-        if theirs is None or any(theirs[column].dtype != values.dtype for column, values in got.items()):
+        if theirs is None or not all(_comparable(theirs[column], values) for column, values in got.items()):
             continue
-        differ = np.zeros(len(asked.x), np.bool_)
-        beyond_zeros = np.zeros(len(asked.x), np.bool_)
-        for column, values in got.items():
-            own = unlike(theirs[column], values)
-            own &= counts if column == "code" and counts is not None else True
-            differ |= own
-            beyond_zeros |= own & ~((theirs[column] == 0) & (values == 0))
-        if not differ.any():
-            found["exactly"].append(name)
-        elif not (differ & ~nan).any():
-            found["but_for_nan"].append(name)
-        elif not beyond_zeros.any():
-            found["but_for_zeros"].append(name)
-    return Likeness(**{kind: tuple(names) for kind, names in found.items()})
+        excuses = _excuses(asked, theirs, got, counts)
+        if excuses is not None:
+            found.setdefault(excuses, []).append(name)
+    if () in found:
+        return Likeness(exactly=tuple(found[()]))
+    fewest = min(map(len, found), default=0)
+    return Likeness(apart=tuple((" and ".join(e), tuple(names)) for e, names in found.items() if len(e) == fewest))
+
+
+def _excuses(
+    asked: Asked, theirs: Mapping[str, Array], got: Mapping[str, Array], counts: Array | None
+) -> tuple[str, ...] | None:
+    """What kinds of inputs must be left out for the answers to be the same; None where that is not enough."""
+    needed = set()
+    for column, values in got.items():
+        expected = theirs[column]
+        left = unlike(expected, values)
+        if column == "code" and counts is not None:
+            left &= counts
+        kinds = {"NaN": np.isnan(asked.x)}
+        if is_float(expected.dtype):
+            kinds["the sign of zero"] = (expected == 0) & (values == 0)
+        least = float(ml_dtypes.finfo(asked.x.dtype).smallest_normal)  # type: ignore[no-untyped-call]
+        kinds["subnormal numbers"] = np.abs(asked.x.astype(np.float64)) < least
+        for kind, where in kinds.items():
+            if (left & where).any():
+                needed.add(kind)
+                left &= ~where
+        if left.any():
+            return None
+    return tuple(sorted(needed))
 
 
 @np.errstate(all="ignore")  # special values are meant
@@ -111,10 +132,10 @@ def broken_rule(q: Quantizer, asked: Asked, column: str, expected: Array, got: A
     best: tuple[int, str] | None = None
     for words, other in variants(q):
         here = _tried(other, alone)
-        if here is None or here[column].dtype != got.dtype or unlike(here[column], got[one]).any():
+        if here is None or not _comparable(here[column], got) or _apart(here[column], got[one]).any():
             continue
         everywhere = _tried(other, asked)
-        wrong = len(asked.x) if everywhere is None else int(unlike(everywhere[column], got).sum())
+        wrong = len(asked.x) if everywhere is None else int(_apart(everywhere[column], got).sum())
         if best is None or wrong < best[0]:
             best = wrong, words
     if best is not None:
@@ -136,7 +157,7 @@ def broken_scale_rule(q: Quantizer, x: Array, shape: Shape, column: str, got: Ar
         wrong = 0
         for row in order:
             chosen = _chosen(other, x[row].reshape(shape), column)
-            differs = chosen is None or chosen.dtype != got.dtype or bool(unlike(chosen, got[row]).any())
+            differs = chosen is None or not _comparable(chosen, got) or bool(unlike(chosen, got[row]).any())
             if differs and row == at:
                 wrong = -1
                 break
@@ -202,6 +223,17 @@ def scale_variants(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
     for way in ZeroPointRule:
         changes.append((f"zero point: {way}, must be {rule.zero_point_rule}", {"zero_point_rule": way}))
     yield from _changed(q, changes)
+
+
+def _apart(expected: Array, got: Array) -> Array:
+    """As `unlike`, with both zeros the same: signs of zero are a rule of their own."""
+    zeros = (expected == 0) & (got == 0) if is_float(expected.dtype) else np.zeros(got.shape, np.bool_)
+    return np.asarray(unlike(expected, got) & ~zeros)
+
+
+def _comparable(expected: Array, got: Array) -> bool:
+    """Whether these can be compared: integers of any dtypes, floats of one."""
+    return expected.dtype == got.dtype or not (is_float(expected.dtype) or is_float(got.dtype))
 
 
 def _changed(q: Quantizer, changes: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, Quantizer]]:

@@ -205,7 +205,7 @@ def load_tensors(path: Path) -> dict[str, Array]:
         VectorError: no such file, none of this kind, or a tensor that is neither of integers nor of such floats.
     """
     try:
-        stored = deserialize(path.read_bytes())
+        stored = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except OSError as error:
         raise VectorError(f"{path}: {error.strerror}") from None
     except SafetensorError as error:

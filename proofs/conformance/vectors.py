@@ -19,7 +19,6 @@ then numbers without a plan, which Threefry draws: every run gives the same.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from zlib import crc32
 
 import ml_dtypes
 import numpy as np
@@ -28,16 +27,23 @@ from numpy.typing import NDArray
 from ...core.arithmetic import NanRule, ZeroPointDomain
 from ...core.blocks import expand_blocks
 from ...core.descriptions import Gradient, QParams, Quantizer
-from ...core.formats import IntegerFormat
-from ...core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, Shape, qparams_shape
+from ...core.granularity import PerToken, Shape, qparams_shape
 from ...core.quantizer import choose_qparams, dequantize, fake_quantize, fake_quantize_vjp, quantize
-from ...core.scales import SHARED_EXPONENT, Restriction, Statistic
 from ...core.ste import learned_scale_factor
-from ...core.threefry import threefry2x32
-from ..inputs.bits import neighbours
-from ..inputs.knife_edges import NEIGHBOURS, boundaries, special_values
-from ..inputs.numbers import code_table, zero_points
+from ..inputs.knife_edges import special_values
+from ..inputs.numbers import code_table
 from ..inputs.ranges import knife_edge_ranges
+from .vector_inputs import (
+    array_shape,
+    arrays_of_edges,
+    arrays_of_ranges,
+    bell,
+    edges,
+    parameter_pairs,
+    random_arrays,
+    rounded,
+    spread,
+)
 
 Array = NDArray[Any]
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -143,20 +149,20 @@ def sections(q: Quantizer, level: int = 1, dtypes: Sequence[str] = USUAL) -> Ite
 def elements(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
     """Single elements: at special values and knife edges of every scale, at random, and every 16-bit pattern."""
     given: list[tuple[str, Array, Array, Array | None]] = []
-    pairs = list(_parameters(q, dtype, level.scales))
+    pairs = list(parameter_pairs(q, dtype, level.scales))
     for i, (scale, zero) in enumerate(pairs):
         given.append((f"special values, scale {i}", special_values(dtype), scale, zero))
-        given.append((f"knife edges, scale {i}", _edges(q, scale, zero, dtype, level.edges), scale, zero))
+        given.append((f"knife edges, scale {i}", edges(q, scale, zero, dtype, level.edges), scale, zero))
     for i, (scale, zero) in enumerate(pairs):
         reach = float(q.format.hi - q.format.lo) * float(scale)
-        given.append((f"random, scale {i}", _rounded(_bell(f"x {i}", level.random) * reach, dtype), scale, zero))
+        given.append((f"random, scale {i}", rounded(bell(f"x {i}", level.random) * reach, dtype), scale, zero))
     if dtype.itemsize == 2:
         every = np.arange(2**16, dtype=np.uint16).view(dtype)
         given += [(f"every {dtype}, scale {i}", every, *pair) for i, pair in enumerate(pairs[: level.exhaustive])]
     x = np.concatenate([values for _, values, _, _ in given])
     scale = np.concatenate([np.full(len(values), s) for _, values, s, _ in given])
     zero = np.concatenate([np.full(len(v), z) for _, v, _, z in given]) if q.affine else None
-    g = _rounded(_bell("g", len(x)), dtype)
+    g = rounded(bell("g", len(x)), dtype)
     code, undefined, value, dx = _of_elements(q, x, scale, zero, g)
     columns = (
         *_given(q, dtype, scale, zero),
@@ -182,8 +188,8 @@ def answers(q: Quantizer, x: Array, scale: Array, zero: Array | None, g: Array) 
 def codes(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
     """Every code of the format (as many as the level takes) under every scale, and its value in the dtype."""
     known = code_table(q.format)[0]
-    known = known[_spread(len(known), 4 * level.edges)].astype(q.format.storage)
-    pairs = list(_parameters(q, dtype, level.scales))
+    known = known[spread(len(known), 4 * level.edges)].astype(q.format.storage)
+    pairs = list(parameter_pairs(q, dtype, level.scales))
     code = np.tile(known, len(pairs))
     scale = np.repeat([s for s, _ in pairs], len(known))
     zero = np.repeat([z for _, z in pairs], len(known)) if q.affine else None
@@ -206,7 +212,7 @@ def parameters(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
     ranges = knife_edge_ranges(q, dtype, level.ranges)
     ranges = np.resize(ranges, (-(-len(ranges) // count) * count, 2)).reshape(-1, count, 2)
     owner = expand_blocks(np.arange(count).reshape(blocks), q.granularity, shape).reshape(-1)
-    x = np.concatenate([_filled(ranges, owner), _random_arrays("x", level.arrays, owner, dtype)])
+    x = np.concatenate([arrays_of_ranges(ranges, owner), random_arrays("x", level.arrays, owner, dtype)])
     chosen = [choose_qparams(q, row.reshape(shape)) for row in x]
     scale = np.stack([np.asarray(one.scale).reshape(-1) for one in chosen])
     data, size = {"x": x, "scale": scale}, len(owner)
@@ -224,12 +230,12 @@ def gradients(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
     blocks = qparams_shape(q.granularity, shape)
     count = int(np.prod(blocks))
     owner = expand_blocks(np.arange(count).reshape(blocks), q.granularity, shape).reshape(-1)
-    pairs = list(_parameters(q, dtype, count * level.arrays))
+    pairs = list(parameter_pairs(q, dtype, count * level.arrays))
     pairs = [pairs[i % len(pairs)] for i in range(count * level.arrays)]
     scale = np.array([s for s, _ in pairs]).reshape(-1, count)
     zero = np.array([z for _, z in pairs]).reshape(-1, count) if q.affine else None
-    x = np.stack([_of_edges(q, dtype, row, pairs, owner) for row in range(level.arrays)])
-    g = _rounded(_bell("g of sums", x.size), dtype).reshape(x.shape)
+    x = np.stack([arrays_of_edges(q, dtype, row, pairs, owner) for row in range(level.arrays)])
+    g = rounded(bell("g of sums", x.size), dtype).reshape(x.shape)
     found: dict[str, list[Array]] = {"dscale": [], "dscale_bound": [], "dzero_point": [], "dzero_point_bound": []}
     for i in range(len(x)):
         given = QParams(scale[i].reshape(blocks), None if zero is None else zero[i].reshape(blocks))
@@ -242,7 +248,9 @@ def gradients(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
                 found[f"{name}_bound"].append(sum_bound(q, flat, own, owner))
     results = {name: np.stack(rows) for name, rows in found.items() if rows}
     size = len(owner)
-    columns = [Column(c.name, "given", c.dtype, size if c.name == "x" else count) for c in _given(q, dtype, scale, zero)]
+    columns = [
+        Column(c.name, "given", c.dtype, size if c.name == "x" else count) for c in _given(q, dtype, scale, zero)
+    ]
     columns.append(Column("g", "given", dtype.name, size))
     for name, values in results.items():
         columns.append(Column(name, "bound" if name.endswith("_bound") else "expected", values.dtype.name, count))
@@ -267,29 +275,6 @@ def sum_bound(q: Quantizer, total: Array, terms: Array, owner: Array) -> Array:
     return np.asarray(np.where(np.isfinite(bound), bound, 0.0))
 
 
-def array_shape(q: Quantizer, elements: int) -> Shape:
-    """Of the arrays in a table: two blocks where there can be, of ``elements`` where the granularity leaves it open.
-
-    Percentiles need many elements to be other numbers than the extremes.
-    """
-    elements = 2048 if q.scale.statistic is Statistic.PERCENTILE else elements
-    granularity: Granularity = q.granularity
-    match granularity:
-        case PerTensor():
-            return (elements,)
-        case PerToken():
-            return (2, elements // 2)
-        case PerBlock(shape):
-            return (*shape[:-1], 2 * shape[-1])
-        case PerAxis(axis) | PerGroup(_, axis):
-            depth = max(2, axis + 1 if axis >= 0 else -axis)
-            grouped = isinstance(granularity, PerGroup)
-            other = 1 if grouped else elements // 2
-            along = 2 * granularity.size if isinstance(granularity, PerGroup) else 2
-            beside = 1 if axis % depth == 0 else 0
-            return tuple(along if i == axis % depth else other if i == beside else 1 for i in range(depth))
-
-
 def _of_elements(
     q: Quantizer, x: Array, scale: Array, zero: Array | None, g: Array
 ) -> tuple[Array, Array, Array, Array]:
@@ -299,7 +284,7 @@ def _of_elements(
     with np.errstate(invalid="ignore"):  # signalling NaN
         undefined = np.isnan(x) if refused else np.zeros(x.shape, np.bool_)
     parts: list[tuple[Array, Array, Array]] = []
-    for start in range(0, len(x), CHUNK):
+    for start in range(0, max(len(x), 1), CHUNK):
         at = slice(start, start + CHUNK)
         given = _qparams(scale[at], None if zero is None else zero[at])
         row = x[at, None]
@@ -341,102 +326,8 @@ def _parts(counts: Sequence[tuple[str, int]]) -> tuple[Part, ...]:
     return tuple(found)
 
 
-def _parameters(q: Quantizer, dtype: np.dtype[Any], count: int) -> Iterator[tuple[Any, Any]]:
-    """So many pairs of scale and zero point: decimal fractions, ends of the domain, then random significands.
-
-    Zero points go through the ends, the middle and another code.
-    """
-    wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    info = np.finfo(wide)
-    powers = q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT
-    first = [1.0, 0.125, info.smallest_normal, 2.0**40, 2.0**127] if powers else [0.1, 0.7, info.smallest_normal, 1.0]
-    numbers = [wide.type(s) for s in (*first, *([] if powers else [info.max]))][:count]
-    drawn = _words("scales", 2 * count)
-    for exponent, bits in drawn.reshape(-1, 2)[len(numbers) :]:
-        significand = 1.0 if powers else 1 + float(bits) / 2**32
-        numbers.append(wide.type(np.ldexp(significand, int(exponent % 40) - 24)))
-    lo, hi = int(q.format.lo), int(q.format.hi)
-    for i, scale in enumerate(numbers):
-        code = (lo, (lo + hi) // 2, hi, lo + int(drawn[i]) % (hi - lo + 1))[i % 4]
-        yield scale, zero_points(q, np.asarray(code), np.asarray(scale))[()] if q.affine else None
-
-
-def _edges(q: Quantizer, scale: Any, zero: Any, dtype: np.dtype[Any], count: int) -> Array:
-    """Boundaries with their neighbours, ascending; of many those at both ends and around the middle, and a share."""
-    with np.errstate(over="ignore"):
-        places = boundaries(q, scale, zero).astype(dtype)
-    return neighbours(places[_spread(len(places), count)], NEIGHBOURS)
-
-
-def _spread(size: int, count: int) -> Array:
-    """At most ``count`` of the indices below ``size``: an eighth at each end and in the middle, the others spread."""
-    if size <= count:
-        return np.arange(size)
-    eighth, middle = count // 8, size // 2
-    near = [np.arange(eighth), np.arange(middle - eighth, middle + eighth), np.arange(size - eighth, size)]
-    return np.unique(np.concatenate([*near, np.linspace(0, size - 1, count - 4 * eighth).astype(int)]))
-
-
-def _of_edges(q: Quantizer, dtype: np.dtype[Any], row: int, pairs: Sequence[tuple[Any, Any]], owner: Array) -> Array:
-    """An array whose blocks hold knife edges of their scales, and numbers at random, one as often as the other."""
-    x = np.zeros(len(owner), dtype)
-    count = int(owner.max()) + 1
-    for block in range(count):
-        scale, zero = pairs[row * count + block]
-        where = np.flatnonzero(owner == block)
-        edges = _edges(q, scale, zero, dtype, 64)
-        reach = float(q.format.hi - q.format.lo) * float(scale)
-        words = _words(f"which {row} {block}", len(where))
-        numbers = _rounded(_bell(f"sums {row} {block}", len(where)) * reach, dtype)
-        x[where] = np.where(words % 2 == 0, numbers, edges[(words >> 1) % len(edges)])
-    return x
-
-
 def _terms(q: Quantizer, x: Array, g: Array, scale: Array, zero: Array | None) -> tuple[Array, Array | None]:
     """What the gradients of scale and zero point add: those of elements that are blocks of their own."""
     rule = Gradient.CLIPPED if q.gradient is Gradient.LEARNED_SCALE else q.gradient
     own = fake_quantize_vjp(_each(q).replace(gradient=rule), x[:, None], _qparams(scale, zero), g[:, None])
     return np.asarray(own.scale)[:, 0], None if own.zero_point is None else np.asarray(own.zero_point)[:, 0]
-
-
-def _filled(ranges: Array, owner: Array) -> Array:
-    """Arrays whose blocks have these ranges, shape ``(rows, blocks, 2)``: both ends once, then parts of them."""
-    rows, count, _ = ranges.shape
-    x = np.zeros((rows, len(owner)), ranges.dtype)
-    for block in range(count):
-        where = np.flatnonzero(owner == block)
-        words = _words(f"ranges {block}", rows * len(where)).reshape(rows, -1)
-        part = (words >> 8).astype(np.float64) / 2**24
-        with np.errstate(under="ignore"):
-            ends = np.take_along_axis(ranges[:, block], (words % 2).astype(np.int64), 1)
-            inner = _rounded(ends.astype(np.float64) * part, ranges.dtype)
-        first = np.arange(rows) % (len(where) - 1 or 1)
-        inner[np.arange(rows), first] = ranges[:, block, 0]
-        inner[np.arange(rows), (first + 1) % len(where)] = ranges[:, block, 1]
-        x[:, where] = inner
-    return x
-
-
-def _random_arrays(stream: str, rows: int, owner: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers at random, in every block of another size."""
-    blocks = _words(f"sizes {stream}", rows * (int(owner.max()) + 1)).reshape(rows, -1)
-    exponents = (blocks % 24).astype(np.int64)[:, owner] - 12
-    return _rounded(np.ldexp(_bell(stream, rows * len(owner)).reshape(rows, -1), exponents), dtype)
-
-
-def _bell(stream: str, count: int) -> Array:
-    """Numbers around 0, about as a normal distribution has them: sums of three uniform ones, exact in float64."""
-    words = _words(stream, 3 * count).astype(np.float64).reshape(count, 3)
-    return np.asarray((words.sum(1) - 1.5 * 2**32) / 2**31)
-
-
-def _words(stream: str, count: int) -> Array:
-    """Random words, uint32: Threefry, keyed by the name of the stream."""
-    key = (np.asarray(crc32(stream.encode()), np.uint32), np.asarray(0, np.uint32))
-    place = np.arange(count, dtype=np.uint32)
-    return threefry2x32(key, (place, np.zeros_like(place)))[0]
-
-
-def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
-    with np.errstate(over="ignore", under="ignore"):
-        return np.asarray(values.astype(dtype))

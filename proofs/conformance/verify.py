@@ -1,7 +1,7 @@
 """`samebits verify`: another implementation's answers to test vectors, judged section by section.
 
-Codes, values, scales and zero points must have the bits of the vectors, any NaN equal to any NaN; gradients of scales and
-zero points, which are sums, must lie within the bound that the vectors state.
+Codes, values, scales and zero points must have the bits of the vectors, any NaN equal to any NaN; gradients of scales
+and zero points, which are sums, must lie within the bound that the vectors state.
 """
 
 from collections.abc import Iterator, Mapping
