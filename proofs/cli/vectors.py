@@ -19,9 +19,7 @@ def vectors(
     out: Annotated[
         Path | None, typer.Option(help="The directory; of several names, one in it for each.", metavar="DIR")
     ] = None,
-    level: Annotated[
-        int, typer.Option(min=1, max=3, help="1: a few scales; 2: many; 3: every 16-bit input as well.")
-    ] = 1,
+    level: Annotated[int, typer.Option(help="1: a few scales; 2: many; 3: every 16-bit input as well.")] = 1,
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32, bfloat16, float16 (these by default) or float64.")
     ] = None,

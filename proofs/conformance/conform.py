@@ -20,8 +20,8 @@ from ..inputs.compare import describe
 from ..inputs.knife_edges import knife_edge_array
 from ..inputs.numbers import zero_points
 from .calls import LIBRARIES, call, library_of
-from .rules import Asked, Likeness, broken_rule, likeness, unlike
-from .vectors import DTYPES
+from .rules import Asked, Likeness, broken_rule, likeness, subnormal, unlike
+from .vectors import DTYPES, undefined_codes
 
 Array = NDArray[Any]
 SCALES = (0.1, 0.7, 1.0, 2.0**-126)
@@ -47,7 +47,7 @@ class Finding:
             not deterministic, inputs that were written to.
         remark: that it prints, and what; "" if not.
         compared, differing: elements.
-        examples: at most three, each lines that say input, scale, zero point, expected and got, in decimal, hexadecimal
+        examples: at most four, each lines that say input, scale, zero point, expected and got, in decimal, hexadecimal
             and bits, and the rule that is broken; of what could not be compared one, with the input.
     """
 
@@ -275,13 +275,15 @@ def _judge(
 
 
 def _kinds(asked: Asked, expected: Array, got: Array, differ: Array) -> Iterator[Array]:
-    """Differing elements in groups that are explained apart: numbers, signs of zero, NaN."""
+    """Differing elements in groups that are explained apart: numbers, subnormal ones, signs of zero, NaN."""
     with np.errstate(invalid="ignore"):  # signalling NaN
         nan = np.isnan(asked.x)
         zeros = (expected == 0) & (got == 0)
-    for where in (~nan & ~zeros, ~nan & zeros, nan):
-        if (differ & where).any():
-            yield np.flatnonzero(differ & where)
+    rest = differ & ~nan & ~zeros
+    small = subnormal(asked.x)
+    for where in (rest & ~small, rest & small, differ & zeros & ~nan, differ & nan):
+        if where.any():
+            yield np.flatnonzero(where)
 
 
 def _given(case: Case, verdict: str) -> tuple[str, ...]:
@@ -304,14 +306,11 @@ def _unfit(case: Case, kind: str, got: Array) -> str:
 
 def _expected(q: Quantizer, case: Case, kind: str) -> tuple[Array, Array]:
     """What the specification gives, 1-d, and which of it counts: there is no code of NaN."""
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        nan = np.isnan(case.x)
-    every = np.ones(case.x.size, np.bool_)
     if kind == "values":
-        return fake_quantize(q, case.x, case.qparams).reshape(-1), every
-    refused = q.arithmetic.nan == "propagate" and not q.format.has_nan
-    x = np.where(nan, np.zeros_like(case.x), case.x) if refused else case.x
-    return quantize(q, x, case.qparams).reshape(-1), ~nan.reshape(-1) if refused else every
+        return fake_quantize(q, case.x, case.qparams).reshape(-1), np.ones(case.x.size, np.bool_)
+    undefined = undefined_codes(q, case.x)
+    x = np.where(undefined, np.zeros_like(case.x), case.x)
+    return quantize(q, x, case.qparams).reshape(-1), ~undefined.reshape(-1)
 
 
 def _as_codes(got: Array) -> Array:
@@ -347,9 +346,8 @@ def _likeness(q: Quantizer, answered: list[Answered]) -> Likeness:
     zero = np.concatenate([a.zero for a in every if a.zero is not None]) if q.affine else None
     x, scale, g = (np.concatenate([getattr(a, name) for a in every]) for name in ("x", "scale", "g"))
     column = found[0][1]
-    with np.errstate(invalid="ignore"):
-        counts = ~np.isnan(x) if q.arithmetic.nan == "propagate" and not q.format.has_nan else None
-    return likeness(q, Asked(x, scale, zero, g), {column: np.concatenate([flat for _, _, flat in found])}, counts)
+    got = {column: np.concatenate([flat for _, _, flat in found])}
+    return likeness(q, Asked(x, scale, zero, g), got, ~undefined_codes(q, x))
 
 
 def _expanded(q: Quantizer, parameter: Array, shape: Shape) -> Array:

@@ -4,7 +4,7 @@ Found by trying: the specification with one field changed, or in a dialect, is a
 explains is told from the numbers alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..inputs.bits import is_float, raw_bits
 from .vectors import answers
 
 Array = NDArray[Any]
+FEW = 512  # elements that a dialect is asked first
 TRIED = 128  # arrays from which parameters are chosen once more, for each rule
 
 
@@ -34,6 +35,11 @@ class Asked:
     scale: Array
     zero: Array | None
     g: Array
+
+    def at(self, which: Array | slice) -> "Asked":
+        """Some of them."""
+        zero = None if self.zero is None else self.zero[which]
+        return Asked(self.x[which], self.scale[which], zero, self.g[which])
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,13 @@ def unlike(expected: Array, got: Array) -> Array:
         return np.asarray((raw_bits(expected) != raw_bits(got)) & ~(np.isnan(expected) & np.isnan(got)))
 
 
+def subnormal(x: Array) -> Array:
+    """Where numbers are smaller than the smallest normal number of their dtype, zeros among them."""
+    least = float(ml_dtypes.finfo(x.dtype).smallest_normal)  # type: ignore[no-untyped-call]
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.asarray(np.abs(x.astype(np.float64)) < least)
+
+
 @np.errstate(all="ignore")  # special values are meant
 def likeness(q: Quantizer, asked: Asked, got: Mapping[str, Array], counts: Array | None = None) -> Likeness:
     """Which dialects have these answers.
@@ -74,14 +87,17 @@ def likeness(q: Quantizer, asked: Asked, got: Mapping[str, Array], counts: Array
         got: by column of `vectors.elements`, code, value or dx; those that are there count.
         counts: bool, the codes that are defined; None for all.
     """
-    found: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[Quantizer, list[str]] = {}
     for name, known in {"samebits": q, **dict(_dialects(q))}.items():
-        theirs = _tried(known, asked)
-        if theirs is None or not all(_comparable(theirs[column], values) for column, values in got.items()):
+        alike.setdefault(known.replace(scale=q.scale), []).append(name)  # by what they make of given parameters
+    found: dict[tuple[str, ...], list[str]] = {}
+    few = np.unique(np.linspace(0, max(len(asked.x) - 1, 0), min(FEW, len(asked.x))).astype(int))
+    for known, names in alike.items():
+        if _excuses(known, asked.at(few), {column: values[few] for column, values in got.items()}, few, counts) is None:
             continue
-        excuses = _excuses(asked, theirs, got, counts)
+        excuses = _excuses(known, asked, got, slice(None), counts)
         if excuses is not None:
-            found.setdefault(excuses, []).append(name)
+            found.setdefault(excuses, []).extend(names)
     if () in found:
         return Likeness(exactly=tuple(found[()]))
     fewest = min(map(len, found), default=0)
@@ -89,20 +105,25 @@ def likeness(q: Quantizer, asked: Asked, got: Mapping[str, Array], counts: Array
 
 
 def _excuses(
-    asked: Asked, theirs: Mapping[str, Array], got: Mapping[str, Array], counts: Array | None
+    q: Quantizer, asked: Asked, got: Mapping[str, Array], which: Array | slice, counts: Array | None
 ) -> tuple[str, ...] | None:
-    """What kinds of inputs must be left out for the answers to be the same; None where that is not enough."""
+    """What kinds of inputs must be left out for the answers to be those of q; None where that is not enough.
+
+    ``which``: the elements of ``counts`` that were asked.
+    """
+    theirs = _tried(q, asked, got)
+    if theirs is None or not all(_comparable(theirs[column], values) for column, values in got.items()):
+        return None
     needed = set()
     for column, values in got.items():
         expected = theirs[column]
         left = unlike(expected, values)
         if column == "code" and counts is not None:
-            left &= counts
+            left &= counts[which]
         kinds = {"NaN": np.isnan(asked.x)}
         if is_float(expected.dtype):
             kinds["the sign of zero"] = (expected == 0) & (values == 0)
-        least = float(ml_dtypes.finfo(asked.x.dtype).smallest_normal)  # type: ignore[no-untyped-call]
-        kinds["subnormal numbers"] = np.abs(asked.x.astype(np.float64)) < least
+        kinds["subnormal numbers"] = subnormal(asked.x)
         for kind, where in kinds.items():
             if (left & where).any():
                 needed.add(kind)
@@ -128,13 +149,13 @@ def broken_rule(q: Quantizer, asked: Asked, column: str, expected: Array, got: A
     if column == "value" and expected[at] == got[at] == 0:
         return f"negative zero: must be {float(expected[at])!r}, since {_sign_of_zero(q)}"
     one = slice(at, at + 1)
-    alone = Asked(asked.x[one], asked.scale[one], None if asked.zero is None else asked.zero[one], asked.g[one])
+    alone = asked.at(one)
     best: tuple[int, str] | None = None
     for words, other in variants(q):
-        here = _tried(other, alone)
+        here = _tried(other, alone, (column,))
         if here is None or not _comparable(here[column], got) or _apart(here[column], got[one]).any():
             continue
-        everywhere = _tried(other, asked)
+        everywhere = _tried(other, asked, (column,))
         wrong = len(asked.x) if everywhere is None else int(_apart(everywhere[column], got).sum())
         if best is None or wrong < best[0]:
             best = wrong, words
@@ -254,13 +275,15 @@ def _dialects(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
         except (TypeError, ValueError):
             continue
         if other.zero_point is q.zero_point and other.arithmetic.zero_point_domain is q.arithmetic.zero_point_domain:
-            yield name, other
+            # Without a zero point nothing is added to a product, which fractions would show at length
+            fused = q.affine or other.arithmetic.keep_negative_zero
+            yield name, other if fused else other.replace(fused_multiply_add=False)
 
 
-def _tried(q: Quantizer, asked: Asked) -> dict[str, Array] | None:
+def _tried(q: Quantizer, asked: Asked, columns: Collection[str]) -> dict[str, Array] | None:
     """What another quantizer answers, None where it refuses."""
     try:
-        return answers(q, asked.x, asked.scale, asked.zero, asked.g)
+        return answers(q, asked.x, asked.scale, asked.zero, asked.g, columns)
     except (TypeError, ValueError):
         return None
 

@@ -133,13 +133,7 @@ def described(name: str, dialect: str | None) -> Quantizer:
         KeyError: an unknown name, with the nearest known ones.
         ValueError: a dialect that the entry cannot be of.
     """
-    q = catalog[name]
-    if dialect is None:
-        return q
-    try:
-        return q.replace(**dialects[dialect])
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be of the dialect {dialect}: {error}") from None
+    return catalog[name].replace(**(dialects[dialect] if dialect else {}))
 
 
 def as_text(section: Section) -> bytes:

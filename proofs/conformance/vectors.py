@@ -16,7 +16,7 @@ whole array, flattened in row-major order.
 then numbers without a plan, which Threefry draws: every run gives the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
 }
 USUAL = ("float32", "bfloat16", "float16")
+ANSWERS = ("code", "value", "dx")
 CHUNK = 2**16  # rows that core is asked for at once
 
 
@@ -163,26 +164,49 @@ def elements(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
     scale = np.concatenate([np.full(len(values), s) for _, values, s, _ in given])
     zero = np.concatenate([np.full(len(v), z) for _, v, _, z in given]) if q.affine else None
     g = rounded(bell("g", len(x)), dtype)
-    code, undefined, value, dx = _of_elements(q, x, scale, zero, g)
+    results, undefined = answers(q, x, scale, zero, g), undefined_codes(q, x)
     columns = (
         *_given(q, dtype, scale, zero),
         Column("g", "given", dtype.name),
-        Column("code", "expected", code.dtype.name),
-        Column("value", "expected", dtype.name),
-        Column("dx", "expected", dtype.name),
+        *(Column(name, "expected", values.dtype.name) for name, values in results.items()),
     )
-    data = {"x": x, "scale": scale, "g": g, "code": code, "value": value, "dx": dx} | _if_affine("zero_point", zero)
+    data = {"x": x, "scale": scale, "g": g} | results | _if_affine("zero_point", zero)
     parts = _parts([(what, len(values)) for what, values, _, _ in given])
     return Section(f"elements.{dtype}", columns, _as_rows(data), parts, {"code": undefined} if undefined.any() else {})
 
 
-def answers(q: Quantizer, x: Array, scale: Array, zero: Array | None, g: Array) -> dict[str, Array]:
-    """What a quantizer makes of single elements, each with its own parameters, all 1-d: code, value and dx.
+def answers(
+    q: Quantizer, x: Array, scale: Array, zero: Array | None, g: Array, columns: Collection[str] = ANSWERS
+) -> dict[str, Array]:
+    """What a quantizer makes of single elements, each with its own parameters, all 1-d, some of them at a time.
 
-    Where a code is not defined stands that of 0.
+    Args:
+        g: incoming gradients. ``columns``: what is wanted of code, value and dx.
+    Returns:
+        By column; where a code is not defined stands that of 0.
     """
-    code, _, value, dx = _of_elements(q, x, scale, zero, g)
-    return {"code": code, "value": value, "dx": dx}
+    q, found = _each(q), {column: list[Array]() for column in ANSWERS if column in columns}
+    undefined = undefined_codes(q, x)
+    for start in range(0, max(len(x), 1), CHUNK):
+        at = slice(start, start + CHUNK)
+        row, given = x[at, None], _qparams(scale[at], None if zero is None else zero[at])
+        for column, parts in found.items():
+            match column:
+                case "code":
+                    parts.append(quantize(q, np.where(undefined[at, None], np.zeros_like(row), row), given))
+                case "value":
+                    parts.append(fake_quantize(q, row, given))
+                case _:
+                    parts.append(np.asarray(fake_quantize_vjp(q, row, given, g[at, None]).x))
+    return {column: np.concatenate(parts)[:, 0] for column, parts in found.items()}
+
+
+def undefined_codes(q: Quantizer, x: Array) -> Array:
+    """Where there is no code: of NaN, where the quantizer refuses it. Bool, of the shape of x."""
+    if q.arithmetic.nan is not NanRule.PROPAGATE or q.format.has_nan:
+        return np.zeros(x.shape, np.bool_)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.asarray(np.isnan(x))
 
 
 def codes(q: Quantizer, dtype: np.dtype[Any], level: Level) -> Section:
@@ -273,26 +297,6 @@ def sum_bound(q: Quantizer, total: Array, terms: Array, owner: Array) -> Array:
         added = n * (float(info.eps) / 2 * sizes + float(info.smallest_normal))
         bound = learned_scale_factor(q, n) * added + 2 * np.spacing(np.abs(total)).astype(np.float64)
     return np.asarray(np.where(np.isfinite(bound), bound, 0.0))
-
-
-def _of_elements(
-    q: Quantizer, x: Array, scale: Array, zero: Array | None, g: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Codes, where these are not defined, values and dx of single elements, some at a time."""
-    q = _each(q)
-    refused = q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        undefined = np.isnan(x) if refused else np.zeros(x.shape, np.bool_)
-    parts: list[tuple[Array, Array, Array]] = []
-    for start in range(0, max(len(x), 1), CHUNK):
-        at = slice(start, start + CHUNK)
-        given = _qparams(scale[at], None if zero is None else zero[at])
-        row = x[at, None]
-        code = quantize(q, np.where(undefined[at, None], np.zeros_like(row), row), given)
-        dx = fake_quantize_vjp(q, row, given, g[at, None]).x
-        parts.append((code, fake_quantize(q, row, given), np.asarray(dx)))
-    code, value, dx = (np.concatenate(column)[:, 0] for column in zip(*parts, strict=True))
-    return code, undefined, value, dx
 
 
 def _each(q: Quantizer) -> Quantizer:
