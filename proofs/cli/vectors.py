@@ -28,7 +28,7 @@ def vectors(
 ) -> None:
     """Write test vectors: inputs, parameters, and the codes, values and gradients that are expected of them."""
     from ...core.catalog import catalog
-    from ..conformance.vector_files import VectorError, write
+    from ..conformance.vector_files import VectorError, write, write_sums
     from ..conformance.vectors import USUAL
     from .commands import _refuse
 
@@ -37,11 +37,14 @@ def vectors(
     if bool(name) == every:
         _refuse("give either catalog names or --all")
     names = tuple(dict.fromkeys(name or catalog))
+    several = every or len(names) > 1
     try:
         for one in names:
-            folder = out / one if every or len(names) > 1 else out
+            folder = out / one if several else out
             rows = write(one, folder, level, tuple(dtype or USUAL), dialect)
             print(f"{folder}: {rows:,} rows", flush=True)
+        if several:
+            write_sums(out, names)
     except (VectorError, KeyError, ValueError) as error:
         _refuse(error.args[0])
     except OSError as error:

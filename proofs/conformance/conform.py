@@ -24,7 +24,7 @@ from .rules import Asked, Likeness, broken_rule, likeness, subnormal, unlike
 from .vectors import DTYPES, undefined_codes
 
 Array = NDArray[Any]
-SCALES = (0.1, 0.7, 1.0, 2.0**-126)
+SCALES = (0.1, 0.7, 7.0, 2.0**-126)  # halves of 7 are numbers of 16 bits, too, and products with fl(1 / 7) miss some
 RETURNS = ("values", "codes")
 
 

@@ -33,7 +33,7 @@ with explaining(__name__):
 
 Array = NDArray[Any]
 SCHEMA = 1
-MANIFEST, TENSORS = "manifest.json", "vectors.safetensors"
+MANIFEST, TENSORS, SUMS = "manifest.json", "vectors.safetensors", "SHA256SUMS"
 LIBRARIES = ("samebits", "numpy", "ml_dtypes")
 KINDS = {  # dtypes by their names in safetensors
     **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
@@ -91,6 +91,13 @@ def write(name: str, out: Path, level: int = 1, dtypes: Sequence[str] = USUAL, d
     manifest["digest"] = _digest(manifest)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return sum(section.rows for section in found)
+
+
+def write_sums(out: Path, names: Sequence[str]) -> None:
+    """Beside the directories of several quantizers ``SHA256SUMS``: their manifests, as ``sha256sum -c`` reads it."""
+    manifests = [f"{name}/{MANIFEST}" for name in names]
+    sums = [f"{hashlib.sha256((out / file).read_bytes()).hexdigest()}  {file}\n" for file in manifests]
+    (out / SUMS).write_text("".join(sums), encoding="utf-8")
 
 
 def read(folder: Path) -> Vectors:

@@ -46,15 +46,16 @@ def array_shape(q: Quantizer, elements: int) -> Shape:
 
 
 def parameter_pairs(q: Quantizer, dtype: np.dtype[Any], count: int) -> Iterator[tuple[Any, Any]]:
-    """So many pairs of scale and zero point: decimal fractions, ends of the domain, then random significands.
+    """So many pairs of scale and zero point: decimal fractions, ends of the domain, 7, then random significands.
 
-    Half of the exponents lie where numbers of 16 bits are neither all clamped nor all 0. Zero points go
-    through the ends, the middle and another code.
+    Under 7 halves of codes are numbers of 16 bits, too, of which products with the reciprocal miss some. Half of the
+    random exponents lie where numbers of 16 bits are neither all clamped nor all 0. Zero points go through the ends,
+    the middle and another code.
     """
     wide: np.dtype[Any] = np.dtype(np.float64 if dtype == np.float64 else np.float32)
     info: Any = np.finfo(wide)
     powers = q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT
-    first = [1.0, 0.125, info.smallest_normal, 2.0**40, 2.0**127] if powers else [0.1, 0.7, info.smallest_normal, 1.0]
+    first = [1.0, 0.125, info.smallest_normal, 2.0**40, 2.0**127] if powers else [0.1, 0.7, info.smallest_normal, 7.0]
     numbers = [wide.type(s) for s in (*first, *([] if powers else [info.max]))][:count]
     drawn = words("scales", 2 * count)
     for i, (exponent, bits) in enumerate(drawn.reshape(-1, 2)[len(numbers) :]):

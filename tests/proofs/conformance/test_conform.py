@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
         "int8_per_tensor",
         {},
         reads(
-            "by_reciprocal against int8_per_tensor in float32 (torch arrays): 58 of 10,514 values differ",
+            "by_reciprocal against int8_per_tensor in float32 (torch arrays): 189 of 10,514 values differ",
             "input      -1.55 = -0x1.8cccccp+0 (float32 bits 0xbfc66666)",
             "expected   -1.5 = -0x1.8p+0 (float32 bits 0xbfc00000)",
             "got        -1.6 = -0x1.99999ap+0 (float32 bits 0xbfcccccd)",
@@ -144,9 +144,7 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
         lambda x, s: np.nan_to_num(in_numpy(x, s), nan=0.0),
         "int8_per_tensor",
         {},
-        reads(
-            "input      nan = nan (float32 bits", "rule       NaN: must stay NaN", "exactly the bits of quanto,"
-        ),
+        reads("input      nan = nan (float32 bits", "rule       NaN: must stay NaN", "exactly the bits of quanto,"),
     ),
     "subnormals": (
         jax.jit(lambda x, s: jnp.clip(jnp.round(x / s), -128, 127) * s + 0.0),
@@ -177,7 +175,7 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
         "int8_per_tensor",
         {"returns": "codes"},
         reads(
-            "510 of 10,506 codes differ", "rule       rounding direction: ties_toward_positive, must be ties_to_even"
+            "509 of 10,506 codes differ", "rule       rounding direction: ties_toward_positive, must be ties_to_even"
         ),
     ),
     "bfloat16 steps": (

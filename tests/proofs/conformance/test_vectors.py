@@ -62,8 +62,8 @@ def test_special_values_and_knife_edges_come_first() -> None:
     assert np.isnan(first).any()
     assert np.isinf(first).any()
     edges = section.parts[7]
-    assert (section.data["scale"][edges.first : edges.first + edges.rows] == 1).all()
-    assert np.isin(np.arange(-129, 128) + 0.5, x[edges.first : edges.first + edges.rows]).all(), "every tie"
+    assert (section.data["scale"][edges.first : edges.first + edges.rows] == 7).all()
+    assert np.isin((np.arange(-129, 128) + 0.5) * 7, x[edges.first : edges.first + edges.rows]).all(), "every tie"
 
 
 def test_elements_are_what_the_formula_says() -> None:
@@ -221,4 +221,4 @@ def test_threefry_draws_what_it_drew(tmp_path: Path) -> None:
     """Digits that would change if any input, parameter or answer did: no release of a library may change them."""
     vector_files.write("int4_per_channel", tmp_path, dtypes=("bfloat16",))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["files"]["elements.bfloat16.txt"][:16] == "1e46e30ebf0960ff"
+    assert manifest["files"]["elements.bfloat16.txt"][:16] == "fc1e534ebfc66246"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_an_example_says_everything(
     assert samebits("verify", int8, "--results", tmp_path / "answers.safetensors", monkeypatch=monkeypatch) == 1
     text = capsys.readouterr().out
     for line in (
-        "elements.float32 code      60 of 5,596 differ",
+        "elements.float32 code      191 of 5,596 differ",
         "row 64 (knife edges, scale 0)",
         "x          -12.15 = -0x1.84ccccp+3 (float32 bits 0xc1426666)",
         "scale      0.1 = 0x1.99999ap-4 (float32 bits 0x3dcccccd)",
@@ -203,7 +204,7 @@ def test_an_example_says_everything(
         samebits("verify", int8, "--results", tmp_path / "answers.safetensors", "--json", monkeypatch=monkeypatch) == 1
     )
     found = json.loads(capsys.readouterr().out)
-    assert (found["same"], found["name"], found["columns"][0]["differing"]) == (False, "int8_per_tensor", 60)
+    assert (found["same"], found["name"], found["columns"][0]["differing"]) == (False, "int8_per_tensor", 191)
 
 
 # --- two programs in other languages ----------------------------------------------------------------------------------
@@ -384,6 +385,9 @@ def test_commands_write_and_judge(
     names = ("int4_per_channel", "nvfp4")
     assert samebits("vectors", *names, "--dtype", "bfloat16", "--out", tmp_path, monkeypatch=monkeypatch) == 0
     assert "int4_per_channel: " in capsys.readouterr().out
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    sums = {name: sha256((tmp_path / name / "manifest.json").read_bytes()).hexdigest() for name in names}
+    assert lines == [f"{digest}  {name}/manifest.json" for name, digest in sums.items()]
     vectors = read(tmp_path / "nvfp4")
     assert list(parse_nothing(vectors, tmp_path)) == []
     save_file(elements_by(vectors, vectors.quantizer, "elements.bfloat16"), tmp_path / "a.safetensors")
