@@ -140,5 +140,6 @@ def words(stream: str, count: int) -> Array:
 
 
 def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers in a dtype, those beyond it infinite."""
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(values.astype(dtype))

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from samebits.core import QParams, Quantizer, catalog, choose_qparams
+from samebits.core import PerToken, QParams, Quantizer, catalog, choose_qparams
 from samebits.proofs import implementation
 from samebits.proofs.cli import commands as cli
 from samebits.proofs.conformance.results import parse
 from samebits.proofs.conformance.vector_files import VectorError, Vectors, read, write
-from samebits.proofs.conformance.vectors import PerToken, answers
+from samebits.proofs.conformance.vectors import answers
 from samebits.proofs.conformance.verify import Verdict, verify
 from samebits.proofs.modes.execution import Implementation
 
