@@ -220,7 +220,7 @@ def _odd_shapes(
         reach = _expanded(q, scale, shape).astype(np.float64) * float(q.format.hi - q.format.lo)
         x = np.asarray((rng.normal(0, 0.5, shape) * reach).astype(dtype))
         if name == "not contiguous":
-            x = np.repeat(x, 2, -1)[..., ::2] if x.ndim < 2 else np.asfortranarray(x)
+            x = np.asfortranarray(x)
         yield Case(f"shape {shape}, {name}", x, QParams(scale, zero))
 
 

@@ -147,10 +147,15 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
         reads("input      nan = nan (float32 bits", "rule       NaN: must stay NaN", "exactly the bits of quanto,"),
     ),
     "subnormals": (
-        jax.jit(lambda x, s: jnp.clip(jnp.round(x / s), -128, 127) * s + 0.0),
+        jax.jit(lambda x, s: jnp.clip(jnp.round(x / s), -128, 127) * s),
         "int8_per_tensor",
         {"shapes": False},
-        reads("rule       subnormals: flushed to zero, must be kept", "but for subnormal numbers"),
+        reads(
+            "input      -5.877473e-39 = -0x1.000004p-127 (float32 bits 0x80400001)",
+            "rule       subnormals: flushed to zero, must be kept",
+            "rule       negative zero: must be 0.0, since codes have one zero",
+            "but for subnormal numbers and the sign of zero the bits of samebits",
+        ),
     ),
     "eager JAX": (
         lambda x, s: jnp.clip(jnp.round(x / s), -128, 127) * s + 0.0,
@@ -196,6 +201,7 @@ def test_what_is_broken_is_said(
     assert not report.same
     for line in lines:
         assert line in str(report)
+    assert "rule       code: " not in str(report), "no rule was found"
     with pytest.raises(AssertionError) as refused:
         report.check()
     assert str(refused.value) == str(report)
@@ -322,6 +328,19 @@ def test_whose_arrays_a_function_takes() -> None:
         assert library_of(function) == library
     with pytest.raises(ValueError, match="`library` must be given for a function that uses both torch and JAX"):
         library_of(lambda x, s: jnp.asarray(in_torch(x, s)))
+
+
+def test_arrays_that_are_not_contiguous_arrive_so() -> None:
+    seen: dict[str, set[bool]] = {"numpy": set(), "torch": set()}
+
+    def function(x: Any, scale: Any) -> Any:
+        plain = x.is_contiguous() if isinstance(x, torch.Tensor) else x.flags.c_contiguous
+        seen["torch" if isinstance(x, torch.Tensor) else "numpy"].add(plain)
+        return in_torch(x, scale) if isinstance(x, torch.Tensor) else in_numpy(x, scale)
+
+    for library in seen:
+        conformance(function, library=library).check()
+    assert seen == {"numpy": {True, False}, "torch": {True, False}}
 
 
 def test_cases_have_every_edge_and_odd_shapes() -> None:

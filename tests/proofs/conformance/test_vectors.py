@@ -75,7 +75,7 @@ def test_elements_are_what_the_formula_says() -> None:
             code = np.clip(free, -128, 127)
             value = ((code - zero).astype(np.float32) * scale + np.float32(0)).astype(np.float32)
         defined = ~np.isnan(x)
-        np.testing.assert_array_equal(data["code"][defined], code[defined])
+        np.testing.assert_array_equal(data["code"], np.where(defined, code, zero))  # where there is none, that of 0
         np.testing.assert_array_equal(data["value"].view(np.int32)[defined], value.view(np.int32)[defined])
         assert np.isnan(data["value"][~defined]).all()
         np.testing.assert_array_equal(data["dx"], np.where((free == code) | ~defined, data["g"], 0))
