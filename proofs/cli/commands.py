@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from . import vectors
+
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
 
@@ -259,6 +261,9 @@ def catalog(json: Json = False) -> None:
         print(page.catalog_json())
     else:
         display.show_catalog()
+
+
+vectors.register(app)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:
