@@ -1,0 +1,225 @@
+"""Which arithmetic a black box computes: the fields of a description that give all its answers, bit for bit.
+
+`samebits.core` judges: a candidate is a `Quantizer`, and what it answers is computed by the specification. The questions
+are chosen as the answers come, each among the knife edges at which the candidates that are left differ, so that few are
+needed; a sample of others confirms. Then come NaN, infinities, zeros and subnormal numbers, the gradient, and, where the
+target chooses its own scale, the scale rule (`scale_search`). At last every alternative value of every field is given
+the input that excludes it, or is said to be undetermined.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.descriptions import Quantizer
+from ...core.formats import IntegerFormat
+from . import lattice
+from .alternatives import alternatives, equal_dialects
+from .asking import Block, Fault, ask, keys
+from .conduct import conduct, slopes
+from .questions import (
+    SCALES,
+    blocks,
+    plain_key,
+    pool,
+    predict_pool,
+    prediction_keys,
+    special_blocks,
+    special_questions,
+    splitting,
+)
+from .record import Answers, Record
+from .scale_search import ENDS, find_scale_rule, observed
+from .targets import Target, resolve
+from .verdicts import Verdict
+
+Array = NDArray[Any]
+AT_ONCE = 12  # questions of one query
+SAMPLE = 16  # questions of a block that confirm
+
+
+def fingerprint(target: Target | str, **claims: Any) -> Verdict:
+    """What a target computes; see the module and `Verdict`.
+
+    A target that raises, prints, answers in another shape or dtype or not always the same has that as its verdict.
+
+    Args:
+        target: a `Target`, or the name of one as `targets.resolve` takes it, with its ``claims``.
+
+    Raises:
+        KeyError, ImportError, ValueError: a name, as `targets.resolve`.
+    """
+    known = resolve(target, **claims) if isinstance(target, str) else target
+    record = Record(known)
+    try:
+        return _verdict(record)
+    except Fault as fault:
+        return Verdict(known.name, fault=fault.what, fault_at=fault.where, asked=record.asked)
+
+
+def _verdict(record: Record) -> Verdict:
+    target = record.target
+    q = lattice.plain(target.quantizer)
+    found = _blocks(record, q)
+    _steady(record, found[0], q)
+    candidates = lattice.common(q, target.dtype)
+    left = _eliminate(record, candidates, found)
+    _sample(record, found, q)
+    best = _best(record, left or candidates)
+    best = _special(record, best, _special_blocks(record, q))
+    best = slopes(record, best)
+    scale_fields: dict[str, str] = {}
+    if target.chooses:
+        best, scale_fields, scale_mistakes = find_scale_rule(record, best)
+    else:
+        scale_mistakes = None
+    names = _names(q, target)
+    fields, undetermined, excluded = alternatives(record, best, names, found, left)
+    mistakes = record.mistakes(best)
+    smallest = record.first_mistake(best) if mistakes else scale_mistakes
+    answers = sum(len(a.x) for a in record.answers)
+    fields = {name: value for name, value in fields.items() if name not in undetermined} | scale_fields
+    return Verdict(
+        target.name,
+        recognised=not mistakes and scale_mistakes is None,
+        fields=fields,
+        undetermined=undetermined,
+        excluded=tuple(excluded),
+        conduct=conduct(record),
+        dialects=tuple(equal_dialects(record, best, found)) if not mistakes else (),
+        candidates=len(candidates) * 20,
+        asked=record.asked,
+        exhaustive=_exhaustive(candidates, found, target),
+        supporting=answers - mistakes,
+        unexplained=mistakes,
+        smallest=smallest,
+        quantizer=best,
+    )
+
+
+def _names(q: Quantizer, target: Target) -> list[str]:
+    values = lattice.values_of(q, target.dtype)
+    return [name for name in (*lattice.COMMON, *lattice.SPECIAL) if len(values.get(name, ())) > 1]
+
+
+def _blocks(record: Record, q: Quantizer) -> list[Block]:
+    """Blocks to ask ordinary questions in."""
+    target = record.target
+    if target.chooses:
+        found = [observed(record, ends) for ends in ENDS]
+        return [block for block in found if block is not None]
+    return blocks(q, target.dtype, target.scales or SCALES)
+
+
+def _special_blocks(record: Record, q: Quantizer) -> list[Block]:
+    target = record.target
+    if target.chooses:
+        return []
+    return blocks(q, target.dtype, target.scales) if target.scales else special_blocks(q, target.dtype)
+
+
+def _steady(record: Record, block: Block, q: Quantizer) -> None:
+    """Fault unless a target answers the same twice, and whatever the order of the questions."""
+    x = _spread(pool(plain_key(q), block, record.target.dtype), 40)
+    first = record.ask(block, x)
+    for order, what in ((np.arange(len(x)), "is not deterministic"), (np.argsort(-x), "depends on the place in the array")):
+        again = keys(ask(record.target, block, x[order]))
+        record.extra += len(x)
+        differ = np.flatnonzero(again != first.keys[order])
+        if len(differ):
+            i = order[differ[0]]
+            evidence = record.evidence(q, first, int(i))
+            raise Fault(what, f"{evidence.x}, {block}: {evidence.got}, and another answer")
+
+
+def _eliminate(record: Record, candidates: Sequence[Quantizer], found: Sequence[Block]) -> list[Quantizer]:
+    """The candidates that explain all ordinary answers, of which no question tells any two apart any more."""
+    target, left = record.target, list(candidates)
+    for known in list(record.answers):
+        left = [q for q in left if _agrees(record, q, known)]
+    for block in found:
+        x = pool(plain_key(left[0]), block, target.dtype) if left else None
+        while left and x is not None and len(left) > 1:
+            table = np.stack([_ordinary_keys(q, block, record) for q in left])
+            columns = splitting(table, AT_ONCE)
+            if not columns:
+                break
+            answers = record.ask(block, x[columns])
+            got = _unsigned(answers)
+            left = [q for q, row in zip(left, table[:, columns], strict=True) if (row == got).all()]
+    return left
+
+
+def _sample(record: Record, found: Sequence[Block], q: Quantizer) -> None:
+    """Asks what nobody chose: places spread over the pools, and both ends of the range."""
+    for block in found:
+        x = pool(plain_key(q), block, record.target.dtype)
+        if len(x):
+            record.ask(block, _spread(x, SAMPLE))
+
+
+def _best(record: Record, candidates: Sequence[Quantizer]) -> Quantizer:
+    """The candidate with the fewest ordinary mistakes, the first of several."""
+    wrong = [sum(int((~_agreeing(record, q, a)).sum()) for a in record.answers) for q in candidates]
+    return candidates[int(np.argmin(wrong))]
+
+
+def _special(record: Record, best: Quantizer, found: Sequence[Block]) -> Quantizer:
+    """The candidate with the special fields that explain most."""
+    for block in found:
+        x = special_questions(best, block, record.target.dtype)
+        wide = x.astype(np.float64)
+        for part in (x[np.isfinite(wide)], x[np.isposinf(wide)][:1], x[np.isneginf(wide)][:1], x[np.isnan(wide)][:1]):
+            record.ask(block, part, special=True)
+    if record.target.chooses:
+        for block in _ordinary_blocks(record):
+            record.ask(block, np.array([0.0, -0.0], record.answers[0].x.dtype))
+    candidates = lattice.special(best, record.target.dtype)
+    wrong = [record.mistakes(q) for q in candidates]
+    return candidates[int(np.argmin(wrong))]
+
+
+def _ordinary_blocks(record: Record) -> list[Block]:
+    return list(dict.fromkeys(a.block for a in record.answers if not a.special))
+
+
+def _agrees(record: Record, q: Quantizer, answers: Answers) -> bool:
+    return bool(_agreeing(record, q, answers).all())
+
+
+def _agreeing(record: Record, q: Quantizer, answers: Answers) -> Array:
+    expected = record.expected(q, answers)
+    return np.asarray(_without_sign(expected, record) == _unsigned(answers))
+
+
+def _ordinary_keys(q: Quantizer, block: Block, record: Record) -> Array:
+    kind = record.target.kind
+    return prediction_keys(predict_pool(q, block, record.target.dtype, kind), kind, signed_zero=False)
+
+
+def _unsigned(answers: Answers) -> Array:
+    assert answers.raw is not None
+    return keys(answers.raw, signed_zero=False)
+
+
+def _without_sign(found: Array, record: Record) -> Array:
+    """Keys with those of -0 made that of +0."""
+    if record.target.kind.value == "codes":
+        return found
+    minus = keys(np.asarray([-0.0], record.answers[0].x.dtype))[0]
+    return np.where(found == minus, 0, found)
+
+
+def _spread(x: Array, count: int) -> Array:
+    """So many of a list, evenly, both ends among them."""
+    places = np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).astype(int)) if len(x) else []
+    return x[places]
+
+
+def _exhaustive(candidates: Sequence[Quantizer], found: Sequence[Block], target: Target) -> int:
+    """Inputs of a comparison with every candidate: the knife edges of each in each block, five for every boundary."""
+    q = candidates[0]
+    edges = q.format.hi - q.format.lo + 2 if isinstance(q.format, IntegerFormat) else len(pool(plain_key(q), found[0], target.dtype)) // 5
+    return int(5 * edges) * len(found) * len(candidates)
