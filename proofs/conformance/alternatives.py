@@ -26,7 +26,7 @@ def alternatives(
     Asks where an alternative differs only at inputs that were not asked yet.
 
     Args:
-        best: the candidate found; ``left``: those that no ordinary question told apart from it.
+        best: the candidate found; ``left``: those that no question tells apart from it.
     """
     fields: Fields = {}
     undetermined: dict[str, tuple[str, ...]] = {}
@@ -38,9 +38,9 @@ def alternatives(
                 continue
             other = best.replace(**{name: value})
             evidence = record.first_mistake(other, unless=best)
-            if evidence is None and _asked_where_they_differ(record, best, other, blocks):
+            if evidence is None and asked_where_they_differ(record, best, other, blocks):
                 evidence = record.first_mistake(other, unless=best)
-            if evidence is None or (name in lattice.COMMON and any(field_of(q, name) == value for q in left)):
+            if evidence is None or any(field_of(q, name) == value for q in left):
                 remaining.append(value)
             else:
                 excluded.append(Excluded(name, str(value), evidence))
@@ -68,7 +68,7 @@ def _choose_alike(record: Record, a: Quantizer, b: Quantizer) -> bool:
     return True
 
 
-def _asked_where_they_differ(record: Record, best: Quantizer, other: Quantizer, blocks: Sequence[Block]) -> bool:
+def asked_where_they_differ(record: Record, best: Quantizer, other: Quantizer, blocks: Sequence[Block]) -> bool:
     """Asks one input at which two candidates differ; whether there was one."""
     for block in blocks:
         places = _differing(record, best, other, block)

@@ -46,15 +46,19 @@ def slopes(record: Record, best: Quantizer) -> Quantizer:
         return best
     q = lattice.plain(target.quantizer)
     candidates = lattice.slopes(best, target.dtype)
-    wrong = np.zeros(len(candidates), int)
+    wrong, anything = np.zeros(len(candidates), int), False
     for block in blocks(q, target.dtype, SCALES[:2]):
         x = _gradient_questions(q, block, target.dtype)
         g = np.ones_like(x)
         got = _gradient(record, block, x, g)
         record.extra += len(x)
+        anything |= bool(got.any())
         for i, candidate in enumerate(candidates):
             wrong[i] += int((predicted_slopes(candidate, block, x, g) != got).sum())
     winner = int(np.argmin(wrong))
+    if not anything:
+        record.notes["gradient"] = "zero everywhere"
+        return best
     if wrong[winner]:
         record.notes["gradient"] = f"none of the candidates: {wrong[winner]} inputs unexplained"
         return best

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...core.descriptions import Quantizer
 from ...core.formats import IntegerFormat
 from . import lattice
-from .alternatives import alternatives, equal_dialects
+from .alternatives import alternatives, asked_where_they_differ, equal_dialects
 from .asking import Block, Fault, ask, keys
 from .conduct import conduct, slopes
 from .questions import (
@@ -67,8 +67,8 @@ def _verdict(record: Record) -> Verdict:
     candidates = lattice.common(q, target.dtype)
     left = _eliminate(record, candidates, found)
     _sample(record, found, q)
-    best = _best(record, left or candidates)
-    best = _special(record, best, _special_blocks(record, q))
+    survivors = _special(record, left or [_best(record, candidates)], found, _special_blocks(record, q))
+    best = survivors[0]
     best = slopes(record, best)
     scale_fields: dict[str, str] = {}
     if target.chooses:
@@ -76,7 +76,7 @@ def _verdict(record: Record) -> Verdict:
     else:
         scale_mistakes = None
     names = _names(q, target)
-    fields, undetermined, excluded = alternatives(record, best, names, found, left)
+    fields, undetermined, excluded = alternatives(record, best, names, found, survivors)
     mistakes = record.mistakes(best)
     smallest = record.first_mistake(best) if mistakes else scale_mistakes
     answers = sum(len(a.x) for a in record.answers)
@@ -166,23 +166,25 @@ def _best(record: Record, candidates: Sequence[Quantizer]) -> Quantizer:
     return candidates[int(np.argmin(wrong))]
 
 
-def _special(record: Record, best: Quantizer, found: Sequence[Block]) -> Quantizer:
-    """The candidate with the special fields that explain most."""
-    for block in found:
-        x = special_questions(best, block, record.target.dtype)
+def _special(
+    record: Record, left: Sequence[Quantizer], found: Sequence[Block], extremes: Sequence[Block]
+) -> list[Quantizer]:
+    """The candidates, with special fields too, that explain most, and that no question tells apart any more."""
+    dtype = record.target.dtype
+    for block in extremes:
+        x = special_questions(left[0], block, dtype)
         wide = x.astype(np.float64)
-        for part in (x[np.isfinite(wide)], x[np.isposinf(wide)][:1], x[np.isneginf(wide)][:1], x[np.isnan(wide)][:1]):
-            record.ask(block, part, special=True)
+        for part in (x[np.isfinite(wide)], x[np.isposinf(wide)], x[np.isneginf(wide)], x[np.isnan(wide)]):
+            record.ask(block, np.resize(part, max(2, len(part))), special=True)  # arrays of one number may be special
     if record.target.chooses:
-        for block in _ordinary_blocks(record):
+        for block in found:
             record.ask(block, np.array([0.0, -0.0], record.answers[0].x.dtype))
-    candidates = lattice.special(best, record.target.dtype)
-    wrong = [record.mistakes(q) for q in candidates]
-    return candidates[int(np.argmin(wrong))]
-
-
-def _ordinary_blocks(record: Record) -> list[Block]:
-    return list(dict.fromkeys(a.block for a in record.answers if not a.special))
+    candidates = [q for common in left for q in lattice.special(common, dtype)]
+    kept = record.fewest_mistakes(candidates)
+    for other in kept[1:]:
+        if asked_where_they_differ(record, kept[0], other, found):
+            kept = record.fewest_mistakes(kept)
+    return kept
 
 
 def _agrees(record: Record, q: Quantizer, answers: Answers) -> bool:

@@ -36,6 +36,7 @@ COMMON = (
     "zero_point_domain",
     "fused_multiply_add",
     "saturate",
+    "clamp_order",
 )
 SPECIAL = ("nan", "flush_subnormals", "keep_negative_zero")
 SLOPES = ("gradient", "clamp_order")
@@ -86,17 +87,18 @@ def values_of(q: Quantizer, dtype: str) -> dict[str, tuple[Any, ...]]:
         "rounding": (Rounding.TIES_TO_EVEN,) if nearest else DETERMINISTIC,
         "compute_dtype": tuple(ComputeDtype),
         "division": tuple(Division),
-        "zero_point_order": tuple(ZeroPointOrder) if affine else (ZeroPointOrder.AFTER_ROUNDING,),
+        "zero_point_order": tuple(ZeroPointOrder),  # a zero point of 0 that is added first leaves no -0
         "zero_point_domain": (ZeroPointDomain.FLOAT, ZeroPointDomain.SHIFT) if real else (ZeroPointDomain.INTEGER,),
         "fused_multiply_add": (False, True) if affine else (False,),
         "nan": tuple(NanRule),
         "flush_subnormals": (False, True),
         "keep_negative_zero": (False, True),
-        "clamp_order": tuple(ClampOrder),
+        "clamp_order": (ClampOrder.AFTER_ROUNDING,),  # to integers it is the same, but for the gradient
         "gradient": tuple(g for g in Gradient if _allowed(q, {"gradient": g})),
     }
     if isinstance(q.format, FloatFormat):
         fields["saturate"] = (True, False)
+        fields["clamp_order"] = tuple(ClampOrder)
     if dtype == "float64":  # which is every compute dtype at once
         fields["compute_dtype"] = (ComputeDtype.WIDENED,)
     return fields
@@ -111,27 +113,32 @@ def common(q: Quantizer, dtype: str) -> list[Quantizer]:
     """Candidates that differ in `COMMON` fields, those that cannot act left out; the defaults come first."""
     fields = values_of(q, dtype)
     names = [name for name in COMMON if name in fields]
+    if isinstance(q.format, FloatFormat) and q.format.has_nan:  # which overflow may become
+        names.append("nan")
     found = [dict(zip(names, row, strict=True)) for row in product(*(fields[name] for name in names))]
-    return [q.replace(**changes) for changes in found if _acts(changes, dtype)]
+    return [q.replace(**changes) for changes in found if _acts(q, changes, dtype)]
 
 
 def special(q: Quantizer, dtype: str) -> list[Quantizer]:
-    """A candidate with every combination of the `SPECIAL` fields."""
+    """A candidate with every combination of the `SPECIAL` fields, and of those that only -0 shows."""
     fields = values_of(q, dtype)
-    return [q.replace(**dict(zip(SPECIAL, row, strict=True))) for row in product(*(fields[n] for n in SPECIAL))]
+    added = q.affine and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+    names = SPECIAL if added else (*SPECIAL, "zero_point_order")
+    return [q.replace(**dict(zip(names, row, strict=True))) for row in product(*(fields[n] for n in names))]
 
 
 def slopes(q: Quantizer, dtype: str) -> list[Quantizer]:
     """A candidate with every combination of the `SLOPES` fields."""
     fields = values_of(q, dtype)
-    found = [dict(zip(SLOPES, row, strict=True)) for row in product(*(fields[n] for n in SLOPES))]
+    found = [dict(zip(SLOPES, row, strict=True)) for row in product(fields["gradient"], ClampOrder)]
     return [q.replace(**changes) for changes in found]
 
 
 def points(q: Quantizer, dtype: str) -> Iterator[Quantizer]:
     """The whole lattice of a claim: every value of every field but the gradient's, whether it can act or not."""
     fields = values_of(q, dtype)
-    names = [name for name in (*COMMON, *SPECIAL, "clamp_order") if name in fields]
+    fields["clamp_order"] = tuple(ClampOrder)
+    names = [name for name in (*COMMON, *SPECIAL) if name in fields]
     for row in product(*(fields[name] for name in names)):
         yield q.replace(**dict(zip(names, row, strict=True)))
 
@@ -156,8 +163,10 @@ def scale_rules(q: Quantizer) -> list[Quantizer]:
 
 
 def small_rules(q: Quantizer) -> dict[str, Quantizer]:
-    """A scale rule with each of the `SMALL` ones, by what it is called."""
-    return {name: q.replace(**changes) for name, changes in SMALL.items() if _allowed(q, changes)}
+    """A scale rule with each of the `SMALL` ones, by what it is called; and with subnormal numbers flushed."""
+    found = {name: q.replace(**changes) for name, changes in SMALL.items() if _allowed(q, changes)}
+    flushing = {f"{name}, subnormal numbers flushed": c.replace(flush_subnormals=True) for name, c in found.items()}
+    return found | ({} if q.arithmetic.flush_subnormals else flushing)
 
 
 def in_dialects(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
@@ -168,13 +177,15 @@ def in_dialects(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
             yield name, q.replace(**changes)
 
 
-def _acts(changes: Changes, dtype: str) -> bool:
-    """Whether no field is other than its default where it cannot act."""
+def _acts(q: Quantizer, changes: Changes, dtype: str) -> bool:
+    """Whether no field is other than its default where it cannot act on ordinary numbers."""
     domain = changes.get("zero_point_domain", ZeroPointDomain.INTEGER)
     before = changes["zero_point_order"] is ZeroPointOrder.BEFORE_ROUNDING
+    if changes.get("nan", NanRule.PROPAGATE) is not NanRule.PROPAGATE and changes["saturate"]:
+        return False
     if changes["compute_dtype"] is ComputeDtype.INPUT and dtype == "float32":
         return False
-    if domain is not ZeroPointDomain.INTEGER:
+    if domain is not ZeroPointDomain.INTEGER or not q.affine:
         return not before
     return not changes["fused_multiply_add"] or (before and changes["division"] is Division.RECIPROCAL)
 

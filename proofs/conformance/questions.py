@@ -24,8 +24,9 @@ from .targets import Kind
 
 Array = NDArray[Any]
 CODES = 40  # of a format with more codes, so many edges are looked at: the outermost, those around zero, some between
-# Those whose halves are representable (short ones), those whose reciprocals are bad, and what nobody chose
-SCALES = (0.1, 49 * 2.0**-9, 1 / 3, 0.75, 2.0**-7, 0.00372, 11 * 2.0**-6, 1.7, 5 * 2.0**-4, 0.0271)
+# Beside those that nobody chose, short ones: their halves are representable, and the reciprocals of 105, 15 and 49 are such
+# that x * (1 / s) misses a half in float32, float64, or both
+SCALES = (0.1, 105 * 2.0**-10, 1 / 3, 15 * 2.0**-6, 2.0**-7, 0.00372, 49 * 2.0**-9, 1.7, 0.75, 0.0271)
 SPECIAL_CODES = (-2.3, -1.0, -0.6, -0.4, 0.4, 0.6, 1.0, 2.3)  # times the smallest scale: subnormal inputs among them
 
 

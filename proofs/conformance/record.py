@@ -40,6 +40,7 @@ class Record:
     answers: list[Answers] = field(default_factory=list)
     extra: int = 0  # inputs asked once more, or for another purpose
     notes: dict[str, str] = field(default_factory=dict)  # what to say of the target beside its fields
+    _kept: tuple[int, list[tuple[Block, Array, Array]]] = field(default_factory=lambda: (0, []))
 
     @property
     def asked(self) -> int:
@@ -75,9 +76,36 @@ class Record:
         kind = self.target.kind
         return prediction_keys(predict(q, answers.block, answers.x, kind), kind)
 
-    def mistakes(self, q: Quantizer, answers: Sequence[Answers] | None = None) -> int:
+    def mistakes(self, q: Quantizer) -> int:
         """How many answers a candidate does not explain."""
-        return sum(int((~self.explains(q, a)).sum()) for a in (self.answers if answers is None else answers))
+        return sum(self._wrong(q, block, x, got) for block, x, got in self._merged())
+
+    def fewest_mistakes(self, candidates: Sequence[Quantizer]) -> list[Quantizer]:
+        """The candidates that explain most; where some explain everything, the others are looked at no longer."""
+        left = list(candidates)
+        for block, x, got in self._merged():
+            left = [q for q in left if not self._wrong(q, block, x, got)]
+        if left:
+            return left
+        wrong = [self.mistakes(q) for q in candidates]
+        return [q for q, count in zip(candidates, wrong, strict=True) if count == min(wrong)]
+
+    def _wrong(self, q: Quantizer, block: Block, x: Array, got: Array) -> int:
+        kind = self.target.kind
+        return int((prediction_keys(predict(q, block, x, kind), kind) != got).sum())
+
+    def _merged(self) -> list[tuple[Block, Array, Array]]:
+        """The answers of every block in one array, those of special ones first, which tell most apart."""
+        if self._kept[0] != len(self.answers):
+            by_block: dict[Block, list[Answers]] = {}
+            for a in sorted(self.answers, key=lambda a: not a.special):
+                by_block.setdefault(a.block, []).append(a)
+            merged = [
+                (block, np.concatenate([a.x for a in own]), np.concatenate([a.keys for a in own]))
+                for block, own in by_block.items()
+            ]
+            self._kept = len(self.answers), merged
+        return self._kept[1]
 
     def first_mistake(self, q: Quantizer, unless: Quantizer | None = None) -> Evidence | None:
         """The smallest input whose answer a candidate does not explain, an ordinary one where there is one.

@@ -90,12 +90,13 @@ def find_scale_rule(record: Record, best: Quantizer) -> tuple[Quantizer, dict[st
     rules = lattice.scale_rules(best)
     left, wrong = _surviving(rules, ordinary, record)
     small = _observations(record, SMALL_ENDS)
-    named = {name: q for rule in left[:1] for name, q in lattice.small_rules(rule).items()}
+    named = lattice.small_rules(left[0])
     if wrong is not None:
         return left[0], _fields(left), wrong
     counts = {name: sum(not _chooses(q, b, record) for b in small) for name, q in named.items()}
     least = min(counts.values())
     names = [name for name, count in counts.items() if count == least]
+    names = [name for name in names if name.partition(", subnormal")[0] not in names or ", subnormal" not in name]
     winner = named[names[0]]
     fields = _fields(left) | {"small ranges": " or ".join(names)}
     first = next((b for b in small if not _chooses(winner, b, record)), None)
