@@ -13,6 +13,8 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from .fingerprint import fingerprint
+
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
 
@@ -234,6 +236,9 @@ def catalog(json: Json = False) -> None:
         print(page.catalog_json())
     else:
         display.show_catalog()
+
+
+app.command()(fingerprint)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:
