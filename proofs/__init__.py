@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .certificates.certify import certify as certify
     from .certificates.request import requested as requested
+    from .conformance.fingerprint import fingerprint as fingerprint
     from .divergence.divergence import diverge as diverge
     from .inputs.compare import assert_same_bits as assert_same_bits
     from .inputs.compare import differences as differences
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "certify": "certificates.certify",
     "requested": "certificates.request",
+    "fingerprint": "conformance.fingerprint",
     "diverge": "divergence.divergence",
     "assert_same_bits": "inputs.compare",
     "differences": "inputs.compare",

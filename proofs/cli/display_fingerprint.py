@@ -9,9 +9,7 @@ from ..conformance.verdicts import Verdict
 from .display import _console, _table
 
 
-def show_verdicts(
-    verdicts: Sequence[tuple[Verdict, float]], absent: Mapping[str, str], *, evidence: bool
-) -> None:
+def show_verdicts(verdicts: Sequence[tuple[Verdict, float]], absent: Mapping[str, str], *, evidence: bool) -> None:
     """A table for each target: fields found, what was excluded by which input, conduct, dialects, and the count."""
     console = _console()
     for verdict, seconds in verdicts:
@@ -20,8 +18,8 @@ def show_verdicts(
             console.print(_fields(verdict, evidence=evidence))
             for line in _lines(verdict, seconds):
                 console.print(line)
-    for name, line in absent.items():
-        console.print(Text(f"\n{name}: {line}", "yellow"))
+    for name, reason in absent.items():
+        console.print(Text(f"\n{name}: {reason}", "yellow"))
 
 
 def show_targets(rows: Sequence[tuple[str, str, str | None]]) -> None:
@@ -38,7 +36,9 @@ def show_attributions(found: Sequence[Attribution]) -> None:
     table = _table("tensor", "layout", "made by", "codes explained", "scales explained", right=(3, 4))
     for one in found:
         style = "green" if one.explained == 1 else "yellow"
-        shares = (Text(_share(share, total), style) for share, total in ((one.codes, one.elements), (one.scales, one.blocks)))
+        shares = (
+            Text(_share(share, total), style) for share, total in ((one.codes, one.elements), (one.scales, one.blocks))
+        )
         table.add_row(one.tensor, one.layout, one.words, *shares)
     table.caption = "bit for bit; a share below 1 leaves codes or scales that no candidate gives"
     _console().print(table)
@@ -63,14 +63,11 @@ def _fields(verdict: Verdict, *, evidence: bool) -> object:
     table = _table("field", "found", "excluded, by the input")
     for name, value in verdict.fields.items():
         own = [e for e in verdict.excluded if e.field == name]
-        table.add_row(name, Text(value, "bold"), "\n".join(_line(e.value, e.evidence.x, e.evidence) for e in own[: None if evidence else 1]))
+        lines = [f"{e.value}: {e.evidence}" for e in own[: None if evidence else 1]]
+        table.add_row(name, Text(value, "bold"), Text("\n".join(lines)))
     for name, values in verdict.undetermined.items():
         table.add_row(name, Text(" or ".join(values), "dim"), Text("no input tells", "dim"))
     return table
-
-
-def _line(value: str, x: str, evidence: object) -> str:
-    return f"{value}: {evidence}"
 
 
 def _lines(verdict: Verdict, seconds: float) -> list[Text]:

@@ -19,13 +19,13 @@ def fingerprint(
     kind: Annotated[str, typer.Option(help="What a plain function gives: values or codes.")] = "values",
     dtype: Annotated[str, typer.Option(help="Of its input: float32, bfloat16, float16 or float64.")] = "float32",
     chooses: Annotated[bool, typer.Option("--chooses", help="It chooses its own scale.")] = False,
-    file: Annotated[
-        Path | None, typer.Option(help="Quantized weights, .safetensors or .gguf.", metavar="FILE")
-    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Quantized weights, .safetensors or .gguf.", metavar="FILE")] = None,
     original: Annotated[
         Path | None, typer.Option(help="The weights that they were made of.", metavar="FILE.safetensors")
     ] = None,
-    evidence: Annotated[bool, typer.Option("--evidence", help="Show the input that excludes each alternative.")] = False,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Show the input that excludes each alternative.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Find the arithmetic that reproduces an implementation bit for bit, or the quantizer that made a file."""

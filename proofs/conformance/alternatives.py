@@ -51,7 +51,7 @@ def alternatives(
 
 
 def equal_dialects(record: Record, best: Quantizer, blocks: Sequence[Block]) -> Iterator[str]:
-    """Dialects that answer every question, asked or in a pool, as the candidate does, and choose the same parameters."""
+    """Dialects that answer all questions, asked or in a pool, as the candidate does, and choose what it chooses."""
     claim = lattice.plain(record.target.quantizer)
     for name, q in (("samebits", claim), *lattice.in_dialects(claim)):
         same = not record.mistakes(q) and all(not _differing(record, best, q, block).size for block in blocks)

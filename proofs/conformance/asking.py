@@ -36,7 +36,7 @@ class Block:
     """Where questions stand: parameters that are given, or the ends of the block that a target chooses them from.
 
     Args:
-        scale, zero: of the parameters; zero is None where there is none. A target that chooses has them from its answer.
+        scale, zero: of the parameters; zero is None where there is none. Where a target chooses them, what it chose.
         ends: what must stand in every block so that its range is known; () where parameters are given.
     """
 

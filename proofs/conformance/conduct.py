@@ -62,16 +62,21 @@ def slopes(record: Record, best: Quantizer) -> Quantizer:
     if wrong[winner]:
         record.notes["gradient"] = f"none of the candidates: {wrong[winner]} inputs unexplained"
         return best
-    same = {str(c.gradient) for c, n in zip(candidates, wrong, strict=True) if not n}
-    orders = {str(c.arithmetic.clamp_order) for c, n in zip(candidates, wrong, strict=True) if not n}
-    record.notes["gradient"] = f"{' or '.join(sorted(same))} (clamp {' or '.join(sorted(orders))})"
+    orders: dict[str, list[str]] = {}
+    for c, count in zip(candidates, wrong, strict=True):
+        if not count:
+            orders.setdefault(str(c.gradient), []).append(str(c.arithmetic.clamp_order))
+    words = (name if len(own) > 1 else f"{name} (clamp {own[0]})" for name, own in orders.items())
+    record.notes["gradient"] = " or ".join(words)
     return candidates[winner]
 
 
 def _gradient_questions(q: Quantizer, block: Block, dtype: str) -> Array:
     """Both sides of the ends of the range, and of some edges between; no zeros and no special values."""
     wide = boundaries(q, block.scale, block.zero)
-    ends = (np.array([q.format.lo, q.format.hi, q.format.hi + 1, q.format.lo - 1], float) - (block.zero or 0)) * block.scale
+    ends = (
+        np.array([q.format.lo, q.format.hi, q.format.hi + 1, q.format.lo - 1], float) - (block.zero or 0)
+    ) * block.scale
     real = q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER
     some = np.concatenate([wide[:2], wide[-2:], wide[len(wide) // 2 :][:2], wide[:0] if real else ends])
     return neighbours(some.astype(numpy_dtype(dtype)), 2)

@@ -4,7 +4,7 @@ Scales are compared after rounding to the dtype they are stored in. Codes may co
 before that rounding; both are tried, with every rounding and division.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ...core.arithmetic import NanRule
 from ...core.descriptions import QParams, Quantizer
 from ...core.operations import round_to_dtype
 from ...core.quantizer import choose_qparams, codes_and_zero_points
+from ...core.scaling import divisor
 from . import lattice
 from .gguf_file import FileError as FileError
 from .lattice import field_of
@@ -23,24 +24,17 @@ from .stored import Stored, read_pairs
 
 Array = NDArray[Any]
 FEW = 256  # blocks, and elements of each, by which candidates are looked through before the whole tensor is
-SHOWN = ("statistic", "denominator", "range", "rounding", "division", "zero_point_order")
 
-# What is known of who writes a layout, beside the dialects: the fields, and whether codes come from the stored scale
-MAKERS: dict[str, tuple[dict[str, Any], bool]] = {
-    "gguf.Q8_0": ({"rounding": "ties_to_away", "division": "reciprocal", "denominator": "hi"}, False),
-    "gguf.Q4_0, gguf.Q5_0": (
-        {
-            "rounding": "ties_toward_positive",
-            "division": "reciprocal",
-            "denominator": "lo",
-            "statistic": "signed_absmax",
-        },
-        False,
-    ),
-    "gguf.Q4_1, gguf.Q5_1": (
-        {"rounding": "ties_toward_positive", "division": "reciprocal", "range": "of_data"},
-        False,
-    ),
+_PEAK = {"denominator": "lo", "statistic": "signed_absmax"}  # the signed peak of a block becomes the lowest code
+_UP: dict[str, Any] = {"rounding": "ties_toward_positive", "division": "reciprocal"}  # trunc(x * (1 / d) + 8.5)
+
+# Who is known to write a layout, beside the dialects; codes come from the scale before it is stored
+MAKERS: dict[str, dict[str, Any]] = {
+    "gguf.Q8_0": {"rounding": "ties_to_away", "division": "reciprocal", "denominator": "hi"},
+    "gguf.Q4_0": {**_UP, **_PEAK},
+    "gguf.Q5_0": {**_UP, **_PEAK},
+    "gguf.Q4_1": {**_UP, "range": "of_data"},
+    "gguf.Q5_1": {**_UP, "range": "of_data"},
 }
 
 
@@ -115,7 +109,9 @@ def _attributed(stored: Stored) -> Attribution:
     shares = [_share_of_codes(few, way) for way in ways]
     best = [way for way, share in zip(ways, shares, strict=True) if share == max(shares)]
     whole = [(_share_of_codes(stored, way), way) for way in best[:6]] + [
-        (share, way) for share, way in ((_share_of_codes(few, way), way) for way in best[6:]) if len(few.x) == len(stored.x)
+        (share, way)
+        for share, way in ((_share_of_codes(few, way), way) for way in best[6:])
+        if len(few.x) == len(stored.x)
     ]
     codes = max(share for share, _ in whole)
     left = [way for share, way in whole if share == codes]
@@ -190,29 +186,30 @@ def _part(stored: Stored) -> Stored:
 def _makers(stored: Stored, codes: float, scales: float) -> tuple[str, ...]:
     """Dialects and known writers that give as many codes and scales."""
     named = [(name, _Way(q, True)) for name, q in lattice.in_dialects(stored.q)]
-    for name, (changes, from_stored) in MAKERS.items():
-        try:
-            named.append((name, _Way(stored.q.replace(floor=0.0, **changes), from_stored)))
-        except (TypeError, ValueError):
-            continue
+    for name, changes in MAKERS.items():
+        if stored.layout == f"GGUF {name[5:]}":
+            named.append((name, _Way(stored.q.replace(floor=0.0, **changes), False)))
     ends = _ends(stored)
-    found = []
-    for name, way in named:
-        if _share_of_scales(way.q, stored, ends) >= scales and _share_of_codes(stored, way) >= codes:
-            found.append(name)
-    own = [n for n in found if not stored.layout.startswith("GGUF") or stored.layout[5:] in n]
-    return tuple(own or found)
+    return tuple(
+        name
+        for name, way in named
+        if _share_of_scales(way.q, stored, ends) >= scales and _share_of_codes(stored, way) >= codes
+    )
 
 
 def _fields(left: Sequence[_Way], rules: Sequence[Quantizer], stored: Stored) -> dict[str, str]:
     """The fields, each with all values that explain as much."""
-    names = [name for name in SHOWN if (name == "range" or name == "zero_point_order") <= stored.q.affine]
-    names = [n for n in names if not (stored.q.affine and n in ("denominator", "statistic"))]
+    affine = stored.q.affine
     found = {}
-    for name in names:
-        source = rules if name in ("statistic", "denominator", "range") else [way.q for way in left]
-        found[name] = " or ".join(dict.fromkeys(str(field_of(q, name)) for q in source))
-    ways = {"stored" if way.from_stored else "unrounded" for way in left}
-    found["codes from"] = " or ".join(sorted(ways)) + " scale"
+    for name in ("range",) if affine else ("statistic",):
+        found[name] = _several(str(field_of(q, name)) for q in rules)
+    if not affine:
+        found["absmax over"] = _several(f"{divisor(q):g}" for q in rules)
+    for name in ("rounding", "division", *(["zero_point_order"] if affine else [])):
+        found[name] = _several(str(field_of(way.q, name)) for way in left)
+    found["codes from"] = _several("stored scale" if way.from_stored else "unrounded scale" for way in left)
     return found
 
+
+def _several(values: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(values))

@@ -1,10 +1,10 @@
 """Which arithmetic a black box computes: the fields of a description that give all its answers, bit for bit.
 
-`samebits.core` judges: a candidate is a `Quantizer`, and what it answers is computed by the specification. The questions
+`samebits.core` judges: a candidate is a `Quantizer`, and what it answers is computed by the specification. Questions
 are chosen as the answers come, each among the knife edges at which the candidates that are left differ, so that few are
-needed; a sample of others confirms. Then come NaN, infinities, zeros and subnormal numbers, the gradient, and, where the
-target chooses its own scale, the scale rule (`scale_search`). At last every alternative value of every field is given
-the input that excludes it, or is said to be undetermined.
+needed; a sample of others confirms. Then come NaN, infinities, zeros and subnormal numbers, the gradient, and, where
+the target chooses its own scale, the scale rule (`scale_search`). At last every alternative value of every field is
+given the input that excludes it, or is said to be undetermined.
 """
 
 from collections.abc import Sequence
@@ -63,8 +63,8 @@ def _verdict(record: Record) -> Verdict:
     target = record.target
     q = lattice.plain(target.quantizer)
     found = _blocks(record, q)
-    _steady(record, found[0], q)
     candidates = lattice.common(q, target.dtype)
+    _steady(record, found[0], candidates)
     left = _eliminate(record, candidates, found)
     _sample(record, found, q)
     survivors = _special(record, left or [_best(record, candidates)], found, _special_blocks(record, q))
@@ -89,7 +89,7 @@ def _verdict(record: Record) -> Verdict:
         excluded=tuple(excluded),
         conduct=conduct(record),
         dialects=tuple(equal_dialects(record, best, found)) if not mistakes else (),
-        candidates=len(candidates) * 20,
+        candidates=len(candidates) * len(lattice.special(q, target.dtype)),
         asked=record.asked,
         exhaustive=_exhaustive(candidates, found, target),
         supporting=answers - mistakes,
@@ -120,17 +120,22 @@ def _special_blocks(record: Record, q: Quantizer) -> list[Block]:
     return blocks(q, target.dtype, target.scales) if target.scales else special_blocks(q, target.dtype)
 
 
-def _steady(record: Record, block: Block, q: Quantizer) -> None:
-    """Fault unless a target answers the same twice, and whatever the order of the questions."""
-    x = _spread(pool(plain_key(q), block, record.target.dtype), 40)
-    first = record.ask(block, x)
-    for order, what in ((np.arange(len(x)), "is not deterministic"), (np.argsort(-x), "depends on the place in the array")):
-        again = keys(ask(record.target, block, x[order]))
-        record.extra += len(x)
-        differ = np.flatnonzero(again != first.keys[order])
+def _steady(record: Record, block: Block, candidates: Sequence[Quantizer]) -> None:
+    """Fault unless a target answers deciding questions the same twice, and wherever in the array they stand."""
+    table = np.stack([_ordinary_keys(q, block, record) for q in candidates])
+    columns = splitting(table, AT_ONCE)
+    x = pool(plain_key(candidates[0]), block, record.target.dtype)
+    few = np.concatenate([x[columns], _spread(x, 3)])
+    some = np.concatenate([few, few[::-1], few])
+    first = record.ask(block, some)
+    again = keys(ask(record.target, block, some))
+    record.extra += len(some)
+    _, place = np.unique(keys(some), return_inverse=True)
+    other = first.keys[np.array([np.flatnonzero(place == p)[-1] for p in place])]
+    for got, what in ((again, "is not deterministic"), (other, "depends on the place in the array")):
+        differ = np.flatnonzero(got != first.keys)
         if len(differ):
-            i = order[differ[0]]
-            evidence = record.evidence(q, first, int(i))
+            evidence = record.evidence(candidates[0], first, int(differ[0]))
             raise Fault(what, f"{evidence.x}, {block}: {evidence.got}, and another answer")
 
 
@@ -215,13 +220,17 @@ def _without_sign(found: Array, record: Record) -> Array:
 
 
 def _spread(x: Array, count: int) -> Array:
-    """So many of a list, evenly, both ends among them."""
-    places = np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).astype(int)) if len(x) else []
-    return x[places]
+    """So many of a list, anywhere in it but always the same, both ends among them."""
+    places = np.random.default_rng(0).permutation(len(x))[: max(0, count - 2)]
+    return np.asarray(x[np.unique([0, *places, len(x) - 1])]) if len(x) else x
 
 
 def _exhaustive(candidates: Sequence[Quantizer], found: Sequence[Block], target: Target) -> int:
     """Inputs of a comparison with every candidate: the knife edges of each in each block, five for every boundary."""
     q = candidates[0]
-    edges = q.format.hi - q.format.lo + 2 if isinstance(q.format, IntegerFormat) else len(pool(plain_key(q), found[0], target.dtype)) // 5
+    edges = (
+        q.format.hi - q.format.lo + 2
+        if isinstance(q.format, IntegerFormat)
+        else len(pool(plain_key(q), found[0], target.dtype)) // 5
+    )
     return int(5 * edges) * len(found) * len(candidates)

@@ -24,8 +24,8 @@ from .targets import Kind
 
 Array = NDArray[Any]
 CODES = 40  # of a format with more codes, so many edges are looked at: the outermost, those around zero, some between
-# Beside those that nobody chose, short ones: their halves are representable, and the reciprocals of 105, 15 and 49 are such
-# that x * (1 / s) misses a half in float32, float64, or both
+# Beside those that nobody chose, short ones: their halves are representable, and the reciprocals of 105, 15 and 49 are
+# such that x * (1 / s) misses a half in float32, float64, or both
 SCALES = (0.1, 105 * 2.0**-10, 1 / 3, 15 * 2.0**-6, 2.0**-7, 0.00372, 49 * 2.0**-9, 1.7, 0.75, 0.0271)
 SPECIAL_CODES = (-2.3, -1.0, -0.6, -0.4, 0.4, 0.6, 1.0, 2.3)  # times the smallest scale: subnormal inputs among them
 
@@ -81,7 +81,7 @@ def pool(q: Quantizer, block: Block, dtype: str) -> Array:
     if block.ends:
         x = x[(x.astype(np.float64) >= min(block.ends)) & (x.astype(np.float64) <= max(block.ends))]
     x.flags.writeable = False
-    return x
+    return np.asarray(x)
 
 
 def _some(edges: Array, block: Block) -> Array:
@@ -170,7 +170,7 @@ def predicted_slopes(q: Quantizer, block: Block, x: Array, g: Array) -> Array:
 
 
 def splitting(table: Array, limit: int) -> list[int]:
-    """Columns that tell the rows of a table of keys apart: each time the one that leaves the smallest largest class.
+    """Columns that tell the rows of a table of keys apart: each time the one that makes the most classes.
 
     Args:
         table: candidates x questions.
@@ -179,11 +179,12 @@ def splitting(table: Array, limit: int) -> list[int]:
     labels = np.zeros(len(table), np.int64)
     _, inverse = np.unique(table, return_inverse=True)
     compact = inverse.reshape(table.shape).astype(np.int64)
-    span, chosen = int(compact.max()) + 1 if compact.size else 1, []
-    while len(chosen) < limit and compact.shape[1]:
+    span = int(compact.max()) + 1 if compact.size else 1
+    chosen: list[int] = []
+    while len(chosen) < limit and compact.size:
         joint = labels[:, None] * span + compact
-        joint.sort(axis=0)
-        fresh = (joint[1:] != joint[:-1]).sum(0) + 1
+        ordered = np.sort(joint, axis=0)
+        fresh = np.diff(ordered, axis=0).astype(bool).sum(0) + 1
         best = int(np.argmax(fresh))
         classes = int(fresh[best])
         if classes <= len(np.unique(labels)):
@@ -205,4 +206,3 @@ def _smallest_normal(dtype: np.dtype[Any]) -> float:
 
     info: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     return float(info.smallest_normal)
-

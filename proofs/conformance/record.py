@@ -69,7 +69,7 @@ class Record:
 
     def explains(self, q: Quantizer, answers: Answers) -> Array:
         """Which answers of a candidate are those of the target, all bits counted."""
-        return self.expected(q, answers) == answers.keys
+        return np.asarray(self.expected(q, answers) == answers.keys)
 
     def expected(self, q: Quantizer, answers: Answers) -> Array:
         """Keys of what a candidate answers."""

@@ -35,6 +35,7 @@ ENDS: tuple[Ends, ...] = (
     (-0.5, 254.5),
     (-1000.0, 0.1),
     (-2.75, 2.0),
+    (-7.984375, 3.1),
 )
 SHIFTED: tuple[Ends, ...] = ((5.0, 6.0), (-6.0, -5.0), (0.0, 4.0), (-4.0, 0.0), (0.1, 1.7))
 SMALL_ENDS: tuple[Ends, ...] = (
@@ -132,9 +133,7 @@ def _observations(record: Record, many: tuple[Ends, ...]) -> list[Block]:
     return found
 
 
-def _surviving(
-    rules: list[Quantizer], seen: list[Block], record: Record
-) -> tuple[list[Quantizer], Evidence | None]:
+def _surviving(rules: list[Quantizer], seen: list[Block], record: Record) -> tuple[list[Quantizer], Evidence | None]:
     """The rules that choose what was seen; where there is none, the one that does most often, and a block it fails."""
     left = rules
     for block in seen:
@@ -169,7 +168,8 @@ def _chooses(q: Quantizer, block: Block, record: Record) -> bool:
 def _evidence(q: Quantizer, block: Block, record: Record) -> Evidence:
     scale, zero = _chosen(q, block, record)
     got, expected = (
-        f"scale {s!r}" + ("" if z is None else f", zero point {z:g}") for s, z in ((block.scale, block.zero), (scale, zero))
+        f"scale {s!r}" + ("" if z is None else f", zero point {z:g}")
+        for s, z in ((block.scale, block.zero), (scale, zero))
     )
     return Evidence(f"the range {block.ends[0]:g} to {block.ends[1]:g}", "chosen by the target", got, expected)
 

@@ -56,7 +56,9 @@ def read_pairs(quantized: Path, original: Path) -> Iterator[Stored]:
         FileError, CheckpointError: a file that cannot be read; shapes that do not fit each other; no tensor in common.
     """
     floats = {t.name: t for t in stored_tensors(original) if not t.skipped}
-    found = _of_gguf(quantized, original, floats) if _is_gguf(quantized) else _of_safetensors(quantized, original, floats)
+    found = (
+        _of_gguf(quantized, original, floats) if _is_gguf(quantized) else _of_safetensors(quantized, original, floats)
+    )
     if not found:
         raise FileError(f"{quantized}: holds no quantized tensor that {original} has as floats")
     yield from found
@@ -128,7 +130,7 @@ def _of_tensors(
         q = q.replace(zero_point=ZeroPoint.MIN_MAX)
         flat = np.zeros(len(rows[0]), np.int32) if points is None else points.reshape(-1).astype(np.int32)
     layout = f"{codes.dtype}, {granularity}, scale {scale.dtype}"
-    return Stored(name, layout, q, *rows, steps.reshape(-1).astype(np.float32), flat, FLOATS[scale.dtype])
+    return Stored(name, layout, q, rows[0], rows[1], steps.reshape(-1).astype(np.float32), flat, FLOATS[scale.dtype])
 
 
 def _first(
@@ -142,8 +144,9 @@ def _first(
 
 
 def _integers(path: Path, tensor: StoredTensor) -> Array:
-    dtype = WHOLE[tensor.dtype]
-    return np.asarray(np.memmap(path, dtype, "r", tensor.offset, tensor.shape or (1,))).reshape(tensor.shape).astype(np.int64)
+    dtype: Any = WHOLE[tensor.dtype]
+    values = np.memmap(path, dtype, "r", tensor.offset, tensor.shape or (1,))
+    return np.asarray(values).reshape(tensor.shape).astype(np.int64)
 
 
 def _granularity(path: Path, scale: StoredTensor, shape: tuple[int, ...]) -> Granularity:
@@ -166,4 +169,3 @@ def _bits(codes: Array, signed: bool) -> int:
     widths = (2, 3, 4, 5, 6, 7, 8)
     fits = [b for b in widths if IntegerFormat(b, signed).lo <= low and high <= IntegerFormat(b, signed).hi]
     return fits[0] if fits else 8
-

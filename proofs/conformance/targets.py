@@ -47,8 +47,8 @@ class Target:
 
     Args:
         name: ``library.function``, or what the user calls it.
-        function: ``(x, qparams) -> x_hat`` or ``-> codes``. With ``chooses`` it gets None for parameters; one that gives
-            codes then returns ``(codes, QParams)``.
+        function: ``(x, qparams) -> x_hat`` or ``-> codes``. With ``chooses`` it gets None for parameters; one that
+            gives codes then returns ``(codes, QParams)``.
         quantizer: format, granularity and zero point that it claims; its arithmetic, rounding and scale rule are what
             is asked, only the domain of a zero point counts (an integer, or a number).
         dtype: of x: float32, bfloat16, float16 or float64.

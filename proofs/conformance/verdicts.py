@@ -85,7 +85,8 @@ class Verdict:
         named = ", ".join(f"{name}={value}" for name, value in self.fields.items())
         if self.recognised:
             return named
-        return f"none of the candidates: {self.unexplained} of {self.supporting + self.unexplained} unexplained; nearest {named}"
+        total = self.supporting + self.unexplained
+        return f"none of the candidates: {self.unexplained} of {total} unexplained; nearest {named}"
 
 
 def as_data(verdict: Verdict) -> dict[str, Any]:

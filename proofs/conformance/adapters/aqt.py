@@ -30,9 +30,7 @@ def _library(name: str) -> Any:
 
 def _given(x: Array, qparams: QParams) -> Array:
     scale = to_jax(np.asarray(qparams.scale).astype(x.dtype))
-    start = _library("aqt_tensor").QTensor(
-        qvalue=None, scale=[scale], scale_t=None, bias=[], dequant_dtype=x.dtype
-    )
+    start = _library("aqt_tensor").QTensor(qvalue=None, scale=[scale], scale_t=None, bias=[], dequant_dtype=x.dtype)
     return _codes(_library("aqt_quantizer").quantizer_make(8).calculate_qvalue(to_jax(x), start)[0])
 
 

@@ -1,4 +1,4 @@
-"""Fake quantization as everybody writes it in JAX: clip(round(x / s), -128, 127) * s, operation by operation and jitted."""
+"""Fake quantization as everybody writes it in JAX: clip(round(x / s), -128, 127) * s, op by op and jitted."""
 
 from functools import cache
 from typing import Any
