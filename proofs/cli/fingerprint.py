@@ -26,6 +26,9 @@ def fingerprint(
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Show the input that excludes each alternative.")
     ] = False,
+    atlas: Annotated[
+        Path | None, typer.Option(help="Ask all ready targets that are installed and write a table.", metavar="FILE.md")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Find the arithmetic that reproduces an implementation bit for bit, or the quantizer that made a file."""
@@ -35,6 +38,9 @@ def fingerprint(
         _refuse("give either targets, or both --file and --original")
     if file is not None and original is not None:
         raise typer.Exit(AGREEMENT if _attribute(file, original, json) else DIFFERENCE)
+    if atlas is not None:
+        _atlas(atlas)
+        raise typer.Exit(AGREEMENT)
     if not target:
         _list(json)
         raise typer.Exit(AGREEMENT)
@@ -96,6 +102,17 @@ def _attribute(file: Path, original: Path, json: bool) -> bool:
     else:
         display.show_attributions(found)
     return bool(found) and all(one.explained == 1 for one in found)
+
+
+def _atlas(page: Path) -> None:
+    """Writes the page, and its data beside it; rows of what is not installed here are kept as they were."""
+    from ..conformance import atlas
+    from .commands import _shown
+
+    if not page.parent.is_dir():
+        _refuse(f"{page}: no such directory: {page.parent}")
+    wanted = atlas.installed()
+    atlas.write(page, dict(_shown("asking", len(wanted), atlas.rows(wanted), quiet=False)))
 
 
 def _list(json: bool) -> None:

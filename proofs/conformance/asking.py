@@ -56,7 +56,8 @@ def keys(values: Array, *, signed_zero: bool = True) -> Array:
         return values.astype(np.int64)
     if not signed_zero:
         values = np.where(values == 0, np.zeros_like(values), values)
-    found = np.isnan(values.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        found = np.isnan(values.astype(np.float64))
     return np.where(found, NAN_KEY, raw_bits(values).astype(np.int64))
 
 

@@ -94,7 +94,8 @@ def values_of(q: Quantizer, dtype: str) -> dict[str, tuple[Any, ...]]:
         "flush_subnormals": (False, True),
         "keep_negative_zero": (False, True),
         "clamp_order": (ClampOrder.AFTER_ROUNDING,),  # to integers it is the same, but for the gradient
-        "gradient": tuple(g for g in Gradient if _allowed(q, {"gradient": g})),
+        # that of LEARNED_SCALE differs towards the scale alone, which is not asked for
+        "gradient": tuple(g for g in Gradient if g is not Gradient.LEARNED_SCALE and _allowed(q, {"gradient": g})),
     }
     if isinstance(q.format, FloatFormat):
         fields["saturate"] = (True, False)

@@ -90,9 +90,6 @@ PEERS: tuple[Peer, ...] = (
             "ml_dtypes.float4_e2m1fn",
         ),
     ),
-    Peer("gguf", "gguf", "peers-files", ("gguf.Q8_0", "gguf.Q4_0", "gguf.Q4_1", "gguf.Q5_0", "gguf.Q5_1")),
-    Peer("keras", "keras", "peers-keras", ("keras.quantizers.abs_max_quantize",)),
-    Peer("compressed_tensors", "compressed_tensors", "peers-torch", ("compressed_tensors.quantize",)),
 )
 
 

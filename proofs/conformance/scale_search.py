@@ -98,7 +98,7 @@ def find_scale_rule(record: Record, best: Quantizer) -> tuple[Quantizer, dict[st
     least = min(counts.values())
     names = [name for name, count in counts.items() if count == least]
     names = [name for name in names if name.partition(", subnormal")[0] not in names or ", subnormal" not in name]
-    winner = named[names[0]]
+    winner = named[names[0] if not least else names[-1]]  # of those that fail, the one that says more
     fields = _fields(left) | {"small ranges": " or ".join(names)}
     first = next((b for b in small if not _chooses(winner, b, record)), None)
     return winner, fields, None if first is None else _evidence(winner, first, record)

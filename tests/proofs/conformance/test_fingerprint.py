@@ -110,12 +110,12 @@ def test_none_of_the_candidates_is_said_with_the_residual_and_the_smallest_input
 
 def test_gradient_masks_are_found() -> None:
     for gradient, order, words in (
-        ("clipped", "after_rounding", "clipped (clamp after_rounding) or learned_scale (clamp after_rounding)"),
+        ("clipped", "after_rounding", "clipped (clamp after_rounding)"),
         ("pass_through", "after_rounding", "pass_through"),
         (
             "clipped",
             "before_rounding",
-            "clipped (clamp before_rounding) or learned_scale (clamp before_rounding) or clipped_q",
+            "clipped (clamp before_rounding) or clipped_quotient",
         ),
     ):
         q = INT8.replace(gradient=gradient, clamp_order=order)
