@@ -75,7 +75,7 @@ def _verdict(record: Record) -> Verdict:
         best, scale_fields, scale_mistakes = find_scale_rule(record, best)
     else:
         scale_mistakes = None
-    names = _names(q, target)
+    names, count = _names(q, target), len(candidates) * len(lattice.special(q, target.dtype))
     fields, undetermined, excluded = alternatives(record, best, names, found, survivors)
     mistakes = record.mistakes(best)
     smallest = record.first_mistake(best) if mistakes else scale_mistakes
@@ -89,9 +89,9 @@ def _verdict(record: Record) -> Verdict:
         excluded=tuple(excluded),
         conduct=conduct(record),
         dialects=tuple(equal_dialects(record, best, found)) if not mistakes else (),
-        candidates=len(candidates) * len(lattice.special(q, target.dtype)),
+        candidates=count,
         asked=record.asked,
-        exhaustive=_exhaustive(candidates, found, target),
+        exhaustive=count * _edges(candidates[0], found, target),
         supporting=answers - mistakes,
         unexplained=mistakes,
         smallest=smallest,
@@ -158,11 +158,20 @@ def _eliminate(record: Record, candidates: Sequence[Quantizer], found: Sequence[
 
 
 def _sample(record: Record, found: Sequence[Block], q: Quantizer) -> None:
-    """Asks what nobody chose: places spread over the pools, and both ends of the range."""
+    """Asks what no candidate is told by: places spread over the pools, both ends of the range, and all around 0.
+
+    There ``floor(x / s + 1/2)`` in floating point parts from every rounding: 0.49999997 + 0.5 is 1.
+    """
     for block in found:
         x = pool(plain_key(q), block, record.target.dtype)
         if len(x):
             record.ask(block, _spread(x, SAMPLE))
+    exact = [block for block in found if np.frexp(block.scale)[0] in (0.5, 0.75)] or found[:2]
+    for block in exact:
+        x = pool(plain_key(q), block, record.target.dtype)
+        near = x[np.abs(x.astype(np.float64)) <= 1.1 * block.scale]
+        if len(near):
+            record.ask(block, near)
 
 
 def _best(record: Record, candidates: Sequence[Quantizer]) -> Quantizer:
@@ -186,7 +195,12 @@ def _special(
             record.ask(block, np.array([0.0, -0.0], record.answers[0].x.dtype))
     candidates = [q for common in left for q in lattice.special(common, dtype)]
     kept = record.fewest_mistakes(candidates)
+    looked_at = set()
     for other in kept[1:]:
+        ordinary = other.replace(nan=kept[0].arithmetic.nan) if isinstance(other.format, IntegerFormat) else other
+        if ordinary in looked_at or ordinary == kept[0]:
+            continue  # on numbers alone they are the same
+        looked_at.add(ordinary)
         if asked_where_they_differ(record, kept[0], other, found):
             kept = record.fewest_mistakes(kept)
     return kept
@@ -225,12 +239,8 @@ def _spread(x: Array, count: int) -> Array:
     return np.asarray(x[np.unique([0, *places, len(x) - 1])]) if len(x) else x
 
 
-def _exhaustive(candidates: Sequence[Quantizer], found: Sequence[Block], target: Target) -> int:
-    """Inputs of a comparison with every candidate: the knife edges of each in each block, five for every boundary."""
-    q = candidates[0]
-    edges = (
-        q.format.hi - q.format.lo + 2
-        if isinstance(q.format, IntegerFormat)
-        else len(pool(plain_key(q), found[0], target.dtype)) // 5
-    )
-    return int(5 * edges) * len(found) * len(candidates)
+def _edges(q: Quantizer, found: Sequence[Block], target: Target) -> int:
+    """Inputs of a comparison with one candidate: its knife edges in each block, five for every boundary."""
+    if isinstance(q.format, IntegerFormat):
+        return 5 * (q.format.hi - q.format.lo + 2) * len(found)
+    return len(pool(plain_key(q), found[0], target.dtype)) * len(found)

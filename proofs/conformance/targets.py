@@ -113,7 +113,7 @@ def target(
 
     def made(function: Function) -> Target:
         own = name or f"{getattr(function, '__module__', '?')}:{getattr(function, '__name__', '?')}"
-        return Target(own, function, q, dtype, Kind(kind), chooses, gradient, scales, note)
+        return Target(own, function, q, dtype, choice("kind", kind, Kind), chooses, gradient, scales, note)
 
     return made
 
