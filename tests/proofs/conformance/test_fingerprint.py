@@ -108,6 +108,18 @@ def test_none_of_the_candidates_is_said_with_the_residual_and_the_smallest_input
     assert value / scale > 99
 
 
+def test_a_half_added_before_the_floor_is_no_rounding() -> None:
+    """0.49999997 + 0.5 is 1 in float32: no candidate is told by that input, so it is asked for itself."""
+    verdict = fingerprint(
+        Target("half up", lambda x, p: np.clip(np.floor(x / p.scale + np.float32(0.5)), -128, 127) * p.scale, INT8)
+    )
+    assert not verdict.recognised
+    assert verdict.fields["rounding"] == "ties_toward_positive", "the nearest"
+    assert verdict.smallest is not None
+    quotient = np.float32(verdict.smallest.x.split()[0]) / np.float32(verdict.smallest.block.split()[1])
+    assert quotient == np.nextafter(np.float32(0.5), np.float32(0))
+
+
 def test_gradient_masks_are_found() -> None:
     for gradient, order, words in (
         ("clipped", "after_rounding", "clipped (clamp after_rounding)"),
