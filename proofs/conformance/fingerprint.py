@@ -40,18 +40,19 @@ AT_ONCE = 12  # questions of one query
 SAMPLE = 16  # questions of a block that confirm
 
 
-def fingerprint(target: Target | str, **claims: Any) -> Verdict:
+def fingerprint(target: Target | str, like: str | None = None) -> Verdict:
     """What a target computes; see the module and `Verdict`.
 
     A target that raises, prints, answers in another shape or dtype or not always the same has that as its verdict.
 
     Args:
-        target: a `Target`, or the name of one as `targets.resolve` takes it, with its ``claims``.
+        target: a `Target`, or the name of one as `targets.resolve` takes it.
+        like: what a plain function of that name claims to be.
 
     Raises:
         KeyError, ImportError, ValueError: a name, as `targets.resolve`.
     """
-    known = resolve(target, **claims) if isinstance(target, str) else target
+    known = resolve(target, like) if isinstance(target, str) else target
     record = Record(known)
     try:
         return _verdict(record)
