@@ -23,6 +23,7 @@ def targets() -> dict[str, Target]:
         Target("quanto.quantize_activation", _activation, INT8),
         Target("quanto.quantize_activation.bfloat16", _activation, INT8, "bfloat16"),
         Target("quanto.quantize_affine", _affine, UINT4, kind=Kind.CODES),
+        Target("quanto.AbsmaxOptimizer", _chosen, INT8, kind=Kind.CODES, chooses=True),
     )
     return {target.name: target for target in found}
 
@@ -36,6 +37,13 @@ def _activation(x: Array, qparams: QParams) -> Array:
     scale = to_torch(np.asarray(qparams.scale).astype(x.dtype))
     found = quanto.quantize_activation(to_torch(x), qtype=quanto.qint8, scale=scale)
     return to_numpy(found.dequantize())
+
+
+def _chosen(x: Array, qparams: QParams | None) -> tuple[Array, QParams]:
+    quanto = _library()
+    scale = quanto.AbsmaxOptimizer()(to_torch(x), quanto.qint8, None)
+    found = quanto.WeightQBytesTensor.quantize(to_torch(x), quanto.qint8, None, scale)
+    return to_numpy(found._data), QParams(to_numpy(scale).reshape(()))
 
 
 def _affine(x: Array, qparams: QParams) -> Array:

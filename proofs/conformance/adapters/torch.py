@@ -36,6 +36,8 @@ def targets() -> dict[str, Target]:
         Target("torch.quantized_decomposed.bfloat16", _decomposed(INT8), INT8, "bfloat16", Kind.CODES),
         Target("torch.quantize_per_tensor_dynamic", _dynamic, UINT8, kind=Kind.CODES, chooses=True),
     ]
+    learnable = "torch.fake_quantize_learnable_per_tensor_affine"
+    found.append(Target(learnable, _learnable, UINT8, note="with the scale and zero point as tensors that are learned"))
     found += [
         Target(f"torch.{cast}", _cast(cast), catalog[name], scales=(1.0,), note="a cast: the scale is 1")
         for cast, name in CASTS.items()
@@ -75,6 +77,13 @@ def _fake_gradient(q: Quantizer) -> Any:
         return to_numpy(leaf.grad)
 
     return run
+
+
+def _learnable(x: Array, qparams: QParams) -> Array:
+    import torch
+
+    parts = torch.tensor([float(qparams.scale)]), torch.tensor([float(_zero(qparams))])
+    return to_numpy(torch._fake_quantize_learnable_per_tensor_affine(to_torch(x), *parts, 0, 255, 1.0))
 
 
 def _fake_per_channel(x: Array, qparams: QParams) -> Array:

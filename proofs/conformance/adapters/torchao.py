@@ -21,6 +21,7 @@ def targets() -> dict[str, Target]:
         Target("torchao.quantize_affine", _quantize, UINT8, kind=Kind.CODES),
         Target("torchao.quantize_affine.bfloat16", _quantize, INT8, "bfloat16", Kind.CODES),
         Target("torchao.choose_qparams_affine", _chosen, INT8, kind=Kind.CODES, chooses=True),
+        Target("torchao.fake_quantize_affine", _fake, INT8),
     )
     return {target.name: target for target in found}
 
@@ -37,6 +38,14 @@ def _quantize(x: Array, qparams: QParams) -> Array:
     zero = torch.tensor(int(qparams.zero_point) if affine else 0, dtype=torch.int32)
     kind, limits = (torch.uint8, (0, 255)) if affine else (torch.int8, (-128, 127))
     return to_numpy(_primitives().quantize_affine(to_torch(x), x.shape, scale, zero, kind, *limits))
+
+
+def _fake(x: Array, qparams: QParams) -> Array:
+    import torch
+
+    scale = to_torch(np.asarray(qparams.scale).astype(x.dtype))
+    zero = torch.tensor(0, dtype=torch.int32)
+    return to_numpy(_primitives()._fake_quantize_affine(to_torch(x), x.shape, scale, zero, torch.int8))
 
 
 def _chosen(x: Array, qparams: QParams | None) -> tuple[Array, QParams]:
