@@ -54,8 +54,7 @@ def _heading(verdict: Verdict) -> Text:
         return Text.assemble((f"\n{verdict.target}: ", "bold"), (verdict.fault, "bold red"), f" at {verdict.fault_at}")
     if verdict.recognised:
         return Text.assemble((f"\n{verdict.target}: ", "bold"), ("recognised", "green"))
-    total = verdict.supporting + verdict.unexplained
-    share = f"none of the candidates; the nearest leaves {verdict.unexplained:,} of {total:,} answers unexplained"
+    share = f"none of the candidates; the nearest leaves {verdict.shortfall}"
     return Text.assemble((f"\n{verdict.target}: ", "bold"), (share, "bold red"))
 
 

@@ -78,7 +78,7 @@ def markdown(known: Mapping[str, Row]) -> str:
     lines += [_line(_cells(name, row)) for name, row in known.items()]
     versions = ", ".join(dict.fromkeys(row["version"] for row in known.values()))
     unexplained = [
-        f"- `{name}`: {row['unexplained'] or 'no'} answers unexplained, {row['smallest']}"
+        f"- `{name}`: {_count(row['unexplained'])} unexplained, {row['smallest']}"
         for name, row in known.items()
         if row["smallest"]
     ]
@@ -88,7 +88,7 @@ def markdown(known: Mapping[str, Row]) -> str:
 
 def _cells(name: str, row: Row) -> list[str]:
     conduct = row["conduct"]
-    order = "" if name_is_symmetric(row) else _value(row, "zero_point_order").replace("_", " ")
+    order = "" if _is_symmetric(row) else _value(row, "zero_point_order").replace("_", " ")
     fused = ", fused" if row["fields"].get("fused_multiply_add") == "True" else ""
     same = ", ".join(row["dialects"]) if row["recognised"] else "none explains all"
     return [
@@ -104,7 +104,11 @@ def _cells(name: str, row: Row) -> list[str]:
     ]
 
 
-def name_is_symmetric(row: Row) -> bool:
+def _count(unexplained: int) -> str:
+    return f"{unexplained} answer{'s' * (unexplained > 1)}" if unexplained else "a chosen scale"
+
+
+def _is_symmetric(row: Row) -> bool:
     """Whether the row is of a target without a zero point, of which no order is seen but in the sign of zero."""
     return "fused_multiply_add" not in row["fields"] and "fused_multiply_add" not in row["undetermined"]
 

@@ -78,6 +78,13 @@ class Verdict:
         return self.unexplained / max(1, self.supporting + self.unexplained)
 
     @property
+    def shortfall(self) -> str:
+        """What the nearest candidate does not explain: answers, or where there are none, a scale that was chosen."""
+        if not self.unexplained:
+            return "a chosen scale unexplained"
+        return f"{self.unexplained:,} of {self.supporting + self.unexplained:,} answers unexplained"
+
+    @property
     def words(self) -> str:
         """The verdict in one line."""
         if self.fault:
@@ -85,8 +92,7 @@ class Verdict:
         named = ", ".join(f"{name}={value}" for name, value in self.fields.items())
         if self.recognised:
             return named
-        total = self.supporting + self.unexplained
-        return f"none of the candidates: {self.unexplained} of {total} unexplained; nearest {named}"
+        return f"none of the candidates: {self.shortfall}; nearest {named}"
 
 
 def as_data(verdict: Verdict) -> dict[str, Any]:
