@@ -37,13 +37,16 @@ EPOCHS = {"scratch": 16, "float": 8}
 PEAK = {"scratch": 1e-2, "float": 2e-3}  # learning rates
 FROZEN = 1 / 3  # share of the steps, the last ones, in which the statistics of batch normalization are at rest
 SCALE_RATE = 1e-2  # learning rate of scales relative to that of weights
-STATISTICS = {"scratch": 1 / 2, "float": 1 / 8}  # share of the steps, after which scales are learned
+STATISTICS = {"scratch": 1 / 2, "float": 1 / 8}  # share of the steps, after which scales are learned; one bit: 1 / 2
 LayerOf = Callable[..., nn.Module]  # a linear layer or a convolution, by the arguments of torch
 
 
-def learned(q: Quantizer, start: str, statistic: str = "extremes") -> Quantizer:
-    """With a scale that is learned after some steps of statistics: folded weights change their size at first."""
-    steps = int(STATISTICS[start] * steps_of(start))
+def learned(q: Quantizer, start: str, statistic: str = "extremes", *, one_bit: bool = False) -> Quantizer:
+    """With a scale that is learned after some steps of statistics: folded weights change their size at first.
+
+    With weights of one bit it takes long until the size of the activations settles, from a float network, too.
+    """
+    steps = int((STATISTICS["scratch"] if one_bit else STATISTICS[start]) * steps_of(start))
     return q.replace(source="statistic_then_learned", steps=steps, statistic=statistic, gradient="learned_scale")
 
 
@@ -51,14 +54,15 @@ def weight_quantizer(bits: int, start: str, learn_one_bit: bool) -> Quantizer:
     """Per output channel. One bit: the sign. Two bits begin where the square error is least."""
     if bits == 1:
         q = Quantizer(format=BinaryFormat(), granularity=PerAxis(0)).replace(statistic="absmean")
-        return (learned(q, start, "absmean") if learn_one_bit else q).replace(gradient="pass_through", floor=1e-3)
+        q = learned(q, start, "absmean", one_bit=True) if learn_one_bit else q
+        return q.replace(gradient="pass_through", floor=1e-3)
     q = Quantizer(format=IntegerFormat(bits, narrow=bits > 2), granularity=PerAxis(0))
     return learned(q, start, "mse" if bits == 2 else "extremes")
 
 
-def input_quantizer(bits: int, start: str) -> Quantizer:
+def input_quantizer(bits: int, start: str, *, one_bit: bool) -> Quantizer:
     """Per tensor; what layers get here is never negative."""
-    return learned(Quantizer(format=IntegerFormat(bits, signed=False)), start)
+    return learned(Quantizer(format=IntegerFormat(bits, signed=False)), start, one_bit=one_bit)
 
 
 def steps_of(start: str) -> int:
@@ -139,7 +143,7 @@ def layers(kind: str, weight_bits: int, input_bits: int, start: str, learn_one_b
         by_hand = Straight(weight_bits, input_bits)
         return partial(StraightConv, by_hand), partial(StraightLinear, by_hand)
     quant: dict[str, Any] = {"weight_quant": weight_quantizer(weight_bits, start, learn_one_bit)}
-    quant["input_quant"] = input_quantizer(input_bits, start)
+    quant["input_quant"] = input_quantizer(input_bits, start, one_bit=weight_bits == 1)
     return partial(QuantConv2d, **quant), partial(QuantLinear, **quant)
 
 

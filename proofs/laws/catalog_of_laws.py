@@ -88,6 +88,11 @@ def _even_neighbours(q: Quantizer) -> bool:
     return _determined(q) and not (isinstance(q.format, FloatFormat) and q.format.mantissa_bits == 0)
 
 
+def _of_data(q: Quantizer) -> bool:
+    """Its scales, and not given."""
+    return q.scale.scale_value is None
+
+
 def _covers(q: Quantizer) -> bool:
     """Floor and even exponents and quantized scales clamp on purpose, and so do statistics other than the extremes.
 
@@ -101,7 +106,7 @@ def _covers(q: Quantizer) -> bool:
     """
     clamping = (Restriction.POWER_OF_TWO_FLOOR, Restriction.POWER_OF_TWO_EVEN, Restriction.QUANTIZED)
     below = (*clamping, Restriction.INTEGER_NEAREST, Restriction.LOG_FLOAT)
-    if q.scale.restriction in below or q.scale.statistic is not Statistic.EXTREMES:
+    if q.scale.restriction in below or q.scale.statistic is not Statistic.EXTREMES or not _of_data(q):
         return False
     if q.scale.restriction is not Restriction.FLOAT and q.format.hi < 2:
         return False
@@ -144,8 +149,8 @@ _TABLE: Mapping[str, tuple[Law, Condition]] = {
     "chosen_parameters_are_allowed": (parameters.chosen_parameters_are_allowed, _always),
     "chosen_scale_is_the_statistic": (parameters.chosen_scale_is_the_statistic, _always),
     "chosen_range_covers_the_data": (parameters.chosen_range_covers_the_data, _covers),
-    "nothing_has_the_smallest_scale": (parameters.nothing_has_the_smallest_scale, _always),
-    "infinite_data_has_no_scale": (parameters.infinite_data_has_no_scale, _always),
+    "nothing_has_the_smallest_scale": (parameters.nothing_has_the_smallest_scale, _of_data),
+    "infinite_data_has_no_scale": (parameters.infinite_data_has_no_scale, _of_data),
 }
 
 OF_REAL_ZEROS = (

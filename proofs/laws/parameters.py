@@ -46,6 +46,7 @@ def chosen_parameters_are_allowed(f: Implementation, q: Quantizer, x: Array, qpa
 def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qparams: QParams, g: Array) -> None:
     """Scale and zero point are what `ScaleRule` says of the `Statistic` of each block, each step rounded once.
 
+    Of a rule with a `scale_value`: that, raised and restricted, and its `zero_point_value`, whatever the data.
     Computed here from the quotient in float64, whose second rounding to float32 changes nothing (53 >= 2 * 24 + 2). Of
     a search: they are those of one of the candidates, and no candidate has a smaller squared error (computed in
     float64, which may tell errors apart that the search, whose sum is rounded, does not). Of HQO: their absolute error
@@ -54,6 +55,12 @@ def chosen_scale_is_the_statistic(f: Implementation, q: Quantizer, x: Array, qpa
     finite, work = only_finite(x), np.asarray(qparams.scale).dtype
     rows = finite.reshape(-1)[owners(q.granularity, x.shape)].astype(work)
     shape, chosen = qparams_shape(q.granularity, x.shape), f.choose_qparams(q, finite)
+    if q.scale.scale_value is not None:
+        scale = raised(q, np.full(shape, q.scale.scale_value, work))
+        kind = work if q.arithmetic.has_float_zeros else np.int32
+        zero = np.full(shape, q.scale.zero_point_value, kind) if q.affine else None
+        same(f, q, "choose_qparams", QParams(scale, zero), chosen)
+        return
     if q.scale.statistic not in SEARCHED:
         expected = _of_range(q, *ends(q, rows), shape)
         expected = expected._replace(scale=expected.scale * signs(q, rows).reshape(shape))
