@@ -6,12 +6,12 @@ from rich.text import Text
 
 from ..conformance.files import Attribution
 from ..conformance.verdicts import Verdict
-from .display import _console, _table
+from .display import _table, console_of
 
 
 def show_verdicts(verdicts: Sequence[tuple[Verdict, float]], absent: Mapping[str, str], *, evidence: bool) -> None:
     """A table for each target: fields found, what was excluded by which input, conduct, dialects, and the count."""
-    console = _console()
+    console = console_of()
     for verdict, seconds in verdicts:
         console.print(_heading(verdict))
         if not verdict.fault:
@@ -28,7 +28,7 @@ def show_targets(rows: Sequence[tuple[str, str, str | None]]) -> None:
     for name, library, line in rows:
         table.add_row(name, library, Text("yes", "green") if line is None else Text(line, "yellow"))
     table.caption = "your own: package.module:function"
-    _console().print(table)
+    console_of().print(table)
 
 
 def show_attributions(found: Sequence[Attribution]) -> None:
@@ -41,7 +41,7 @@ def show_attributions(found: Sequence[Attribution]) -> None:
         )
         table.add_row(one.tensor, one.layout, one.words, *shares)
     table.caption = "bit for bit; a share below 1 leaves codes or scales that no candidate gives"
-    _console().print(table)
+    console_of().print(table)
 
 
 def _share(share: float, total: int) -> str:
