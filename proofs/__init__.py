@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .certificates.certify import certify as certify
     from .certificates.request import requested as requested
     from .conformance.conform import conformance as conformance
+    from .conformance.fingerprint import fingerprint as fingerprint
     from .divergence.divergence import diverge as diverge
     from .inputs.compare import assert_same_bits as assert_same_bits
     from .inputs.compare import differences as differences
@@ -27,6 +28,7 @@ _PLACES = {
     "certify": "certificates.certify",
     "requested": "certificates.request",
     "conformance": "conformance.conform",
+    "fingerprint": "conformance.fingerprint",
     "diverge": "divergence.divergence",
     "assert_same_bits": "inputs.compare",
     "differences": "inputs.compare",
