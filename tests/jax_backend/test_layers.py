@@ -95,6 +95,16 @@ def test_long_contractions_are_exact() -> None:
             assert_same_layer(kind, (q, array, qparams, q_w, array, w_qparams, np.zeros(4, np.float32)))
 
 
+def test_sums_with_a_bias_are_kept_where_they_are_subnormal() -> None:
+    """XLA's addition would make them 0: of the smallest scale there is with a bias, and of 0 with a subnormal bias."""
+    q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
+    bias = np.array([-2.5 * 2.0**-126, 2.0**-130, 2.0**-126], np.float32)
+    for size in (2.0**-70, 2.0**-5):  # whose square is less than 2**-126, or not
+        x = np.array([[size, 2 * size], [0, 0]], np.float32)
+        given = [QParams(np.full(shape, size, np.float32)) for shape in ((), (3, 1))]
+        assert_same_layer("linear", (q_x, x, given[0], q_w, np.full((3, 2), size, np.float32), given[1], bias))
+
+
 def test_scales_that_vary_along_the_contraction_keep_the_bound() -> None:
     names = ("int8_per_tensor", "int4_per_group32")
     assert not contracts_codes(*(catalog[name] for name in names), per_token=True)
