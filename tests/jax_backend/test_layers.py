@@ -96,13 +96,14 @@ def test_long_contractions_are_exact() -> None:
 
 
 def test_sums_with_a_bias_are_kept_where_they_are_subnormal() -> None:
-    """XLA's addition would make them 0: of the smallest scale there is with a bias, and of 0 with a subnormal bias."""
+    """XLA's addition would make them 0: 3 - 2.5 times the smallest normal number, and 0 with a subnormal bias."""
     q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_channel"]
-    bias = np.array([-2.5 * 2.0**-126, 2.0**-130, 2.0**-126], np.float32)
-    for size in (2.0**-70, 2.0**-5):  # whose square is less than 2**-126, or not
-        x = np.array([[size, 2 * size], [0, 0]], np.float32)
+    for size, bias in ((2.0**-70, -2.5 * 2.0**-126), (2.0**-5, 2.0**-130)):
+        x, w = np.array([[size, 2 * size], [0, 0]], np.float32), np.full((3, 2), size, np.float32)
         given = [QParams(np.full(shape, size, np.float32)) for shape in ((), (3, 1))]
-        assert_same_layer("linear", (q_x, x, given[0], q_w, np.full((3, 2), size, np.float32), given[1], bias))
+        case = q_x, x, given[0], q_w, w, given[1], np.full(3, bias, np.float32)
+        assert 0 < np.abs(core.linear(*case)).min() < 2.0**-126
+        assert_same_layer("linear", case)
 
 
 def test_scales_that_vary_along_the_contraction_keep_the_bound() -> None:
