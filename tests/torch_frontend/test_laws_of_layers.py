@@ -81,8 +81,10 @@ class Bound(nn.Module):
         self.role, self.held_as = role, role
         if role == "bias" or not isinstance(q.granularity, PerTensor | PerAxis):
             self.held_as = "weight"  # activations have no learned scales of groups, and biases none at all
-        chosen = q.replace(source="statistic" if q.scale.scale_value is None else "constant")
-        self.own = layer_of(role, chosen if stateless else name if name in TRIED else DECLARED[name])
+        given: str | Quantizer | Declaration = name if name in TRIED else DECLARED[name]
+        if stateless and q.scale.source not in ("statistic", "constant"):
+            given = q.replace(source="statistic" if q.scale.scale_value is None else "constant")
+        self.own = layer_of(role, given)
         self.learned = layer_of(self.held_as, q.replace(source="learned"))
         self.new = copy.deepcopy(self.own)
 
