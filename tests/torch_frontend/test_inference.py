@@ -13,7 +13,7 @@ from samebits import core
 from samebits.core import QParams, ScaleRule, catalog
 from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import QuantTensor, arrays, int8, packed
+from samebits.torch_frontend import QuantTensor, arrays, int8, packed, quant
 from samebits.torch_frontend import nn as qnn
 from samebits.torch_frontend.nn import quant_inference_mode
 from samebits.torch_frontend.packed import PackedWeight
@@ -53,6 +53,9 @@ LINEAR: dict[str, Callable[[], nn.Module]] = {
     "percentile": linear(input_quant=catalog["int8_per_tensor"].replace(scale=ScaleRule(statistic="percentile"))),
     "bias": linear(input_quant=RUNNING, bias_quant="int16_per_tensor"),
     "declared": linear(input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat),
+    "components": linear(
+        input_quant=quant.ShiftedUint8ActPerTensorFloat, weight_quant=quant.Int8WeightPerChannelFloat
+    ),
     "scale and bias": lambda: qnn.QuantScaleBias(32, input_quant="int8_per_tensor"),
     "activations": lambda: nn.Sequential(qnn.QuantIdentity(RUNNING), qnn.QuantReLU("mxfp8_e4m3"), qnn.QuantSigmoid()),
     "shared": lambda: nn.Sequential(

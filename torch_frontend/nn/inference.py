@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core.descriptions import Quantizer
 from ..packed import PackedWeight, gains
 from ..tensor_quantizer import TensorQuantizer
 from .kept import Kept, standing_in
+from .proxy import HELD
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
     Raises:
         RuntimeError: ``model``, or a part of it, is in the mode.
     """
-    quantizers = [m for m in model.modules() if isinstance(getattr(m, "quantizer", None), Quantizer)]
+    quantizers: list[Any] = [m for m in model.modules() if isinstance(m, HELD) and m.quantizer is not None]
     if any(getattr(m, "kept", None) is not None for m in quantizers):
         raise RuntimeError("`model`, or a part of it, is in quant_inference_mode already")
     compilable = [m for m in quantizers if isinstance(m, TensorQuantizer)]
