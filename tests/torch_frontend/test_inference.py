@@ -53,9 +53,7 @@ LINEAR: dict[str, Callable[[], nn.Module]] = {
     "percentile": linear(input_quant=catalog["int8_per_tensor"].replace(scale=ScaleRule(statistic="percentile"))),
     "bias": linear(input_quant=RUNNING, bias_quant="int16_per_tensor"),
     "declared": linear(input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat),
-    "components": linear(
-        input_quant=quant.ShiftedUint8ActPerTensorFloat, weight_quant=quant.Int8WeightPerChannelFloat
-    ),
+    "components": linear(input_quant=quant.ShiftedUint8ActPerTensorFloat, weight_quant=quant.Int8WeightPerChannelFloat),
     "scale and bias": lambda: qnn.QuantScaleBias(32, input_quant="int8_per_tensor"),
     "activations": lambda: nn.Sequential(qnn.QuantIdentity(RUNNING), qnn.QuantReLU("mxfp8_e4m3"), qnn.QuantSigmoid()),
     "shared": lambda: nn.Sequential(
@@ -265,6 +263,16 @@ def test_the_end_of_the_mode_says_what_changed_unseen() -> None:
     module = network()
     with pytest.warns(UserWarning, match=r"these quantizers .* 2\.weight_quant\."), quant_inference_mode(module):
         module[2].weight.mul_(2)
+
+
+def test_the_end_of_the_mode_says_nothing_of_what_eager_code_looked_at(recwarn: pytest.WarningsRecorder) -> None:
+    module: Any = LINEAR["declared"]()
+    module(torch.randn(5, 32))
+    module.eval()
+    with quant_inference_mode(module):
+        module.input_quant.tensor_quant.scale.mul_(2)
+        module(torch.randn(5, 32))
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_training_and_gradients_are_as_without_the_mode() -> None:

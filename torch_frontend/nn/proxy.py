@@ -302,7 +302,7 @@ class WeightQuantProxy(QuantProxy):
 
     def _begin(self, fresh: nn.Module) -> None:
         q, weights = getattr(fresh, "quantizer", None), self._weights()
-        if q is not None and q.scale.source is ScaleSource.LEARNED and not weights[0].is_meta:
+        if q is not None and q.scale.source is ScaleSource.LEARNED and not any(w.is_meta for w in weights):
             begin(fresh, lambda: qparams_of_all(q, weights))
 
     def _example(self) -> Tensor:
