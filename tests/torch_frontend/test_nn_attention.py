@@ -15,6 +15,7 @@ from samebits.torch_frontend.nn import (
     QuantLinear,
     QuantMultiheadAttention,
     QuantScaledDotProductAttention,
+    quant_inference_mode,
     quantize_model,
 )
 
@@ -207,3 +208,16 @@ def test_encoders_use_quantized_heads() -> None:
     with torch.no_grad():
         alone = encoder(x)
     assert_same_bits(encoder(x), alone)
+
+
+@pytest.mark.parametrize("rules", [None, {"layers.1": {"weight_bits": 8}}])
+def test_encoders_take_padded_sequences_where_there_are_no_gradients(rules: Any) -> None:
+    """Where torch makes nested tensors of them otherwise."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    quantize_model(encoder, rules, exclude=["layers.0"] if rules else [])
+    x, padded = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, True, True]])
+    with torch.no_grad():
+        want = encoder(x, src_key_padding_mask=padded)
+    with quant_inference_mode(encoder):
+        assert_same_bits(encoder(x, src_key_padding_mask=padded), want)

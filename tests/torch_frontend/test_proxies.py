@@ -19,6 +19,7 @@ from samebits.torch_frontend.nn import (
     QuantConv2d,
     QuantIdentity,
     QuantLinear,
+    QuantReLU,
     WeightQuantProxy,
     WeightQuantProxyFromInjector,
 )
@@ -102,6 +103,9 @@ def test_scales_are_asked_for_without_counting() -> None:
         assert float(q.bit_width()) == 8
     for name, t in layer.state_dict().items():
         assert_same_bits(t, before[name])
+    for module in (quant, with_components):
+        unseen = QuantReLU(module.Uint8ActPerTensorFloat, bit_width=4).eval().act_quant
+        assert float(unseen.bit_width()) == 4
     dynamic: Any = QuantIdentity(quant.Int8DynamicActPerTensorFloat)
     unset: Any = QuantIdentity(quant.Int8ActPerTensorFloat)
     for layer, words in ((dynamic, "is that of each tensor"), (unset, "not set")):

@@ -148,9 +148,12 @@ class QuantProxy(nn.Module):
 
     def bit_width(self) -> Tensor:
         """The number of bits."""
-        width = self._now()[2]
         q = self.quantizer
-        return torch.tensor(float(q.format.bits)) if width is None and q is not None else width
+        if q is not None and q.learned_bits is None:  # known before there is a scale
+            self._check_signed()
+            return torch.tensor(float(q.format.bits))
+        width: Tensor = self._now()[2]
+        return width
 
     def compile_quant(self, **options: Any) -> None:
         """Compiles the quantizer alone, with options of ``torch.compile``; once more whenever it is made again."""
