@@ -13,7 +13,7 @@ from samebits import core
 from samebits.core import QParams, ScaleRule, catalog
 from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import QuantTensor, arrays, int8, packed, quant
+from samebits.torch_frontend import QuantTensor, arrays, components, int8, packed, quant
 from samebits.torch_frontend import nn as qnn
 from samebits.torch_frontend.nn import quant_inference_mode
 from samebits.torch_frontend.packed import PackedWeight
@@ -22,6 +22,14 @@ RUNNING = catalog["uint8_per_tensor"].replace(source="running_statistic")
 LEARNED = catalog["int8_affine_per_tensor"].replace(source="learned")
 DELAYED = RUNNING.replace(delay=1)
 SHARED = qnn.TensorQuantizer("int8_per_channel", (6, 32))
+
+
+class Largest(nn.Module):
+    """A scale that is no component: of each tensor."""
+
+    def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32)).nan_to_num().clamp(-1e3, 1e3)
+        return (wide.abs().sum() + 1) / threshold
 
 
 def linear(**quant: Any) -> Callable[[], nn.Module]:
@@ -54,6 +62,10 @@ LINEAR: dict[str, Callable[[], nn.Module]] = {
     "bias": linear(input_quant=RUNNING, bias_quant="int16_per_tensor"),
     "declared": linear(input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat),
     "components": linear(input_quant=quant.ShiftedUint8ActPerTensorFloat, weight_quant=quant.Int8WeightPerChannelFloat),
+    "zero points of each tensor": linear(
+        input_quant=quant.ShiftedUint8ActPerTensorFloat.let(zero_point_impl=components.StatsFromParameterZeroPoint)
+    ),
+    "somebody else's scale": linear(input_quant=quant.Int8ActPerTensorFloat.let(scaling_impl=Largest)),
     "scale and bias": lambda: qnn.QuantScaleBias(32, input_quant="int8_per_tensor"),
     "activations": lambda: nn.Sequential(qnn.QuantIdentity(RUNNING), qnn.QuantReLU("mxfp8_e4m3"), qnn.QuantSigmoid()),
     "shared": lambda: nn.Sequential(
