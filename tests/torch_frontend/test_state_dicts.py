@@ -147,6 +147,14 @@ def test_a_load_that_raises_changes_nothing(assign: bool) -> None:
     assert torch.equal(torn[0].weight, state["0.weight"])
 
 
+@pytest.mark.parametrize("weight", [1, 3])
+def test_what_is_no_tensor_is_named(weight: int) -> None:
+    into = model(weight, 1, False, 1, 0)
+    for name in filter(of_quantizer, into.state_dict()):
+        with pytest.raises(RuntimeError, match=f'parameter named "{name}", expected torch.Tensor'):
+            load_state_dict(into, into.state_dict() | {name: "text"})
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("weight", [1, 2, 3])

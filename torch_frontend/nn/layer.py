@@ -119,6 +119,11 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
             what = "None" if value is None else "an instance, which others may share"
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
         return value
+    if not isinstance(value, str | Quantizer):
+        raise TypeError(
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer of "
+            f"another layer, or None; got {value!r}"
+        )
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
         if role == "bias":
