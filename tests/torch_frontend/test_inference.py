@@ -348,6 +348,21 @@ def test_errors_come_when_a_layer_runs() -> None:
                 layer(x)
 
 
+def test_what_layers_share_is_made_anew_for_all_of_them() -> None:
+    first = qnn.QuantLinear(32, 6, weight_quant=Int8WeightPerChannelFloat)
+    second = qnn.QuantLinear(32, 6, weight_quant=first.weight_quant)
+    both, x = nn.ModuleList([first, second]).eval(), torch.randn(5, 32)
+    with quant_inference_mode(both):
+        for change in (lambda: second.weight.mul_(7), lambda: second.weight.mul_(3), lambda: replace(second)):
+            change()
+            found = first(x)
+            assert_same_bits(copy.deepcopy(both)[0](x), found)  # of which nothing is kept
+
+
+def replace(layer: Any) -> None:
+    layer.weight = nn.Parameter(layer.weight * 2)
+
+
 def test_proxies_made_again_or_disabled() -> None:
     layer: Any = LINEAR["declared"]()
     x = torch.randn(5, 32)

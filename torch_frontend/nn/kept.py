@@ -123,6 +123,8 @@ class Kept:
         """Remembers what everything came from."""
         state: list[Any] = [w for m in self.of.modules() for w in (m._parameters, m._buffers, m._modules)]
         state.append({str(k): packed.weight for k, packed in enumerate(self.weights)})
+        layers = getattr(self.of, "_layers", ())
+        state += [layer._parameters for layer in layers] if len(layers) > 1 else []  # which share their statistics
         self.stamps = tuple(
             (where, name, value, *_written(value))
             for where in state

@@ -121,8 +121,8 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
         return value
     if not isinstance(value, str | Quantizer):
         raise TypeError(
-            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer of "
-            f"another layer, or None; got {value!r}"
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer "
+            f"of another layer, or None; got {value!r}"
         )
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
