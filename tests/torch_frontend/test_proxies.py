@@ -106,7 +106,7 @@ def test_scales_are_asked_for_without_counting() -> None:
     for name, t in layer.state_dict().items():
         assert_same_bits(t, before[name])
     for module in (quant, with_components):
-        unseen = QuantReLU(module.Uint8ActPerTensorFloat, bit_width=4).eval().act_quant
+        unseen: Any = QuantReLU(module.Uint8ActPerTensorFloat, bit_width=4).eval().act_quant
         assert float(unseen.bit_width()) == 4
     dynamic: Any = QuantIdentity(quant.Int8DynamicActPerTensorFloat)
     unset: Any = QuantIdentity(quant.Int8ActPerTensorFloat)

@@ -161,7 +161,7 @@ def _truncation(declaration: Any, bits: int, rounding: Rounding | str) -> tuple[
         usual = isinstance(made, TruncIntQuant) and isinstance(made.bit_width_impl, BitWidthConst)
         if not usual or made.narrow_range or not isinstance(made.trunc_scaling_impl, TruncMsbScaling):
             raise TypeError(
-                "`trunc_quant` must have as `tensor_quant` a TruncIntQuant of a BitWidthConst, that drops the lower bits, "
+                "`trunc_quant` must have as `tensor_quant` a TruncIntQuant of a BitWidthConst, which drops lower bits, "
                 f"got {made!r} of {declaration!r}"
             )
         return made.bit_width_impl.fields["bits"], made.float_to_int_impl.fields["rounding"]
