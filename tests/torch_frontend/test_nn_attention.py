@@ -196,6 +196,13 @@ def test_scales_of_single_elements_go_with_the_rows() -> None:
     assert (blocks(x, x, x)[0] - layer(x, x, x)[0]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8)])
+def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
+    layer, x = QuantMultiheadAttention(8, 2, batch_first=True, input_quant="int8_per_tensor"), torch.ones(shape)
+    plain = nn.MultiheadAttention(8, 2, batch_first=True)
+    assert [t.shape for t in layer(x, x, x)] == [t.shape for t in plain(x, x, x)]
+
+
 def test_encoders_use_quantized_heads() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
