@@ -11,7 +11,7 @@ PROGRAMS := $(wildcard tests examples benchmarks)
 LINKS := build/types/samebits
 
 .DEFAULT_GOAL := help
-.PHONY: help check test thorough lint format docs bench installs matrix findings mutants proofs certificates clean
+.PHONY: help check test thorough lint format docs bench installs matrix findings mutants proofs certificates vectors clean
 
 help:
 	@echo "make check    set up, then compare every quantizer in every execution mode (exit code 1 on any difference)"
@@ -27,6 +27,7 @@ help:
 	@echo "make mutants  small faults in some modules: do their tests notice? docs/mutants.md (hours; SAMPLE=25 of each module)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
+	@echo "make vectors  test vectors of the whole catalog in build/vectors, to be released as they lie there: docs/vectors.md"
 	@echo "make clean    remove the environment and everything built"
 
 check: $(VENV)/.installed
@@ -96,6 +97,11 @@ certificates: $(VENV)/.installed
 	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept boundary` --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/python -m samebits.proofs.certificates.kept docs/certificates
+
+# Not in git: the same source makes the same bytes. Digests in SHA256SUMS and in each manifest.
+vectors: $(VENV)/.installed
+	rm -rf build/vectors
+	$(BIN)/samebits vectors --all --out build/vectors
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .certificates.certify import certify as certify
     from .certificates.request import requested as requested
+    from .conformance.conform import conformance as conformance
+    from .conformance.fingerprint import fingerprint as fingerprint
     from .divergence.divergence import diverge as diverge
     from .inputs.compare import assert_same_bits as assert_same_bits
     from .inputs.compare import differences as differences
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "certify": "certificates.certify",
     "requested": "certificates.request",
+    "conformance": "conformance.conform",
+    "fingerprint": "conformance.fingerprint",
     "diverge": "divergence.divergence",
     "assert_same_bits": "inputs.compare",
     "differences": "inputs.compare",
@@ -42,7 +46,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        found = getattr(import_module(f".{_PLACES[name]}", __name__), name)
+        return globals().get(name, found)  # a room of that name, which importing it has put here, can be called as well
     except ImportError as error:
         from ..core.requirements import explained
 

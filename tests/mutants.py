@@ -53,7 +53,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
     ),
     "core/scaling.py": ("tests/core/test_qparams.py", "tests/core/test_scale_rules.py", f"{VERBS}block_scales.py"),
     "core/learned_sigma.py": (f"{VERBS}learned_sigma.py",),
-    "core/accumulator.py": (f"{VERBS}accumulator.py",),
+    "core/accumulator.py": (f"{VERBS}accumulator.py", f"{VERBS}decoupled.py"),
     "torch_frontend/eager.py": (
         f"{TORCH}pieces.py",
         f"{TORCH}quantizer.py::test_layouts",
@@ -71,10 +71,29 @@ NEAREST: dict[str, tuple[str, ...]] = {
         f"{VERBS}counts_of_training.py",
         f"{TORCH}nn.py",
     ),
-    "jax_backend/layers.py": (f"{JAX}layers.py",),
-    "jax_backend/exact.py": (f"{VERBS}contractions_at_the_bound.py",),
+    "jax_backend/layers.py": (
+        f"{JAX}layers.py",
+        f"{JAX}forward_mode.py::test_layers[codes]",
+        f"{VERBS}convolutions.py::test_jax_has_the_bits_of_core",
+    ),
+    "jax_backend/exact.py": (  # the other tests of that file are torch's
+        *(
+            f"{VERBS}contractions_at_the_bound.py::test_{name}"
+            for name in (
+                "parts_of_jax_stay_exact",
+                "a_window_of_more_places_than_a_part_may_hold_is_cut_too",
+                "nan_stays_nan_in_every_part",
+                "the_largest_sum_of_jax_is_refused_above_2_48",
+            )
+        ),
+        f"{JAX}layers.py::test_long_contractions_are_exact",
+    ),
     "jax_backend/interop.py": (f"{VERBS}interop.py",),
-    "jax_backend/tensor_quantizer.py": (f"{VERBS}counts_of_training.py", f"{JAX}nn.py"),
+    "jax_backend/tensor_quantizer.py": (
+        f"{VERBS}counts_of_training.py",
+        f"{VERBS}scale_sources.py::test_learned_scales_may_start_at_a_value",
+        f"{JAX}nn.py",
+    ),
     "proofs/inputs/compare.py": (f"{PROOFS}inputs/test_compare.py",),
     "proofs/inputs/checkpoint.py": (
         f"{PROOFS}inputs/test_checkpoint.py",

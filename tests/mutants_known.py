@@ -10,10 +10,26 @@ _INSIDE = "if len(at) == value.ndim and all(i < n for i, n in zip(at, value.shap
 _SMALL = "small = max(largest_code(q_x), largest_code(q_w)) <= 256 and a.dtype == torch.float32"
 _EXTREME = "[[-128, 127], [127, -128], [-128, -128], [127, 127]], dtype=torch.int8).repeat(16, 64)"
 
+_ROOM = "work = room[: rows * piece[0].numel()].view(rows, *piece[0].shape)"
 _GRADIENTS = "routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dtype), wanted[:3], x_seed)[:3]"
 
 EQUIVALENT: dict[str, str] = {
     _changed("proofs/inputs/compare.py", _INSIDE, "True", "False"): "both have one length, which is asked just before",
+    _changed("jax_backend/layers.py", "class Options(TypedDict, total=False):", "False", "True"): (
+        "type checkers look at it, no program does"
+    ),
+    _changed("jax_backend/layers.py", "padding: tuple[Pair, ...] = ((0, 0), (0, 0))", "0", " -1"): (
+        "the default is that of linear layers, which do not look at it; every convolution gives its own"
+    ),
+    _changed(
+        "jax_backend/tensor_quantizer.py",
+        "for variable, value in zip(self._variables(), state, strict=True):",
+        "True",
+        "False",
+    ): "a state has one value for each variable, on every path",
+    _changed("torch_frontend/eager_gradients.py", _ROOM, "piece[0]", "piece[ 1]"): (
+        "pieces of the incoming gradient, which has the shape of x, are as large as those of x"
+    ),
     _changed("torch_frontend/exact.py", "codes = codes.view(torch.int8).bitwise_xor_(-128)", "-128", "128"): (
         "one bit pattern as int8: torch wraps the number"
     ),

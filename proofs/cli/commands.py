@@ -13,6 +13,9 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from . import vectors
+from .fingerprint import fingerprint
+
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
 
@@ -110,10 +113,16 @@ def check(
 @app.command()
 def diverge(
     target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
+    cause: Annotated[bool, typer.Option("--cause", help="Find why: the operation, and the switch.")] = False,
     json: Json = False,
     workers: Workers = 2,
 ) -> None:
-    """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0."""
+    """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0.
+
+    A target PACKAGE.MODULE:NAME is a Program of yours, of which causes are shown.
+    """
+    if cause or any(":" in name for name in target or ()):
+        _causes(target, json=json)
     from ..divergence import divergence
     from . import display
     from . import report as page
@@ -132,6 +141,25 @@ def diverge(
     else:
         display.show_divergence(found)
     ours = any(row.differing for row in found if row.target == divergence.OURS)
+    raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
+
+
+def _causes(target: list[str] | None, *, json: bool) -> NoReturn:
+    from ..divergence import divergence, programs
+    from . import causes
+
+    _refuse_if_alone(divergence.MODES)
+    try:
+        wanted = programs.programs(tuple(target or divergence.TARGETS))
+    except (KeyError, ImportError, AttributeError, TypeError) as error:
+        _refuse(str(error.args[0] if error.args else error))
+    shown = _shown("looking for causes", len(wanted), causes.causes_of(wanted), quiet=json)
+    found = [one for rows in shown for one in rows]
+    if json:
+        print(causes.causes_json(found, _command()))
+    else:
+        causes.show_causes(found)
+    ours = any(one.explanation.differing for one in found if one.explanation.program.startswith(divergence.OURS))
     raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
 
 
@@ -234,6 +262,10 @@ def catalog(json: Json = False) -> None:
         print(page.catalog_json())
     else:
         display.show_catalog()
+
+
+vectors.register(app)
+app.command()(fingerprint)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:

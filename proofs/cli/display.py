@@ -19,7 +19,7 @@ SHOWN = 8  # differences shown in full
 
 def show_check(result: CheckResult, seconds: float) -> None:
     """The table of `samebits check`, what was left out and why, the smallest examples, and the verdict."""
-    console = _console()
+    console = console_of()
     console.print(_check_table(result))
     for tensor in result.tensors:
         if tensor.skipped:
@@ -47,12 +47,12 @@ def show_catalog() -> None:
         nouns = (q.format, q.granularity, scale, q.zero_point, q.rounding, q.gradient)
         table.add_row(name, *map(str, nouns), oracle(q))
     table.caption = f"guarantee, of every entry: {GUARANTEE}"
-    _console().print(table)
+    console_of().print(table)
 
 
 def show_divergence(found: Sequence[Divergence]) -> None:
     """Shares of differing elements, largest distances, and the smallest example of each kind of difference."""
-    console = _console()
+    console = console_of()
     for name, target in TARGETS.items():
         rows = [row for row in found if row.target == name]
         if rows:
@@ -200,7 +200,7 @@ def _table(*columns: str, right: Iterable[int] = ()) -> Table:
     return table
 
 
-def _console() -> Console:
+def console_of() -> Console:
     """On a terminal as wide as it is; elsewhere wide enough that no table breaks, and without colour.
 
     Without markup: the brackets of ``pip install 'samebits[jax]'`` are no tags.

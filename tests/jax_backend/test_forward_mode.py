@@ -43,6 +43,7 @@ OTHERS = {
     "directed": CHANNEL.replace(rounding="toward_positive"),
 }
 QUANTIZERS = {**catalog, **OTHERS}
+MODES = ("disable_jit", "by itself", "jit")
 
 
 def data(q: Quantizer, dtype: Any = np.float32) -> tuple[Array, QParams, Array]:
@@ -68,12 +69,23 @@ def each_mode(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     return {"disable_jit": eager, "by itself": function, "jit": jax.jit(function)}
 
 
-def moved(function: Callable[..., Any], operand: Any, move: Any, mode: str) -> Any:
-    """The tangent, in a mode; jitted with an addition behind it, to be contracted with what comes before."""
-    if mode == "jit":
-        program = jax.jit(lambda o, m, b: jax.jvp(function, (o,), (m,))[1] + b)
-        return program(operand, move, jnp.zeros(SHAPE, jax.eval_shape(function, operand).dtype) - 0.0)
-    return jax.jvp(each_mode(function)[mode], (operand,), (move,))[1]
+def moved(function: Callable[..., Any], operands: list[Any], moves: list[Any], mode: str) -> list[Any]:
+    """The tangent along each operand alone, in a mode; jitted all in one program, with an addition behind each.
+
+    The addition is one to be contracted with what comes before.
+    """
+
+    def along(i: int, operand: Any, move: Any, function: Callable[..., Any]) -> Any:
+        return jax.jvp(lambda o: function(*operands[:i], o, *operands[i + 1 :]), (operand,), (move,))[1]
+
+    if mode != "jit":
+        return [along(i, *pair, each_mode(function)[mode]) for i, pair in enumerate(zip(operands, moves, strict=True))]
+
+    @jax.jit
+    def program(given: Any, moves: Any, b: Any) -> Any:
+        return [along(i, *pair, function) + b for i, pair in enumerate(zip(given, moves, strict=True))]
+
+    return program(operands, moves, jnp.zeros(SHAPE, np.float32) - 0.0)
 
 
 def terms_of_sums(x: Any) -> Array:
@@ -82,29 +94,36 @@ def terms_of_sums(x: Any) -> Array:
     return np.where(np.abs(x).astype(np.float32) < 2.0**-60, np.zeros_like(x), x)
 
 
-@pytest.mark.parametrize("mode", ["disable_jit", "by itself", "jit"])
-@pytest.mark.parametrize("name", QUANTIZERS)
+# By itself, a tangent is the program that it is inside another one; so a few of each kind.
+BY_ITSELF = (
+    *OTHERS,
+    *("int8_per_tensor", "uint8_affine_per_channel", "int8_affine_per_token", "uint4_affine_per_group32"),
+    *("binary_per_tensor", "ternary_per_channel", "float8_e4m3fn_per_tensor", "mxfp4_e2m1", "nvfp4", "nf4_per_group64"),
+)
+CASES = [(n, mode) for n in QUANTIZERS for mode in MODES if mode != "by itself" or n in BY_ITSELF]
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
 def test_x_and_parameters(name: str, mode: str) -> None:
     q = QUANTIZERS[name]
     x, qparams, move = data(q)
-    zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point, np.float32)
     scale = np.asarray(qparams.scale)
+    operands, moves = [x, scale], [move, np.ones_like(scale)]
+    if qparams.zero_point is not None:
+        operands.append(np.asarray(qparams.zero_point, np.float32))
+        moves.append(np.ones_like(scale))
 
-    def fake(x: Any, s: Any, z: Any) -> Any:
+    def fake(x: Any, s: Any, z: Any = None) -> Any:
         return jax_backend.fake_quantize(q, x, qparams._replace(scale=s, zero_point=z))
 
     with np.errstate(all="ignore"):
-        want = core.fake_quantize_vjp(q, x, qparams, move)
-        got = moved(lambda x: fake(x, scale, zero), x, move, mode)
+        want, terms = core.fake_quantize_vjp(q, x, qparams, move), of_elements(q, x, qparams)
+        got = moved(fake, operands, moves, mode)
         expected = want.x + np.float32(0) if mode == "jit" else want.x
-        assert_same_bits(expected, got, call=f"{name}, {mode}: x", inputs=x)
-        terms = of_elements(q, x, qparams)
-        ones = np.ones_like(scale)
-        got = moved(lambda s: fake(x, s, zero), scale, ones, mode)
-        assert_same_bits(terms_of_sums(terms.scale), terms_of_sums(got), call=f"{name}, {mode}: scale", inputs=x)
-        if zero is not None:
-            got = moved(lambda z: fake(x, scale, z), zero, ones, mode)
-            assert_same_bits(terms_of_sums(terms.zero_point), terms_of_sums(got), call=f"{name}, {mode}: zero point")
+    assert_same_bits(expected, got[0], call=f"{name}, {mode}: x", inputs=x)
+    for part, of_sum, tangent in zip(("scale", "zero point"), (terms.scale, terms.zero_point), got[1:], strict=False):
+        call = f"{name}, {mode}: {part}"
+        assert_same_bits(terms_of_sums(of_sum), terms_of_sums(tangent), call=call, inputs=x)
 
 
 def of_elements(q: Quantizer, x: Array, qparams: QParams) -> Any:
@@ -196,7 +215,7 @@ def test_width_and_learned_rounding() -> None:
         assert_same_bits(terms_of_sums(want), terms_of_sums(got), call=f"learned rounding, {mode}", inputs=x)
 
 
-@pytest.mark.parametrize("mode", ["disable_jit", "by itself", "jit"])
+@pytest.mark.parametrize("mode", MODES)
 def test_straight_through_functions(mode: str) -> None:
     x, _, g = data(INT8)
     lo, hi = np.full(SHAPE, -0.5, np.float32), np.full(SHAPE, 0.5, np.float32)
@@ -236,7 +255,7 @@ def test_second_derivatives() -> None:
     np.einsum("abab->ab", want)[...] = 2 * mask
     for again in (jax.jacfwd, jax.jacrev):
         for first in (jax.jacfwd, jax.jacrev):
-            for function in (loss, jax.jit(loss)):
+            for function in (loss, jax.jit(loss)) if (again, first) == (jax.jacfwd, jax.jacrev) else (loss,):
                 assert_same_bits(want, again(first(function))(x, scale), call=f"{again.__name__} of {first.__name__}")
     slope = of_elements(CHANNEL, x, QParams(scale)).scale.astype(np.float64)
     curvature = np.asarray(jax.hessian(loss, 1)(x, scale)).reshape(2, 2)
@@ -293,7 +312,8 @@ def test_layers(kind: str) -> None:
     rng = np.random.default_rng(2)
     like = lambda a: jnp.asarray(rng.standard_normal(a.shape).astype(np.float32))  # noqa: E731
     moves = jax.tree.map(like, parameters), like(x)
-    for function in (apply, jax.jit(apply)):
+    jitted = jax.jit(apply)
+    for function in (apply, jitted) if kind == "codes" else (jitted,):
         y, along = jax.jvp(function, (parameters, x), moves)
         g = like(y)
         back = jax.vjp(function, parameters, x)[1](g)
@@ -303,7 +323,7 @@ def test_layers(kind: str) -> None:
         assert abs(forward - reverse) < 1e-5 * np.linalg.norm(g) * np.linalg.norm(along)
         assert abs(forward) > 0.01
         if kind != "values":  # those are sums of floats
-            assert_same_bits(apply(parameters, x), y)
+            assert_same_bits((apply if kind == "codes" else jitted)(parameters, x), y)
 
 
 def test_scale_of_sigma_and_logarithm() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
 from samebits import core
@@ -200,6 +202,23 @@ def test_training_under_jit_is_training_op_by_op() -> None:
     nnx.update(fresh, nnx.state(module))
     fresh.eval()
     assert_same_bits(want, fresh(x))
+
+
+def test_a_state_stays_as_it_is_laid_out_on_a_mesh() -> None:
+    """Scales and their history split over the channels: the bits and the scales of one device."""
+    q = catalog["int8_per_channel"].replace(source="running_statistic", window=2)
+    xs = [random(3, 8, seed=seed) for seed in range(3)]
+    plain, split = TensorQuantizer(q, (3, 8)), TensorQuantizer(q, (3, 8))
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Explicit,))
+    lies = {"scale": P("a", None), "history": P(None, None, "a", None)}
+    with jax.set_mesh(mesh):
+        for name, spec in lies.items():
+            variable = getattr(split, name)
+            variable.set_value(jax.device_put(variable[...], NamedSharding(mesh, spec)))
+        got = [split(jax.device_put(x, NamedSharding(mesh, P()))) for x in xs]
+        assert {name: jax.typeof(getattr(split, name)[...]).sharding.spec for name in lies} == lies
+    assert_same_bits(tuple(plain(to_jax(x)) for x in xs), tuple(got))
+    assert_same_bits(plain.scale[...], split.scale[...])
 
 
 def test_an_unset_scale_in_evaluation_says_what_to_do() -> None:

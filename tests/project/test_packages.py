@@ -35,7 +35,8 @@ NEEDED = {
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_what_core_needs_and_what_its_extra_brings(room: str) -> None:
     base, own = requirement_names(DEPENDENCIES), [requirement_names(EXTRAS[extra]) for extra in NEEDED[room]]
-    assert distributions([room]) | base == base.union(*own)
+    hosts = names_of_hosts() if room == "proofs" else set()
+    assert distributions([room]) | base == base.union(*own, hosts)
     assert all(base.isdisjoint(one) for one in own)
 
 
@@ -46,7 +47,7 @@ def test_the_extra_all_is_that_of_every_room() -> None:
 
 def test_dependencies_are_what_is_imported() -> None:
     every = requirement_names([*DEPENDENCIES, *(line for extra in MINIMUMS for line in EXTRAS[extra])])
-    assert distributions(ROOMS) == every
+    assert distributions(ROOMS) == every | names_of_hosts()
     assert distributions(["tests", "examples"]) <= every | requirement_names(EXTRAS["test"] + EXTRAS["mutants"])
     assert distributions(["benchmarks"]) <= every | requirement_names(EXTRAS["peers"])
     assert distributions(["examples"]) <= every | requirement_names(EXTRAS["docs"])
@@ -76,6 +77,11 @@ def distributions(folders: list[str] | tuple[str, ...]) -> set[str]:
     known = packages_distributions()
     outside = names - set(sys.stdlib_module_names) - {"samebits", "tests", "?"} - (local - set(known))
     return {normalised(known.get(name, [name])[0]) for name in outside}  # not installed: by the name it is imported by
+
+
+def names_of_hosts() -> set[str]:
+    """What imports a module of ours instead of being brought by us: pytest, its plugin."""
+    return {"pytest"}
 
 
 def requirement_names(requirements: list[str]) -> set[str]:
@@ -186,7 +192,8 @@ def test_wheel_holds_every_file_and_nothing_else(built: Path) -> None:
         assert {name for name in names if ".dist-info/" not in name} == package_files()
         assert {"entry_points.txt", "licenses/LICENSE"} <= info
         (scripts,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    assert scripts.split() == ["[console_scripts]", "samebits", "=", "samebits.proofs.cli.main:main"]
+    plugin = ["[pytest11]", "samebits", "=", "samebits.proofs.conformance.plugin"]
+    assert scripts.split() == ["[console_scripts]", "samebits", "=", "samebits.proofs.cli.main:main", *plugin]
     assert {f"samebits/{room}/py.typed" for room in ROOMS} <= package_files()
 
 

@@ -52,6 +52,21 @@ def test_no_channel_exceeds_the_bound(bound: float) -> None:
     assert_same_bits(scale, jitted(to_jax(w), to_jax(plain), bound))
 
 
+def test_numbers_count_from_2_to_the_minus_100_on() -> None:
+    """Elements below it are zero, and so is the mean of a channel that is; the expected values are exact."""
+    t = np.float32(2.0**-100)
+    below = np.nextafter(t, np.float32(0))
+    w, scale = np.array([[t] * 4, [below] * 4], np.float32), np.full((2, 1), 2.0**-80, np.float32)
+    norms = np.array([[2.0**-98 * 2.0**30 * (1 + 2.0**-19)], [2.0**-80]], np.float32)
+    pairs = np.array([[t, -t], [below, -below], [2 * t, 0], [t, 0]], np.float32)
+    without_mean = np.array([[t, -t], [0, 0], [t, -t], [t, 0]], np.float32)
+    for room, to in ((accumulator, np.asarray), (in_torch, to_torch), (in_jax, to_jax)):
+        assert_same_bits(norms, room.accumulator_scale(to(w), to(scale), 2.0**-30))
+        centred = room.accumulator_scale(to(w), to(scale), 2.0**-30, True)
+        assert_same_bits(np.maximum(2 * norms, scale) * np.array([[1], [0.5]], np.float32), centred)
+        assert_same_bits(without_mean, room.centred_channels(to(pairs)) + 0)  # no sign of zero is promised
+
+
 def test_no_sum_of_products_overflows() -> None:
     """The worst inputs there are: the largest wherever a weight is positive, the smallest wherever it is negative."""
     w = weights()

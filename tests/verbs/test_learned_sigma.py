@@ -101,6 +101,14 @@ def test_scales_and_slopes_have_the_same_bits(name: str, dtype: str) -> None:
         assert_near(got[0], d * slope, *got[1:])
 
 
+def test_in_core_the_range_may_round_to_another_dtype_than_the_scale() -> None:
+    """As in `choose_qparams`: magnitudes of bfloat16, scales of float32."""
+    q, x = CHANNEL.replace(scale_dtype="input", sigma=2.25), data("bfloat16")
+    want = core.choose_qparams(q, x).scale
+    assert_same_bits(want, core_sigma.scale_at_sigma(q, x, np.float32(2.25)))
+    assert not np.array_equal(want, core_sigma.scale_at_sigma(CHANNEL, x, np.float32(2.25)))
+
+
 @pytest.mark.parametrize("name", ["channel", "floored"])
 def test_the_slope_is_the_derivative_of_the_scale(name: str) -> None:
     """In float64, by the definition of mean and deviation: 0 where the scale is the floor, std / divisor elsewhere."""

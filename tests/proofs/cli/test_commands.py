@@ -72,6 +72,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "dtype": (["check", "--dtype", "float8"], "unknown dtype 'float8'"),
     "report": (["check", "--report", "{dir}/none/page.html"], "no such directory"),
     "target": (["diverge", "textbok"], "did you mean textbook"),
+    "no program": (["diverge", "math:pi"], "must be a samebits.proofs.divergence.causes.Program, got float"),
+    "no module": (["diverge", "maths:pi"], "No module named 'maths'"),
     "option": (["check", "--quantiser", "x"], "No such option"),
     "command": (["chek"], "No such command"),
 }

@@ -1,0 +1,85 @@
+"""Every value that a field might have instead, with the input that excludes it; and which dialects are the same."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...core.descriptions import Quantizer
+from ...core.quantizer import choose_qparams
+from . import lattice
+from .asking import Block
+from .lattice import field_of
+from .questions import plain_key, pool, predict_pool, prediction_keys
+from .record import Record
+from .scale_search import ENDS, SMALL_ENDS, block_of
+from .verdicts import Excluded
+
+Fields = dict[str, str]
+
+
+def alternatives(
+    record: Record, best: Quantizer, names: Sequence[str], blocks: Sequence[Block], left: Sequence[Quantizer]
+) -> tuple[Fields, dict[str, tuple[str, ...]], list[Excluded]]:
+    """What is determined, what is not (with the values that remain), and what is excluded by which input.
+
+    Asks where an alternative differs only at inputs that were not asked yet.
+
+    Args:
+        best: the candidate found; ``left``: those that no question tells apart from it.
+    """
+    fields: Fields = {}
+    undetermined: dict[str, tuple[str, ...]] = {}
+    excluded: list[Excluded] = []
+    for name in names:
+        own, remaining = field_of(best, name), []
+        for value in lattice.values_of(lattice.plain(best), record.target.dtype)[name]:
+            if value == own:
+                continue
+            other = best.replace(**{name: value})
+            evidence = record.first_mistake(other, unless=best)
+            if evidence is None and asked_where_they_differ(record, best, other, blocks):
+                evidence = record.first_mistake(other, unless=best)
+            if evidence is None or any(field_of(q, name) == value for q in left):
+                remaining.append(value)
+            else:
+                excluded.append(Excluded(name, str(value), evidence))
+        if remaining:
+            undetermined[name] = tuple(map(str, (own, *remaining)))
+        fields[name] = str(own)
+    return fields, undetermined, excluded
+
+
+def equal_dialects(record: Record, best: Quantizer, blocks: Sequence[Block]) -> Iterator[str]:
+    """Dialects that answer all questions, asked or in a pool, as the candidate does, and choose what it chooses."""
+    claim = lattice.plain(record.target.quantizer)
+    for name, q in (("samebits", claim), *lattice.in_dialects(claim)):
+        same = not record.mistakes(q) and all(not _differing(record, best, q, block).size for block in blocks)
+        if same and (not record.target.chooses or _choose_alike(record, best, q)):
+            yield name
+
+
+def _choose_alike(record: Record, a: Quantizer, b: Quantizer) -> bool:
+    for ends in (*ENDS, *SMALL_ENDS):
+        x = block_of(a, ends, record.target.dtype)
+        one, other = (choose_qparams(q, x) for q in (a, b))
+        if not np.array_equal(one.scale, other.scale) or not np.array_equal(one.zero_point, other.zero_point):
+            return False
+    return True
+
+
+def asked_where_they_differ(record: Record, best: Quantizer, other: Quantizer, blocks: Sequence[Block]) -> bool:
+    """Asks one input at which two candidates differ; whether there was one."""
+    for block in blocks:
+        places = _differing(record, best, other, block)
+        if len(places):
+            x = pool(plain_key(best), block, record.target.dtype)
+            record.ask(block, x[places[:1]])
+            return True
+    return False
+
+
+def _differing(record: Record, a: Quantizer, b: Quantizer, block: Block) -> Any:
+    kind, dtype = record.target.kind, record.target.dtype
+    one, other = (prediction_keys(predict_pool(q, block, dtype, kind), kind) for q in (a, b))
+    return np.flatnonzero(one != other)

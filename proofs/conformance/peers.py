@@ -1,0 +1,121 @@
+"""The libraries whose targets are ready, what each is called, and what installs it. Data; nothing is imported here.
+
+A peer that is not installed is named with the command that brings it, and never left out in silence.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library.
+
+    Args:
+        library: what must be importable.
+        module: the file in `samebits.proofs.conformance.adapters`.
+        extra: which extra of samebits brings it.
+        targets: their names.
+    """
+
+    library: str
+    module: str
+    extra: str
+    targets: tuple[str, ...]
+
+
+PEERS: tuple[Peer, ...] = (
+    Peer(
+        "torch",
+        "torch",
+        "torch",
+        (
+            "torch.fake_quantize_per_tensor_affine",
+            "torch.fake_quantize_per_tensor_affine.uint8",
+            "torch.fake_quantize_per_tensor_affine.bfloat16",
+            "torch.fake_quantize_per_channel_affine",
+            "torch.quantize_per_tensor",
+            "torch.quantize_per_channel",
+            "torch.quantized_decomposed",
+            "torch.quantized_decomposed.bfloat16",
+            "torch.quantize_per_tensor_dynamic",
+            "torch.fake_quantize_learnable_per_tensor_affine",
+            "torch.float8_e4m3fn",
+            "torch.float8_e5m2",
+            "torch.float8_e4m3fnuz",
+            "torch.float8_e5m2fnuz",
+        ),
+    ),
+    Peer("torch", "textbook_torch", "torch", ("textbook.torch_eager", "textbook.torch_compiled")),
+    Peer("jax", "textbook_jax", "jax", ("textbook.jax_eager", "textbook.jax_jit")),
+    Peer(
+        "torchao",
+        "torchao",
+        "peers-torch",
+        (
+            "torchao.quantize_affine",
+            "torchao.quantize_affine.bfloat16",
+            "torchao.choose_qparams_affine",
+            "torchao.fake_quantize_affine",
+        ),
+    ),
+    Peer(
+        "brevitas",
+        "brevitas",
+        "peers-torch",
+        ("brevitas.IntQuant", "brevitas.IntQuant.uint8", "brevitas.IntQuant.bfloat16"),
+    ),
+    Peer(
+        "optimum.quanto",
+        "quanto",
+        "peers-torch",
+        (
+            "quanto.quantize_activation",
+            "quanto.quantize_activation.bfloat16",
+            "quanto.quantize_affine",
+            "quanto.AbsmaxOptimizer",
+        ),
+    ),
+    Peer("qwix", "qwix", "peers-jax", ("qwix.quantize", "qwix.quantize.bfloat16", "qwix.quantize.chosen")),
+    Peer("aqt", "aqt", "peers-jax", ("aqt.IntSymmetric", "aqt.IntSymmetric.chosen")),
+    Peer(
+        "onnxruntime",
+        "onnxruntime",
+        "peers-onnx",
+        (
+            "onnxruntime.QuantizeLinear",
+            "onnxruntime.QuantizeLinear.uint8",
+            "onnxruntime.QuantizeLinear.float16",
+            "onnxruntime.DynamicQuantizeLinear",
+        ),
+    ),
+    Peer(
+        "onnx",
+        "onnx",
+        "peers-onnx",
+        ("onnx.QuantizeLinear", "onnx.QuantizeLinear.float16", "onnx.DynamicQuantizeLinear"),
+    ),
+    Peer("jax", "jax", "jax", ("jax.float8_e4m3fn", "jax.float8_e5m2", "jax.float4_e2m1fn")),
+    Peer("gfloat", "gfloat", "peers-onnx", ("gfloat.ocp_e4m3", "gfloat.ocp_e5m2", "gfloat.ocp_e2m1")),
+    Peer(
+        "ml_dtypes",
+        "ml_dtypes",
+        "proofs",
+        (
+            "ml_dtypes.float8_e4m3fn",
+            "ml_dtypes.float8_e5m2",
+            "ml_dtypes.float8_e4m3fnuz",
+            "ml_dtypes.float6_e3m2fn",
+            "ml_dtypes.float4_e2m1fn",
+        ),
+    ),
+)
+
+
+def missing(peer: Peer) -> str | None:
+    """None where the library is installed; else one line: what is not, and the command that brings it."""
+    try:
+        there = find_spec(peer.library) is not None
+    except ImportError:  # the package that a module of this name would lie in
+        there = False
+    return None if there else f"{peer.library} is not installed: pip install 'samebits[{peer.extra}]'"
