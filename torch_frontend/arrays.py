@@ -155,7 +155,12 @@ def apply_plainly(function: type[torch.autograd.Function], *arguments: object) -
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on the device of ``x`` run in the dtypes that they are given."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if under_autocast(x) else nullcontext()
+
+
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``. Of ``meta``, which computes nothing, torch knows no autocast."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -51,7 +51,10 @@ def begin(quantizer: nn.Module, first: Callable[[], QParams]) -> None:
 
 @torch.no_grad()
 def adopt(old: nn.Module, fresh: nn.Module, loaded: set[str]) -> None:
-    """Gives a quantizer the parameters and buffers of the one before it, with its own values but for those loaded."""
+    """Gives a quantizer the parameters and buffers of the one before it, with its own values but for those loaded.
+
+    Those on the device ``meta`` are replaced where the new ones are not.
+    """
     before = dict(old.named_parameters(remove_duplicate=False)) | dict(old.named_buffers(remove_duplicate=False))
     kept = {name: before[name].detach().clone() for name in loaded if name in before}
     for holder, module in [(name, module) for name, module in fresh.named_modules(remove_duplicate=False)]:
@@ -63,6 +66,8 @@ def adopt(old: nn.Module, fresh: nn.Module, loaded: set[str]) -> None:
                     or given is None
                     or isinstance(given, nn.Parameter) != isinstance(tensor, nn.Parameter)
                 ):
+                    continue
+                if given.is_meta and not tensor.is_meta:  # it never had a value, so nothing can be written in place
                     continue
                 if given.shape == tensor.shape:
                     given.copy_(tensor)

@@ -36,6 +36,7 @@ from .arrays import (
     is_concrete,
     narrowed,
     records_gradient,
+    under_autocast,
     wide_dtype,
     widened,
     without_autocast,
@@ -191,7 +192,7 @@ def _check_tensors(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None) -> 
         check_tensor("w", w)
     if bias is not None:
         check_tensor("bias", bias)
-    if x.dtype != w.dtype and not (torch.is_autocast_enabled(x.device.type) and _wide(x) == _wide(w)):
+    if x.dtype != w.dtype and not (under_autocast(x) and _wide(x) == _wide(w)):
         raise TypeError(f"`w` must have the dtype of `x`, {dtype_name(x.dtype)}, got {dtype_name(w.dtype)}")
 
 

@@ -276,7 +276,8 @@ def stacked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @handles(aten.cat.default)
 def joined(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One after the other, of one scale and zero point; or with a scale for each channel, along these."""
-    tensors, axis = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    tensors = [t for t in args[0] if not _adds_nothing(t, axis)] or args[0]  # whose scales may have no element
     first, *others = tensors
     if not all(type(t) is QuantTensor and t.offset is None and t.dtype == first.dtype for t in tensors):
         return NotImplemented
@@ -297,6 +298,12 @@ def joined(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     codes = func([t.codes.to(dtype) for t in tensors], axis)
     training = any(t.training for t in tensors)
     return first.with_codes(codes, scale=parts[0], zero=parts[1], format=format, training=training)
+
+
+def _adds_nothing(t: Tensor, axis: int) -> bool:
+    """Whether a tensor has no element along an axis; not asked of lengths that are symbols."""
+    n = t.shape[axis % t.ndim] if t.ndim else 1
+    return isinstance(n, int) and n == 0
 
 
 def _joined_parameter(parameters: list[Any], axis: int, tensors: list[QuantTensor]) -> Any:

@@ -141,6 +141,10 @@ class QuantTensor(Tensor):
         """The values as numbers of Python."""
         return self.dequantize().tolist()
 
+    def __format__(self, spec: str) -> str:
+        """A single value as the number that it is, as of other tensors."""
+        return format(self.item(), spec) if spec and self.ndim == 0 else object.__format__(self, spec)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         parts = (self.codes, self.scale, self.zero, self.offset)
         return rebuilt, (*parts, spec_of(self.format), self.dtype, self.training, self.requires_grad and self.is_leaf)

@@ -57,6 +57,13 @@ def test_keywords_replace_single_fields_of_each_quantizer() -> None:
         (QuantLinear, {"input_bits": 4}, TypeError, "QuantLinear cannot use `input_bits`: `input_quant` is None"),
         (QuantLinear, {"weight_bits": 40}, ValueError, "QuantLinear, `weight_quant`: `bits` must be in 1..16, got 40"),
         (QuantLinear, {"weight_rounding": "up"}, ValueError, "QuantLinear, `weight_quant`: .*'up'"),
+        (
+            QuantLinear,
+            {"weight_bit_width": 4},
+            TypeError,
+            "no field `bit_width`, .* here it is `weight_bits`; fields are",
+        ),
+        (QuantReLU, {"bit_width": 4}, TypeError, "no field `bit_width`, .* here it is `act_bits`; fields are"),
         (QuantReLU, {"bit": 4}, TypeError, "QuantReLU, `act_quant`: no field `bit`"),
         (QuantReLU, {"input_bits": 4}, TypeError, "QuantReLU cannot use `input_bits`: `input_quant` is None"),
     ],

@@ -13,7 +13,7 @@ from samebits import core
 from samebits.core import QParams, ScaleRule, catalog
 from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import QuantTensor, arrays, int8, packed
+from samebits.torch_frontend import QuantTensor, arrays, components, int8, packed, quant
 from samebits.torch_frontend import nn as qnn
 from samebits.torch_frontend.nn import quant_inference_mode
 from samebits.torch_frontend.packed import PackedWeight
@@ -22,6 +22,14 @@ RUNNING = catalog["uint8_per_tensor"].replace(source="running_statistic")
 LEARNED = catalog["int8_affine_per_tensor"].replace(source="learned")
 DELAYED = RUNNING.replace(delay=1)
 SHARED = qnn.TensorQuantizer("int8_per_channel", (6, 32))
+
+
+class Largest(nn.Module):
+    """A scale that is no component: of each tensor."""
+
+    def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32)).nan_to_num().clamp(-1e3, 1e3)
+        return (wide.abs().sum() + 1) / threshold
 
 
 def linear(**quant: Any) -> Callable[[], nn.Module]:
@@ -53,6 +61,11 @@ LINEAR: dict[str, Callable[[], nn.Module]] = {
     "percentile": linear(input_quant=catalog["int8_per_tensor"].replace(scale=ScaleRule(statistic="percentile"))),
     "bias": linear(input_quant=RUNNING, bias_quant="int16_per_tensor"),
     "declared": linear(input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat),
+    "components": linear(input_quant=quant.ShiftedUint8ActPerTensorFloat, weight_quant=quant.Int8WeightPerChannelFloat),
+    "zero points of each tensor": linear(
+        input_quant=quant.ShiftedUint8ActPerTensorFloat.let(zero_point_impl=components.StatsFromParameterZeroPoint)
+    ),
+    "somebody else's scale": linear(input_quant=quant.Int8ActPerTensorFloat.let(scaling_impl=Largest)),
     "scale and bias": lambda: qnn.QuantScaleBias(32, input_quant="int8_per_tensor"),
     "activations": lambda: nn.Sequential(qnn.QuantIdentity(RUNNING), qnn.QuantReLU("mxfp8_e4m3"), qnn.QuantSigmoid()),
     "shared": lambda: nn.Sequential(
@@ -264,6 +277,16 @@ def test_the_end_of_the_mode_says_what_changed_unseen() -> None:
         module[2].weight.mul_(2)
 
 
+def test_the_end_of_the_mode_says_nothing_of_what_eager_code_looked_at(recwarn: pytest.WarningsRecorder) -> None:
+    module: Any = LINEAR["declared"]()
+    module(torch.randn(5, 32))
+    module.eval()
+    with quant_inference_mode(module):
+        module.input_quant.tensor_quant.scale.mul_(2)
+        module(torch.randn(5, 32))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_training_and_gradients_are_as_without_the_mode() -> None:
     module, x = network(), torch.randn(5, 16)
     module(x).sum().backward()
@@ -323,6 +346,21 @@ def test_errors_come_when_a_layer_runs() -> None:
         ):
             with pytest.raises(error, match=message):
                 layer(x)
+
+
+def test_what_layers_share_is_made_anew_for_all_of_them() -> None:
+    first = qnn.QuantLinear(32, 6, weight_quant=Int8WeightPerChannelFloat)
+    second = qnn.QuantLinear(32, 6, weight_quant=first.weight_quant)
+    both, x = nn.ModuleList([first, second]).eval(), torch.randn(5, 32)
+    with quant_inference_mode(both):
+        for change in (lambda: second.weight.mul_(7), lambda: second.weight.mul_(3), lambda: replace(second)):
+            change()
+            found = first(x)
+            assert_same_bits(copy.deepcopy(both)[0](x), found)  # of which nothing is kept
+
+
+def replace(layer: Any) -> None:
+    layer.weight = nn.Parameter(layer.weight * 2)
 
 
 def test_proxies_made_again_or_disabled() -> None:

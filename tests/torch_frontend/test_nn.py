@@ -227,7 +227,7 @@ def test_scales_stay_in_float32_when_modules_move_to_16_bits() -> None:
         ),
         (
             TypeError,
-            "QuantIdentity, `act_quant`: `act_quant` must be a catalog name or a Quantizer, got 8",
+            "QuantIdentity, `act_quant`: must be a catalog name or a Quantizer, a declaration .* or None; got 8",
             lambda: QuantIdentity(8),
         ),
         (ValueError, "`stride` must be an int, or one for each of 2", lambda: QuantConv2d(1, 1, 3, stride=(1, 1, 1))),

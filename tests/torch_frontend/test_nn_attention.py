@@ -15,6 +15,7 @@ from samebits.torch_frontend.nn import (
     QuantLinear,
     QuantMultiheadAttention,
     QuantScaledDotProductAttention,
+    quant_inference_mode,
     quantize_model,
 )
 
@@ -195,6 +196,13 @@ def test_scales_of_single_elements_go_with_the_rows() -> None:
     assert (blocks(x, x, x)[0] - layer(x, x, x)[0]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8)])
+def test_attention_of_nothing(shape: tuple[int, ...]) -> None:
+    layer, x = QuantMultiheadAttention(8, 2, batch_first=True, input_quant="int8_per_tensor"), torch.ones(shape)
+    plain = nn.MultiheadAttention(8, 2, batch_first=True)
+    assert [t.shape for t in layer(x, x, x)] == [t.shape for t in plain(x, x, x)]
+
+
 def test_encoders_use_quantized_heads() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
@@ -207,3 +215,16 @@ def test_encoders_use_quantized_heads() -> None:
     with torch.no_grad():
         alone = encoder(x)
     assert_same_bits(encoder(x), alone)
+
+
+@pytest.mark.parametrize("rules", [None, {"layers.1": {"weight_bits": 8}}])
+def test_encoders_take_padded_sequences_where_there_are_no_gradients(rules: Any) -> None:
+    """Where torch makes nested tensors of them otherwise."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
+    quantize_model(encoder, rules, exclude=["layers.0"] if rules else [])
+    x, padded = torch.randn(2, 3, 8), torch.tensor([[False, False, True], [False, True, True]])
+    with torch.no_grad():
+        want = encoder(x, src_key_padding_mask=padded)
+    with quant_inference_mode(encoder):
+        assert_same_bits(encoder(x, src_key_padding_mask=padded), want)

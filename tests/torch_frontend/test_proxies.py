@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from samebits.core import quant, quant_floats
 from samebits.core.inject import DependencyError, Injector, this, value
@@ -17,8 +18,10 @@ from samebits.torch_frontend.nn import (
     ActQuantProxy,
     ActQuantProxyFromInjector,
     QuantConv2d,
+    QuantConvTranspose2d,
     QuantIdentity,
     QuantLinear,
+    QuantReLU,
     WeightQuantProxy,
     WeightQuantProxyFromInjector,
 )
@@ -102,6 +105,9 @@ def test_scales_are_asked_for_without_counting() -> None:
         assert float(q.bit_width()) == 8
     for name, t in layer.state_dict().items():
         assert_same_bits(t, before[name])
+    for module in (quant, with_components):
+        unseen: Any = QuantReLU(module.Uint8ActPerTensorFloat, bit_width=4).eval().act_quant
+        assert float(unseen.bit_width()) == 4
     dynamic: Any = QuantIdentity(quant.Int8DynamicActPerTensorFloat)
     unset: Any = QuantIdentity(quant.Int8ActPerTensorFloat)
     for layer, words in ((dynamic, "is that of each tensor"), (unset, "not set")):
@@ -185,6 +191,8 @@ def test_a_shared_proxy_belongs_to_all_its_layers() -> None:
         quant.Int8WeightPerChannelFloat,
         quant.ShiftedUint8WeightPerChannelFloat,
         quant.Int8WeightPerChannelFloatMSE,
+        with_components.Int8WeightPerTensorFloat,
+        with_components.ShiftedUint8WeightPerChannelFloat,
     ],
 )
 def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
@@ -194,17 +202,36 @@ def test_shared_statistics_are_those_of_all_weights(declared: Any) -> None:
         second.weight.mul_(3)
     first.weight_quant.init_tensor_quant()
     rows = torch.cat([layer.weight.detach().flatten(1) for layer in (first, second)], dim=1)
-    wanted = declared.quantizer
+    wanted = first.weight_quant.quantizer
     parts = choose_qparams(wanted, rows)[:2]
     for layer in (first, second):
         for found, part in zip(layer.weight_quant.qparams(layer.weight), parts, strict=False):
             assert (found is None) == (part is None)
             assert part is None or torch.equal(found.flatten(), part.flatten())
-    with pytest.raises(ValueError, match="scales of one shape"):
-        QuantConv2d(3, 5, 2, weight_quant=linear(quant.Int8WeightPerChannelFloat).weight_quant)
+    for module in (quant, with_components):
+        with pytest.raises(ValueError, match="scales of one shape"):
+            QuantConv2d(3, 5, 2, weight_quant=linear(module.Int8WeightPerChannelFloat).weight_quant)
+        with pytest.raises(ValueError, match="channels along one axis of their weights"):
+            QuantConvTranspose2d(
+                4, 4, 2, weight_quant=QuantConv2d(4, 4, 2, weight_quant=module.Int8WeightPerChannelFloat).weight_quant
+            )
+    learned = quant.Int8WeightPerTensorFloat.quantizer.replace(statistic="mean_sigma", learned_sigma=True)
+    with pytest.raises(ValueError, match="no scale whose `sigma` is learned"):
+        linear(linear(quant.Int8WeightPerTensorFloat.let(quantizer=learned)).weight_quant)
     groups = linear(quant_floats.MXInt8Weight, weight_group_size=4)
     with pytest.raises(ValueError, match="per tensor or per axis, not per group of 4"):
         linear(groups.weight_quant)(torch.ones(8))
+
+
+@pytest.mark.parametrize("module", [quant, with_components])
+def test_shared_statistics_wait_and_draw_as_others_do(module: Any) -> None:
+    x = torch.randn(3, 8)
+    first = linear(module.Int8WeightPerTensorFloat, weight_quant_delay_steps=2, weight_bit_width=2)
+    linear(first.weight_quant)
+    assert [torch.equal(first(x), F.linear(x, first.weight, first.bias)) for _ in range(3)] == [True, True, False]
+    drawn = linear(module.Int8WeightPerTensorFloat, weight_float_to_int_impl_type="stochastic_round")
+    linear(drawn.weight_quant)
+    assert not torch.equal(drawn(x), drawn(x))
 
 
 def test_copies_look_at_their_own_layers() -> None:
@@ -340,6 +367,23 @@ def test_weights_that_are_valid_and_weights_that_are_not() -> None:
     with torch.no_grad():
         layer.weight[0, 0] = torch.nan
     assert not layer.quant_weight().is_valid
+
+
+def test_errors_name_what_a_component_gives() -> None:
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.round()
+
+    class Number(nn.Module):
+        def forward(self, x: Tensor, threshold: Tensor) -> float:
+            return 0.1
+
+    layer = linear(None, input_quant=Injector.let(tensor_quant=Rounded, signed=True))
+    with pytest.raises(TypeError, match=r"a Rounded, must give \(value, .*\), got a tensor of shape \(2, 8\)"):
+        layer(torch.ones(2, 8))
+    layer = linear(None, input_quant=with_components.Int8ActPerTensorFloat.let(scaling_impl=Number))
+    with pytest.raises(TypeError, match=r"`scaling_impl`, a Number, must give a scale as a tensor, got 0\.1"):
+        layer(torch.ones(2, 8))
 
 
 def test_errors_name_the_layer_and_the_argument() -> None:

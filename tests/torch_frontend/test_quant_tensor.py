@@ -201,6 +201,8 @@ def test_tensors_convert() -> None:
     assert repr(t).startswith("QuantTensor(tensor(")
     assert "scale=0.05" in repr(t)
     assert "format=int8" in repr(t)
+    assert f"{t[0, 0]:.3f}" == f"{t[0, 0].item():.3f}"
+    assert f"{t}" == str(t)
 
 
 def test_relu_in_place() -> None:

@@ -17,6 +17,7 @@ from samebits.core.granularity import PerAxis, PerGroup
 from samebits.core.quant import Int8ActPerTensorFloat, Int16Bias, RoundTo8bit, TruncTo8bit
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import QuantTensor, fake_quantize, quantized_tensor
+from samebits.torch_frontend import quant as with_components
 from samebits.torch_frontend.nn import (
     QuantAdaptiveAvgPool2d,
     QuantAvgPool2d,
@@ -263,13 +264,22 @@ def test_averages_are_truncated_sums() -> None:
     down = QuantAvgPool2d(2, trunc_bits=6, trunc_rounding="toward_negative")(t)
     assert (down.bit_width, down.is_valid) == (6, True)
     t = coded(INT8, numbers(3, 4))
-    for declared, direction in ((RoundTo8bit, "ties_to_even"), (TruncTo8bit.let(bit_width=5), "toward_negative")):
+    for declared, direction in (
+        (RoundTo8bit, "ties_to_even"),
+        (TruncTo8bit.let(bit_width=5), "toward_negative"),
+        (with_components.TruncTo8bit, "toward_negative"),
+        (with_components.RoundTo8bit.let(bit_width=6), "ties_to_even"),
+    ):
         bits = declared.bit_width
         want = QuantAvgPool2d(4, trunc_bits=bits, trunc_rounding=direction)(coded(INT8, x))
         assert_same_bits(want.codes, QuantAvgPool2d(4, trunc_quant=declared)(coded(INT8, x)).codes)
         assert want.bit_width == bits
     with pytest.raises(TypeError, match="`trunc_quant` must inherit from TruncTo8bit or RoundTo8bit"):
         QuantAdaptiveAvgPool2d(1, trunc_quant=Int8ActPerTensorFloat)
+    with pytest.raises(
+        TypeError, match=r"`trunc_quant` must have as `tensor_quant` a TruncIntQuant .* got TruncIntQuant"
+    ):
+        QuantAvgPool2d(4, trunc_quant=with_components.RoundTo8bit.let(narrow_range=True))
     for bits in (8, 9):
         same: Any = truncated(t, bits)
         assert_same_bits(t.codes, same.codes)

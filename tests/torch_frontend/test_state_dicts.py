@@ -147,6 +147,33 @@ def test_a_load_that_raises_changes_nothing(assign: bool) -> None:
     assert torch.equal(torn[0].weight, state["0.weight"])
 
 
+@pytest.mark.parametrize("weight", [1, 3])
+def test_what_is_no_tensor_is_named(weight: int) -> None:
+    into = model(weight, 1, False, 1, 0)
+    for name in filter(of_quantizer, into.state_dict()):
+        with pytest.raises(RuntimeError, match=f'parameter named "{name}", expected torch.Tensor'):
+            load_state_dict(into, into.state_dict() | {name: "text"})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("weight", [1, 2, 3])
+def test_a_model_of_the_device_meta_takes_what_is_assigned(weight: int, shared: bool, strict: bool) -> None:
+    """What the state dict lacks begins from the weight, as it does in a model that lay elsewhere."""
+    state = {name: t.clone() for name, t in model(weight, 0, shared, 2, 7).state_dict().items()}
+    for name in [name for name in state if of_quantizer(name) and not strict]:
+        del state[name]
+    elsewhere, into = model(weight, 0, shared, 0, 0), None
+    with torch.device("meta"):
+        into = model(weight, 0, shared, 0, 0)
+    for one in (elsewhere, into):
+        one.load_state_dict({name: t.clone() for name, t in state.items()}, strict=strict, assign=True)
+    for layer in ("0", "2"):
+        one, other = into.get_submodule(layer), elsewhere.get_submodule(layer)
+        assert torch.equal(one.quant_weight().dequantize(), other.quant_weight().dequantize())
+        assert not any(t.is_meta for t in one.weight_quant.state_dict().values())
+
+
 def test_whatever_fails_inside_is_undone() -> None:
     layer = model(1, 0, False, 2, 0)
     before = image(layer)

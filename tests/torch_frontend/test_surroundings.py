@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from samebits.core import QParams, ScaleRule, catalog
+from samebits.core.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import choose_qparams, fake_quantize, fake_quantize_vjp, quantize
-from samebits.torch_frontend.nn import QuantConv2d, QuantLinear, TensorQuantizer
+from samebits.torch_frontend.nn import QuantConv1d, QuantConv2d, QuantLinear, TensorQuantizer, quant_inference_mode
 from samebits.torch_frontend.straight_through import round_ste, tensor_clamp
 from samebits.torch_frontend.threefry import rounding_noise
 
@@ -256,3 +257,14 @@ def test_a_compiled_vmap_without_gradients_is_a_loop() -> None:
         assert_same_bits(
             expected, torch.compile(torch.func.vmap(lambda row: fake_quantize(INT8, row)), fullgraph=True)(x)
         )
+
+
+def test_layers_compute_shapes_on_the_device_meta() -> None:
+    x = torch.ones(2, 4, 9, device="meta")
+    convolution = QuantConv1d(4, 8, 3, weight_quant=Int8WeightPerChannelFloat, input_quant=Int8ActPerTensorFloat)
+    model = torch.nn.Sequential(convolution, QuantLinear(7, 3, input_quant="int8_affine_per_token")).to("meta")
+    y = model(x)
+    y.sum().backward()
+    assert y.shape == (2, 8, 3)
+    with quant_inference_mode(model.eval()):
+        assert model(x).shape == (2, 8, 3)

@@ -196,6 +196,7 @@ def load(
 ) -> None:
     """Loads state, in place; of unknown shape until then, it takes that of what is loaded, and the other way round."""
     stored = state_dict.get(prefix + "value")
+    stored = stored if isinstance(stored, Tensor) else None  # torch says what else it is
     shaped(m, stored)
     if stored is not None and not stored.numel() and m.value.numel():
         state_dict[prefix + "value"] = torch.full_like(m.value, torch.nan)  # of torch's own copy

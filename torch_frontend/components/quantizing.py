@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ...core.directions import Rounding
 from ...core.granularity import qparams_shape
+from ...core.scales import ScaleSource
 from ..arguments import check_array, check_operands
 from ..arrays import is_concrete
 from ..quantizer import choose_qparams, fake_quantize
@@ -127,6 +128,15 @@ def _parts(m: Any) -> tuple[Any, Any]:
     return m.scaling_impl, getattr(m, "zero_point_impl", None)
 
 
+def follows_tensor(m: Any) -> bool:
+    """Whether scale or zero point of evaluation depend on the tensor: statistics, and what is no component."""
+    parts = (part for part in _parts(m) if part is not None)
+    return any(
+        not says(part) or ScaleSource.STATISTIC in (getattr(part, "source", None), part.fields.get("source"))
+        for part in parts
+    )
+
+
 def _collects(part: Any) -> Tensor | None:
     return collects(part) if hasattr(part, "steps") else None
 
@@ -146,6 +156,8 @@ def _scale(m: Any, x: Tensor) -> tuple[Tensor, QParams | None]:
         chosen = (choose_over_ranks if learns else choose_qparams)(m.quantizer, x) if needed else None
         return part.used(x, chosen), chosen
     scale = part(x, m.int_threshold()) if hasattr(m, "int_threshold") else part(x)
+    if not isinstance(scale, Tensor):
+        raise TypeError(f"`scaling_impl`, a {type(part).__name__}, must give a scale as a tensor, got {scale!r}")
     return _fitting(m, x, scale), None
 
 

@@ -172,7 +172,8 @@ class QuantMultiheadAttention(nn.MultiheadAttention):
             k, v = (torch.cat([t, t.new_zeros(len(t), 1, t.shape[2])], 1) for t in (k, v))
         if mask is not None:
             mask = F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
-        q, k, v = (t.reshape(*t.shape[:2], self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
+        heads = self.num_heads, q.shape[-1] // self.num_heads  # said, for a batch of none
+        q, k, v = (t.reshape(*t.shape[:2], *heads).transpose(1, 2) for t in (q, k, v))
         y, weights = attend(self, q, k, v, mask, self.dropout if self.training else 0.0, None)
         y = self.out_proj(y.transpose(1, 2).flatten(2))
         y = y.squeeze(0) if single else y if self.batch_first else y.transpose(0, 1)

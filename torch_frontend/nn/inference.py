@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core.descriptions import Quantizer
 from ..packed import PackedWeight, gains
 from ..tensor_quantizer import TensorQuantizer
 from .kept import Kept, standing_in
+from .proxy import HELD
 
 
 @contextmanager
@@ -32,10 +32,10 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
     Raises:
         RuntimeError: ``model``, or a part of it, is in the mode.
     """
-    quantizers = [m for m in model.modules() if isinstance(getattr(m, "quantizer", None), Quantizer)]
+    quantizers = _asked(model)
     if any(getattr(m, "kept", None) is not None for m in quantizers):
         raise RuntimeError("`model`, or a part of it, is in quant_inference_mode already")
-    compilable = [m for m in quantizers if isinstance(m, TensorQuantizer)]
+    compilable = [m for m in model.modules() if isinstance(m, TensorQuantizer)]
     before = [m.programs for m in compilable]
     hook = model.register_load_state_dict_post_hook(_pack)  # type: ignore[no-untyped-call]
     try:
@@ -53,6 +53,13 @@ def quant_inference_mode(model: nn.Module, compile: bool = False) -> Iterator[No
             m.__dict__.pop("kept", None)
         for one, programs in zip(compilable, before, strict=True):
             one.programs = programs
+
+
+def _asked(model: nn.Module) -> list[Any]:
+    """The quantizers that layers ask, and not those inside of them."""
+    outside = (m for m in model.modules() if not isinstance(m, HELD))
+    asked = dict.fromkeys([model, *(child for m in outside for child in m.children())])
+    return [m for m in asked if isinstance(m, HELD) and m.quantizer is not None]
 
 
 def _pack(model: nn.Module, _: object = None) -> None:

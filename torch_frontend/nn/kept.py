@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ...core.descriptions import QParams, Quantizer
 from ..arguments import check_operands
 from ..arrays import is_concrete, wide_dtype
+from ..components import quantizing
 from ..packed import PackedWeight, follows_tensor
 from ..quantizer import choose_qparams
 from ..tensor_quantizer import TensorQuantizer
@@ -41,7 +42,7 @@ class Kept:
     def clear(self) -> None:
         """Forgets everything."""
         self.quantizer: Any = self.of.quantizer  # None while it is off
-        self.changes = self.quantizer is not None and follows_tensor(self.quantizer)
+        self.changes = self.quantizer is not None and _follows_tensor(self.of)
         self.chooses = self.changes and isinstance(self.of, TensorQuantizer) and self.of.chooses
         self.weights: list[PackedWeight] = []
         self.given: list[_Given] = []
@@ -122,6 +123,8 @@ class Kept:
         """Remembers what everything came from."""
         state: list[Any] = [w for m in self.of.modules() for w in (m._parameters, m._buffers, m._modules)]
         state.append({str(k): packed.weight for k, packed in enumerate(self.weights)})
+        layers = getattr(self.of, "_layers", ())
+        state += [layer._parameters for layer in layers] if len(layers) > 1 else []  # which share their statistics
         self.stamps = tuple(
             (where, name, value, *_written(value))
             for where in state
@@ -140,6 +143,12 @@ class Kept:
             if where.get(name) is not value or _written(value) != (version, address):
                 return True
         return False
+
+
+def _follows_tensor(quantizer: Any) -> bool:
+    """Whether scale or zero point depend on the tensor at hand."""
+    inner = getattr(quantizer, "tensor_quant", quantizer)
+    return follows_tensor(inner.quantizer) if isinstance(inner, TensorQuantizer) else quantizing.follows_tensor(inner)
 
 
 class _Given:

@@ -28,6 +28,13 @@ Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
+OF_DECLARATIONS = {  # what fields of a `Quantizer` are called in declarations
+    "bit_width": "bits",
+    "narrow_range": "narrow",
+    "float_to_int_impl_type": "rounding",
+    "quant_delay_steps": "delay",
+    "restrict_scaling_type": "restriction",
+}
 PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
@@ -112,6 +119,11 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
             what = "None" if value is None else "an instance, which others may share"
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
         return value
+    if not isinstance(value, str | Quantizer):
+        raise TypeError(
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer "
+            f"of another layer, or None; got {value!r}"
+        )
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
         if role == "bias":
@@ -146,8 +158,10 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     allowed = {f.name for part in (q, *(getattr(q, name) for name in PARTS)) for f in fields(part) if f.init}
     for name in overrides:
         if name not in allowed:
+            ours = OF_DECLARATIONS.get(name)
+            hint = "" if ours is None else f"; `{name}` is of declarations, here it is `{role}_{ours}`"
             raise TypeError(
-                f"no field `{name}`, so no keyword `{role}_{name}`; fields are {', '.join(sorted(allowed))}"
+                f"no field `{name}`, so no keyword `{role}_{name}`{hint}; fields are {', '.join(sorted(allowed))}"
             )
     return q.replace(**overrides)
 

@@ -84,10 +84,18 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
             if id(old) in swapped:
                 module._modules[child] = swapped[id(old)][0]
     for module in model.modules():
-        inside = (type(layer) for layer in module.modules())
-        if isinstance(module, nn.TransformerEncoderLayer) and any(kind in QUANTIZED for kind in inside):
-            module.activation_relu_or_gelu = 0  # else torch reads weights past the layers, in evaluation
+        if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+            _use_layers(module)
     return swapped[id(model)][0] if id(model) in swapped else model
+
+
+def _use_layers(encoder: Any) -> None:
+    """Keeps torch from reading weights past quantized layers, and from nested tensors, which only that path takes."""
+    if any(type(layer) in QUANTIZED for layer in encoder.modules()):
+        if isinstance(encoder, nn.TransformerEncoder):
+            encoder.use_nested_tensor = False
+        else:
+            encoder.activation_relu_or_gelu = 0
 
 
 def _layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ...core.directions import Rounding
 from ...core.inject import Declaration
 from ...core.quant_fields import ROUNDINGS
+from ..components import BitWidthConst, TruncIntQuant, TruncMsbScaling
 from ..quant_rescaled import truncated
 from ..quant_tensor import QuantTensor
 from . import layer as shared
@@ -146,12 +147,24 @@ class QuantAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 def _truncation(declaration: Any, bits: int, rounding: Rounding | str) -> tuple[int, Rounding | str]:
-    """Width and direction, of the declaration if there is one. TypeError for what is none of a truncation."""
+    """Width and direction, of the declaration if there is one. TypeError for what is none of a truncation.
+
+    A declaration of components must be of those that core's stand for.
+    """
     if declaration is None:
         return bits, rounding
     role = declaration.role if isinstance(declaration, Declaration) and "role" in declaration else None
-    if role != "trunc" or "tensor_quant" in declaration:
+    if role != "trunc":
         raise TypeError(f"`trunc_quant` must inherit from TruncTo8bit or RoundTo8bit, got {declaration!r}")
+    if "tensor_quant" in declaration:
+        made = declaration.tensor_quant
+        usual = isinstance(made, TruncIntQuant) and isinstance(made.bit_width_impl, BitWidthConst)
+        if not usual or made.narrow_range or not isinstance(made.trunc_scaling_impl, TruncMsbScaling):
+            raise TypeError(
+                "`trunc_quant` must have as `tensor_quant` a TruncIntQuant of a BitWidthConst, which drops lower bits, "
+                f"got {made!r} of {declaration!r}"
+            )
+        return made.bit_width_impl.fields["bits"], made.float_to_int_impl.fields["rounding"]
     return declaration.bit_width, ROUNDINGS[declaration.float_to_int_impl_type]
 
 

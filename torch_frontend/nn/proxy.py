@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
-from ...core.granularity import qparams_shape
+from ...core.granularity import PerAxis, qparams_shape
 from ...core.inject import Declaration, Resolution
 from ...core.scales import ScaleSource
 from .. import config
@@ -131,7 +131,7 @@ class QuantProxy(nn.Module):
             return x
         if self.quantizer is None:
             self._check_signed()
-            value: Tensor = self.tensor_quant(x)[0]
+            value: Tensor = self._of_component(x)[0]
             return value
         waits = self.waits()
         return self.quantized(x, self.qparams(x), waits)
@@ -148,9 +148,12 @@ class QuantProxy(nn.Module):
 
     def bit_width(self) -> Tensor:
         """The number of bits."""
-        width = self._now()[2]
         q = self.quantizer
-        return torch.tensor(float(q.format.bits)) if width is None and q is not None else width
+        if q is not None and q.learned_bits is None:  # known before there is a scale
+            self._check_signed()
+            return torch.tensor(float(q.format.bits))
+        width: Tensor = self._now()[2]
+        return width
 
     def compile_quant(self, **options: Any) -> None:
         """Compiles the quantizer alone, with options of ``torch.compile``; once more whenever it is made again."""
@@ -205,10 +208,21 @@ class QuantProxy(nn.Module):
         x, training = self._example(), self.tensor_quant.training
         self.tensor_quant.train(False)
         try:
-            found = self.tensor_quant(x)[1:] if self.quantizer is None else self.qparams(x)[:3]
+            found = self._of_component(x)[1:] if self.quantizer is None else self.qparams(x)[:3]
         finally:
             self.tensor_quant.train(training)
         return found[0], found[1], found[2]
+
+    def _of_component(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What a component without a description gives."""
+        given = self.tensor_quant(x)
+        if not (isinstance(given, tuple) and len(given) >= 4):
+            what = tuple(given.shape) if isinstance(given, Tensor) else given
+            raise TypeError(
+                f"{self.declaration!r}.tensor_quant, a {type(self.tensor_quant).__name__}, must give (value, scale, "
+                f"zero point, bit width), got {'a tensor of shape ' if isinstance(given, Tensor) else ''}{what}"
+            )
+        return given
 
     def _example(self) -> Tensor:
         """A tensor that all scales of this quantizer fit."""
@@ -280,12 +294,13 @@ class WeightQuantProxy(QuantProxy):
 
     def qparams(self, x: Tensor) -> QParams:
         """Parameters for ``x``; those of all weights together where several layers share a statistic."""
-        q = self.quantizer
-        together = len(self._layers) > 1 and isinstance(self.tensor_quant, TensorQuantizer)
-        if not together or q is None or q.scale.source is not ScaleSource.STATISTIC:
-            return super().qparams(x)
-        self._check_signed()
-        return qparams_of_all(q, self._weights())
+        found, q = super().qparams(x), self.quantizer
+        if len(self._layers) == 1 or q is None or q.scale.source is not ScaleSource.STATISTIC:
+            return found
+        scale, zero_point = qparams_of_all(q, self._weights())[:2]
+        zero = getattr(self.tensor_quant, "zero_point_impl", None)
+        learned = getattr(zero, "source", ScaleSource.STATISTIC) is not ScaleSource.STATISTIC
+        return found._replace(scale=scale, zero_point=found.zero_point if learned else zero_point)
 
     def _weights(self) -> list[Tensor]:
         return [layer.weight for layer in self._layers]  # type: ignore[misc]  # what holds one has a weight
@@ -294,16 +309,31 @@ class WeightQuantProxy(QuantProxy):
         return True
 
     def _of_description(self, q: Quantizer) -> nn.Module:
-        weights = self._weights()
-        shapes = {qparams_shape(q.granularity, tuple(w.shape)) for w in weights}
-        if len(shapes) > 1:
-            raise ValueError(f"layers that share a quantizer need scales of one shape, got {sorted(shapes)}")
-        return TensorQuantizer(q, tuple(weights[0].shape)).to(weights[0].device)
+        weight = self._weights()[0]
+        return TensorQuantizer(q, tuple(weight.shape)).to(weight.device)
 
     def _begin(self, fresh: nn.Module) -> None:
         q, weights = getattr(fresh, "quantizer", None), self._weights()
-        if q is not None and q.scale.source is ScaleSource.LEARNED and not weights[0].is_meta:
+        if q is None:
+            return
+        if len(weights) > 1:
+            self._check_shared(q)
+        if q.scale.source is ScaleSource.LEARNED and not any(w.is_meta for w in weights):
             begin(fresh, lambda: qparams_of_all(q, weights))
+
+    def _check_shared(self, q: Quantizer) -> None:
+        """ValueError unless the scales of this quantizer can be those of all layers."""
+        shapes = {qparams_shape(q.granularity, tuple(w.shape)) for w in self._weights()}
+        if len(shapes) > 1:
+            raise ValueError(f"layers that share a quantizer need scales of one shape, got {sorted(shapes)}")
+        transposed = {isinstance(layer, nn.modules.conv._ConvTransposeNd) for layer in self._layers}
+        if len(transposed) > 1 and isinstance(q.granularity, PerAxis):
+            raise ValueError(
+                "layers that share scales per channel need channels along one axis of their weights: 1 in a "
+                "transposed convolution, 0 in others"
+            )
+        if q.scale.learned_sigma:
+            raise ValueError("layers can share no scale whose `sigma` is learned")
 
     def _example(self) -> Tensor:
         return self._weights()[0]
