@@ -180,7 +180,7 @@ def parameters_of_range(
         case ZeroPointDomain.FLOAT:
             zero = float_zero_point(q, low, scale).astype(final)
         case ZeroPointDomain.SHIFT:
-            zero = (-low).astype(final)
+            zero = (np.zeros((), low.dtype) - low).astype(final)  # of either zero +0
     return QParams(scale.astype(final), zero)
 
 

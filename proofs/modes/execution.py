@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import core
+from ...core.arithmetic import NanRule, ZeroPointDomain
 from ...core.descriptions import QParams, Quantizer, QuantizerGradients
 from ...core.granularity import qparams_shape
 from ...core.requirements import lacking
@@ -130,7 +131,7 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
     """
     _check_mode(mode)
     x, g = np.asarray(x), np.asarray(g)
-    refused = mode in REFUSES and not q.format.has_nan
+    refused = mode in REFUSES and not q.format.has_nan and q.arithmetic.nan is NanRule.PROPAGATE
     number = np.where(np.isnan(x), np.zeros_like(x), x) if refused else x
     if mode == "numpy":
         chosen = core.choose_qparams(q, x) if qparams is None else qparams
@@ -248,7 +249,7 @@ def _run_torch(program: programs.Program, arguments: Any) -> Any:
 @cache
 def _placeholder(q: Quantizer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Array | None]:
     scale = np.ones(shape, np.float64 if dtype == np.float64 else np.float32)
-    kind = scale.dtype if q.arithmetic.has_float_zeros else np.int32
+    kind = np.int32 if q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER else scale.dtype
     return scale, np.full(shape, q.format.lo, kind) if q.affine else None
 
 
