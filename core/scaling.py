@@ -56,7 +56,8 @@ def shared_exponent_scale(q: Quantizer, magnitude: Array) -> Array:
     info: Any = ml_dtypes.finfo(magnitude.dtype)  # type: ignore[no-untyped-call]
     shared = np.clip(top - (np.frexp(divisor(q))[1] - 1), info.minexp, info.maxexp - 1)
     powers = np.ldexp(np.ones_like(magnitude), shared)
-    return np.where(np.isfinite(magnitude), np.where(magnitude == 0, np.zeros_like(powers), powers), np.nan)
+    powers = np.where(magnitude == 0, np.zeros_like(powers), powers)
+    return np.where(np.isfinite(magnitude), powers, np.asarray(np.nan, powers.dtype))
 
 
 def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
@@ -70,13 +71,13 @@ def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    one, floor = np.ones((), magnitude.dtype), np.asarray(_floor(q, magnitude.dtype), magnitude.dtype)
-    tensor = one
+    tensor, floor = np.ones((), magnitude.dtype), np.asarray(_floor(q, magnitude.dtype), magnitude.dtype)
     if q.scale.two_level:
         largest = np.max(magnitude, initial=0)
         tensor = np.maximum(_over(largest, divisor(q) * format.hi, q.arithmetic), floor)
     level = true_divide(np.maximum(_over(magnitude, divisor(q), q.arithmetic), floor), tensor, q.arithmetic)
-    within = np.clip(level, one * 2.0**format.min_exponent, one * format.hi)
+    least, most = (np.asarray(end, level.dtype) for end in (2.0**format.min_exponent, format.hi))
+    within = np.minimum(np.maximum(level, least), most)
     return np.asarray(multiply(round_to_float(within, format, Rounding.TIES_TO_EVEN), tensor, q.arithmetic))
 
 

@@ -74,7 +74,7 @@ def passing(q: Quantizer, quotient: Tensor, unclamped: Tensor, z: Tensor | None,
     quotient, looked_at = carried(quotient), carried(unclamped)
     if q.gradient is Gradient.PASS_THROUGH or (limits is None and not _clamps_first(q)):
         if q.gradient in ON_QUOTIENT:  # compared with the ends as numbers of the dtype
-            lo, hi = (number_of(end, unclamped.dtype) for end in (q.format.lo, q.format.hi))
+            lo, hi = (bound_of(end, unclamped.dtype) for end in (q.format.lo, q.format.hi))
             clips = q.gradient is Gradient.LEARNED_CLIP
             outside = (quotient < 0) | (quotient >= hi) if clips else (quotient < lo) | (quotient > hi)
             return ~outside
@@ -157,6 +157,11 @@ def number_of(value: float, dtype: torch.dtype) -> float:
     quantum = max(math.frexp(value)[1], least + 1) - digits
     rounded = math.ldexp(round(math.ldexp(value, -quantum)), quantum)
     return rounded if abs(rounded) < 2.0**most * 2 else math.copysign(math.inf, value)
+
+
+def bound_of(value: float, dtype: torch.dtype) -> float:
+    """The number that NumPy compares an array of a dtype with: of bfloat16 and fractions, float32."""
+    return number_of(value, torch.float32 if dtype == torch.bfloat16 and isinstance(value, float) else dtype)
 
 
 _LAYOUT = {  # bits of the significand, smallest and largest exponent
@@ -259,7 +264,7 @@ def _on_grid(q: Quantizer, wide: Tensor, dtype: torch.dtype) -> Tensor:
     """`grid.limit_to_grid`, but bounds and numbers are those of the dtype."""
     match q.format:
         case FloatFormat() if dtype.itemsize == 2 and not q.format.saturate and q.format.specials is not Specials.NONE:
-            beyond = wide.abs() > number_of(q.format.hi, dtype)
+            beyond = wide.abs() > bound_of(q.format.hi, dtype)
             instead = torch.inf if q.format.specials is Specials.IEEE else torch.nan
             number = torch.where(beyond, torch.copysign(torch.full_like(wide, instead), wide), wide)
         case TernaryFormat() if dtype.itemsize == 2:

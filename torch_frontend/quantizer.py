@@ -34,7 +34,7 @@ from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_operands, check_qparams, check_tensor
-from .arithmetics import as_operand
+from .arithmetics import as_operand, with_one_zero
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .eager_scales import scale_of_absmax, takes_absmax
@@ -290,7 +290,8 @@ def _range_of_others(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         return -high, high
     statistic = percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range
     low, high = (round_to_dtype(end, x.dtype) for end in statistic(q, widened(x)))
-    return widened_range(q, low, high) if q.affine else (low, high)
+    # zeros among percentiles may have either sign
+    return widened_range(q, with_one_zero(low), high) if q.affine else (low, high)
 
 
 def _parameters(

@@ -18,11 +18,23 @@ from ..core.arithmetic import (
 )
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
-from .arithmetics import as_operand, number_of, with_one_zero
+from ..core.scales import DECIMALS
+from .arithmetics import as_operand, bound_of, number_of
 from .arrays import wide_dtype
 from .blocks import split_blocks
 from .clamp import clamp
-from .operations import add, carried, flush, multiply, round_to_dtype, smallest_normal, true_divide, working_dtype
+from .operations import (
+    add,
+    bits_of,
+    carried,
+    flush,
+    multiply,
+    round_to_dtype,
+    sign_of,
+    smallest_normal,
+    true_divide,
+    working_dtype,
+)
 from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .zero_point import affine_zero_point, float_zero_point
@@ -44,12 +56,22 @@ def scale_dtypes(q: Quantizer, dtype: torch.dtype) -> tuple[torch.dtype, torch.d
 
 
 def data_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest element of each block, widened to 0 as `RangeRule` says; zeros for empty blocks."""
+    """Smallest and largest element of each block, widened to 0 as `RangeRule` says; zeros for empty blocks.
+
+    A smallest element that is 0 is -0 if one of them is: the zero points of `ZeroPointDomain.SHIFT` have its sign.
+    """
     blocks = split_blocks(x, q.granularity)
     if not x.numel():
         nothing = x.new_zeros(blocks.shape[:-1])
         return nothing, nothing
-    return widened_range(q, blocks.amin(-1), blocks.amax(-1))
+    low, high = widened_range(q, blocks.amin(-1), blocks.amax(-1))
+    if q.arithmetic.zero_point_domain is not ZeroPointDomain.SHIFT:
+        return low, high
+    wide = carried(blocks)
+    integer, sign = bits_of(wide.dtype), sign_of(wide.dtype)
+    negative = (wide.view(integer) == sign).any(-1)
+    bits = torch.where(carried(low) == 0, torch.where(negative, sign, 0).to(integer), carried(low).view(integer))
+    return bits.view(wide.dtype).to(low.dtype), high
 
 
 def widened_range(q: Quantizer, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,10 +93,10 @@ def scale_of_range(q: Quantizer, low: Tensor, high: Tensor, final: torch.dtype) 
     """
     size = _size(q, low, high)
     for name, exactly in (("empty_range", True), ("range_floor", False)):
-        least = _number(q, name, low.dtype)
+        least = number_of(_number(q, name), low.dtype)
         if least == 0:
             continue  # sizes are not negative, and one that is 0 stays
-        applies = carried(size) == 0 if exactly else carried(size) < least
+        applies = carried(size) == 0 if exactly else carried(size) < bound_of(_number(q, name), low.dtype)
         low = torch.where(applies, torch.zeros_like(low) if q.affine else torch.full_like(low, -least), low)
         high = torch.where(applies, torch.full_like(high, least), high)
     scale = affine_scale if q.affine else symmetric_scale
@@ -100,11 +122,11 @@ def replace_small(q: Quantizer, scale: Tensor, dtype: torch.dtype) -> Tensor:
         case Threshold.SQRT_SMALLEST_NORMAL:
             limit = torch.finfo(dtype).smallest_normal ** 0.5
         case _:
-            limit = float(q.scale.decimals[10])
+            limit = _number(q, "replace_below")
     if limit == 0:
         return scale
-    instead = limit if q.scale.decimals[11] == "None" else float(q.scale.decimals[11])
-    small = carried(scale) < number_of(limit, scale.dtype)
+    instead = limit if q.scale.replacement is None else _number(q, "replacement")
+    small = carried(scale) < bound_of(limit, scale.dtype)
     return torch.where(small, torch.full_like(scale, number_of(instead, scale.dtype)), scale)
 
 
@@ -171,7 +193,7 @@ def parameters_of_range(
         case ZeroPointDomain.FLOAT:
             zero = round_to_dtype(float_zero_point(q, low, scale), final)
         case ZeroPointDomain.SHIFT:
-            zero = with_one_zero(round_to_dtype(-low, final))
+            zero = round_to_dtype(-low, final)
     return QParams(round_to_dtype(scale, final), zero)
 
 
@@ -186,8 +208,8 @@ def given_parameters(q: Quantizer, x: Tensor) -> QParams:
     return QParams(scale, torch.full_like(scale, q.scale.zero_point_value, dtype=kind) if q.affine else None)
 
 
-def _number(q: Quantizer, name: str, dtype: torch.dtype) -> float:
-    return number_of(float(q.scale.decimals[{"range_floor": 8, "empty_range": 9}[name]]), dtype)
+def _number(q: Quantizer, name: str) -> float:
+    return float(q.scale.decimals[DECIMALS.index(name)])
 
 
 def _size(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
@@ -205,8 +227,7 @@ def _stretched(q: Quantizer, low: Tensor, high: Tensor, raw: Tensor, scale: Tens
 
     A range that ends at 0 becomes ``(hi - lo) * floor`` long.
     """
-    given = q.scale.decimals[7]
-    least = number_of(0.0 if given == "None" else float(given), torch.float32)
+    least = 0.0 if q.scale.floor is None else number_of(_number(q, "floor"), torch.float32)
     raised = (raw.to(torch.float64) < least) & (scale.to(torch.float64) == least)
     floor = torch.full_like(raw, least, dtype=torch.float32)
     factor = floor / round_to_dtype(raw, torch.float32)
