@@ -1,4 +1,4 @@
-"""What a `ScaleRule` says beyond its defaults: how other systems choose scales and zero points. Only core computes it.
+"""What a `ScaleRule` says beyond its defaults: how other systems choose scales and zero points.
 
 A range is a pair ``(low, high)`` per block; symmetric ones are ``(-absmax, absmax)``.
 """

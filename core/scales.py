@@ -76,7 +76,7 @@ class Denominator(StrEnum):
     NEXT = "next"  # absmax / (hi + 1), of integers a power of two (Brevitas' fixed point)
 
 
-# Fields of a `ScaleRule` that only `samebits.core` computes
+# Fields of a `ScaleRule` that say how other systems choose
 ONLY_IN_CORE = (
     "scale_dtype",
     "scale_division",
@@ -151,7 +151,7 @@ class ScaleRule:
         search_kappa: what it is multiplied by in every step; in [1, 2].
         zero_point_rounding: direction in which ``low / s`` is rounded, ``z = lo - round(low / s)``.
 
-    What follows is how others choose; only `samebits.core` computes it. ``m`` is the magnitude or the range.
+    What follows is how others choose (`samebits.core.scale_rules`). ``m`` is the magnitude or the range.
 
     Args:
         scale_dtype: dtype in which the range and its division are rounded; None for that of the arithmetic. The zero
@@ -167,7 +167,7 @@ class ScaleRule:
         zero_point_scale: by which scale it is computed.
 
     Attributes:
-        only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
+        only_in_core: names of the fields of `ONLY_IN_CORE` that are not the default.
         decimals: the fields that `DECIMALS` names, as text.
         in_frontends: whether there are no such fields, and a floor.
         signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are

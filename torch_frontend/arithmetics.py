@@ -17,20 +17,8 @@ from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import FloatFormat, IntegerFormat, Specials, TernaryFormat
 from . import grid
-from .expressions import Terms, nearest, where_passing
-from .operations import (
-    add,
-    bits_of,
-    carried,
-    divide,
-    flush,
-    multiply,
-    multiply_add,
-    reciprocal,
-    round_to_dtype,
-    sign_of,
-    signed_sum,
-)
+from .expressions import Terms, bits_of, carried, nearest, sign_of, signed_sum, where_passing
+from .operations import add, divide, flush, multiply, multiply_add, reciprocal, round_to_dtype
 from .ste import passing_mask
 from .zero_point import middle_code
 

@@ -39,3 +39,26 @@ def where_passing(passes: Tensor, g: Tensor, like: Tensor) -> Tensor:
     wide = g.to(like.dtype)
     integer = torch.int64 if wide.dtype == torch.float64 else torch.int32
     return (wide.view(integer) & -mask.to(integer)).view(wide.dtype).to(g.dtype)
+
+
+def signed_sum(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    """``total = a + b`` with the sign of IEEE 754, should it be 0: -0 if both numbers have that sign."""
+    a, b, wide = carried(a), carried(b), carried(total)
+    integer = bits_of(wide.dtype)
+    signs = a.view(integer) & b.view(integer) & sign_of(wide.dtype)
+    return torch.where(wide == 0, signs, wide.view(integer)).view(wide.dtype).to(total.dtype)
+
+
+def carried(x: Tensor) -> Tensor:
+    """``x`` in the dtype that compilers hold it in, float32 for 16 bits: exactly."""
+    return x.to(torch.float32) if x.element_size() == 2 else x
+
+
+def bits_of(dtype: torch.dtype) -> torch.dtype:
+    """The integer dtype of the bits of float32 or float64."""
+    return torch.int64 if dtype == torch.float64 else torch.int32
+
+
+def sign_of(dtype: torch.dtype) -> int:
+    """The bit of the sign, as a number of that integer dtype."""
+    return -(2**63) if dtype == torch.float64 else -(2**31)

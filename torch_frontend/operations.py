@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.arithmetic import Arithmetic, ComputeDtype, Division
 from .arrays import narrowed
+from .expressions import bits_of, carried, sign_of, signed_sum
 from .fused import rounded_once, rounded_once_wide
 
 
@@ -83,29 +84,6 @@ def multiply_add(a: Tensor, b: Tensor, c: Tensor, arithmetic: Arithmetic) -> Ten
     a, b, c = flush(a, arithmetic), flush(b, arithmetic), flush(c, arithmetic)
     fused = rounded_once_wide if a.dtype == torch.float64 else rounded_once
     return flush(fused(a, b, c), arithmetic)
-
-
-def signed_sum(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
-    """``total = a + b`` with the sign of IEEE 754, should it be 0: -0 if both numbers have that sign."""
-    a, b, wide = carried(a), carried(b), carried(total)
-    integer = bits_of(wide.dtype)
-    signs = a.view(integer) & b.view(integer) & sign_of(wide.dtype)
-    return torch.where(wide == 0, signs, wide.view(integer)).view(wide.dtype).to(total.dtype)
-
-
-def carried(x: Tensor) -> Tensor:
-    """``x`` in the dtype that compilers hold it in, float32 for 16 bits: exactly."""
-    return x.to(torch.float32) if x.element_size() == 2 else x
-
-
-def bits_of(dtype: torch.dtype) -> torch.dtype:
-    """The integer dtype of the bits of float32 or float64."""
-    return torch.int64 if dtype == torch.float64 else torch.int32
-
-
-def sign_of(dtype: torch.dtype) -> int:
-    """The bit of the sign, as a number of that integer dtype."""
-    return -(2**63) if dtype == torch.float64 else -(2**31)
 
 
 def _computed(operation: Callable[..., Any], *operands: Tensor) -> Tensor:

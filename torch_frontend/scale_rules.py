@@ -23,18 +23,8 @@ from .arithmetics import as_operand, bound_of, number_of
 from .arrays import wide_dtype
 from .blocks import split_blocks
 from .clamp import clamp
-from .operations import (
-    add,
-    bits_of,
-    carried,
-    flush,
-    multiply,
-    round_to_dtype,
-    sign_of,
-    smallest_normal,
-    true_divide,
-    working_dtype,
-)
+from .expressions import bits_of, carried, sign_of
+from .operations import add, flush, multiply, round_to_dtype, smallest_normal, true_divide, working_dtype
 from .rounding import round_to_integer
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .zero_point import affine_zero_point, float_zero_point

@@ -11,8 +11,9 @@ from ..core.formats import FloatFormat, significand_bits
 from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
 from .arithmetics import number_of, with_one_zero
 from .elementary import exp2, log2
+from .expressions import carried
 from .minifloat import round_to_float
-from .operations import add, carried, flush, multiply, round_to_dtype, true_divide
+from .operations import add, flush, multiply, round_to_dtype, true_divide
 
 
 def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:

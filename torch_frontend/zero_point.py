@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ..core.descriptions import Quantizer
 from .clamp import clamp
-from .operations import carried, multiply_add, round_to_dtype, true_divide
+from .expressions import carried
+from .operations import multiply_add, round_to_dtype, true_divide
 from .rounding import round_to_integer
 
 
