@@ -55,9 +55,11 @@ def main() -> None:
     """Prints a table: milliseconds, and the ratio to the default arithmetic of the same catalog entry."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="part of the names to measure")
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of the names to measure")
     options = parser.parse_args()
-    wanted = {n: q for n, q in quantizers().items() if n.startswith("default") or options.only in n}
+    wanted = {
+        n: q for n, q in quantizers().items() if n.startswith("default") or any(part in n for part in options.only)
+    }
     programs = {}
     for name, q in wanted.items():
         torch._dynamo.reset()

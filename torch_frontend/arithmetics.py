@@ -20,7 +20,6 @@ from . import grid
 from .expressions import Terms, bits_of, carried, nearest, sign_of, signed_sum, where_passing
 from .operations import add, divide, flush, multiply, multiply_add, reciprocal, round_to_dtype
 from .ste import passing_mask
-from .zero_point import middle_code
 
 PLAIN = Arithmetic()
 Limits = tuple[Tensor, Tensor] | None  # smallest and largest code, where they are not the format's
@@ -62,7 +61,8 @@ def passing(q: Quantizer, quotient: Tensor, unclamped: Tensor, z: Tensor | None,
     quotient, looked_at = carried(quotient), carried(unclamped)
     if q.gradient is Gradient.PASS_THROUGH or (limits is None and not _clamps_first(q)):
         if q.gradient in ON_QUOTIENT:  # compared with the ends as numbers of the dtype
-            lo, hi = (bound_of(end, unclamped.dtype) for end in (q.format.lo, q.format.hi))
+            whole = isinstance(q.format, IntegerFormat)
+            lo, hi = (bound_of(end, unclamped.dtype, whole=whole) for end in ends_of(q))
             clips = q.gradient is Gradient.LEARNED_CLIP
             outside = (quotient < 0) | (quotient >= hi) if clips else (quotient < lo) | (quotient > hi)
             return ~outside
@@ -114,7 +114,7 @@ def clamped_ends(
     """``g * s`` where a code was clamped to the largest, ``-g * s`` where to a smallest that moves, else 0."""
     quotient, unclamped, codes = codes_of(q, value, s, z, noise, limits)
     wide, nothing = as_operand(g, value.dtype), torch.zeros_like(value)
-    hi = number_of(q.format.hi, value.dtype) if limits is None else carried(round_to_dtype(limits[1], value.dtype))
+    hi = number_of(ends_of(q)[1], value.dtype) if limits is None else carried(round_to_dtype(limits[1], value.dtype))
     ends = torch.where(carried(codes) == hi, wide, -wide if q.format.lo else nothing)
     return torch.where(passing(q, quotient, unclamped, z, limits), nothing, multiply(ends, s, q.arithmetic))
 
@@ -147,9 +147,20 @@ def number_of(value: float, dtype: torch.dtype) -> float:
     return rounded if abs(rounded) < 2.0**most * 2 else math.copysign(math.inf, value)
 
 
-def bound_of(value: float, dtype: torch.dtype) -> float:
-    """The number that NumPy compares an array of a dtype with: of bfloat16 and fractions, float32."""
-    return number_of(value, torch.float32 if dtype == torch.bfloat16 and isinstance(value, float) else dtype)
+def bound_of(value: float, dtype: torch.dtype, *, whole: bool = False) -> float:
+    """The number that NumPy compares an array of a dtype with: of bfloat16, but for integers, float32."""
+    return number_of(value, torch.float32 if dtype == torch.bfloat16 and not whole else dtype)
+
+
+def ends_of(q: Quantizer) -> tuple[float, float]:
+    """Smallest and largest number of the format, as constants of a program."""
+    return float(q.ends[0]), float(q.ends[1])
+
+
+def middle_of(q: Quantizer) -> float:
+    """`zero_point.middle_code`, as a constant of a program."""
+    lo, hi = ends_of(q)
+    return float(math.floor((lo + hi + 1) / 2))
 
 
 _LAYOUT = {  # bits of the significand, smallest and largest exponent
@@ -179,7 +190,7 @@ def _quotients(q: Quantizer, value: Tensor, s: Tensor, z: Tensor | None) -> tupl
     """``value / s``, of a value less that of code 0 in other domains; and with the zero point, if that comes first."""
     a = q.arithmetic
     if z is not None and a.zero_point_domain is ZeroPointDomain.FLOAT:
-        low = multiply_add(s, torch.full_like(s, float(-middle_code(q))), z, a)
+        low = multiply_add(s, torch.full_like(s, -middle_of(q) + 0.0), z, a)
         value, z = _add(q, value, -low), None
     elif z is not None and a.zero_point_domain is ZeroPointDomain.SHIFT:
         value, z = _add(q, value, z), None
@@ -252,7 +263,7 @@ def _on_grid(q: Quantizer, wide: Tensor, dtype: torch.dtype) -> Tensor:
     """`grid.limit_to_grid`, but bounds and numbers are those of the dtype."""
     match q.format:
         case FloatFormat() if dtype.itemsize == 2 and not q.format.saturate and q.format.specials is not Specials.NONE:
-            beyond = wide.abs() > bound_of(q.format.hi, dtype)
+            beyond = wide.abs() > bound_of(ends_of(q)[1], dtype)
             instead = torch.inf if q.format.specials is Specials.IEEE else torch.nan
             number = torch.where(beyond, torch.copysign(torch.full_like(wide, instead), wide), wide)
         case TernaryFormat() if dtype.itemsize == 2:
@@ -270,7 +281,7 @@ def _ends(
     low: float | Tensor
     high: float | Tensor
     if limits is None:
-        low, high = _inwards(q.format.lo, dtype), _inwards(q.format.hi, dtype)
+        low, high = (_inwards(end, dtype) for end in ends_of(q))
     else:
         low, high = (_inwards_of(limit, dtype) for limit in limits)
     if later is None:
@@ -314,10 +325,9 @@ def _with_zeros(q: Quantizer, codes: Tensor) -> Tensor:
 
 def _instead_of_nan(q: Quantizer, codes: Tensor, limits: Limits) -> Tensor:
     """The code that the rule has for NaN, 0-d."""
-    lo, hi = q.format.lo, q.format.hi
-    rule = q.arithmetic.nan
+    rule, (lo, hi) = q.arithmetic.nan, ends_of(q)
     if limits is None:
-        number = lo if rule is NanRule.LOWEST else hi if rule is NanRule.HIGHEST else min(max(0, lo), hi)
+        number = lo if rule is NanRule.LOWEST else hi if rule is NanRule.HIGHEST else min(max(0.0, lo), hi)
         return torch.full((), number_of(number, codes.dtype), dtype=codes.dtype, device=codes.device)
     low, high = limits
     end = low if rule is NanRule.LOWEST else high if rule is NanRule.HIGHEST else torch.zeros_like(low).clamp(low, high)
@@ -331,4 +341,4 @@ def _clamps_first(q: Quantizer) -> bool:
 
 
 def _less_middle(q: Quantizer, codes: Tensor) -> Tensor:
-    return add(codes, torch.full_like(codes, float(-middle_code(q))), q.arithmetic)
+    return add(codes, torch.full_like(codes, -middle_of(q) + 0.0), q.arithmetic)

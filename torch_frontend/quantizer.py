@@ -34,7 +34,7 @@ from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_operands, check_qparams, check_tensor
-from .arithmetics import as_operand, with_one_zero
+from .arithmetics import as_operand, ends_of, with_one_zero
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .eager_scales import scale_of_absmax, takes_absmax
@@ -105,7 +105,7 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     codes = routes.codes(q, x, scale, zero, seed, width).reshape(value.shape)
     if not q.format.has_nan:
         if not q.usual:
-            of_zero = torch.full_like(codes, min(max(0, q.format.lo), q.format.hi))
+            of_zero = torch.full_like(codes, min(max(0.0, ends_of(q)[0]), ends_of(q)[1]))
         elif z is None or q.arithmetic.has_float_zeros:
             of_zero = limit_to_grid(q, torch.zeros_like(codes))
         else:

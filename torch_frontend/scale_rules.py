@@ -19,7 +19,7 @@ from ..core.arithmetic import (
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
 from ..core.scales import DECIMALS
-from .arithmetics import as_operand, bound_of, number_of
+from .arithmetics import as_operand, bound_of, ends_of, number_of
 from .arrays import wide_dtype
 from .blocks import split_blocks
 from .clamp import clamp
@@ -139,16 +139,16 @@ def zero_point_of_range(q: Quantizer, low: Tensor, high: Tensor, raw: Tensor, sc
     if q.scale.zero_point_rule is ZeroPointRule.ROUNDED_QUOTIENT:
         return affine_zero_point(q, low, scale)
     a, below = q.arithmetic, true_divide(low, scale, q.arithmetic)
-    lo, hi = (torch.full_like(low, number_of(end, low.dtype)) for end in (q.format.lo, q.format.hi))
+    lo, hi = (torch.full_like(low, number_of(end, low.dtype)) for end in ends_of(q))
     code = add(lo, -below, a)
     if q.scale.zero_point_rule is not ZeroPointRule.ROUNDED_CODE:
         above = true_divide(high, scale, a)
         sign = 1 if q.scale.zero_point_rule is ZeroPointRule.SMALLER_SUM else -1
         errors = (_plus(lo.abs(), sign * below.abs()), _plus(hi.abs(), sign * above.abs()))
         code = torch.where(errors[0] < errors[1], code, add(hi, -above, a))
-    wide = clamp(code.to(torch.float64), q.format.lo, q.format.hi)
+    wide = clamp(code.to(torch.float64), *ends_of(q))
     whole = round_to_integer(wide, q.scale.zero_point_rounding)
-    return torch.where(whole.isnan(), float(min(max(0, q.format.lo), q.format.hi)), whole).to(torch.int32)
+    return torch.where(whole.isnan(), min(max(0.0, ends_of(q)[0]), ends_of(q)[1]), whole).to(torch.int32)
 
 
 def flushed(q: Quantizer, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,7 +221,7 @@ def _stretched(q: Quantizer, low: Tensor, high: Tensor, raw: Tensor, scale: Tens
     raised = (raw.to(torch.float64) < least) & (scale.to(torch.float64) == least)
     floor = torch.full_like(raw, least, dtype=torch.float32)
     factor = floor / round_to_dtype(raw, torch.float32)
-    whole = floor * float(q.format.hi - q.format.lo)
+    whole = floor * (ends_of(q)[1] - ends_of(q)[0])
     kind = low.dtype if low.dtype == torch.float64 else torch.float32
     narrow_low, narrow_high = round_to_dtype(low, torch.float32), round_to_dtype(high, torch.float32)
     nothing = torch.zeros_like(whole)
