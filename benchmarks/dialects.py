@@ -29,7 +29,9 @@ def program(q: Quantizer) -> Callable[[], Any]:
     if q.affine:
         integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         zero = torch.tensor(7, dtype=torch.int32) if integers else torch.tensor(0.35)
-    compiled = torch.compile(lambda x, scale, zero: fake_quantize(q, x, QParams(scale, zero)), fullgraph=True)
+    compiled = torch.compile(
+        lambda x, scale, zero: fake_quantize(q, x, QParams(scale, zero)), fullgraph=True, isolate_recompiles=True
+    )
 
     def run() -> None:
         for _ in range(CALLS):
@@ -57,12 +59,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of the names to measure")
     options = parser.parse_args()
-    wanted = {
-        n: q for n, q in quantizers().items() if n.startswith("default") or any(part in n for part in options.only)
-    }
+    parts = ("default", *options.only)
+    wanted = {name: q for name, q in quantizers().items() if any(part in name for part in parts)}
     programs = {}
     for name, q in wanted.items():
-        torch._dynamo.reset()
         programs[name] = program(q)
         programs[name]()
     times: dict[str, list[float]] = {name: [] for name in programs}
