@@ -27,10 +27,32 @@ def rounded_once(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         a, b, c: of one dtype, of shapes that broadcast.
     """
     product, addend = a.to(torch.float64) * b.to(torch.float64), c.to(torch.float64)
-    odd = _odd(*_sum(product, addend))
+    total, lacking = _sum(product, addend)
     if a.dtype != torch.float32:
-        return narrowed(odd, a.dtype)
-    return odd.to(torch.float32).view(torch.int32).view(torch.float32)  # a narrowing that no compiler drops
+        return narrowed(_odd(total, lacking), a.dtype)
+    return _to_single(total, lacking)
+
+
+def _to_single(total: Tensor, lacking: Tensor) -> Tensor:
+    """``total + lacking``, a float64 sum and its error, rounded once to float32. Without bits, which compilers store.
+
+    Where the sum lies halfway between two numbers, the error says to which it belongs.
+    """
+    near = _single(total)
+    rest = total - near.to(torch.float64)
+    other = total + rest  # the number on the other side, if the sum lies halfway
+    far = _single(other)
+    same_side = lacking * rest
+    beyond = (far.to(torch.float64) == other) & (same_side > 0) & (same_side < torch.inf)
+    single = torch.where(beyond, far, near)
+    halfway = 2.0**128 - 2.0**103  # to infinity
+    below = (total.abs() == halfway) & (lacking * total < 0)
+    return torch.where(below, torch.copysign(torch.full_like(single, torch.finfo(torch.float32).max), single), single)
+
+
+def _single(x: Tensor) -> Tensor:
+    """float32; the maximum keeps compilers from dropping a narrowing that is widened again."""
+    return x.to(torch.float32).clamp(min=-torch.inf)
 
 
 def rounded_once_wide(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

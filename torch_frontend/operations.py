@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.arithmetic import Arithmetic, ComputeDtype, Division
 from .arrays import narrowed
-from .expressions import bits_of, carried, sign_of, signed_sum
+from .expressions import carried, signed_sum
 from .fused import rounded_once, rounded_once_wide
 
 
@@ -42,8 +42,7 @@ def flush(x: Tensor, arithmetic: Arithmetic) -> Tensor:
         return x
     wide = carried(x)
     subnormal = wide.abs() < torch.finfo(x.dtype).smallest_normal
-    bits = wide.view(bits_of(wide.dtype))
-    return torch.where(subnormal, bits & sign_of(wide.dtype), bits).view(wide.dtype).to(x.dtype)
+    return torch.where(subnormal, wide * 0.0, wide).to(x.dtype)  # a product with 0 has the sign, in compiled code too
 
 
 def multiply(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -63,7 +62,7 @@ def add(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
 def divide(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``a / b`` as the arithmetic divides by a scale: rounded once, or ``a * (1 / b)`` with both steps rounded."""
     if arithmetic.division is Division.RECIPROCAL:
-        return multiply(a, reciprocal(b, arithmetic), arithmetic)
+        return flush(_computed(torch.mul, flush(a, arithmetic), reciprocal(b, arithmetic)), arithmetic)
     return true_divide(a, b, arithmetic)
 
 
@@ -74,7 +73,8 @@ def true_divide(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
 
 def reciprocal(b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``1 / b``, rounded once."""
-    return true_divide(torch.ones_like(b), b, arithmetic)
+    one = torch.ones_like(b)
+    return flush(_computed(torch.true_divide, one, flush(b, arithmetic)), arithmetic)
 
 
 def multiply_add(a: Tensor, b: Tensor, c: Tensor, arithmetic: Arithmetic) -> Tensor:
