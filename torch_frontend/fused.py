@@ -42,12 +42,22 @@ def _to_single(total: Tensor, lacking: Tensor) -> Tensor:
     rest = total - near.to(torch.float64)
     other = total + rest  # the number on the other side, if the sum lies halfway
     far = _single(other)
-    same_side = lacking * rest
-    beyond = (far.to(torch.float64) == other) & (same_side > 0) & (same_side < torch.inf)
+    same_side = _sign(_large(lacking) * _large(rest))
+    beyond = (_sign(_large(far.to(torch.float64) - other)) == 0) & (same_side > 0) & (near.abs() < torch.inf)
     single = torch.where(beyond, far, near)
     halfway = 2.0**128 - 2.0**103  # to infinity
-    below = (total.abs() == halfway) & (lacking * total < 0)
+    below = (_sign(_large(total.abs() - halfway)) == 0) & (_sign(_large(lacking) * _large(total * 2.0**-128)) < 0)
     return torch.where(below, torch.copysign(torch.full_like(single, torch.finfo(torch.float32).max), single), single)
+
+
+def _large(x: Tensor) -> Tensor:
+    """Products and sums of float32 numbers, and what these lack, so large that their products do not vanish."""
+    return x * 2.0**400
+
+
+def _sign(x: Tensor) -> Tensor:
+    """float32, of the sign of what is 0 or large: comparing float64 takes compilers several times as long."""
+    return x.clamp(-1.0, 1.0).to(torch.float32)
 
 
 def _single(x: Tensor) -> Tensor:
