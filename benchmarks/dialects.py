@@ -29,9 +29,8 @@ def program(q: Quantizer) -> Callable[[], Any]:
     if q.affine:
         integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         zero = torch.tensor(7, dtype=torch.int32) if integers else torch.tensor(0.35)
-    compiled = torch.compile(
-        lambda x, scale, zero: fake_quantize(q, x, QParams(scale, zero)), fullgraph=True, isolate_recompiles=True
-    )
+    options: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True}
+    compiled = torch.compile(lambda x, scale, zero: fake_quantize(q, x, QParams(scale, zero)), **options)
 
     def run() -> None:
         for _ in range(CALLS):
