@@ -1,7 +1,8 @@
 """What the arithmetics of other systems cost beside the default one: compiled fake quantization, 1 Mi float32.
 
 Every dialect of `samebits.core.dialects` in one program of torch, int8 per tensor (affine where a dialect says so),
-forward, the scale given; and the same quantizer in the default arithmetic. Medians over rounds, in turn.
+forward, the scale given; and the same quantizer in the default arithmetic. Processor time of one thread, arrays that
+stay in cache, medians over rounds, in turn: what the operations cost, without memory to hide it.
 
     python -m benchmarks.dialects [--rounds 5]
 """
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[""], help="parts of the names to measure")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     parts = ("default", *options.only)
     wanted = {name: q for name, q in quantizers().items() if any(part in name for part in parts)}
     programs = {}
@@ -67,9 +69,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(options.rounds):
         for name, run in programs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            times[name].append((time.perf_counter() - start) / CALLS * 1e3)
+            times[name].append((time.process_time() - start) / CALLS * 1e3)
     medians = {name: statistics.median(found) for name, found in times.items()}
     for name, median in medians.items():
         base = medians[f"default, {name.split(', ')[1]}"]
