@@ -106,7 +106,12 @@ class Quantizer:
         deterministic: whether rounding looks at nothing but the number.
         nearest_integers: whether codes are integers without a zero point, rounded to nearest even: for which compilers
             get the shortest form.
-        in_frontends: whether the frontends compute it. (All are known from the start, as those of `Arithmetic` are.)
+        ends: smallest and largest number of the format as text, which is a constant to a compiler that takes numbers
+            for variables.
+        usual: whether codes and values are those of the default arithmetic, perhaps with floating-point zero points, at
+            scales of at least the smallest normal number.
+        in_frontends: whether the scale is chosen as usual, too. (All are known from the start, as those of `Arithmetic`
+            are.)
 
     Raises:
         TypeError: a field of the wrong kind.
@@ -128,6 +133,8 @@ class Quantizer:
     relaxed: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
     nearest_integers: ClassVar[bool] = False
+    ends: ClassVar[tuple[str, str]] = ("", "")
+    usual: ClassVar[bool] = True
     in_frontends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -147,7 +154,9 @@ class Quantizer:
         object.__setattr__(self, "deterministic", self.rounding in DETERMINISTIC)
         nearest = self.rounding is Rounding.TIES_TO_EVEN and isinstance(self.format, IntegerFormat)
         object.__setattr__(self, "nearest_integers", nearest and not self.affine)
+        object.__setattr__(self, "ends", (repr(float(self.format.lo)), repr(float(self.format.hi))))
         usual = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
+        object.__setattr__(self, "usual", usual and self.scale.floor != 0)
         object.__setattr__(self, "in_frontends", usual and self.scale.in_frontends)
         if self.affine and not isinstance(self.format, IntegerFormat):
             raise ValueError(f"`zero_point` must be 'none' for {self.format}: only integers have one")

@@ -222,7 +222,8 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
         else:
             wide = np.dtype(checks.scale_dtype(x.dtype.name))
             low, high = (round_to_dtype(v, x.dtype) for v in average_range(q, x.astype(wide)))
-        return widened_range(q, low, high) if q.affine else (low, high)
+        # + 0: zeros among percentiles may have either sign
+        return widened_range(q, low + np.zeros((), low.dtype), high) if q.affine else (low, high)
     if q.affine:
         return data_range(q, x)
     if q.scale.denominator is Denominator.LARGER:

@@ -105,7 +105,7 @@ def searched_range(
     Source: Brevitas ``MSE`` with ``mse_grid_search``.
     """
     blocks = split_blocks(x, q.granularity)
-    unit = unit_of(np.maximum(-low, high))
+    unit = unit_of(np.maximum(-low, high).astype(x.dtype))
     best_low, best_high, best = low, high, np.full_like(low, np.inf)
     for k in range(1, q.scale.search_steps + 1):
         factor = np.asarray(k / q.scale.search_steps, low.dtype)

@@ -1,4 +1,4 @@
-"""What a `ScaleRule` says beyond its defaults: how other systems choose scales and zero points. Only core computes it.
+"""What a `ScaleRule` says beyond its defaults: how other systems choose scales and zero points.
 
 A range is a pair ``(low, high)`` per block; symmetric ones are ``(-absmax, absmax)``.
 """
@@ -47,11 +47,16 @@ def scale_dtypes(q: Quantizer, dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.
 
 
 def data_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
-    """Smallest and largest element of each block, widened to 0 as `RangeRule` says; zeros for empty blocks."""
+    """Smallest and largest element of each block, widened to 0 as `RangeRule` says; zeros for empty blocks.
+
+    A smallest element that is 0 is -0 if one of them is: the zero points of `ZeroPointDomain.SHIFT` have its sign.
+    """
     blocks = split_blocks(x, q.granularity)
     if blocks.shape[-1] == 0:
         return np.min(blocks, axis=-1, initial=0), np.max(blocks, axis=-1, initial=0)
-    return widened_range(q, np.min(blocks, axis=-1), np.max(blocks, axis=-1))
+    low, high = widened_range(q, np.min(blocks, axis=-1), np.max(blocks, axis=-1))
+    negative = (np.signbit(blocks) & (blocks == 0)).any(axis=-1)
+    return np.where(low == 0, np.copysign(np.zeros_like(low), np.where(negative, -1, 1).astype(low.dtype)), low), high
 
 
 def widened_range(q: Quantizer, low: Array, high: Array) -> tuple[Array, Array]:

@@ -76,7 +76,7 @@ class Denominator(StrEnum):
     NEXT = "next"  # absmax / (hi + 1), of integers a power of two (Brevitas' fixed point)
 
 
-# Fields of a `ScaleRule` that only `samebits.core` computes
+# Fields of a `ScaleRule` that say how other systems choose
 ONLY_IN_CORE = (
     "scale_dtype",
     "scale_division",
@@ -87,6 +87,22 @@ ONLY_IN_CORE = (
     "replacement",
     "zero_point_rule",
     "zero_point_scale",
+)
+
+# Fields of a `ScaleRule` that are numbers, as compilers are to see them: constants
+DECIMALS = (
+    "percentile",
+    "low_percentile",
+    "sigma",
+    "window_percentile",
+    "search_norm",
+    "search_beta",
+    "search_kappa",
+    "floor",
+    "range_floor",
+    "empty_range",
+    "replace_below",
+    "replacement",
 )
 
 
@@ -135,7 +151,7 @@ class ScaleRule:
         search_kappa: what it is multiplied by in every step; in [1, 2].
         zero_point_rounding: direction in which ``low / s`` is rounded, ``z = lo - round(low / s)``.
 
-    What follows is how others choose; only `samebits.core` computes it. ``m`` is the magnitude or the range.
+    What follows is how others choose (`samebits.core.scale_rules`). ``m`` is the magnitude or the range.
 
     Args:
         scale_dtype: dtype in which the range and its division are rounded; None for that of the arithmetic. The zero
@@ -151,9 +167,8 @@ class ScaleRule:
         zero_point_scale: by which scale it is computed.
 
     Attributes:
-        only_in_core: names of the fields that are not the default and that only `samebits.core` computes.
-        decimals: ``percentile``, ``low_percentile``, ``sigma``, ``window_percentile``, ``search_norm``,
-            ``search_beta``, ``search_kappa`` and ``floor`` as text.
+        only_in_core: names of the fields of `ONLY_IN_CORE` that are not the default.
+        decimals: the fields that `DECIMALS` names, as text.
         in_frontends: whether there are no such fields, and a floor.
         signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are
             known from the start because compilers that trace the frontends would take the numbers themselves for
@@ -200,7 +215,7 @@ class ScaleRule:
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
     only_in_core: ClassVar[tuple[str, ...]] = ()
-    decimals: ClassVar[tuple[str, ...]] = ("99.999", "0.001", "3.0", "100.0", "0.7", "None", "1.01", "None")
+    decimals: ClassVar[tuple[str, ...]] = ()
     in_frontends: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
@@ -224,8 +239,7 @@ class ScaleRule:
         others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
         object.__setattr__(self, "only_in_core", others)
         object.__setattr__(self, "in_frontends", not others and self.floor != 0)
-        names = "percentile low_percentile sigma window_percentile search_norm search_beta search_kappa floor"
-        object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in names.split()))
+        object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in DECIMALS))
 
     @property
     def learns_logarithm(self) -> bool:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from .directions import Rounding
 from .elementary import exp2, log2
 from .formats import significand_bits
 from .minifloat import round_to_float
-from .operations import add, flush, multiply, round_to_dtype, true_divide
+from .operations import add, flush, multiply, round_to_dtype, smallest_normal, true_divide
 from .rounding import round_to_integer
 from .scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
 
@@ -52,10 +53,11 @@ def shared_exponent_scale(q: Quantizer, magnitude: Array) -> Array:
         top += significand > 0.5
     if q.scale.restriction is Restriction.POWER_OF_TWO_EVEN:
         top += significand >= 1 - 2.0 ** -(significand_bits(q.format) + 2)  # there, rounding up carries
-    info = np.finfo(magnitude.dtype)
+    info: Any = ml_dtypes.finfo(magnitude.dtype)  # type: ignore[no-untyped-call]
     shared = np.clip(top - (np.frexp(divisor(q))[1] - 1), info.minexp, info.maxexp - 1)
     powers = np.ldexp(np.ones_like(magnitude), shared)
-    return np.where(np.isfinite(magnitude), np.where(magnitude == 0, np.zeros_like(powers), powers), np.nan)
+    powers = np.where(magnitude == 0, np.zeros_like(powers), powers)
+    return np.where(np.isfinite(magnitude), powers, np.asarray(np.nan, powers.dtype))
 
 
 def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
@@ -69,13 +71,13 @@ def quantized_scale(q: Quantizer, magnitude: Array) -> Array:
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    one, floor = np.ones((), magnitude.dtype), np.asarray(_floor(q, magnitude.dtype), magnitude.dtype)
-    tensor = one
+    tensor, floor = np.ones((), magnitude.dtype), np.asarray(_floor(q, magnitude.dtype), magnitude.dtype)
     if q.scale.two_level:
         largest = np.max(magnitude, initial=0)
         tensor = np.maximum(_over(largest, divisor(q) * format.hi, q.arithmetic), floor)
     level = true_divide(np.maximum(_over(magnitude, divisor(q), q.arithmetic), floor), tensor, q.arithmetic)
-    within = np.clip(level, one * 2.0**format.min_exponent, one * format.hi)
+    least, most = (np.asarray(end, level.dtype) for end in (2.0**format.min_exponent, format.hi))
+    within = np.minimum(np.maximum(level, least), most)
     return np.asarray(multiply(round_to_float(within, format, Rounding.TIES_TO_EVEN), tensor, q.arithmetic))
 
 
@@ -111,6 +113,7 @@ def restrict_scale(q: Quantizer, scale: Array) -> Array:
         floored = np.maximum(round_to_integer(floored, direction), np.ones_like(floored))
     if q.scale.restriction is Restriction.LOG_FLOAT:
         floored = scale_of_logarithm(q, log2(floored))
+    floored = floored + np.zeros((), scale.dtype)  # one zero, where there is no floor
     return np.where(np.isfinite(scale), floored, np.asarray(np.nan, scale.dtype))
 
 
@@ -145,7 +148,7 @@ def divisor(q: Quantizer) -> float:
 
 
 def _floor(q: Quantizer, dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).smallest_normal) if q.scale.floor is None else q.scale.floor
+    return float(smallest_normal(dtype)) if q.scale.floor is None else q.scale.floor
 
 
 def _over(a: Array, divisor: float, arithmetic: Arithmetic) -> Array:

@@ -16,10 +16,9 @@ def check_array(q: Quantizer, x: Tensor) -> None:
     """Whether ``x`` is an array that ``q`` accepts.
 
     Raises:
-        TypeError, ValueError: as `samebits.core.fake_quantize`; ValueError for another arithmetic than the default.
+        TypeError, ValueError: as `samebits.core.fake_quantize`.
     """
     checks.check_quantizer(q)
-    checks.check_default_arithmetic(q, "torch_frontend")
     check_tensor("x", x)
     checks.check_float("x", dtype_name(x.dtype))
     q.granularity.block_size(tuple(x.shape))
@@ -29,7 +28,6 @@ def check_operands(q: Quantizer, x: Tensor, qparams: QParams) -> QParams:
     """The parameters as `check_qparams` gives them, if they and ``x`` fit each other and ``q``."""
     # as `check_array`, which is not called: a compiled call is guarded by every function that it traces
     checks.check_quantizer(q)
-    checks.check_default_arithmetic(q, "torch_frontend")
     check_tensor("x", x)
     checks.check_float("x", dtype_name(x.dtype))
     return check_qparams(q, tuple(x.shape), dtype_name(x.dtype), qparams)
@@ -57,7 +55,7 @@ def check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qpara
             q = checks.at_width(q, width.item())
     if is_concrete(scale, zero):
         if scale.numel() != 1 or not checks.is_scale(scale.item(), dtype_name(scale.dtype)):
-            checks.check_scale_values(numpy_of(scale), signed=q.scale.signed)
+            checks.check_scale_values(numpy_of(scale), floored=q.scale.floor != 0, signed=q.scale.signed)
         if zero is not None:
             checks.check_zero_point_values(q, numpy_of(zero))
     if q.deterministic:

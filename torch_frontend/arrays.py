@@ -176,18 +176,25 @@ def widened(x: Tensor) -> Tensor:
 
 
 def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value`` rounded once to ``dtype``, also where a compiler widens the result again."""
+    """``value`` rounded once to ``dtype``, also where a compiler widens the result again.
+
+    float64 goes through numbers of ``dtype``: torch would round it twice to 16 bits.
+    """
     if value.dtype == dtype:
         return value
+    if value.dtype == torch.float64 and (dtype.itemsize == 2 or torch.compiler.is_compiling()):
+        return rounded_to(value, dtype).to(torch.float32).to(dtype)
     return (rounded_to(value, dtype) if torch.compiler.is_compiling() else value).to(dtype)
 
 
 def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 ``value`` rounded to nearest even to the numbers of a 16-bit ``dtype``, still float32. By its bits.
+    """``value`` rounded to nearest even to the numbers of a narrower ``dtype``, in its own. By its bits.
 
-    Any other ``dtype`` leaves it as it is. NaN stays NaN, infinities and the sign of zero are kept. (NaN is found by
-    ``!=``, since inductor does not vectorize `isnan`.)
+    Any other ``dtype`` than those of 16 bits leaves float32 as it is. NaN stays NaN, infinities and the sign of zero
+    are kept. (NaN is found by ``!=``, since inductor does not vectorize `isnan`.)
     """
+    if value.dtype == torch.float64:
+        return _rounded_wide(value, dtype)
     if dtype == torch.bfloat16:
         bits = torch.where(value != value, torch.nan, value).view(torch.int32)  # a NaN whose bits survive the sum
         return ((bits + (((bits >> 16) & 1) + 0x7FFF)) & -0x10000).view(torch.float32)
@@ -200,6 +207,16 @@ def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
     large = ((exponent + (13 << 23)) | 0x400000).view(torch.float32)
     near = torch.copysign((size + large) - large, value)
     return torch.where(size < 65520.0, near, value * torch.inf)
+
+
+def _rounded_wide(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`rounded_to` of float64, in the same way for every dtype."""
+    bits, least, most = {torch.float16: (10, -14, 15), torch.bfloat16: (7, -126, 127)}.get(dtype, (23, -126, 127))
+    size = value.abs()
+    exponent = (size.view(torch.int64) & (0x7FF << 52)).clamp((1023 + least) << 52, (1023 + most) << 52)
+    large = ((exponent + ((52 - bits) << 52)) | (1 << 51)).view(torch.float64)
+    near = torch.copysign((size + large) - large, value)
+    return torch.where(size < 2.0 ** (most + 1) - 2.0 ** (most - bits - 1), near, value * torch.inf)
 
 
 def broadcast_views(granularity: Granularity, shape: Shape) -> tuple[list[int], list[int]]:

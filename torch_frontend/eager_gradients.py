@@ -18,7 +18,8 @@ from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
 from . import in_place
 from .arrays import CHUNK, WHOLE, dtype_name, numpy_of, pieces
 from .eager import layout, quotients_into
-from .elementwise import Terms, gradient_terms, value_of_code_0
+from .elementwise import gradient_terms, value_of_code_0
+from .expressions import Terms
 from .thresholds import passing_interval
 from .zero_point import middle_code
 

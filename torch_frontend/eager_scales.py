@@ -18,7 +18,8 @@ def takes_absmax(q: Quantizer) -> bool:
     """Whether the scale is the largest magnitude over a divisor, raised to the smallest normal number: no more."""
     rule = q.scale
     plain = rule.statistic is Statistic.EXTREMES and rule.restriction is Restriction.FLOAT and rule.floor is None
-    return plain and not q.affine and rule.denominator is not Denominator.LARGER and divisor(q) >= 1  # no overflow
+    plain &= q.in_frontends and not q.affine
+    return plain and rule.denominator is not Denominator.LARGER and divisor(q) >= 1  # no overflow
 
 
 def scale_of_absmax(q: Quantizer, x: Tensor) -> Tensor:

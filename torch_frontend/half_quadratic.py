@@ -15,6 +15,7 @@ from ..core.scales import inverse_betas
 from .arrays import is_concrete
 from .blocks import split_blocks
 from .elementary import power
+from .operations import round_to_dtype
 from .scaling import divisor
 from .statistics import absmax, nth_smallest
 from .sums import in_units, of_units, ordered_sum, unit_of
@@ -35,7 +36,7 @@ def half_quadratic_range(
     blocks = split_blocks(x, q.granularity).clone()  # since loops of a program refuse two views of the same numbers
     unit = unit_of(absmax(x, q.granularity))
     inverses = torch.tensor(inverse_betas(q.scale, q.affine), dtype=x.dtype, device=x.device)
-    start = torch.full_like(high, torch.inf)
+    start = torch.full_like(high, torch.inf, dtype=x.dtype)
     moved = low if q.affine else high
     state: State = (moved.clone(), moved.clone(), start, start > 0)
 
@@ -52,7 +53,7 @@ def half_quadratic_range(
         else:
             found = _median_ratio(y, codes) * float(divisor(q))
             good = (found > 0) & (found < torch.inf)
-        better = torch.where(good, of_units(found, unit), candidate)
+        better = torch.where(good, round_to_dtype(of_units(found, unit), candidate.dtype), candidate)
         return better, torch.where(going, candidate, best), torch.where(going, error, least), going
 
     if torch.compiler.is_compiling():

@@ -36,10 +36,13 @@ def int8_product(
 
 
 def fits_int8(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
-    """Whether `int8_sum` over codes of these is exact on this machine, but for NaN. ``w``: ``(out, ...)``."""
+    """Whether `int8_sum` over codes of these is exact on this machine, but for NaN. ``w``: ``(out, ...)``.
+
+    Codes of other arithmetics than the usual are found elsewhere.
+    """
     # Sums stay below 2**31. With a single term torch 2.13 reads its operands in a wrong order.
     short = w.shape[0] > 0 and 1 < math.prod(w.shape[1:]) < 2**15
-    return short and all(q.format.storage in ("int8", "uint8") for q in (q_x, q_w)) and saturates_nowhere()
+    return short and all(q.usual and q.format.storage in ("int8", "uint8") for q in (q_x, q_w)) and saturates_nowhere()
 
 
 def int8_sum(

@@ -89,7 +89,7 @@ class Solver(Injector):
     def tensor_quant(quantizer: Any, number_format: Any, requires_input_scale: Any = False) -> Any:
         """The module: value, scale, zero point and bit width of a tensor."""
         if not quantizer.in_frontends:
-            raise ValueError(f"`dialect` must be None here: its arithmetic is that of core alone, got {quantizer}")
+            raise ValueError(f"`dialect` must be None here: components have the default arithmetic, got {quantizer}")
         if quantizer.format != number_format:
             raise ValueError(
                 f"`quantizer` must be what the fields say, from which components are made: {number_format}, "

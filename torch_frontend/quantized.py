@@ -23,8 +23,8 @@ from .zero_point import middle_code
 def quantized_tensor(q: Quantizer, x: Tensor, qparams: QParams | None = None, training: bool = False) -> Tensor:
     """`fake_quantize` of ``x`` as a `QuantTensor`: the same values and gradients, with their codes.
 
-    A float tensor where values are no codes times a positive scale: learned rounding while it is soft, and negative
-    scales.
+    A float tensor where values are no codes times a positive scale: learned rounding while it is soft, negative scales,
+    and other arithmetics.
 
     Args:
         qparams: None to choose them from ``x``.
@@ -34,7 +34,7 @@ def quantized_tensor(q: Quantizer, x: Tensor, qparams: QParams | None = None, tr
     """
     _refuse_transforms()
     qparams = choose_qparams(q, x) if qparams is None else check_operands(q, x, qparams)
-    if q.relaxed or q.scale.signed:
+    if q.relaxed or q.scale.signed or not q.usual:
         return fake_quantize(q, x, qparams)
     scale, zero, offset = qparams.scale.detach(), qparams.zero_point, None
     width = None if qparams.bit_width is None else qparams.bit_width.detach()

@@ -6,9 +6,9 @@ format. Computed in float32 (float64 for float64 input; 16-bit input is widened 
     code  = clamp(round(x / s) + z, lo, hi)        x / s is one correctly rounded division
     x_hat = (code - z) * s                         one correctly rounded multiplication
 
-and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. Only the default `Arithmetic`,
-and the one with floating-point zero points (`ZeroPointDomain.FLOAT`): ``z`` is then the value of the middle code, mid =
-(lo + hi + 1) // 2, and every operation is rounded:
+and ``x_hat`` is rounded once to the dtype of ``x``. ``+inf`` becomes hi, ``-inf`` lo. `q.arithmetic` changes any of
+this, see `arithmetics`, and `q.scale` how scales are chosen, see `scale_rules`. With floating-point zero points
+(`ZeroPointDomain.FLOAT`) ``z`` is the value of the middle code, mid = (lo + hi + 1) // 2, every operation rounded:
 
     code  = clamp(round((x - (z - mid * s)) / s), lo, hi)
     x_hat = (code - mid) * s + z
@@ -27,19 +27,23 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.arithmetic import NanRule
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
 from ..core.directions import Rounding
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
 from .arguments import check_array, check_operands, check_qparams, check_tensor
+from .arithmetics import as_operand, ends_of, with_one_zero
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
 from .eager_scales import scale_of_absmax, takes_absmax
 from .elementwise import codes_of, values_of
 from .grid import encode, limit_to_grid
 from .half_quadratic import half_quadratic_range
+from .operations import round_to_dtype, working_dtype
 from .ranges import average_range, percentile_range, searched_range
+from .scale_rules import data_range, flushed, given_parameters, parameters_of_range, scale_dtypes, widened_range
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .statistics import absmax, min_max, positive_peak
 from .zero_point import affine_zero_point, float_zero_point
@@ -53,10 +57,12 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
 
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point tensor.
-        ValueError: a shape the granularity does not divide, another arithmetic than the default; in eager mode, NaN or
-            an infinity in ``x`` where it matters.
+        ValueError: a shape the granularity does not divide; in eager mode, NaN or an infinity in ``x`` where it
+            matters.
     """
     check_array(q, x)
+    if q.scale.scale_value is not None and not q.in_frontends:
+        return given_parameters(q, x)
     if q.scale.scale_value is not None:
         given = torch.empty(qparams_shape(q.granularity, tuple(x.shape)), dtype=wide_dtype(x.dtype), device=x.device)
         scale = restrict_scale(q, torch.full_like(given, q.scale.scale_value))
@@ -65,11 +71,11 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     x = x.detach()
     if is_concrete(x) and x.numel() and takes_absmax(q):
         return QParams(scale_of_absmax(q, x))
-    low, high = _range(q, x)
+    low, high = _range(q, x) if q.in_frontends else _range_of_others(q, flushed(q, x, scale_dtypes(q, x.dtype)[0]))
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
-    found = _searched(q, widened(x), low, high) if q.scale.statistic in SEARCHED else (low, high)
-    chosen = _parameters(q, *found)
+    found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
+    chosen = _parameters(q, x.dtype, *found)
     if q.scale.signed:
         chosen = QParams(torch.where(positive_peak(x, q.granularity), -chosen.scale, chosen.scale))
     return chosen
@@ -79,25 +85,31 @@ def quantize(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     """Integer codes of ``x`` in the format's `storage` dtype. Not differentiable.
 
     Raises:
-        TypeError, ValueError: as `fake_quantize`; in eager mode ValueError for NaN in ``x``: no integer stands for it.
+        TypeError, ValueError: as `fake_quantize`; in eager mode ValueError for NaN in ``x`` (under
+            `NanRule.PROPAGATE`): no integer stands for it.
     """
     qparams = check_operands(q, x, qparams)
     q = q.decided
     x, scale, zero = _detached(x, qparams)
     seed = routes.seed_of(q, x, qparams)
     width = None if qparams.bit_width is None else qparams.bit_width.detach()
+    refuses = q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan
     if is_concrete(x, scale, zero, seed, width):
-        if seed is None and not q.scale.signed:
+        if seed is None and not q.scale.signed and q.usual:
             narrow = q if width is None else checks.at_width(q, width.item())
             return eager.codes(narrow, x, scale, zero, getattr(torch, q.format.storage))
-        checks.check_no_nan(not q.format.has_nan and bool(x.isnan().any()))
-    if zero is not None and q.arithmetic.has_float_zeros:
+        checks.check_no_nan(refuses and bool(x.isnan().any()))
+    if refuses and (not q.usual or (zero is not None and q.arithmetic.has_float_zeros)):
         x = torch.where(x != x, torch.zeros_like(x), x)
     value, _, z = routes.views(q, x, scale, zero)
     codes = routes.codes(q, x, scale, zero, seed, width).reshape(value.shape)
     if not q.format.has_nan:
-        own = None if q.arithmetic.has_float_zeros else z
-        of_zero = limit_to_grid(q, torch.zeros_like(codes)) if own is None else own
+        if not q.usual:
+            of_zero = torch.full_like(codes, min(max(0.0, ends_of(q)[0]), ends_of(q)[1]))
+        elif z is None or q.arithmetic.has_float_zeros:
+            of_zero = limit_to_grid(q, torch.zeros_like(codes))
+        else:
+            of_zero = z
         codes = torch.where(codes != codes, of_zero, codes)
     return encode(q, codes).reshape(x.shape)
 
@@ -112,7 +124,6 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
         ValueError: wrong shape of the parameters, or, in eager mode, wrong values.
     """
     checks.check_quantizer(q)
-    checks.check_default_arithmetic(q, "torch_frontend")
     check_tensor("codes", codes)
     checks.check_codes(q, dtype_name(codes.dtype))
     if dtype is not None:
@@ -133,19 +144,19 @@ def fake_quantize(q: Quantizer, x: Tensor, qparams: QParams | None = None) -> Te
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point tensor, wrong dtype of scale or zero point, or a zero
             point missing or not wanted.
-        ValueError: wrong shape of scale or zero point, another arithmetic than the default; in eager mode a scale that
-            is no positive normal finite number, a zero point that is no integer of the format (NaN, where it is no
-            code); and as `choose_qparams` when it chooses.
+        ValueError: wrong shape of scale or zero point; in eager mode a scale that is no positive normal finite number,
+            a zero point that is no integer of the format (NaN, where it is no code); and as `choose_qparams` when it
+            chooses.
     """
     qparams = choose_qparams(q, x) if qparams is None else check_operands(q, x, qparams)
     scale, zero_point, seed = qparams.scale, qparams.zero_point, routes.seed_of(q, x, qparams)
     width = qparams.bit_width
     if is_concrete(x, scale, zero_point, seed, width):
         if not records_gradient(x, scale, zero_point, seed, width):
-            if seed is None and width is None and not q.scale.signed:
+            if seed is None and width is None and not q.scale.signed and q.usual:
                 return eager.fake_quantize(q, x, scale, routes.wide(zero_point, scale))
             return routes.forward(q, x, scale, zero_point, seed, width)
-        if seed is None and width is None and not q.scale.signed:
+        if seed is None and width is None and not q.scale.signed and q.usual:
             return apply_plainly(_FakeQuantizeEagerly, x, scale, zero_point, q)
         return apply_plainly(_FakeQuantize, x, scale, zero_point, width, seed, q)
     return apply(_FakeQuantize, x, scale, zero_point, width, seed, q)
@@ -268,8 +279,27 @@ def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     return (low.clamp(max=0), high.clamp(min=0)) if q.affine else (low, high)
 
 
-def _parameters(q: Quantizer, low: Tensor, high: Tensor, lower_end: Tensor | None = None) -> QParams:
-    """Scale and zero point of ranges; the zero point from ``lower_end``, where there is one."""
+def _range_of_others(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """That of other rules and arithmetics, in the dtype of ``x``: the one in which it is to be computed."""
+    if q.scale.statistic in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
+        if q.affine:
+            return data_range(q, x)
+        if q.scale.denominator is Denominator.LARGER:
+            return min_max(x, q.granularity)
+        high = absmax(x, q.granularity)
+        return -high, high
+    statistic = percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range
+    low, high = (round_to_dtype(end, x.dtype) for end in statistic(q, widened(x)))
+    # zeros among percentiles may have either sign
+    return widened_range(q, with_one_zero(low), high) if q.affine else (low, high)
+
+
+def _parameters(
+    q: Quantizer, dtype: torch.dtype, low: Tensor, high: Tensor, lower_end: Tensor | None = None
+) -> QParams:
+    """Scale and zero point of ranges, for arrays of a dtype; the zero point from ``lower_end``, where there is one."""
+    if not q.in_frontends:
+        return parameters_of_range(q, dtype, low, high, lower_end)
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
     zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point
     return QParams(scale, zero_point(q, low if lower_end is None else lower_end, scale) if q.affine else None)
@@ -279,17 +309,19 @@ def _searched(q: Quantizer, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tenso
     """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
     if not q.deterministic:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
-    blocks = split_blocks(x, q.granularity)
+    wide = widened(x)
+    work = wide.dtype if q.usual else working_dtype(q.arithmetic, x.dtype)
+    values = split_blocks(wide if q.usual else as_operand(x, work), q.granularity)
 
     def attempt(low: Tensor, high: Tensor, lower_end: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        scale, zero, *_ = _parameters(q, low, high, lower_end)
-        s, z = scale[..., None], None if zero is None else zero.to(scale.dtype)[..., None]
-        codes = codes_of(q, blocks, s, z)[2]
-        return scale, codes, values_of(q, codes, s, z)
+        scale, zero, *_ = _parameters(q, x.dtype, low, high, lower_end)
+        s, z = routes.in_blocks(q, scale, zero, work)
+        codes = codes_of(q, values, s, z)[2]
+        return scale, codes.to(wide.dtype), round_to_dtype(values_of(q, codes, s, z), wide.dtype)
 
     if q.scale.statistic is Statistic.HQO:
-        return half_quadratic_range(q, x, low, high, attempt)
-    return searched_range(q, x, low, high, lambda low, high: attempt(low, high)[2])
+        return half_quadratic_range(q, wide, low, high, attempt)
+    return searched_range(q, wide, low, high, lambda low, high: attempt(low, high)[2])
 
 
 def _detached(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..core.descriptions import Quantizer
 from ..core.scales import Statistic
+from .arithmetics import number_of, product
 from .arrays import is_concrete
 from .blocks import split_blocks
+from .operations import round_to_dtype
 from .statistics import absmax, nth_smallest
 from .sums import in_units, of_units, ordered_sum, square_root, unit_of, without_small
 
@@ -96,12 +98,14 @@ def searched_range(
 
     Source: Brevitas ``MSE`` with ``mse_grid_search``.
     """
-    blocks, unit, steps = split_blocks(x, q.granularity), unit_of(torch.maximum(-low, high)), q.scale.search_steps
-    best_low, best_high, best = low, high, torch.full_like(low, torch.inf)
-    factors = torch.tensor([k / steps for k in range(1, steps + 1)], dtype=x.dtype, device=x.device)
+    blocks, steps = split_blocks(x, q.granularity), q.scale.search_steps
+    unit = unit_of(round_to_dtype(torch.maximum(-low, high), x.dtype))
+    best_low, best_high, best = low, high, torch.full_like(low, torch.inf, dtype=x.dtype)
+    numbers = [number_of(k / steps, low.dtype) for k in range(1, steps + 1)]
+    factors = torch.tensor(numbers, dtype=low.dtype, device=x.device)
     factors = factors.reshape(-1, *(1 for _ in low.shape))
     for some in torch.split(factors, 1 if is_concrete(x) else steps):
-        lows, highs = low * some, high * some
+        lows, highs = product(low, some), product(high, some)
         difference = in_units(fake(lows, highs) - blocks, unit.expand(lows.shape))
         for a, b, error in zip(lows, highs, ordered_sum(difference * difference), strict=True):
             better = error < best

@@ -1,7 +1,8 @@
 """The two routes behind every function: `eager` for ordinary tensors, `elementwise` for everything else. Same bits.
 
-Rounding that looks at more than the number always takes the second. What it looks at is called ``seed``: that of
-stochastic rounding is a 0-d tensor, of learned rounding the parameter of each element; None for all other directions.
+Other arithmetics than the usual (`Quantizer.usual`) always take the second, and so does rounding that looks at more
+than the number. What it looks at is called ``seed``: that of stochastic rounding is a 0-d tensor, of learned rounding
+the parameter of each element; None for all other directions.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.arithmetic import ZeroPointDomain
 from ..core.descriptions import Gradient, QParams, Quantizer, QuantizerGradients
 from ..core.directions import Rounding
-from ..core.granularity import PerTensor
-from . import eager, eager_gradients
+from ..core.granularity import Granularity, PerTensor
+from . import arithmetics, eager, eager_gradients
 from .arrays import broadcast_views, is_batched, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .bit_width import code_range, range_slopes, whole_width
 from .elementwise import codes_of, gradient_terms, one_zero, passing, values_of
 from .grid import decode
 from .learned_rounding import rounding_offset, rounding_slope
+from .operations import round_to_dtype, working_dtype
 from .signs import with_positive_scales, with_signs
-from .ste import block_sum, learned_scale_factor, passing_mask
+from .ste import block_sum, learned_scale_factor
 from .threefry import rounding_noise
 
 
@@ -33,7 +36,7 @@ def forward(
     bit_width: Tensor | None = None,
 ) -> Tensor:
     """``(code - z) * s`` in the dtype of ``x``; parameters already checked."""
-    if q.scale.signed:
+    if q.scale.signed and q.usual:
         return with_signs(q, _forward(q, *with_positive_scales(q, x, scale), zero_point, seed, bit_width), scale)
     return _forward(q, x, scale, zero_point, seed, bit_width)
 
@@ -47,13 +50,14 @@ def _forward(
     """
     q, limits = (q, None) if bit_width is None else _at_width(q, bit_width, scale.dtype)
     zero = None if zero_point is None else zero_point.to(scale.dtype)
-    plain = seed is None and limits is None
+    plain = seed is None and limits is None and q.usual
     if plain and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
     noise = None if seed is None else noise_like(q, value, x, seed)
     codes = codes_of(q, value, s, z, noise, limits)[2]
-    return narrowed(values_of(q, codes, s, z), x.dtype).reshape(x.shape)
+    y = values_of(q, codes, s, z)
+    return (narrowed(y, x.dtype) if q.usual else _rounded(q, y, x.dtype)).reshape(x.shape)
 
 
 def codes(
@@ -65,19 +69,20 @@ def codes(
     bit_width: Tensor | None = None,
 ) -> Tensor:
     """Numbers of the format in the wide dtype, NaN where ``x`` is NaN, -0.0 only in formats that have it."""
-    if q.scale.signed:
+    if q.scale.signed and q.usual:
         x, scale = with_positive_scales(q, x, scale)
     q, limits = _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    if seed is None and limits is None and is_concrete(x, scale, zero):
+    if seed is None and limits is None and q.usual and is_concrete(x, scale, zero):
         return eager.codes(q, x, scale, zero, scale.dtype)
     value, s, z = views(q, x, scale, zero)
-    return one_zero(q, codes_of(q, value, s, z, noise_like(q, value, x, seed), limits)[2]).reshape(x.shape)
+    numbers = one_zero(q, codes_of(q, value, s, z, noise_like(q, value, x, seed), limits)[2])
+    return numbers.to(scale.dtype).reshape(x.shape)
 
 
 def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``(code - z) * s`` of codes in the format's `storage`, rounded once to ``dtype``; parameters already checked."""
-    if q.scale.signed:
+    if q.scale.signed and q.usual:
         return with_signs(q, _values(q, codes, scale.abs(), zero_point, dtype), scale)
     return _values(q, codes, scale, zero_point, dtype)
 
@@ -85,6 +90,10 @@ def values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None
 def _values(q: Quantizer, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`values` for positive scales."""
     zero = wide(zero_point, scale)
+    if not q.usual:
+        work = working_dtype(q.arithmetic, dtype)
+        value, s, z = _views(q, round_to_dtype(decode(q, codes, wide_dtype(work)), work), scale, zero, work)
+        return _rounded(q, values_of(q, value, s, z), dtype).reshape(codes.shape)
     if is_concrete(codes, scale, zero) and not records_gradient(scale, zero):
         return eager.values(q, codes, scale, zero, dtype)
     value, s, z = views(q, decode(q, codes, wide_dtype(dtype)), scale, zero)
@@ -109,11 +118,11 @@ def gradients(
     Args:
         may_be_nan: False where it is known that ``x`` holds no NaN.
     """
-    if q.scale.signed:  # the signs cancel in d(code * s) / dx and / ds
+    if q.scale.signed and q.usual:  # the signs cancel in d(code * s) / dx and / ds
         x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    plain = seed is None and limits is None
+    plain = seed is None and limits is None and q.usual
     if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g) and not is_batched(g):
         dx, *sums = eager_gradients.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
     else:
@@ -121,20 +130,19 @@ def gradients(
         noise = noise_like(q, value, x, seed)
         dx, *terms = gradient_terms(q, value, s, z, g.reshape(value.shape), wanted, noise, limits)
         dx = None if dx is None else dx.reshape(x.shape)
-        sums = [None if t is None else block_sum(t.reshape(x.shape), q.granularity) for t in terms]
+        sums = [None if t is None else _sum(t.reshape(x.shape), q.granularity) for t in terms]
     block_elements = x.numel() // max(1, scale.numel())
     factor: float | Tensor = learned_scale_factor(q, block_elements)
     if limits is not None and bit_width is not None and q.gradient is Gradient.LEARNED_SCALE:
         factor = _factor_at_width(q, bit_width, block_elements, scale.dtype)
-    d = QuantizerGradients(dx, *(None if t is None else t.to(scale.dtype) * factor for t in sums))
+    d = QuantizerGradients(dx, *(None if t is None else _times(q, t, factor, scale.dtype) for t in sums))
     if bit_width is None or not wanted[3]:
         return d
     value, s, z = views(q, x, scale, zero)
     noise = noise_like(q, value, x, seed)
     clamped = _ends(container, q, value, s, z, widened(g).reshape(value.shape), noise, bit_width, limits)
-    return d._replace(
-        bit_width=block_sum(clamped.reshape(x.shape), PerTensor()) * _slope(container, bit_width, scale.dtype)
-    )
+    slope = _slope(container, bit_width, clamped.dtype)
+    return d._replace(bit_width=_times(q, _sum(clamped.reshape(x.shape), PerTensor()), slope, scale.dtype))
 
 
 def tangent(
@@ -152,7 +160,7 @@ def tangent(
     scale, zero point and width with their factors, which multiply the tangent first. Added in the wide dtype in this
     order, rounded once to the dtype of ``x``. One tangent alone gives the bits of its term.
     """
-    if q.scale.signed:
+    if q.scale.signed and q.usual:
         x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     value, s, z = views(q, x, scale, wide(zero_point, scale))
@@ -189,6 +197,8 @@ def _ends(
     limits: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """``g * s`` where a code was clamped to the largest of this width, ``-g * s`` to a smallest that moves, else 0."""
+    if not q.usual:
+        return arithmetics.clamped_ends(q, value, s, z, g, noise, limits)
     quotient, unclamped, _ = codes_of(q, value, s, z, noise)
     lo, hi = code_range(container, bit_width)
     nothing = torch.zeros_like(value)
@@ -226,6 +236,28 @@ def wide(zero_point: Tensor | None, scale: Tensor) -> Tensor | None:
     return None if zero_point is None else zero_point.to(scale.dtype)
 
 
+def _rounded(q: Quantizer, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values of other arithmetics, rounded once to the dtype of the result."""
+    value = round_to_dtype(value, dtype)
+    return arithmetics.with_one_zero(value) if q.scale.signed else value
+
+
+def _sum(terms: Tensor, granularity: Granularity) -> Tensor:
+    """`block_sum`, rounded to the dtype of the terms once, whichever that is."""
+    if terms.element_size() > 2:
+        return block_sum(terms, granularity)
+    return round_to_dtype(block_sum(terms.to(torch.float64), granularity), terms.dtype)
+
+
+def _times(q: Quantizer, total: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum times a number, in the dtype of a parameter; in other arithmetics in that of the sum first."""
+    if q.usual:
+        return total.to(dtype) * factor
+    if isinstance(factor, float):
+        factor = torch.full_like(total, arithmetics.number_of(factor, total.dtype))
+    return round_to_dtype(arithmetics.product(total, round_to_dtype(factor, total.dtype)), dtype)
+
+
 def rounding_gradient(
     q: Quantizer, x: Tensor, scale: Tensor, zero_point: Tensor | None, g: Tensor, v: Tensor
 ) -> Tensor:
@@ -233,9 +265,12 @@ def rounding_gradient(
     value, s, z = views(q, x, scale, wide(zero_point, scale))
     quotient, unclamped, _ = codes_of(q, value, s, z, noise_like(q, value, x, v))
     slope = rounding_slope(q.learned_rounding, v).reshape(value.shape)
-    passes = passing_mask(q, quotient, unclamped) & (slope != 0)
-    product = widened(g).reshape(value.shape) * s * slope
-    return torch.where(passes, product, torch.zeros_like(product)).reshape(x.shape)
+    if q.usual:
+        product = widened(g).reshape(value.shape) * s * slope
+    else:
+        product = arithmetics.products(q, g.reshape(value.shape), s, slope)
+    passes = passing(q, quotient, unclamped, z=z) & (slope != 0)
+    return torch.where(passes, product, torch.zeros_like(product)).to(scale.dtype).reshape(x.shape)
 
 
 def seed_of(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor | None:
@@ -274,6 +309,29 @@ def noise_like(q: Quantizer, value: Tensor, x: Tensor, seed: Tensor | None) -> T
 
 
 def views(q: Quantizer, x: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``x``, widened, and its parameters in shapes that broadcast."""
+    """``x``, widened, and its parameters in shapes that broadcast; in other arithmetics all in the working dtype."""
+    if not q.usual:
+        work = working_dtype(q.arithmetic, x.dtype)
+        return _views(q, arithmetics.as_operand(x, work), scale, zero, work)
     array, own = broadcast_views(q.granularity, tuple(x.shape))
     return widened(x).reshape(array), scale.reshape(own), None if zero is None else zero.reshape(own)
+
+
+def _views(
+    q: Quantizer, value: Tensor, scale: Tensor, zero: Tensor | None, work: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A value in the working dtype, and its parameters rounded to it. No zero point is 0, where that counts."""
+    array, own = broadcast_views(q.granularity, tuple(value.shape))
+    if zero is None and q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
+        zero = torch.zeros_like(scale)
+    z = None if zero is None else round_to_dtype(zero, work).reshape(own)
+    return value.reshape(array), round_to_dtype(scale, work).reshape(own), z
+
+
+def in_blocks(q: Quantizer, scale: Tensor, zero: Tensor | None, work: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Parameters that broadcast against an array of `split_blocks`, rounded to the dtype of what is computed."""
+    if zero is None and not q.usual and q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
+        zero = torch.zeros_like(scale)
+    zero = wide(zero, scale)
+    z = None if zero is None else round_to_dtype(zero, work)[..., None]
+    return round_to_dtype(scale, work)[..., None], z

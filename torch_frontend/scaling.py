@@ -7,10 +7,13 @@ from torch import Tensor
 
 from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
-from ..core.formats import significand_bits
+from ..core.formats import FloatFormat, significand_bits
 from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
+from .arithmetics import number_of, with_one_zero
 from .elementary import exp2, log2
+from .expressions import carried
 from .minifloat import round_to_float
+from .operations import add, flush, multiply, round_to_dtype, true_divide
 
 
 def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
@@ -23,13 +26,13 @@ def symmetric_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
     """
     lo, hi = q.format.lo, q.format.hi
     if q.scale.denominator is Denominator.LARGER:
-        return torch.maximum(_over(-low, -lo), _over(high, hi)) if lo else _over(high, hi)
+        return torch.maximum(_over(q, -low, -lo), _over(q, high, hi)) if lo else _over(q, high, hi)
     magnitude = torch.maximum(-low, high)
     if q.scale.restriction in SHARED_EXPONENT:
         return shared_exponent_scale(q, magnitude)
     if q.scale.restriction is Restriction.QUANTIZED:
         return quantized_scale(q, magnitude)
-    return _over(magnitude, divisor(q))
+    return _over(q, magnitude, divisor(q))
 
 
 def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
@@ -40,15 +43,19 @@ def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
 
     Source: OCP Microscaling Formats 1.0, section 6.3 (FLOOR); torchao `ScaleCalculationMode` (all).
     """
+    dtype, magnitude = magnitude.dtype, carried(magnitude)
     integer, mantissa, top = (torch.int64, 52, 2046) if magnitude.dtype == torch.float64 else (torch.int32, 23, 254)
+    least, most = (113, 142) if dtype == torch.float16 else (1, top)  # exponents of normal numbers
     carry = {
         Restriction.POWER_OF_TWO_FLOOR: 0,
         Restriction.POWER_OF_TWO_CEIL: 2**mantissa - 1,
         Restriction.POWER_OF_TWO_EVEN: 2 ** (mantissa - 1 - significand_bits(q.format)),
     }[q.scale.restriction]
     field = ((magnitude.view(integer) + carry) >> mantissa) - (math.frexp(divisor(q))[1] - 1)
-    power = (field.clamp(1, top) << mantissa).view(magnitude.dtype)
-    return torch.where(magnitude < torch.inf, power, torch.nan)
+    power = (field.clamp(least, most) << mantissa).view(magnitude.dtype)
+    if not q.in_frontends:  # where the floor, if there is one, is another
+        power = torch.where(magnitude == 0, 0.0, power)
+    return torch.where(magnitude < torch.inf, power, torch.nan).to(dtype)
 
 
 def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
@@ -62,11 +69,26 @@ def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    floor = _floor(q, magnitude.dtype)
-    level, tensor = _over(magnitude, divisor(q)).clamp(min=floor), torch.ones_like(magnitude)
+    if q.in_frontends:
+        return _quantized(q, format, magnitude)
+    a, dtype, one = q.arithmetic, magnitude.dtype, torch.ones_like(magnitude)
+    floor = torch.full_like(one, number_of(_floor(q, dtype), dtype))
+    tensor = one
     if q.scale.two_level:
         largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
-        tensor = _over(largest, divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
+        tensor = torch.maximum(_over(q, largest, divisor(q) * format.hi).expand_as(one), floor)
+    level = true_divide(torch.maximum(_over(q, magnitude, divisor(q)), floor), tensor, a)
+    within = carried(level).clamp(number_of(2.0**format.min_exponent, dtype), number_of(format.hi, dtype))
+    return multiply(round_to_dtype(round_to_float(carried(within), format, Rounding.TIES_TO_EVEN), dtype), tensor, a)
+
+
+def _quantized(q: Quantizer, format: FloatFormat, magnitude: Tensor) -> Tensor:
+    """`quantized_scale` in the default arithmetic."""
+    floor = _floor(q, magnitude.dtype)
+    level, tensor = _over(q, magnitude, divisor(q)).clamp(min=floor), torch.ones_like(magnitude)
+    if q.scale.two_level:
+        largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
+        tensor = _over(q, largest, divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
         level = level / tensor
     within = level.clamp(2.0**format.min_exponent, format.hi)
     return round_to_float(within, format, Rounding.TIES_TO_EVEN) * tensor
@@ -78,8 +100,11 @@ def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
     Where ``high - low`` overflows, both it and the divisor are halved first, which changes nothing else.
     """
     span = q.format.hi - q.format.lo
-    whole = _over(high - low, span)
-    half = _over(high / 2 - low / 2, span / 2)
+    if q.arithmetic.is_default:
+        whole, half = _over(q, high - low, span), _over(q, high / 2 - low / 2, span / 2)
+    else:
+        whole = _over(q, add(high, -low, q.arithmetic), span)
+        half = _over(q, add(high / 2, -low / 2, q.arithmetic), span / 2)
     return torch.where(whole.isinf() & (-low < torch.inf) & (high < torch.inf), half, whole)
 
 
@@ -95,12 +120,14 @@ def restrict_scale(q: Quantizer, scale: Tensor) -> Tensor:
         return torch.where(scale.abs() < torch.inf, torch.where(scale < 0, -size, size), torch.nan)
     restricted = scale.clamp(min=_floor(q, scale.dtype))
     if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
-        restricted = _power_of_two_above(restricted)
+        restricted = _power_of_two_above(restricted) if q.scale.floor != 0 else _any_power_of_two_above(restricted)
     elif q.scale.restriction in INTEGER_SCALE:
         restricted = restricted.ceil() if q.scale.restriction is Restriction.INTEGER else restricted.round()
         restricted = restricted.clamp(min=1)
     elif q.scale.restriction is Restriction.LOG_FLOAT:
         restricted = scale_of_logarithm(q, log2(restricted))
+    if q.scale.floor == 0:
+        restricted = with_one_zero(restricted)
     return torch.where(scale < torch.inf, restricted, torch.nan)
 
 
@@ -113,9 +140,9 @@ def scale_slope(q: Quantizer, magnitude: Tensor, slope: Tensor) -> Tensor:
     Args:
         magnitude: per block, at least 0; ``slope``: of the same shape and dtype, at least 0.
     """
-    quotient = _over(slope, divisor(q))
+    quotient = _over(q, slope, divisor(q))
     still = (quotient < torch.finfo(quotient.dtype).smallest_normal) | (quotient != quotient)
-    return torch.where(_over(magnitude, divisor(q)) >= _floor(q, slope.dtype), quotient.masked_fill(still, 0.0), 0.0)
+    return torch.where(_over(q, magnitude, divisor(q)) >= _floor(q, slope.dtype), quotient.masked_fill(still, 0.0), 0.0)
 
 
 def scale_of_logarithm(q: Quantizer, v: Tensor) -> Tensor:
@@ -143,9 +170,15 @@ def _floor(q: Quantizer, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).smallest_normal if floor == "None" else float(floor)
 
 
-def _over(a: Tensor, b: float) -> Tensor:
-    """``a / b``, correctly rounded: dividing by a Python number multiplies by its reciprocal on some devices."""
-    return a / torch.full_like(a, b)
+def _over(q: Quantizer, a: Tensor, b: float) -> Tensor:
+    """``a / b``, correctly rounded: dividing by a Python number multiplies by its reciprocal on some devices.
+
+    In other arithmetics through float32 for 16-bit dtypes, which do not hold every divisor (torch does the same).
+    """
+    if q.arithmetic.is_default and a.element_size() > 2:
+        return a / torch.full_like(a, b)
+    wide = carried(a)
+    return flush(round_to_dtype(true_divide(wide, torch.full_like(wide, b), q.arithmetic), a.dtype), q.arithmetic)
 
 
 def _power_of_two_above(scale: Tensor) -> Tensor:
@@ -154,3 +187,10 @@ def _power_of_two_above(scale: Tensor) -> Tensor:
     below = 2**mantissa - 1  # carries into the exponent exactly where a bit of the significand is set
     power: Tensor = ((scale.view(integer) + below) & ~below).view(scale.dtype)
     return power.clamp(max=2.0 ** (1023 if scale.dtype == torch.float64 else 127))
+
+
+def _any_power_of_two_above(scale: Tensor) -> Tensor:
+    """The same of subnormal numbers, too, which have no exponent; 1 for 0."""
+    small, places = scale < torch.finfo(scale.dtype).smallest_normal, 2.0**60
+    power = torch.where(small, _power_of_two_above(scale * places) / places, _power_of_two_above(scale))
+    return torch.where(scale == 0, 1.0, power)

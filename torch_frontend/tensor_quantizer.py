@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import checks
+from ..core.arithmetic import ZeroPointDomain
 from ..core.catalog import catalog
 from ..core.choice import check_count
 from ..core.descriptions import QParams, Quantizer
@@ -99,9 +100,8 @@ class TensorQuantizer(nn.Module):
         held = source not in (ScaleSource.STATISTIC, ScaleSource.CONSTANT)
         if held and shape is None and not isinstance(granularity, (PerTensor, PerAxis)):
             raise ValueError(f"a {source} scale of activations must be per tensor or per axis, got {granularity}")
-        known = (
-            () if isinstance(granularity, PerTensor) else None if shape is None else qparams_shape(granularity, shape)
-        )
+        known = None if shape is None else qparams_shape(granularity, shape)
+        known = () if isinstance(granularity, PerTensor) else known
         for name, wanted in (("scale", held), ("zero_point", held and q.affine)):
             unset = torch.full((0,) if known is None else known, torch.nan, dtype=torch.float32)
             if source in (ScaleSource.LEARNED, ScaleSource.STATISTIC_THEN_LEARNED):
@@ -280,7 +280,7 @@ class TensorQuantizer(nn.Module):
         zero = zero_point.to(scale.dtype)
         if before is not None:
             return QParams(used, replaced(zero, before.zero_point), width)
-        if q.arithmetic.has_float_zeros:
+        if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
             return QParams(used, replaced(zero, zero.detach().clone()), width)
         code = clamp(round_to_integer(zero.detach(), Rounding.TIES_TO_EVEN), q.format.lo, q.format.hi)
         if width is not None:

@@ -8,6 +8,9 @@ dequantized values, fake quantization, and the gradient of x; and on a part of t
 program for operands (`modes.constants`). The gradients of scale and zero point are sums, and the
 order of a sum is the mode's own; they are held to `tally.sum_bound`.
 
+With a ``dialect`` (`core.dialects`) every quantizer that it can be said of is checked as that of the other system:
+what the dialect says in the place of what the catalog says. A mode whose room refuses such a quantizer is not run.
+
 Compiling takes most of the time. So torch compiles a few quantizers in one program, and a check of the whole catalog
 that is not ``thorough`` takes every entry in every mode as float32, and the first of each kind (class of format, with a
 zero point or without) as bfloat16, float16 and float64 too. (`prove` takes every entry on every input of the former.)
@@ -25,7 +28,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core import Quantizer, catalog
+from ...core import Quantizer, catalog, dialects
 from ...core.catalog import Named
 from ..inputs.checkpoint import CheckpointError, StoredTensor, mapped_values, stored_tensors
 from ..inputs.compare import differences
@@ -86,7 +89,10 @@ class DigitsRow:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Everything `check` found; ``dtypes`` says how many quantizers were taken as each of them."""
+    """Everything `check` found; ``dtypes`` says how many quantizers were taken as each of them.
+
+    ``dialect``: that of the quantizers, None for their own.
+    """
 
     checkpoint: str
     dtypes: Mapping[str, int]
@@ -94,6 +100,7 @@ class CheckResult:
     tensors: tuple[TensorReport, ...]
     rows: tuple[Row, ...]
     digits: tuple[DigitsRow, ...]
+    dialect: str | None = None
 
     @property
     def same(self) -> bool:
@@ -109,6 +116,7 @@ class QuantizersJob:
     quantizers: tuple[str, ...]
     dtype: str
     modes: tuple[str, ...]
+    dialect: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ class Plan:
     modes: tuple[str, ...]
     dtypes: tuple[str, ...]
     jobs: tuple[Job, ...] = field(repr=False)
+    dialect: str | None = None
 
 
 def plan(
@@ -142,6 +151,7 @@ def plan(
     dtypes: Sequence[str] = (),
     *,
     thorough: bool = False,
+    dialect: str | None = None,
 ) -> Plan:
     """The jobs of a check. Everything that can be wrong with the request is found here.
 
@@ -149,13 +159,20 @@ def plan(
         path: a safetensors file; None for the digit classifier of the package, with its logits.
         quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
         thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
+        dialect: of `core.dialects`; None for the quantizers of the catalog as they are. Without names, those entries
+            that have it; and without the logits of the digits, whose quantizers have none.
     Raises:
         CheckpointError: a file that cannot be read, or one without a tensor to check.
         KeyError: an unknown name, with the nearest known ones.
+        ValueError: a quantizer that cannot have the dialect, with the reason.
     """
     from ..inputs.digits import DATA
 
     names = _known("quantizer", quantizers, catalog)
+    if dialect is not None:
+        names = tuple(name for name in names if quantizers or _has(name, dialect))
+        for name in names:
+            quantizer_of(name, dialect)
     chosen_modes = _known("mode", modes, execution.MODES)
     chosen_dtypes = _known("dtype", dtypes, DTYPES)
     others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
@@ -169,9 +186,33 @@ def plan(
     for dtype in chosen_dtypes if others else ():
         picked = [name for name in like if every or dtype == "float32" or _first(name)]
         groups = (tuple(picked[start : start + TOGETHER]) for start in range(0, len(picked), TOGETHER))
-        jobs += [QuantizersJob(source, group, dtype, others) for group in groups]
-    network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if path is None else []
-    return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs))
+        jobs += [QuantizersJob(source, group, dtype, others, dialect) for group in groups]
+    with_digits = path is None and dialect is None
+    network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if with_digits else []
+    return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs), dialect)
+
+
+def quantizer_of(name: str, dialect: str | None) -> Quantizer:
+    """A quantizer of the catalog, in a dialect if one is named.
+
+    Raises:
+        KeyError: an unknown name. ValueError: one that cannot have the dialect, with the reason.
+    """
+    if dialect is None:
+        return catalog[name]
+    try:
+        return catalog[name].replace(**dialects[dialect])
+    except ValueError as error:
+        raise ValueError(f"{name} cannot have the dialect {dialect}: {error}") from error
+
+
+def _has(name: str, dialect: str) -> bool:
+    """Whether an entry can have a dialect."""
+    try:
+        quantizer_of(name, dialect)
+    except ValueError:
+        return False
+    return True
 
 
 def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
@@ -180,10 +221,15 @@ def run_plan(wanted: Plan, *, workers: int = 2) -> Iterator[JobResult]:
 
 
 def check(
-    path: Path | None = None, *, workers: int = 0, thorough: bool = False, **wanted: Sequence[str]
+    path: Path | None = None,
+    *,
+    workers: int = 0,
+    thorough: bool = False,
+    dialect: str | None = None,
+    **wanted: Sequence[str],
 ) -> CheckResult:
     """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
-    chosen = plan(path, thorough=thorough, **wanted)
+    chosen = plan(path, thorough=thorough, dialect=dialect, **wanted)
     return summary(chosen, run_plan(chosen, workers=workers))
 
 
@@ -203,7 +249,7 @@ def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
     for job in wanted.jobs:
         if isinstance(job, QuantizersJob):
             taken[job.dtype] += len(job.quantizers)
-    return CheckResult(str(wanted.path), taken, wanted.modes, tensors, ordered, tuple(digits))
+    return CheckResult(str(wanted.path), taken, wanted.modes, tensors, ordered, tuple(digits), wanted.dialect)
 
 
 def run_job(job: Job) -> JobResult:
@@ -226,20 +272,29 @@ def _known(kind: str, asked: Sequence[str], known: Iterable[str]) -> tuple[str, 
 def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
     """Each quantizer in every mode: first on tensors, then on the knife edges of the scales they have."""
     dtype = DTYPES[job.dtype]
-    reasons = {name: not_applicable(catalog[name].granularity) for name in job.quantizers}
-    missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in reasons for mode in job.modes}
+    own = {name: quantizer_of(name, job.dialect) for name in job.quantizers}
+    reasons = {name: not_applicable(q.granularity) for name, q in own.items()}
+    missing = {
+        (name, mode): reasons[name] or execution.unavailable(mode) or execution.refusal(mode, q)
+        for name, q in own.items()
+        for mode in job.modes
+    }
     modes = [mode for mode in job.modes if not execution.unavailable(mode)]
     totals = {key: Tally() for key in missing}
     folded = set[tuple[str, str]]()  # the first piece of each is tried as constants of a program too
-    streams = {name: _pieces(job.path, catalog[name], dtype) for name in reasons if modes and not reasons[name]}
+    runs = [name for name in own if not all(missing[name, mode] for mode in job.modes)]
+    streams = {name: _pieces(job.path, own[name], dtype) for name in runs}
     for pieces, ended in _in_step(streams):
         cases = {
-            name: Case(catalog[name], piece.x, _cotangent(piece.x.shape, dtype.name), piece.qparams)
+            name: Case(own[name], piece.x, _cotangent(piece.x.shape, dtype.name), piece.qparams)
             for name, piece in pieces.items()
         }
         expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
         for mode in modes:
             asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
+            asked = [name for name in asked if not missing[name, mode]]
+            if not asked:
+                continue
             for names in [asked] if mode == "torch compiled" else [[name] for name in asked]:
                 found = _answers(mode, {name: cases[name] for name in names})
                 for name in expected.keys() & found.keys():

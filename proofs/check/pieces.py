@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.arithmetic import ZeroPointDomain
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor, PerToken, qparams_shape
 from ...core.quantizer import choose_qparams
@@ -150,9 +151,8 @@ def given_rows(q: Quantizer, values: Array, scale: Any, zero_point: Any, source:
     table.reshape(-1)[: len(values)] = values
     real.reshape(-1)[: len(values)] = True
     wide = np.float64 if values.dtype == np.float64 else np.float32
-    zero = (
-        None if zero_point is None else np.full(count, zero_point, wide if q.arithmetic.has_float_zeros else np.int32)
-    )
+    kind = np.int32 if q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER else wide
+    zero = None if zero_point is None else np.full(count, zero_point, kind)
     return Rows(table, real, source, np.full(count, scale, wide), zero)
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.arithmetic import ZeroPointDomain
 from ...core.descriptions import Quantizer
+from ...core.operations import working_dtype
 from ...core.quantizer import choose_qparams
 from ..inputs.bits import is_float
 from ..inputs.compare import Comparison, describe, differences
@@ -188,7 +191,8 @@ def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str
 
     ``64 * ceil(log64 n) * 2**-24 * sum(|terms|)`` for n float32 terms added in rows of at most 64, and then the sums of
     the rows in the same way, in any order, which also covers sums in float64; ``n * 2**-126`` for terms flushed to
-    zero; and one unit in the last place for the roundings of both results. Of float64 terms 2**-53 and 2**-1022.
+    zero; and one unit in the last place for the roundings of both results. Of float64 terms 2**-53 and 2**-1022. Where
+    an arithmetic rounds sums to 16 bits, two units in the last place of those.
     Source: Higham, Accuracy and Stability of Numerical Algorithms, section 4.2.
     """
     scale, zero = _parameters(expected)
@@ -197,14 +201,24 @@ def sum_bound(q: Quantizer, piece: Piece, g: Array, expected: Results, name: str
     offset: Any = 0 if zero is None else zero[owner]
     per_zero = scale[owner]
     with np.errstate(all="ignore"):
-        if q.arithmetic.has_float_zeros:
-            x = (piece.x.astype(scale.dtype) - offset).astype(np.float64)
-            offset, per_zero = (q.format.lo + q.format.hi + 1) // 2, np.ones_like(per_zero)
+        match q.arithmetic.zero_point_domain:
+            case ZeroPointDomain.INTEGER:
+                pass
+            case ZeroPointDomain.FLOAT:
+                x = (piece.x.astype(scale.dtype) - offset).astype(np.float64)
+                offset, per_zero = (q.format.lo + q.format.hi + 1) // 2, np.ones_like(per_zero)
+            case ZeroPointDomain.SHIFT:
+                x = (piece.x.astype(scale.dtype) + offset).astype(np.float64)
+                offset, per_zero = 0, np.ones_like(per_zero)
         distance = expected.codes.astype(np.float64) - offset - np.where(passes, x / scale[owner].astype(np.float64), 0)
         terms = np.abs(cotangent * (distance if name == SUMS[0] else np.where(passes, 0, per_zero)))
     total = np.bincount(owner.reshape(-1), terms.reshape(-1), len(scale))
     n = owner.size // len(scale)
-    ulp = np.spacing(np.abs(_result(expected, name).reshape(-1))).astype(np.float64)
+    size = np.abs(_result(expected, name).reshape(-1))
+    ulp = np.spacing(size).astype(np.float64)
+    work = working_dtype(q.arithmetic, piece.x.dtype)
+    if work.itemsize == 2:
+        ulp = ulp + 2 * float(ml_dtypes.finfo(work).eps) * size.astype(np.float64)  # type: ignore[no-untyped-call]
     of_terms = np.finfo(scale.dtype)
     unit, flushed = float(of_terms.eps) / 2, float(of_terms.smallest_normal)
     return np.asarray(ROW * math.ceil(math.log(n, ROW)) * unit * total + n * flushed + ulp)

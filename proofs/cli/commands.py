@@ -76,6 +76,9 @@ def check(
     quantizer: Names = None,
     mode: Modes = None,
     dtype: Dtypes = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Check quantizers in the arithmetic of another system.", metavar="NAME")
+    ] = None,
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
@@ -91,8 +94,8 @@ def check(
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
     try:
-        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough)
-    except (CheckpointError, KeyError) as error:
+        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough, dialect=dialect)
+    except (CheckpointError, KeyError, ValueError) as error:
         _refuse(error.args[0])
     _refuse_if_alone(wanted.modes)
     start = time.monotonic()

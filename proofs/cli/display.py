@@ -75,6 +75,7 @@ def _check_table(result: CheckResult) -> Table:
         own = [rows[name, mode] for mode in modes]
         compared = min((row.tally.compared + row.tally.sums for row in own if not row.missing), default=0)
         table.add_row(name, f"{compared:,}", *map(_cell, own))
+    table.title = None if result.dialect is None else f"dialect {result.dialect}"
     table.caption = "results that differ from the specification (mode numpy), bit for bit"
     return table
 

@@ -21,6 +21,7 @@ def check_json(result: CheckResult, command: str, seconds: float) -> str:
         "command": command,
         "same": result.same,
         "checkpoint": result.checkpoint,
+        "dialect": result.dialect,
         "modes": result.modes,
         "dtypes": result.dtypes,
         "seconds": round(seconds, 1),

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import core
+from ...core.arithmetic import NanRule, ZeroPointDomain
 from ...core.descriptions import QParams, Quantizer, QuantizerGradients
-from ...core.granularity import qparams_shape
+from ...core.granularity import PerBlock, qparams_shape
 from ...core.requirements import lacking
 from . import programs
 from .arrays import to_jax, to_numpy, to_torch
@@ -130,7 +131,7 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
     """
     _check_mode(mode)
     x, g = np.asarray(x), np.asarray(g)
-    refused = mode in REFUSES and not q.format.has_nan
+    refused = mode in REFUSES and not q.format.has_nan and q.arithmetic.nan is NanRule.PROPAGATE
     number = np.where(np.isnan(x), np.zeros_like(x), x) if refused else x
     if mode == "numpy":
         chosen = core.choose_qparams(q, x) if qparams is None else qparams
@@ -168,6 +169,24 @@ def unavailable(mode: str) -> str | None:
     except ImportError as error:
         return f"{package} cannot be imported: {error}"
     return programs.missing_compiler() if mode == "torch compiled" else None
+
+
+@cache
+def refusal(mode: str, q: Quantizer) -> str | None:
+    """Why the room of a mode refuses a quantizer that the specification computes, in one line, or None.
+
+    Asked of the room itself, with an empty array. Raises as `unavailable`.
+    """
+    package = _framework(mode)
+    if package is None:
+        return None
+    room: Any = programs.torch_room() if package == "torch" else programs.jax_room()
+    nothing = np.zeros((0, *q.granularity.shape[1:]) if isinstance(q.granularity, PerBlock) else (0, 256), np.float32)
+    try:
+        room.choose_qparams(q, to_torch(nothing) if package == "torch" else to_jax(nothing))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def not_installed(mode: str) -> str | None:
@@ -248,7 +267,7 @@ def _run_torch(program: programs.Program, arguments: Any) -> Any:
 @cache
 def _placeholder(q: Quantizer, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[Array, Array | None]:
     scale = np.ones(shape, np.float64 if dtype == np.float64 else np.float32)
-    kind = scale.dtype if q.arithmetic.has_float_zeros else np.int32
+    kind = np.int32 if q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER else scale.dtype
     return scale, np.full(shape, q.format.lo, kind) if q.affine else None
 
 

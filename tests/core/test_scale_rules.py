@@ -47,7 +47,7 @@ def f32(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.array(values, np.float32)
 
 
-@pytest.mark.parametrize("name", ["torch_frontend", "jax_backend"])
+@pytest.mark.parametrize("name", ["jax_backend"])
 @pytest.mark.parametrize("function", ["choose_qparams", "fake_quantize"])
 @pytest.mark.parametrize(("field", "value"), [*OTHERS, ("floor", 0.0)], ids=lambda v: str(v))
 def test_other_ways_to_choose_are_left_to_core(field: str, value: Any, name: str, function: str) -> None:

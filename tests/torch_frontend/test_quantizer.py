@@ -360,11 +360,6 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         "`g` must have the dtype of x",
         lambda f: f.fake_quantize_vjp(SYMMETRIC, ROW, GOOD, ROW.half()),
     ),
-    "arithmetic": (
-        ValueError,
-        "must be the default in samebits.torch_frontend",
-        lambda f: f.fake_quantize(SYMMETRIC.replace(division="reciprocal"), ROW),
-    ),
 }
 
 
