@@ -266,7 +266,7 @@ def _dequantized(q: Quantizer, x: Array, scale: Array, zero_point: Array | None,
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    return kernels.by_scale(q, scale, compute, x)
+    return kernels.by_scale(q, scale, compute, x, zero_point)
 
 
 def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
@@ -331,7 +331,7 @@ def _centred_codes(
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         return kernels.centred(q, codes, scale, zero_point).astype(dtype)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x, zero_point)
 
 
 def _of_channels(values: Array, y: Array) -> Array:

@@ -1,0 +1,346 @@
+"""Codes and values of every `Arithmetic` but the default, whose own are in `kernels`: other people's formulas.
+
+Without checks and without `jax.jit`, as `kernels`. Numbers are those of the working dtype (`operations.working_dtype`);
+``subnormals`` says whether they are computed by `operations`, which heeds subnormals, or by `ordinary`, which XLA
+vectorizes; `by_range` decides that when the program runs. Scales may be zero or subnormal, where a rule has no floor.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..core.arithmetic import ClampOrder, Division, NanRule, ZeroPointDomain, ZeroPointOrder
+from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
+from ..core.directions import Rounding
+from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
+from ..core.granularity import Shape
+from . import operations, ordinary
+from .arrays import barrier, bit_pattern, from_pattern, is_subnormal_or_zero, layout, with_sign_of
+from .bit_width import code_range
+from .blocks import expand_blocks
+from .grid import encode, limit_to_grid, round_to_grid
+from .ieee_any import is_zero
+from .operations import FLOAT64, round_to_dtype, with_float64, working_dtype
+from .ste import passing_mask
+from .zero_point import middle_code
+
+Array = jax.Array
+Result = TypeVar("Result")
+DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC, Rounding.LEARNED)
+SMALL = 2.0**-60
+
+
+def is_other(q: Quantizer) -> bool:
+    """Whether codes and values are computed here: an arithmetic that is not the default, or scales without a floor."""
+    usual = q.arithmetic.is_default or (q.affine and q.arithmetic.has_float_zeros)
+    return not usual or q.scale.floor == 0
+
+
+def by_range(
+    q: Quantizer,
+    scale: Array,
+    zero_point: Array | None,
+    compute: Callable[[bool], Result],
+    x: Array | None,
+    dtype: Any,
+) -> Result:
+    """``compute(subnormals)``: whether subnormals must be heeded, decided by the operands when the program runs.
+
+    With scales and their reciprocals of at least 2**-63 a subnormal ``x``, or a subnormal quotient, is less than 2**-63
+    steps, and zero points of at least 2**-80 leave no subnormal difference that is more. Where that decides something,
+    ``x`` must have no number so small but zero.
+
+    Args:
+        x: None where codes are given.
+        dtype: of ``x``, or of the values.
+    """
+    work = working_dtype(q.arithmetic, dtype)
+    with with_float64(work):
+        if work == jnp.float16 or (work == FLOAT64 and np.dtype(dtype) != FLOAT64):
+            return compute(False)  # nothing is subnormal in the dtype that it is computed in
+        form = layout(scale.dtype)
+        whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+        tells = _tells_small_numbers(q)
+        if _has_small_numbers(q) or (tells and (x is None or not whole)):
+            return compute(True)
+        half = 2.0 ** (form.min_exponent // 2)
+        plain = jnp.all((scale >= half) & (scale <= 1 / half))
+        if zero_point is not None and not whole:
+            size, least = jnp.abs(zero_point), 2.0 ** (form.min_exponent + 2 * form.mantissa)
+            plain &= jnp.all((bit_pattern(size) == 0) | ((size >= least) & (size <= 2.0 ** (-form.min_exponent - 26))))
+        if tells and x is not None:
+            plain &= jnp.all(_far_from_subnormals(q, x, scale))
+        chosen: Result = lax.cond(plain, lambda: compute(False), lambda: compute(True))
+        return chosen
+
+
+def _far_from_subnormals(q: Quantizer, x: Array, scale: Array) -> Array:
+    """Whether each ``x`` is zero, or its quotient by the scale, and it too, is at least 2**-62 (float64: 2**-510)."""
+    wide = x.astype(scale.dtype)
+    least = jnp.maximum(scale, 1) * 2.0 ** (layout(scale.dtype).min_exponent // 2 + 1)
+    small = jnp.abs(wide) < expand_blocks(least, q.granularity, x.shape)
+    return ~small | is_zero(x)
+
+
+def _tells_small_numbers(q: Quantizer) -> bool:
+    """Whether the least number is told from zero, or the sign of zero counts."""
+    at_zero = q.gradient in ON_QUOTIENT and q.format.lo == 0
+    at_zero |= q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING
+    return q.rounding in DIRECTED or at_zero or _keeps_signs(q) or not isinstance(q.format, IntegerFormat)
+
+
+def _has_small_numbers(q: Quantizer) -> bool:
+    """Whether the format has numbers, or decides, below `SMALL`."""
+    match q.format:
+        case FloatFormat():
+            least = 2.0 ** (q.format.min_exponent - q.format.mantissa_bits - 1)
+        case CodebookFormat():
+            sizes = map(abs, (*q.format.midpoints, *q.format.values))
+            least = min((size for size in sizes if size), default=1.0)
+        case TernaryFormat():
+            least = q.format.threshold or 1.0
+        case _:
+            return q.relaxed
+    return least < SMALL
+
+
+def _keeps_signs(q: Quantizer) -> bool:
+    """Whether a zero may be negative."""
+    return q.arithmetic.keep_negative_zero or q.format.negative_zero
+
+
+def operations_for(subnormals: bool) -> ModuleType:
+    """`operations` where subnormals must be heeded, else `ordinary`."""
+    return operations if subnormals else ordinary
+
+
+def unclamped_codes(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None = None, *, subnormals: bool
+) -> tuple[Array, Array, Array | None]:
+    """``x / s``; the codes as the clamp sees them; and the zero point where it is still to be added after the clamp.
+
+    The codes are rounded unless the arithmetic clamps first. The zero point comes after the clamp when it comes after a
+    rounding that itself comes after the clamp.
+    """
+    a, by = q.arithmetic, operations_for(subnormals)
+    work = working_dtype(a, x.dtype)
+    expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
+    value, s = round_to_dtype(x, work), round_to_dtype(scale, work)
+    zero = expand(in_work(zero_point, s))
+    if a.zero_point_domain is ZeroPointDomain.FLOAT:
+        low = operations.multiply_add(s, jnp.full_like(s, -middle_code(q)), in_work(zero_point, s), a)
+        value, zero = by.add(value, expand(barrier(-low)), a), jnp.zeros_like(zero)
+    elif a.zero_point_domain is ZeroPointDomain.SHIFT:
+        value, zero = _sum(q, value, zero, by), jnp.zeros_like(zero)
+    multiplies = a.division is Division.RECIPROCAL
+    over = expand(barrier(operations.reciprocal(s, a)) if multiplies else s)
+    quotient = (by.multiply if multiplies else by.true_divide)(value, over, a)
+    if a.zero_point_order is ZeroPointOrder.AFTER_ROUNDING:
+        if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
+            return quotient, _seen(q, quotient, subnormals), zero
+        rounded = _on_grid(q, quotient, noise)
+        unclamped = _sum(q, rounded, zero, by) if q.affine else rounded
+        return quotient, unclamped, None
+    if multiplies and a.fused_multiply_add:
+        shifted = by.multiply_add(value, over, zero, a)
+        shifted = _signed(q, shifted, from_pattern(bit_pattern(value) ^ bit_pattern(over), work), zero)
+    else:
+        shifted = _sum(q, quotient, zero, by)
+    shifted = _seen(q, shifted, subnormals)
+    if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
+        return quotient, shifted, None
+    return quotient, _on_grid(q, shifted, noise), None
+
+
+def _seen(q: Quantizer, u: Array, subnormals: bool) -> Array:
+    """``u``, where integers follow with the smallest normal number for subnormals: XLA compares those as zeros."""
+    if not (subnormals and isinstance(q.format, IntegerFormat)) or u.dtype == jnp.float16:
+        return u
+    form = layout(u.dtype)
+    return jnp.where(is_subnormal_or_zero(u) & ~is_zero(u), with_sign_of(jnp.asarray(form.smallest), u), u)
+
+
+def in_work(zero_point: Array | None, scale: Array) -> Array:
+    """The zero point in the dtype of a scale, 0 when symmetric; integers rounded once."""
+    if zero_point is None:
+        return jnp.zeros_like(scale)
+    if jnp.issubdtype(zero_point.dtype, jnp.floating):
+        return round_to_dtype(zero_point, scale.dtype)
+    wide = FLOAT64 if scale.dtype == FLOAT64 else np.dtype(np.float32)
+    return round_to_dtype(zero_point.astype(wide), scale.dtype)
+
+
+def _sum(q: Quantizer, a: Array, b: Array, by: ModuleType) -> Array:
+    """``a + b``, with its sign where that counts, which compilers drop of a constant zero."""
+    total: Array = by.add(a, b, q.arithmetic)
+    return _signed(q, total, a, b)
+
+
+def _signed(q: Quantizer, total: Array, a: Array, b: Array) -> Array:
+    """``total``, a sum; where it is zero, negative if that of zeros with the signs of ``a`` and ``b`` is."""
+    if not _keeps_signs(q):
+        return total
+    both = from_pattern(bit_pattern(a) & bit_pattern(b) & layout(a.dtype).sign, total.dtype)
+    return jnp.where(is_zero(total), both, total)
+
+
+def _on_grid(q: Quantizer, u: Array, noise: Array | None) -> Array:
+    return round_to_dtype(round_to_grid(q, _wide(u), noise), u.dtype)
+
+
+def _wide(x: Array) -> Array:
+    return x if x.dtype == FLOAT64 else round_to_dtype(x, np.float32)
+
+
+def _limits(q: Quantizer, later: Array | None, dtype: Any, bit_width: Array | None) -> tuple[Array, Array]:
+    """Limits of the clamp: the format's, inwards to a number of the dtype, less the zero point that is added later."""
+    wide = FLOAT64 if dtype == FLOAT64 else np.dtype(np.float32)
+    drop = {2: 16 if dtype == jnp.bfloat16 else 13}.get(np.dtype(dtype).itemsize, 0)
+    largest = float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    if bit_width is None:
+        ends = np.clip(np.asarray((q.format.lo, q.format.hi), np.float64), -largest, largest).astype(wide)
+        patterns = ends.view(layout(wide).integer) >> drop << drop
+        limits = [jnp.asarray(end) for end in patterns.view(wide)]
+    else:
+        patterns = (bit_pattern(jnp.clip(end.astype(wide), -largest, largest)) for end in code_range(q, bit_width))
+        limits = [from_pattern(bits >> drop << drop, wide) for bits in patterns]
+    if later is not None:
+        limits = [_wide(round_to_dtype(limit - _wide(later), dtype)) for limit in limits]
+    low, high = (round_to_dtype(limit, dtype) for limit in limits)
+    return low, high
+
+
+def _clamped(x: Array, low: Array, high: Array) -> Array:
+    """As `clamp`, with limits that may be arrays; zeros keep their sign."""
+    wide = _wide(x)
+    limited = jnp.where(wide < _wide(low), _wide(low), jnp.where(wide > _wide(high), _wide(high), wide))
+    return round_to_dtype(limited, x.dtype)
+
+
+def codes(
+    q: Quantizer,
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    noise: Array | None = None,
+    *,
+    subnormals: bool,
+    bit_width: Array | None = None,
+) -> Array:
+    """Codes in the working dtype; NaN where the NaN rule propagates it."""
+    _, unclamped, later = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)
+    found = limited(q, unclamped, later, noise, bit_width, subnormals=subnormals)
+    match q.arithmetic.nan:
+        case NanRule.PROPAGATE:
+            return found
+        case NanRule.ZERO_POINT:
+            propagating = q.replace(nan=NanRule.PROPAGATE)
+            zeros = jnp.zeros_like(x)
+            instead = codes(propagating, zeros, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
+        case rule:
+            lo, hi = (q.format.lo, q.format.hi) if bit_width is None else code_range(q, bit_width)
+            number = {NanRule.LOWEST: lo, NanRule.HIGHEST: hi}.get(rule, jnp.clip(0, lo, hi))
+            wide = FLOAT64 if found.dtype == FLOAT64 else np.dtype(np.float32)
+            instead = round_to_dtype(jnp.asarray(number, wide), found.dtype)
+    return jnp.where(jnp.isnan(found), instead, found)
+
+
+def limited(
+    q: Quantizer,
+    unclamped: Array,
+    later: Array | None,
+    noise: Array | None,
+    bit_width: Array | None,
+    *,
+    subnormals: bool,
+) -> Array:
+    """Codes for those that the clamp sees."""
+    if isinstance(q.format, IntegerFormat):
+        found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width))
+    else:
+        found = round_to_dtype(limit_to_grid(q, _wide(unclamped)), unclamped.dtype)
+    if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
+        found = _on_grid(q, found, noise)
+        if later is not None and q.affine:
+            found = _sum(q, found, later, operations_for(subnormals))
+    if not _keeps_signs(q):
+        zero = found == 0 if isinstance(q.format, IntegerFormat) else is_zero(found)
+        found = jnp.where(zero, jnp.zeros_like(found), found)
+    return found
+
+
+def passing(
+    q: Quantizer,
+    quotient: Array,
+    unclamped: Array,
+    later: Array | None,
+    bit_width: Array | None = None,
+    *,
+    subnormals: bool,
+) -> Array:
+    """Where the gradient passes, also where the limits of the clamp move with the zero point."""
+    if q.gradient is Gradient.PASS_THROUGH or (later is None and bit_width is None):
+        return passing_mask(q, _wide(_seen(q, quotient, subnormals)), _wide(unclamped))
+    if later is None:  # exact limits
+        low, high = code_range(q, bit_width)  # type: ignore[arg-type]
+        low, high = low.astype(_wide(unclamped).dtype), high.astype(_wide(unclamped).dtype)
+    else:
+        low, high = map(_wide, _limits(q, later, unclamped.dtype, bit_width))
+    return ~((_wide(unclamped) < low) | (_wide(unclamped) > high))
+
+
+def values(
+    q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, dtype: Any, *, subnormals: bool
+) -> Array:
+    """``(code - z) * s`` in the working dtype, that of ``codes``, rounded once to ``dtype``."""
+    a, by = q.arithmetic, operations_for(subnormals)
+    expand = partial(expand_blocks, granularity=q.granularity, shape=codes.shape)
+    s = round_to_dtype(scale, codes.dtype)
+    zero, spread = expand(in_work(zero_point, s)), expand(s)
+    if a.zero_point_domain is ZeroPointDomain.INTEGER:
+        centred = _sum(q, codes, -zero, by) if q.affine else codes
+        value = by.multiply(centred, spread, a)
+    else:
+        shift = a.zero_point_domain is ZeroPointDomain.SHIFT
+        centred = codes if shift else by.add(codes, jnp.full_like(codes, -middle_code(q)), a)
+        offset = -zero if shift else zero
+        value = by.multiply_add(centred, spread, offset, a)
+        zeros = bit_pattern(centred) & bit_pattern(offset) & layout(codes.dtype).sign
+        value = jnp.where(is_zero(value), from_pattern(zeros, value.dtype), value)
+    value = round_to_dtype(value, dtype)
+    if q.scale.signed:
+        return jnp.where(is_zero(value), jnp.zeros_like(value), value)
+    return value
+
+
+def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:
+    """``code - z`` of integer codes and zero points, exact, in float32 (or float64)."""
+    if not q.affine:
+        return _wide(codes)
+    zero = in_work(zero_point, round_to_dtype(scale, codes.dtype))
+    return _wide(codes) - expand_blocks(_wide(zero), q.granularity, codes.shape)
+
+
+def zero_points(q: Quantizer, zero_point: Array | None, scale: Array, dtype: Any, shape: Shape) -> Array:
+    """The zero point of every element as it is computed with, in the dtype of the scale.
+
+    Args:
+        dtype: of ``x``.
+    """
+    with with_float64(working_dtype(q.arithmetic, dtype)):
+        s = round_to_dtype(scale, working_dtype(q.arithmetic, dtype))
+        return round_to_dtype(expand_blocks(in_work(zero_point, s), q.granularity, shape), scale.dtype)
+
+
+def encoded(q: Quantizer, codes: Array) -> Array:
+    """Codes as integers; NaN, if the format has none, as 0 or the code next to it."""
+    wide = _wide(codes)
+    if not q.format.has_nan:
+        wide = jnp.where(jnp.isnan(wide), jnp.clip(0, q.format.lo, q.format.hi).astype(wide.dtype), wide)
+    return encode(q, wide)
