@@ -6,7 +6,6 @@ Terms round in the working dtype, as the formula of `Gradient` in that arithmeti
 
 from collections.abc import Callable
 from functools import reduce
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 from ..core.arithmetic import ZeroPointDomain
 from ..core.descriptions import Gradient, Quantizer
 from ..core.granularity import Granularity, PerTensor
-from .arithmetics import by_range, codes, in_work, operations_for, passing, unclamped_codes
+from .arithmetics import Operations, by_range, codes, in_work, operations_for, passing, unclamped_codes
 from .arrays import add as added
 from .bit_width import code_range, range_slopes
 from .blocks import expand_blocks
@@ -42,7 +41,7 @@ def gradients(
     """As `gradients.gradients`; ``factor`` is that of the gradient rule."""
 
     def compute(subnormals: bool) -> tuple[Array, Array, Array | None]:
-        by, work = operations_for(subnormals), working_dtype(q.arithmetic, x.dtype)
+        by, work = operations_for(subnormals, x, scale), working_dtype(q.arithmetic, x.dtype)
         passes, _, distance = _distances(q, x, scale, zero_point, noise(), bit_width, subnormals=subnormals)
         wide = round_to_dtype(g, work)
         terms = by.multiply(wide, distance, q.arithmetic)
@@ -77,7 +76,7 @@ def bit_width_gradient(
     def compute(subnormals: bool) -> Array:
         work = working_dtype(q.arithmetic, x.dtype)
         passes, found, _ = _distances(q, x, scale, zero_point, noise(), bit_width, subnormals=subnormals)
-        terms = _at_ends(q, found, scale, round_to_dtype(g, work), bit_width, operations_for(subnormals))
+        terms = _at_ends(q, found, scale, round_to_dtype(g, work), bit_width, operations_for(subnormals, x, scale))
         terms = jnp.where(passes, jnp.zeros_like(terms), terms)
         slope = round_to_dtype(range_slopes(q, bit_width)[1], work)
         return _reduced(terms, PerTensor(), slope, scale.dtype)
@@ -100,7 +99,7 @@ def tangent(
     of_x, of_scale, of_zero, of_rounding, of_width = moves
 
     def compute(subnormals: bool) -> Array:
-        by, work = operations_for(subnormals), working_dtype(q.arithmetic, x.dtype)
+        by, work = operations_for(subnormals, x, scale), working_dtype(q.arithmetic, x.dtype)
         passes, found, distance = _distances(q, x, scale, zero_point, noise(), bit_width, subnormals=subnormals)
 
         def spread(move: Array) -> Array:
@@ -109,7 +108,7 @@ def tangent(
         def by_rule(terms: Array) -> Array:
             if q.gradient is not Gradient.LEARNED_SCALE:
                 return terms
-            return by.multiply(terms, round_to_dtype(jnp.asarray(factor), work), q.arithmetic)  # type: ignore[no-any-return]
+            return by.multiply(terms, round_to_dtype(jnp.asarray(factor), work), q.arithmetic)
 
         addends = []
         if of_x is not None:
@@ -148,7 +147,7 @@ def _distances(
     subnormals: bool,
 ) -> tuple[Array, Array, Array]:
     """Where the gradient passes, the codes, and what the scale is multiplied by: ``(code - z) - m * x / s``."""
-    by, a, work = operations_for(subnormals), q.arithmetic, working_dtype(q.arithmetic, x.dtype)
+    by, a, work = operations_for(subnormals, x, scale), q.arithmetic, working_dtype(q.arithmetic, x.dtype)
     quotient, unclamped, later = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)
     passes = passing(q, quotient, unclamped, later, bit_width, subnormals=subnormals)
     found = codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
@@ -178,13 +177,13 @@ def _per_zero(q: Quantizer, scale: Array, like: Array) -> Array:
             return -jnp.ones_like(like)
 
 
-def _at_ends(q: Quantizer, found: Array, scale: Array, move: Array, bit_width: Array, by: ModuleType) -> Array:
+def _at_ends(q: Quantizer, found: Array, scale: Array, move: Array, bit_width: Array, by: Operations) -> Array:
     """``move * s`` where codes are the largest, ``-move * s`` elsewhere if signed."""
     wide = found if found.dtype == FLOAT64 else round_to_dtype(found, np.float32)
     hi = round_to_dtype(code_range(q, bit_width)[1].astype(wide.dtype), found.dtype)
     ends = jnp.where(found == hi, move, -move if q.format.lo else jnp.zeros_like(move))
     over = expand_blocks(round_to_dtype(scale, move.dtype), q.granularity, found.shape)
-    return by.multiply(ends, over, q.arithmetic)  # type: ignore[no-any-return]
+    return by.multiply(ends, over, q.arithmetic)
 
 
 def _of_rounding(q: Quantizer, passes: Array, scale: Array, g: Array, v: Array, dtype: Any) -> Array:

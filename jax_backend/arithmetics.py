@@ -7,8 +7,7 @@ vectorizes; `by_range` decides that when the program runs. Scales may be zero or
 
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,17 @@ from ..core.directions import Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
 from . import operations, ordinary
-from .arrays import barrier, bit_pattern, from_pattern, is_subnormal_or_zero, layout, with_sign_of
+from .arrays import (
+    barrier,
+    bit_pattern,
+    from_pattern,
+    hidden_zero,
+    is_subnormal_or_zero,
+    layout,
+    magnitude,
+    short_product,
+    with_sign_of,
+)
 from .bit_width import code_range
 from .blocks import expand_blocks
 from .grid import encode, limit_to_grid, round_to_grid
@@ -32,6 +41,7 @@ from .zero_point import middle_code
 
 Array = jax.Array
 Result = TypeVar("Result")
+Operation = Callable[..., Array]
 DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC, Rounding.LEARNED)
 SMALL = 2.0**-60
 
@@ -62,15 +72,17 @@ def by_range(
     """
     work = working_dtype(q.arithmetic, dtype)
     with with_float64(work):
-        if work == jnp.float16 or (work == FLOAT64 and np.dtype(dtype) != FLOAT64):
-            return compute(False)  # nothing is subnormal in the dtype that it is computed in
+        if not _flushes(work, dtype):
+            return compute(False)
         form = layout(scale.dtype)
         whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         tells = _tells_small_numbers(q)
         if _has_small_numbers(q) or (tells and (x is None or not whole)):
             return compute(True)
         half = 2.0 ** (form.min_exponent // 2)
-        plain = jnp.all((scale >= half) & (scale <= 1 / half))
+        plain = jnp.all((scale >= half) & (scale <= (1 if x is not None and _adds_to_signed_zeros(q) else 1 / half)))
+        if zero_point is not None and jnp.issubdtype(zero_point.dtype, jnp.floating):
+            plain &= jnp.all(bit_pattern(zero_point) != layout(zero_point.dtype).sign)
         if zero_point is not None and not whole:
             size, least = jnp.abs(zero_point), 2.0 ** (form.min_exponent + 2 * form.mantissa)
             plain &= jnp.all((bit_pattern(size) == 0) | ((size >= least) & (size <= 2.0 ** (-form.min_exponent - 26))))
@@ -82,17 +94,28 @@ def by_range(
 
 def _far_from_subnormals(q: Quantizer, x: Array, scale: Array) -> Array:
     """Whether each ``x`` is zero, or its quotient by the scale, and it too, is at least 2**-62 (float64: 2**-510)."""
-    wide = x.astype(scale.dtype)
     least = jnp.maximum(scale, 1) * 2.0 ** (layout(scale.dtype).min_exponent // 2 + 1)
-    small = jnp.abs(wide) < expand_blocks(least, q.granularity, x.shape)
-    return ~small | is_zero(x)
+    bound = expand_blocks(bit_pattern(least), q.granularity, x.shape)
+    unsigned = np.dtype(f"uint{8 * scale.dtype.itemsize}")  # where 0 - 1 is the largest integer
+    size = magnitude(x if x.dtype == scale.dtype else round_to_dtype(x, scale.dtype))
+    return (size - 1).astype(unsigned) >= (bound - 1).astype(unsigned)
 
 
 def _tells_small_numbers(q: Quantizer) -> bool:
-    """Whether the least number is told from zero, or the sign of zero counts."""
+    """Whether the least number is told from zero, or its sign counts."""
     at_zero = q.gradient in ON_QUOTIENT and q.format.lo == 0
-    at_zero |= q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING
-    return q.rounding in DIRECTED or at_zero or _keeps_signs(q) or not isinstance(q.format, IntegerFormat)
+    if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:  # a limit of 0, for what is not rounded yet
+        at_zero |= q.affine or 0 in (q.format.lo, q.format.hi)
+    at_zero |= _adds_to_signed_zeros(q) and q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER
+    return bool(q.rounding in DIRECTED or at_zero or not isinstance(q.format, IntegerFormat))
+
+
+def _adds_to_signed_zeros(q: Quantizer) -> bool:
+    """Whether a zero point is added to quotients of which the sign of a zero counts.
+
+    Those are 0 for no ``x`` but 0 where scales are at most 1.
+    """
+    return _keeps_signs(q) and q.arithmetic.zero_point_order is ZeroPointOrder.BEFORE_ROUNDING
 
 
 def _has_small_numbers(q: Quantizer) -> bool:
@@ -115,9 +138,26 @@ def _keeps_signs(q: Quantizer) -> bool:
     return q.arithmetic.keep_negative_zero or q.format.negative_zero
 
 
-def operations_for(subnormals: bool) -> ModuleType:
-    """`operations` where subnormals must be heeded, else `ordinary`."""
-    return operations if subnormals else ordinary
+class Operations(NamedTuple):
+    """Those of `operations`, or of `ordinary`."""
+
+    multiply: Operation
+    add: Operation
+    divide: Operation
+    true_divide: Operation
+    multiply_add: Operation
+
+
+def operations_for(subnormals: bool, x: Array | None = None, scale: Array | None = None) -> Operations:
+    """`operations` where subnormals must be heeded, else `ordinary`.
+
+    Args:
+        x, scale: which a compiler does not know; None where there is nothing but the operands, which costs more.
+    """
+    if subnormals:
+        return Operations(*(getattr(operations, name) for name in Operations._fields))
+    zero = None if x is None or scale is None else ordinary.hidden_zero(x, scale)
+    return Operations(*(partial(getattr(ordinary, name), zero=zero) for name in Operations._fields))
 
 
 def unclamped_codes(
@@ -128,7 +168,7 @@ def unclamped_codes(
     The codes are rounded unless the arithmetic clamps first. The zero point comes after the clamp when it comes after a
     rounding that itself comes after the clamp.
     """
-    a, by = q.arithmetic, operations_for(subnormals)
+    a, by = q.arithmetic, operations_for(subnormals, x, scale)
     work = working_dtype(a, x.dtype)
     expand = partial(expand_blocks, granularity=q.granularity, shape=x.shape)
     value, s = round_to_dtype(x, work), round_to_dtype(scale, work)
@@ -138,6 +178,10 @@ def unclamped_codes(
         value, zero = by.add(value, expand(barrier(-low)), a), jnp.zeros_like(zero)
     elif a.zero_point_domain is ZeroPointDomain.SHIFT:
         value, zero = _sum(q, value, zero, by), jnp.zeros_like(zero)
+    flushes = not subnormals and _flushes(work, x.dtype)
+    if flushes and _adds_to_signed_zeros(q):  # a quotient that is flushed keeps the sign of x; -0.0 + 0 has none
+        nothing = expand(hidden_zero(scale).astype(work))
+        value = jnp.where(bit_pattern(value) == layout(work).sign, nothing, value)
     multiplies = a.division is Division.RECIPROCAL
     over = expand(barrier(operations.reciprocal(s, a)) if multiplies else s)
     quotient = (by.multiply if multiplies else by.true_divide)(value, over, a)
@@ -145,17 +189,28 @@ def unclamped_codes(
         if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
             return quotient, _seen(q, quotient, subnormals), zero
         rounded = _on_grid(q, quotient, noise)
-        unclamped = _sum(q, rounded, zero, by) if q.affine else rounded
-        return quotient, unclamped, None
-    if multiplies and a.fused_multiply_add:
-        shifted = by.multiply_add(value, over, zero, a)
-        shifted = _signed(q, shifted, from_pattern(bit_pattern(value) ^ bit_pattern(over), work), zero)
-    else:
-        shifted = _sum(q, quotient, zero, by)
+        return quotient, _sum(q, rounded, zero, by) if q.affine else rounded, None
+    shifted = quotient
+    if q.affine or (_keeps_signs(q) and not flushes):
+        if not (multiplies and a.fused_multiply_add):
+            shifted = by.add(quotient, zero, a)
+        elif subnormals or work.itemsize == 2 or not q.affine:
+            shifted = by.multiply_add(value, over, zero, a)
+        else:
+            shifted = ordinary.multiply_add_integer(value, over, zero, ordinary.hidden_zero(x, scale))
+        if flushes and _keeps_signs(q):
+            shifted = jnp.where(zero == 0, quotient, shifted)
+        else:
+            shifted = _signed(q, shifted, quotient, zero)
     shifted = _seen(q, shifted, subnormals)
     if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
         return quotient, shifted, None
     return quotient, _on_grid(q, shifted, noise), None
+
+
+def _flushes(work: Any, dtype: Any) -> bool:
+    """Whether numbers of a working dtype may be subnormal in the one that XLA computes them in."""
+    return work != jnp.float16 and (work != FLOAT64 or np.dtype(dtype) == FLOAT64)
 
 
 def _seen(q: Quantizer, u: Array, subnormals: bool) -> Array:
@@ -176,7 +231,7 @@ def in_work(zero_point: Array | None, scale: Array) -> Array:
     return round_to_dtype(zero_point.astype(wide), scale.dtype)
 
 
-def _sum(q: Quantizer, a: Array, b: Array, by: ModuleType) -> Array:
+def _sum(q: Quantizer, a: Array, b: Array, by: Operations) -> Array:
     """``a + b``, with its sign where that counts, which compilers drop of a constant zero."""
     total: Array = by.add(a, b, q.arithmetic)
     return _signed(q, total, a, b)
@@ -216,9 +271,11 @@ def _limits(q: Quantizer, later: Array | None, dtype: Any, bit_width: Array | No
     return low, high
 
 
-def _clamped(x: Array, low: Array, high: Array) -> Array:
+def _clamped(x: Array, low: Array, high: Array, signed: bool) -> Array:
     """As `clamp`, with limits that may be arrays; zeros keep their sign."""
     wide = _wide(x)
+    if not signed:
+        return round_to_dtype(jnp.clip(wide, _wide(low), _wide(high)), x.dtype)
     limited = jnp.where(wide < _wide(low), _wide(low), jnp.where(wide > _wide(high), _wide(high), wide))
     return round_to_dtype(limited, x.dtype)
 
@@ -245,9 +302,12 @@ def codes(
             instead = codes(propagating, zeros, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
         case rule:
             lo, hi = (q.format.lo, q.format.hi) if bit_width is None else code_range(q, bit_width)
-            number = {NanRule.LOWEST: lo, NanRule.HIGHEST: hi}.get(rule, jnp.clip(0, lo, hi))
+            nearest = np.clip(0, lo, hi) if bit_width is None else jnp.clip(0, lo, hi)
+            number = {NanRule.LOWEST: lo, NanRule.HIGHEST: hi}.get(rule, nearest)
             wide = FLOAT64 if found.dtype == FLOAT64 else np.dtype(np.float32)
             instead = round_to_dtype(jnp.asarray(number, wide), found.dtype)
+            if not subnormals and bit_width is None and number == 0:
+                instead = expand_blocks(hidden_zero(scale).astype(found.dtype), q.granularity, x.shape)
     return jnp.where(jnp.isnan(found), instead, found)
 
 
@@ -262,17 +322,24 @@ def limited(
 ) -> Array:
     """Codes for those that the clamp sees."""
     if isinstance(q.format, IntegerFormat):
-        found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width))
+        found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width), _keeps_signs(q))
     else:
         found = round_to_dtype(limit_to_grid(q, _wide(unclamped)), unclamped.dtype)
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
-        found = _on_grid(q, found, noise)
+        found = before = _on_grid(q, found, noise)
         if later is not None and q.affine:
-            found = _sum(q, found, later, operations_for(subnormals))
-    if not _keeps_signs(q):
+            found = round_to_dtype(_wide(found) + _wide(later), found.dtype)  # of integers
+            found = _signed(q, found, before, later)
+    whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
+    if not (_keeps_signs(q) or (whole and _short(q, found.dtype) and not subnormals)):
         zero = found == 0 if isinstance(q.format, IntegerFormat) else is_zero(found)
         found = jnp.where(zero, jnp.zeros_like(found), found)
     return found
+
+
+def _short(q: Quantizer, work: Any) -> bool:
+    """Whether a value is a `short_product`, which sees to the sign of zeros."""
+    return isinstance(q.format, IntegerFormat) and np.dtype(work).itemsize > 2 and not q.relaxed
 
 
 def passing(
@@ -303,14 +370,18 @@ def values(
     expand = partial(expand_blocks, granularity=q.granularity, shape=codes.shape)
     s = round_to_dtype(scale, codes.dtype)
     zero, spread = expand(in_work(zero_point, s)), expand(s)
+    plain, signed = subnormals or not _short(q, codes.dtype), _keeps_signs(q)
     if a.zero_point_domain is ZeroPointDomain.INTEGER:
         centred = _sum(q, codes, -zero, by) if q.affine else codes
-        value = by.multiply(centred, spread, a)
+        value = by.multiply(centred, spread, a) if plain else short_product(centred, spread, signed_zero=signed)
     else:
         shift = a.zero_point_domain is ZeroPointDomain.SHIFT
         centred = codes if shift else by.add(codes, jnp.full_like(codes, -middle_code(q)), a)
         offset = -zero if shift else zero
-        value = by.multiply_add(centred, spread, offset, a)
+        if plain or a.fused_multiply_add:
+            value = by.multiply_add(centred, spread, offset, a)
+        else:
+            value = short_product(centred, spread, signed_zero=True) + offset
         zeros = bit_pattern(centred) & bit_pattern(offset) & layout(codes.dtype).sign
         value = jnp.where(is_zero(value), from_pattern(zeros, value.dtype), value)
     value = round_to_dtype(value, dtype)

@@ -24,7 +24,7 @@ def is_zero(x: Array) -> Array:
 
 def is_infinite(x: Array) -> Array:
     """Whether ``x`` is an infinity."""
-    return magnitude(x) == layout(x.dtype).exponent
+    return jnp.equal(magnitude(x), layout(x.dtype).exponent)
 
 
 def add_any(a: Array, b: Array) -> Array:
@@ -82,7 +82,9 @@ def multiply_add_any(a: Array, b: Array, c: Array, *, odd: bool = False) -> Arra
     apart = lax.clamp(-reach, of_c - of_product, reach)
     beside = from_pattern(((apart << form.mantissa) + form.one) | form.integer(0), a.dtype)
     addend = jnp.where(is_zero(c), jnp.zeros_like(c), with_sign_of(from_one_to_two(third, a.dtype) * beside, c))
-    high, low = exact_product(x, y, a, b)
+    # a product of its own (see `arrays.product`); that x and y are no NaN, compilers may know
+    whole = jnp.where(jnp.isnan(a), y, jnp.where(jnp.isnan(b), x, x * y))
+    high, low = exact_product(x, y, whole)
     total, rest = _rounded_sum(high, low, addend)
     significand, shift = parts(total)
     lost = jnp.where(rest == 0, 0, jnp.where((rest > 0) == (total > 0), 1, -1)).astype(form.integer)
@@ -98,22 +100,21 @@ def multiply_add_any(a: Array, b: Array, c: Array, *, odd: bool = False) -> Arra
     return jnp.where(nan, jnp.asarray(jnp.nan, a.dtype), result)
 
 
-def exact_product(x: Array, y: Array, a: Array, b: Array) -> tuple[Array, Array]:
+def exact_product(x: Array, y: Array, product: Array) -> tuple[Array, Array]:
     """``x * y`` as the rounded product and what it lost, exactly: neither may be subnormal or overflow.
 
     Halves of significands multiply exactly, so the sums below may be contracted or not.
 
     Args:
-        a, b: numbers from outside, of which a compiler cannot know that they are no NaN.
+        product: ``x * y``, rounded, which compilers may contract with nothing.
 
     Source: Dekker, A floating-point technique for extending the available precision (1971).
     """
-    high = jnp.where(jnp.isnan(a), y, jnp.where(jnp.isnan(b), x, x * y))  # a product of its own; see `arrays.product`
-    (x1, x2), (y1, y2) = _halves(x), _halves(y)
-    return high, ((x1 * y1 - high) + x1 * y2 + x2 * y1) + x2 * y2
+    (x1, x2), (y1, y2) = halves(x), halves(y)
+    return product, ((x1 * y1 - product) + x1 * y2 + x2 * y1) + x2 * y2
 
 
-def _halves(x: Array) -> tuple[Array, Array]:
+def halves(x: Array) -> tuple[Array, Array]:
     """The nearest number with half as many bits (of float64 26), and the rest, which has no more."""
     form = layout(x.dtype)
     last = form.integer(1 << (form.mantissa + 2) // 2)
@@ -130,10 +131,9 @@ def exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 def to_odd(total: Array, rest: Array) -> Array:
     """``total + rest`` rounded to odd, where ``total`` is that rounded to nearest."""
-    bits = bit_pattern(total)
-    away = (rest > 0) == (bits >= 0)
-    even = (rest != 0) & (bits & 1 == 0)
-    return from_pattern(jnp.where(even, jnp.where(away, bits + 1, bits - 1), bits), total.dtype)
+    form, bits = layout(total.dtype), bit_pattern(total)
+    inwards = lax.shift_right_logical(bits ^ bit_pattern(rest), form.integer(8 * bits.dtype.itemsize - 1))
+    return from_pattern(jnp.where(rest == 0, bits, (bits - inwards) | form.integer(1)), total.dtype)
 
 
 def _rounded_sum(high: Array, low: Array, addend: Array) -> tuple[Array, Array]:

@@ -327,6 +327,8 @@ def _codes_and_zero_points(
 
     codes = kernels.by_scale(q, scale, compute, x, zero_point)
     if is_other(q):
+        integers = isinstance(q.format, IntegerFormat) and not q.arithmetic.keep_negative_zero
+        codes = jnp.where(codes == 0, 0, codes) if integers else codes
         return codes, arithmetics.zero_points(q, zero_point, scale, x.dtype, x.shape)
     codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
     return codes, kernels.zero_points(q, zero_point, scale, x.shape)

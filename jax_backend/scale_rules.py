@@ -407,7 +407,7 @@ def parameters_of_range(q: Quantizer, dtype: Any, low: Array, high: Array, lower
 def given_parameters(q: Quantizer, x: Array) -> QParams:
     """`ScaleRule.scale_value` and `ScaleRule.zero_point_value` for every block."""
     final, shape = np.dtype(checks.scale_dtype(x.dtype.name)), qparams_shape(q.granularity, x.shape)
-    scale = _restricted(q, jnp.full(shape, q.scale.scale_value, final))
+    scale = _restricted(q, jnp.full(shape, q.scale.scale_value or 0, final))
     scale = round_to_dtype(round_to_dtype(scale, scale_dtypes(q, x.dtype)[1]), final)
     integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
     zero = jnp.full(shape, q.scale.zero_point_value, np.int32 if integers else final)
