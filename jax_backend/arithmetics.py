@@ -193,15 +193,13 @@ def unclamped_codes(
     shifted = quotient
     if q.affine or (_keeps_signs(q) and not flushes):
         if not (multiplies and a.fused_multiply_add):
-            shifted = by.add(quotient, zero, a)
+            shifted = by.add(quotient, zero, a) if flushes else _sum(q, quotient, zero, by)
         elif subnormals or work.itemsize == 2 or not q.affine:
             shifted = by.multiply_add(value, over, zero, a)
         else:
             shifted = ordinary.multiply_add_integer(value, over, zero, ordinary.hidden_zero(x, scale))
         if flushes and _keeps_signs(q):
             shifted = jnp.where(zero == 0, quotient, shifted)
-        else:
-            shifted = _signed(q, shifted, quotient, zero)
     shifted = _seen(q, shifted, subnormals)
     if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
         return quotient, shifted, None
@@ -210,7 +208,7 @@ def unclamped_codes(
 
 def _flushes(work: Any, dtype: Any) -> bool:
     """Whether numbers of a working dtype may be subnormal in the one that XLA computes them in."""
-    return work != jnp.float16 and (work != FLOAT64 or np.dtype(dtype) == FLOAT64)
+    return bool(work != jnp.float16 and (work != FLOAT64 or np.dtype(dtype) == FLOAT64))
 
 
 def _seen(q: Quantizer, u: Array, subnormals: bool) -> Array:
@@ -232,17 +230,13 @@ def in_work(zero_point: Array | None, scale: Array) -> Array:
 
 
 def _sum(q: Quantizer, a: Array, b: Array, by: Operations) -> Array:
-    """``a + b``, with its sign where that counts, which compilers drop of a constant zero."""
-    total: Array = by.add(a, b, q.arithmetic)
-    return _signed(q, total, a, b)
-
-
-def _signed(q: Quantizer, total: Array, a: Array, b: Array) -> Array:
-    """``total``, a sum; where it is zero, negative if that of zeros with the signs of ``a`` and ``b`` is."""
+    """``a + b``, with its sign where that counts, also where ``b`` is a constant zero, which compilers do not add."""
+    total = by.add(a, b, q.arithmetic)
     if not _keeps_signs(q):
         return total
-    both = from_pattern(bit_pattern(a) & bit_pattern(b) & layout(a.dtype).sign, total.dtype)
-    return jnp.where(is_zero(total), both, total)
+    a, b = operations.flush(a, q.arithmetic), operations.flush(b, q.arithmetic)
+    both = from_pattern(bit_pattern(a) & bit_pattern(b), total.dtype)
+    return jnp.where(is_zero(a) & is_zero(b), both, total)
 
 
 def _on_grid(q: Quantizer, u: Array, noise: Array | None) -> Array:
@@ -292,7 +286,15 @@ def codes(
 ) -> Array:
     """Codes in the working dtype; NaN where the NaN rule propagates it."""
     _, unclamped, later = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)
-    found = limited(q, unclamped, later, noise, bit_width, subnormals=subnormals)
+    found = limited(q, unclamped, later, noise, bit_width)
+    quick = not subnormals and _short(q, found.dtype)
+    nothing = expand_blocks(hidden_zero(scale).astype(found.dtype), q.granularity, x.shape)
+    if not _keeps_signs(q):
+        if not quick:
+            zero = found == 0 if isinstance(q.format, IntegerFormat) else is_zero(found)
+            found = jnp.where(zero, jnp.zeros_like(found), found)
+        elif q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:  # else values see to that
+            found = found + nothing
     match q.arithmetic.nan:
         case NanRule.PROPAGATE:
             return found
@@ -306,8 +308,8 @@ def codes(
             number = {NanRule.LOWEST: lo, NanRule.HIGHEST: hi}.get(rule, nearest)
             wide = FLOAT64 if found.dtype == FLOAT64 else np.dtype(np.float32)
             instead = round_to_dtype(jnp.asarray(number, wide), found.dtype)
-            if not subnormals and bit_width is None and number == 0:
-                instead = expand_blocks(hidden_zero(scale).astype(found.dtype), q.granularity, x.shape)
+            if quick and bit_width is None and number == 0:
+                instead = nothing
     return jnp.where(jnp.isnan(found), instead, found)
 
 
@@ -317,23 +319,16 @@ def limited(
     later: Array | None,
     noise: Array | None,
     bit_width: Array | None,
-    *,
-    subnormals: bool,
 ) -> Array:
-    """Codes for those that the clamp sees."""
+    """Codes for those that the clamp sees; integers may have either sign where they are 0."""
     if isinstance(q.format, IntegerFormat):
         found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width), _keeps_signs(q))
     else:
         found = round_to_dtype(limit_to_grid(q, _wide(unclamped)), unclamped.dtype)
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
-        found = before = _on_grid(q, found, noise)
+        found = _on_grid(q, found, noise)
         if later is not None and q.affine:
-            found = round_to_dtype(_wide(found) + _wide(later), found.dtype)  # of integers
-            found = _signed(q, found, before, later)
-    whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
-    if not (_keeps_signs(q) or (whole and _short(q, found.dtype) and not subnormals)):
-        zero = found == 0 if isinstance(q.format, IntegerFormat) else is_zero(found)
-        found = jnp.where(zero, jnp.zeros_like(found), found)
+            found = _sum(q, found, later, operations_for(False))  # of integers
     return found
 
 
@@ -371,19 +366,23 @@ def values(
     s = round_to_dtype(scale, codes.dtype)
     zero, spread = expand(in_work(zero_point, s)), expand(s)
     plain, signed = subnormals or not _short(q, codes.dtype), _keeps_signs(q)
+    quick = not subnormals and _flushes(codes.dtype, dtype)  # no zero point is -0.0 then
     if a.zero_point_domain is ZeroPointDomain.INTEGER:
-        centred = _sum(q, codes, -zero, by) if q.affine else codes
+        centred = codes
+        if q.affine:
+            centred = by.add(codes, -zero, a) if quick else _sum(q, codes, -zero, by)
         value = by.multiply(centred, spread, a) if plain else short_product(centred, spread, signed_zero=signed)
     else:
         shift = a.zero_point_domain is ZeroPointDomain.SHIFT
-        centred = codes if shift else by.add(codes, jnp.full_like(codes, -middle_code(q)), a)
+        centred = codes if shift else _sum(q, codes, jnp.full_like(codes, -middle_code(q)), by)
         offset = -zero if shift else zero
         if plain or a.fused_multiply_add:
             value = by.multiply_add(centred, spread, offset, a)
         else:
             value = short_product(centred, spread, signed_zero=True) + offset
-        zeros = bit_pattern(centred) & bit_pattern(offset) & layout(codes.dtype).sign
-        value = jnp.where(is_zero(value), from_pattern(zeros, value.dtype), value)
+        if not quick or signed:  # as in `_sum`
+            zeros = bit_pattern(centred) & bit_pattern(offset)
+            value = jnp.where(is_zero(centred) & is_zero(offset), from_pattern(zeros, value.dtype), value)
     value = round_to_dtype(value, dtype)
     if q.scale.signed:
         return jnp.where(is_zero(value), jnp.zeros_like(value), value)

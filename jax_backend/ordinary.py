@@ -74,6 +74,7 @@ def multiply_add(a: Array, b: Array, c: Array, arithmetic: Arithmetic, zero: Arr
         high, low = exact_product(x, y, _product(x, y, zero))
         total = rounded_sum(high, low, z)
     plain = high + z  # of infinities, and where it has the sign of a zero
+    plain = jnp.where((high == 0) & (z == 0), from_pattern(bit_pattern(high) & bit_pattern(z), plain.dtype), plain)
     total = jnp.where(jnp.isfinite(plain) & (total != 0), total, plain)
     return _rounded(total, a.dtype, arithmetic)
 

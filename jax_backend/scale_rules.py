@@ -345,7 +345,8 @@ def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale
 
 
 def _code(q: Quantizer, code: Array) -> Array:
-    return jnp.where(jnp.isnan(code), np.clip(0, q.format.lo, q.format.hi), code).astype(jnp.int32)
+    nearest = int(np.clip(0, q.format.lo, q.format.hi))
+    return jnp.where(jnp.isnan(code), nearest, code).astype(jnp.int32)
 
 
 def _stretched(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> tuple[Array, Array]:
