@@ -13,9 +13,9 @@ from ..core import checks
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import Shape
-from .arithmetics import is_other
 from .arrays import as_array, in_numpy, is_concrete, widen
 from .operations import round_to_dtype
+from .small_numbers import is_other
 
 Array = jax.Array
 

@@ -15,12 +15,13 @@ import numpy as np
 from ..core.arithmetic import ZeroPointDomain
 from ..core.descriptions import Gradient, Quantizer
 from ..core.granularity import Granularity, PerTensor
-from .arithmetics import Operations, by_range, codes, in_work, operations_for, passing, unclamped_codes
+from .arithmetics import Operations, codes, in_work, operations_for, passing, unclamped_codes
 from .arrays import add as added
 from .bit_width import code_range, range_slopes
 from .blocks import expand_blocks
 from .learned_rounding import rounding_slope
 from .operations import FLOAT64, multiply, round_to_dtype, working_dtype
+from .small_numbers import by_range
 from .ste import block_sum
 from .zero_point import middle_code
 

@@ -7,17 +7,15 @@ vectorizes; `by_range` decides that when the program runs. Scales may be zero or
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..core.arithmetic import ClampOrder, Division, NanRule, ZeroPointDomain, ZeroPointOrder
-from ..core.descriptions import ON_QUOTIENT, Gradient, Quantizer
-from ..core.directions import Rounding
-from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
+from ..core.descriptions import Gradient, Quantizer
+from ..core.formats import IntegerFormat
 from ..core.granularity import Shape
 from . import operations, ordinary
 from .arrays import (
@@ -27,7 +25,6 @@ from .arrays import (
     hidden_zero,
     is_subnormal_or_zero,
     layout,
-    magnitude,
     short_product,
     with_sign_of,
 )
@@ -36,106 +33,12 @@ from .blocks import expand_blocks
 from .grid import encode, limit_to_grid, round_to_grid
 from .ieee_any import is_zero
 from .operations import FLOAT64, round_to_dtype, with_float64, working_dtype
+from .small_numbers import adds_to_signed_zeros, flushes, keeps_signs
 from .ste import passing_mask
 from .zero_point import middle_code
 
 Array = jax.Array
-Result = TypeVar("Result")
 Operation = Callable[..., Array]
-DIRECTED = (Rounding.TOWARD_POSITIVE, Rounding.TOWARD_NEGATIVE, Rounding.STOCHASTIC, Rounding.LEARNED)
-SMALL = 2.0**-60
-
-
-def is_other(q: Quantizer) -> bool:
-    """Whether codes and values are computed here: an arithmetic that is not the default, or scales without a floor."""
-    usual = q.arithmetic.is_default or (q.affine and q.arithmetic.has_float_zeros)
-    return not usual or q.scale.floor == 0
-
-
-def by_range(
-    q: Quantizer,
-    scale: Array,
-    zero_point: Array | None,
-    compute: Callable[[bool], Result],
-    x: Array | None,
-    dtype: Any,
-) -> Result:
-    """``compute(subnormals)``: whether subnormals must be heeded, decided by the operands when the program runs.
-
-    With scales and their reciprocals of at least 2**-63 a subnormal ``x``, or a subnormal quotient, is less than 2**-63
-    steps, and zero points of at least 2**-80 leave no subnormal difference that is more. Where that decides something,
-    ``x`` must have no number so small but zero.
-
-    Args:
-        x: None where codes are given.
-        dtype: of ``x``, or of the values.
-    """
-    work = working_dtype(q.arithmetic, dtype)
-    with with_float64(work):
-        if not _flushes(work, dtype):
-            return compute(False)
-        form = layout(scale.dtype)
-        whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
-        tells = _tells_small_numbers(q)
-        if _has_small_numbers(q) or (tells and (x is None or not whole)):
-            return compute(True)
-        half = 2.0 ** (form.min_exponent // 2)
-        plain = jnp.all((scale >= half) & (scale <= (1 if x is not None and _adds_to_signed_zeros(q) else 1 / half)))
-        if zero_point is not None and jnp.issubdtype(zero_point.dtype, jnp.floating):
-            plain &= jnp.all(bit_pattern(zero_point) != layout(zero_point.dtype).sign)
-        if zero_point is not None and not whole:
-            size, least = jnp.abs(zero_point), 2.0 ** (form.min_exponent + 2 * form.mantissa)
-            plain &= jnp.all((bit_pattern(size) == 0) | ((size >= least) & (size <= 2.0 ** (-form.min_exponent - 26))))
-        if tells and x is not None:
-            plain &= jnp.all(_far_from_subnormals(q, x, scale))
-        chosen: Result = lax.cond(plain, lambda: compute(False), lambda: compute(True))
-        return chosen
-
-
-def _far_from_subnormals(q: Quantizer, x: Array, scale: Array) -> Array:
-    """Whether each ``x`` is zero, or its quotient by the scale, and it too, is at least 2**-62 (float64: 2**-510)."""
-    least = jnp.maximum(scale, 1) * 2.0 ** (layout(scale.dtype).min_exponent // 2 + 1)
-    bound = expand_blocks(bit_pattern(least), q.granularity, x.shape)
-    unsigned = np.dtype(f"uint{8 * scale.dtype.itemsize}")  # where 0 - 1 is the largest integer
-    size = magnitude(x if x.dtype == scale.dtype else round_to_dtype(x, scale.dtype))
-    return (size - 1).astype(unsigned) >= (bound - 1).astype(unsigned)
-
-
-def _tells_small_numbers(q: Quantizer) -> bool:
-    """Whether the least number is told from zero, or its sign counts."""
-    at_zero = q.gradient in ON_QUOTIENT and q.format.lo == 0
-    if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:  # a limit of 0, for what is not rounded yet
-        at_zero |= q.affine or 0 in (q.format.lo, q.format.hi)
-    at_zero |= _adds_to_signed_zeros(q) and q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER
-    return bool(q.rounding in DIRECTED or at_zero or not isinstance(q.format, IntegerFormat))
-
-
-def _adds_to_signed_zeros(q: Quantizer) -> bool:
-    """Whether a zero point is added to quotients of which the sign of a zero counts.
-
-    Those are 0 for no ``x`` but 0 where scales are at most 1.
-    """
-    return _keeps_signs(q) and q.arithmetic.zero_point_order is ZeroPointOrder.BEFORE_ROUNDING
-
-
-def _has_small_numbers(q: Quantizer) -> bool:
-    """Whether the format has numbers, or decides, below `SMALL`."""
-    match q.format:
-        case FloatFormat():
-            least = 2.0 ** (q.format.min_exponent - q.format.mantissa_bits - 1)
-        case CodebookFormat():
-            sizes = map(abs, (*q.format.midpoints, *q.format.values))
-            least = min((size for size in sizes if size), default=1.0)
-        case TernaryFormat():
-            least = q.format.threshold or 1.0
-        case _:
-            return q.relaxed
-    return least < SMALL
-
-
-def _keeps_signs(q: Quantizer) -> bool:
-    """Whether a zero may be negative."""
-    return q.arithmetic.keep_negative_zero or q.format.negative_zero
 
 
 class Operations(NamedTuple):
@@ -178,8 +81,8 @@ def unclamped_codes(
         value, zero = by.add(value, expand(barrier(-low)), a), jnp.zeros_like(zero)
     elif a.zero_point_domain is ZeroPointDomain.SHIFT:
         value, zero = _sum(q, value, zero, by), jnp.zeros_like(zero)
-    flushes = not subnormals and _flushes(work, x.dtype)
-    if flushes and _adds_to_signed_zeros(q):  # a quotient that is flushed keeps the sign of x; -0.0 + 0 has none
+    quick = not subnormals and flushes(work, x.dtype)
+    if quick and adds_to_signed_zeros(q):  # a quotient that is flushed keeps the sign of x; -0.0 + 0 has none
         nothing = expand(hidden_zero(scale).astype(work))
         value = jnp.where(bit_pattern(value) == layout(work).sign, nothing, value)
     multiplies = a.division is Division.RECIPROCAL
@@ -191,24 +94,19 @@ def unclamped_codes(
         rounded = _on_grid(q, quotient, noise)
         return quotient, _sum(q, rounded, zero, by) if q.affine else rounded, None
     shifted = quotient
-    if q.affine or (_keeps_signs(q) and not flushes):
+    if q.affine or (keeps_signs(q) and not quick):
         if not (multiplies and a.fused_multiply_add):
-            shifted = by.add(quotient, zero, a) if flushes else _sum(q, quotient, zero, by)
+            shifted = by.add(quotient, zero, a) if quick else _sum(q, quotient, zero, by)
         elif subnormals or work.itemsize == 2 or not q.affine:
             shifted = by.multiply_add(value, over, zero, a)
         else:
             shifted = ordinary.multiply_add_integer(value, over, zero, ordinary.hidden_zero(x, scale))
-        if flushes and _keeps_signs(q):
+        if quick and keeps_signs(q):
             shifted = jnp.where(zero == 0, quotient, shifted)
     shifted = _seen(q, shifted, subnormals)
     if a.clamp_order is ClampOrder.BEFORE_ROUNDING:
         return quotient, shifted, None
     return quotient, _on_grid(q, shifted, noise), None
-
-
-def _flushes(work: Any, dtype: Any) -> bool:
-    """Whether numbers of a working dtype may be subnormal in the one that XLA computes them in."""
-    return bool(work != jnp.float16 and (work != FLOAT64 or np.dtype(dtype) == FLOAT64))
 
 
 def _seen(q: Quantizer, u: Array, subnormals: bool) -> Array:
@@ -232,7 +130,7 @@ def in_work(zero_point: Array | None, scale: Array) -> Array:
 def _sum(q: Quantizer, a: Array, b: Array, by: Operations) -> Array:
     """``a + b``, with its sign where that counts, also where ``b`` is a constant zero, which compilers do not add."""
     total = by.add(a, b, q.arithmetic)
-    if not _keeps_signs(q):
+    if not keeps_signs(q):
         return total
     a, b = operations.flush(a, q.arithmetic), operations.flush(b, q.arithmetic)
     both = from_pattern(bit_pattern(a) & bit_pattern(b), total.dtype)
@@ -289,7 +187,7 @@ def codes(
     found = limited(q, unclamped, later, noise, bit_width)
     quick = not subnormals and _short(q, found.dtype)
     nothing = expand_blocks(hidden_zero(scale).astype(found.dtype), q.granularity, x.shape)
-    if not _keeps_signs(q):
+    if not keeps_signs(q):
         if not quick:
             zero = found == 0 if isinstance(q.format, IntegerFormat) else is_zero(found)
             found = jnp.where(zero, jnp.zeros_like(found), found)
@@ -322,7 +220,7 @@ def limited(
 ) -> Array:
     """Codes for those that the clamp sees; integers may have either sign where they are 0."""
     if isinstance(q.format, IntegerFormat):
-        found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width), _keeps_signs(q))
+        found = _clamped(unclamped, *_limits(q, later, unclamped.dtype, bit_width), keeps_signs(q))
     else:
         found = round_to_dtype(limit_to_grid(q, _wide(unclamped)), unclamped.dtype)
     if q.arithmetic.clamp_order is ClampOrder.BEFORE_ROUNDING:
@@ -365,8 +263,8 @@ def values(
     expand = partial(expand_blocks, granularity=q.granularity, shape=codes.shape)
     s = round_to_dtype(scale, codes.dtype)
     zero, spread = expand(in_work(zero_point, s)), expand(s)
-    plain, signed = subnormals or not _short(q, codes.dtype), _keeps_signs(q)
-    quick = not subnormals and _flushes(codes.dtype, dtype)  # no zero point is -0.0 then
+    plain, signed = subnormals or not _short(q, codes.dtype), keeps_signs(q)
+    quick = not subnormals and flushes(codes.dtype, dtype)  # no zero point is -0.0 then
     if a.zero_point_domain is ZeroPointDomain.INTEGER:
         centred = codes
         if q.affine:

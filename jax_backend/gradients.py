@@ -12,12 +12,12 @@ from ..core import checks
 from ..core.descriptions import Gradient, Quantizer
 from ..core.granularity import PerTensor, Shape
 from . import arithmetic_gradients, kernels
-from .arithmetics import is_other
 from .arrays import hidden_zero, widen
 from .bit_width import code_range, range_slopes, whole_width
 from .blocks import expand_blocks
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
+from .small_numbers import is_other
 from .ste import block_sum, learned_scale_factor, passing_mask
 
 Array = jax.Array

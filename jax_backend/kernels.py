@@ -18,7 +18,6 @@ from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
 from . import arithmetics
-from .arithmetics import by_range, is_other
 from .arrays import (
     add,
     bit_pattern,
@@ -40,6 +39,7 @@ from .clamp import clamp
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
 from .learned_rounding import rounding_offset
+from .small_numbers import by_range, is_other
 from .threefry import rounding_noise
 from .zero_point import middle_code
 

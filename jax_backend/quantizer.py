@@ -41,19 +41,22 @@ from ..core.directions import Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
-from . import arithmetics, kernels, scale_rules
+from . import arithmetics, kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
-from .arithmetics import encoded, is_other
+from .arithmetics import encoded
 from .arrays import as_array, is_concrete, narrow, widen
 from .derivatives import Tangents, differentiable
 from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
-from .operations import round_to_dtype, with_float64, working_dtype
+from .operations import round_to_dtype, working_dtype
+from .parameters import choose_by_rule, is_other_rule
 from .ranges import average_range, percentile_range, searched_range
+from .scale_rules import given_parameters
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .sharding import EVERYWHERE, laid_out_by, like_first, spec_of, spec_of_qparams
 from .signs import with_positive_scales, with_signs
+from .small_numbers import is_other
 from .statistics import absmax, min_max, positive_peak
 from .tangents import Moves, tangent
 from .zero_point import affine_zero_point, float_zero_point
@@ -73,8 +76,8 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
             are at hand; else NaN is the scale).
     """
     x = check_array(q, x)
-    if scale_rules.is_other_rule(q) and q.scale.scale_value is not None:
-        return scale_rules.given_parameters(q, x)
+    if is_other_rule(q) and q.scale.scale_value is not None:
+        return given_parameters(q, x)
     if q.scale.scale_value is not None:
         shape, dtype = qparams_shape(q.granularity, x.shape), checks.scale_dtype(x.dtype.name)
         kind = dtype if q.arithmetic.has_float_zeros else np.int32
@@ -189,8 +192,8 @@ def _width(qparams: QParams) -> Array | None:
 @laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, EVERYWHERE))
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
-    if scale_rules.is_other_rule(q):
-        return _choose_by_rule(q, lax.stop_gradient(x))
+    if is_other_rule(q):
+        return choose_by_rule(q, lax.stop_gradient(x))
     work = widen(lax.stop_gradient(x))
     low, high = _range(q, work)
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
@@ -199,20 +202,6 @@ def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     if q.scale.signed:
         scale = jnp.where(positive_peak(x, q.granularity), -scale, scale)
     return scale, zero_point, finite
-
-
-def _choose_by_rule(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
-    """`_choose` where `scale_rules` has a say."""
-    dtypes = scale_rules.scale_dtypes(q, x.dtype)
-    with with_float64(*dtypes):
-        seen = scale_rules.flushed(q, x, dtypes[0])
-        low, high = scale_rules.range_of(q, seen)
-        finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
-        found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
-        scale, zero_point, *_ = scale_rules.parameters_of_range(q, x.dtype, *found)
-        if q.scale.signed:
-            scale = jnp.where(positive_peak(x, q.granularity), -scale, scale)
-        return scale, zero_point, finite
 
 
 def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
@@ -240,9 +229,6 @@ def _searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, .
     """The range that a search finds; rounding that draws or learns counts as rounding to nearest there."""
     if not q.deterministic:
         q = q.replace(rounding=Rounding.TIES_TO_EVEN)
-
-    if scale_rules.is_other_rule(q):
-        return scale_rules.searched(q, x, low, high)
 
     def fake(low: Array, high: Array) -> Array:
         return _fake_quantize(q, x, *_parameters(q, low, high), None, None)  # type: ignore[no-any-return]

@@ -27,13 +27,11 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import significand_bits
 from ..core.granularity import qparams_shape
-from ..core.scales import INTEGER_SCALE, SEARCHED, SHARED_EXPONENT, Denominator, Restriction, Statistic
-from .arithmetics import by_range, codes, is_other, values
+from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
 from .arrays import barrier, bit_pattern, from_pattern, layout, ordered
 from .blocks import split_blocks
 from .clamp import clamp
 from .elementary import log2
-from .half_quadratic import half_quadratic_range
 from .ieee import parts
 from .ieee_any import is_zero
 from .minifloat import round_to_float
@@ -50,19 +48,12 @@ from .operations import (
     with_float64,
     working_dtype,
 )
-from .ranges import average_range, percentile_range, searched_range
 from .rounding import round_to_integer
 from .scaling import divisor, restrict_scale, scale_of_logarithm
-from .statistics import absmax, min_max
 from .zero_point import middle_code
 
 Array = jax.Array
 PLAIN = Arithmetic()
-
-
-def is_other_rule(q: Quantizer) -> bool:
-    """Whether parameters are chosen here."""
-    return is_other(q) or not q.scale.in_frontends
 
 
 def scale_dtypes(q: Quantizer, dtype: Any) -> tuple[Any, Any]:
@@ -90,41 +81,6 @@ def data_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     low, high = (_of_place(extreme(places, axis=-1), x.dtype) for extreme in (jnp.min, jnp.max))
     low, high = (jnp.where(nan, jnp.asarray(jnp.nan, x.dtype), end) for end in (low, high))
     return widened_range(q, low, high)
-
-
-def range_of(q: Quantizer, x: Array) -> tuple[Array, Array]:
-    """The range that the scale of each block comes from, in the dtype of ``x``, which is `flushed`."""
-    wide = x if x.dtype == FLOAT64 else round_to_dtype(x, FLOAT32)
-    if q.scale.statistic not in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
-        found = (percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range)(q, wide)
-        low, high = (round_to_dtype(end, x.dtype) for end in found)
-        return widened_range(q, low, high) if q.affine else (low, high)
-    if q.affine:
-        return data_range(q, x)
-    if q.scale.denominator is Denominator.LARGER:
-        low, high = (round_to_dtype(end, x.dtype) for end in min_max(wide, q.granularity))
-        return low, high
-    high = round_to_dtype(absmax(wide, q.granularity), x.dtype)
-    return -high, high
-
-
-def searched(q: Quantizer, x: Array, low: Array, high: Array) -> tuple[Array, ...]:
-    """The range that a search finds, for rounding that is deterministic."""
-    wide = np.dtype(checks.scale_dtype(x.dtype.name))
-
-    def attempt(low: Array, high: Array, lower_end: Array | None = None) -> tuple[Array, Array, Array]:
-        scale, zero, *_ = parameters_of_range(q, x.dtype, low, high, lower_end)
-
-        def compute(subnormals: bool) -> tuple[Array, Array]:
-            found = codes(q, x, scale, zero, subnormals=subnormals)
-            return round_to_dtype(found, wide), values(q, found, scale, zero, wide, subnormals=subnormals)
-
-        return scale, *by_range(q, scale, zero, compute, x, x.dtype)
-
-    exact = round_to_dtype(x, wide)
-    if q.scale.statistic is Statistic.HQO:
-        return half_quadratic_range(q, exact, low, high, attempt)
-    return searched_range(q, exact, low, high, lambda low, high: attempt(low, high)[2])
 
 
 def _of_place(place: Array, dtype: Any) -> Array:

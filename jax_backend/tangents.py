@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from ..core.descriptions import Gradient, Quantizer
 from . import arithmetic_gradients, kernels
-from .arithmetics import is_other
 from .arrays import add, narrow, widen
 from .bit_width import code_range, range_slopes
 from .blocks import expand_blocks
 from .gradients import passing, rule_factor
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
+from .small_numbers import is_other
 
 Array = jax.Array
 
