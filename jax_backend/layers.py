@@ -28,6 +28,7 @@ from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout
 from .derivatives import Tangents, differentiable
 from .exact import BYTE, EXACT, integer_contraction
 from .gradients import gradients
+from .ieee_any import multiply_any
 from .sharding import joined, laid_out_by, spec_of
 from .tangents import Moves, tangent
 
@@ -175,7 +176,11 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
         acc = jnp.where(_spoiled(geometry, b), jnp.nan, acc)
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
-    scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
+    if 0 in (layer.q_x.scale.floor, layer.q_w.scale.floor):  # then scales may be subnormal
+        both = multiply_any(*jnp.broadcast_arrays(x_scale, per_output))
+    else:
+        both = x_scale * per_output
+    scale = jnp.maximum(both, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
     return narrow(y, x.dtype)
 

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ..core import checks
 from ..core.arithmetic import (
@@ -27,11 +26,10 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import significand_bits
 from ..core.granularity import qparams_shape
-from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
+from ..core.scales import SHARED_EXPONENT, Denominator, Restriction
 from .arrays import barrier, bit_pattern, from_pattern, layout, ordered
 from .blocks import split_blocks
 from .clamp import clamp
-from .elementary import log2
 from .ieee import parts
 from .ieee_any import is_zero
 from .minifloat import round_to_float
@@ -49,7 +47,7 @@ from .operations import (
     working_dtype,
 )
 from .rounding import round_to_integer
-from .scaling import divisor, restrict_scale, scale_of_logarithm
+from .scaling import divisor, restrict_scale
 from .zero_point import middle_code
 
 Array = jax.Array
@@ -237,31 +235,6 @@ def replace_small(q: Quantizer, scale: Array, dtype: Any) -> Array:
     return jnp.where(small, other, scale)
 
 
-def _restricted(q: Quantizer, scale: Array) -> Array:
-    """As `scaling.restrict_scale`, where scales may be zero or subnormal, too."""
-    if q.scale.floor != 0:
-        return restrict_scale(q, scale)
-    form, bits = layout(scale.dtype), bit_pattern(scale)
-    nan = jnp.asarray(jnp.nan, scale.dtype)
-    if q.scale.signed:
-        return jnp.where(jnp.isfinite(scale), scale, nan)
-    raised = jnp.where(jnp.isnan(scale) | (ordered(scale) > 0), scale, jnp.zeros_like(scale))
-    if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
-        width = form.integer(8 * bits.dtype.itemsize)
-        small = form.integer(1) << (width - lax.clz(jnp.maximum(bits - 1, 0)))  # patterns count smallest subnormals
-        up = (bits + form.integer((1 << form.mantissa) - 1)) & form.exponent
-        up = jnp.where(bits < form.integer(1 << form.mantissa), small, up)
-        up = jnp.minimum(up, form.exponent - form.integer(1 << form.mantissa))
-        raised = from_pattern(jnp.where(bits < 1, form.one, up), scale.dtype)  # what frexp of 0 makes of it
-    if q.scale.restriction in INTEGER_SCALE:
-        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
-        whole = lax.round(raised, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(raised)
-        raised = jnp.maximum(whole, 1)
-    if q.scale.restriction is Restriction.LOG_FLOAT:
-        raised = scale_of_logarithm(q, log2(raised))
-    return jnp.where(jnp.isfinite(scale), raised, nan)
-
-
 def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> Array:
     """Zero point of a range, int32, as `ZeroPointRule` and `ZeroPointScale` say.
 
@@ -346,7 +319,7 @@ def parameters_of_range(q: Quantizer, dtype: Any, low: Array, high: Array, lower
         least = smallest_normal(used if used.itemsize == 2 else final)  # the scale is a number of both dtypes
         scale = _larger(scale, round_to_dtype(jnp.asarray(least), used))
     unrounded = q.scale.scale_dtype is ComputeDtype.FLOAT64 and q.scale.zero_point_rule is not ZeroPointRule.SMALLER_SUM
-    scale = round_to_dtype(_restricted(q, round_to_dtype(scale, FLOAT64 if unrounded else final)), used)
+    scale = round_to_dtype(restrict_scale(q, round_to_dtype(scale, FLOAT64 if unrounded else final)), used)
     if not q.affine:
         return QParams(round_to_dtype(scale, final))
     low, high, raw = (round_to_dtype(v, used) for v in (low if lower_end is None else lower_end, high, raw))
@@ -364,7 +337,7 @@ def parameters_of_range(q: Quantizer, dtype: Any, low: Array, high: Array, lower
 def given_parameters(q: Quantizer, x: Array) -> QParams:
     """`ScaleRule.scale_value` and `ScaleRule.zero_point_value` for every block."""
     final, shape = np.dtype(checks.scale_dtype(x.dtype.name)), qparams_shape(q.granularity, x.shape)
-    scale = _restricted(q, jnp.full(shape, q.scale.scale_value or 0, final))
+    scale = restrict_scale(q, jnp.full(shape, q.scale.scale_value or 0, final))
     scale = round_to_dtype(round_to_dtype(scale, scale_dtypes(q, x.dtype)[1]), final)
     integers = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
     zero = jnp.full(shape, q.scale.zero_point_value, np.int32 if integers else final)

@@ -34,7 +34,9 @@ from samebits.core.arithmetic import (
 )
 from samebits.jax_backend.nn import QuantLinear
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.proofs.inputs.knife_edges import knife_edges, special_values
+from samebits.proofs.inputs.knife_edges import knife_edges
+
+from ..oracles.test_qwix_and_aqt import inputs, qarray, qwix
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow and NaN are what is tested
 Array = NDArray[Any]
@@ -79,7 +81,9 @@ def design(choices: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Points of a lattice among which every pair of values of two fields occurs, few of them; always the same."""
     names, rng = list(choices), np.random.default_rng(0)
     missing = {
-        ((a, i), (b, j)) for a, b in combinations(names, 2) for i, j in product(*(range(len(choices[n])) for n in (a, b)))
+        ((a, i), (b, j))
+        for a, b in combinations(names, 2)
+        for i, j in product(*(range(len(choices[n])) for n in (a, b)))
     }
     points = []
     while missing:
@@ -226,3 +230,159 @@ def test_scale_rules_op_by_op(base: Quantizer) -> None:
     with jax.disable_jit():
         for q, dtype in points(RULES, base):
             check_parameters(q, dtype)
+
+
+# dialects of which compiled programs are looked at here; all of them, in every dtype, with the long tests
+COMPILED = [
+    ("torch_fake_quantize", True, np.dtype(np.float32)),
+    ("torch_quantize", True, np.dtype(np.float32)),
+    ("brevitas", True, BFLOAT16),
+    ("quanto_affine", True, np.dtype(np.float32)),
+    ("aqt", False, np.dtype(np.float16)),
+]
+ALL_COMPILED = [(name, affine, dtype) for name in dialects for affine in (False, True) for dtype in NARROW]
+
+
+def check_compiled(q: Quantizer, dtype: np.dtype[Any]) -> None:
+    """Inside a larger program, which adds what could be contracted with the last product: with scales, with constants.
+
+    `jax.jit` of the other three functions too.
+    """
+    x, qparams = case(q, dtype)
+    given, last = of_jax(qparams), np.resize(np.linspace(-3, 3, 41), x.shape).astype(dtype)
+
+    @jax.jit
+    def program(x: Any, scale: Any, zero: Any, last: Any) -> Any:
+        parameters = QParams(scale, zero)
+        values = jax_backend.fake_quantize(q, x, parameters)
+        return values, values + last, jax_backend.fake_quantize(q, x, given) + last
+
+    values = core.fake_quantize(q, x, qparams)
+    total = np.asarray(values + last)
+    numbers = jnp.asarray(x)
+    found, added, of_constants = program(numbers, given.scale, given.zero_point, jnp.asarray(last))
+    inputs = {"x": x, "scale": qparams.scale, "zero_point": qparams.zero_point}
+    assert_same_bits(values, found, call=f"jit fake_quantize({q})", inputs=inputs)
+    assert_same_bits(total, added, call=f"jit fake_quantize({q}) + last", inputs=inputs)
+    assert_same_bits(total, of_constants, call=f"jit fake_quantize({q}) of constants + last", inputs=inputs)
+
+
+@pytest.mark.parametrize(("name", "affine", "dtype"), COMPILED, ids=str)
+def test_dialects_compiled(name: str, affine: bool, dtype: np.dtype[Any]) -> None:
+    check_compiled(dialect(name, affine), dtype)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "affine", "dtype"), ALL_COMPILED, ids=str)
+def test_all_dialects_compiled(name: str, affine: bool, dtype: np.dtype[Any]) -> None:
+    q = dialect(name, affine)
+    check_compiled(q, dtype)
+    check_codes_and_values(q, dtype)
+    check_parameters(q, dtype)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("base", [SIGNED, UNSIGNED, catalog["float8_e4m3fn_per_channel"]], ids=["s", "a", "float8"])
+def test_points_of_the_lattice_compiled(base: Quantizer) -> None:
+    for q, dtype in points(LATTICE, base):
+        check_compiled(q, dtype)
+        check_codes_and_values(q, dtype)
+
+
+@pytest.mark.parametrize("name", ["torch_fake_quantize", "torch_quantize", "brevitas"])
+def test_float64(name: str) -> None:
+    with jax.enable_x64(True), jax.disable_jit():
+        check_codes_and_values(dialect(name, True), np.dtype(np.float64))
+        check_parameters(dialect(name, True), np.dtype(np.float64))
+
+
+def test_compiled_fake_quantize_of_torch() -> None:
+    """`jax.jit` of the dialect beside the installed torch: 0 differences at the knife edges of 100 scales."""
+    q, rng = dialect("torch_fake_quantize", True), np.random.default_rng(3)
+    scales = np.exp(rng.uniform(-9, 5, (100, 1))).astype(np.float32)
+    zeros = rng.integers(q.format.lo, q.format.hi + 1, scales.shape).astype(np.int32)
+    rows = [knife_edges(q, s, z, np.float32) for s, z in zip(scales[:, 0], zeros[:, 0], strict=True)]
+    x = np.stack([np.resize(row, COLUMNS) for row in rows])
+    found = jax.jit(lambda x, s, z: jax_backend.fake_quantize(q, x, QParams(s, z)))(x, scales, zeros)
+    theirs = [
+        torch.fake_quantize_per_tensor_affine(torch.from_numpy(row), float(s), int(z), q.format.lo, q.format.hi).numpy()
+        for row, s, z in zip(x, scales[:, 0], zeros[:, 0], strict=True)
+    ]
+    assert_same_bits(np.stack(theirs), found, inputs={"x": x, "scale": scales, "zero_point": zeros})
+
+
+@pytest.mark.parametrize("zero", [None, 7])
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_qwix(dtype: np.dtype[Any], zero: int | None) -> None:
+    """The dialect, compiled and op by op, beside the installed Qwix, op by op, as the dialect is described."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        q = qwix(8, dtype, core.PerTensor(), zero is not None)
+        for value in (0.1, 1 / 3, 1.7):
+            scale = np.array([[value]]).astype(dtype)
+            x = inputs(q, float(scale[0, 0]), zero or 0, dtype, random=300)[None]
+            point = None if zero is None else jnp.full((1, 1), zero, jnp.int8)
+            theirs = qarray.quantize_with_scale_zero_point(jnp.asarray(x), jnp.int8, jnp.asarray(scale), point)
+            given = QParams(jnp.asarray(scale[0, 0], np.float32), None if zero is None else jnp.asarray(zero, np.int32))
+            codes = jax_backend.quantize(q, jnp.asarray(x), given)
+            assert_same_bits(np.asarray(theirs.qvalue), codes, inputs=x)
+            with jax.disable_jit():
+                assert_same_bits(np.asarray(theirs.qvalue), jax_backend.quantize(q, jnp.asarray(x), given), inputs=x)
+            assert_same_bits(np.asarray(qarray.dequantize(theirs)), jax_backend.dequantize(q, codes, given, dtype))
+
+
+def test_gradients_are_those_of_the_dialect() -> None:
+    """`jax.grad` in a program, forward mode, and the sums, within the rounding of `ste.block_sum`."""
+    for name in ("torch_fake_quantize", "quanto_affine"):
+        q = dialect(name, True)
+        x, qparams = case(q, np.dtype(np.float32))
+        rows = [0, 1, 2, 7, 8]  # of scales whose terms do not overflow
+        x = np.where(np.isfinite(x), np.clip(x, -1e4, 1e4), np.float32(0))[rows]
+        qparams = QParams(qparams.scale[rows], qparams.zero_point[rows])
+        g = np.resize(np.linspace(-2, 2, 37), x.shape).astype(np.float32)
+        zero = jnp.asarray(qparams.zero_point, np.float32)
+
+        def loss(x: Any, scale: Any, zero: Any, q: Quantizer = q, g: Array = g) -> Any:
+            return jnp.sum(jax_backend.fake_quantize(q, x, QParams(scale, zero)) * jnp.asarray(g))
+
+        dx, d_scale, d_zero = jax.jit(jax.grad(loss, (0, 1, 2)))(jnp.asarray(x), jnp.asarray(qparams.scale), zero)
+        d = core.fake_quantize_vjp(q, x, QParams(qparams.scale, np.asarray(zero)), g)
+        assert_same_bits(d.x, dx, inputs=x)
+        for expected, found in ((d.scale, d_scale), (d.zero_point, d_zero)):
+            bound = 64 * 3 * 2.0**-24 * np.abs(g).sum(1, keepdims=True) * 400
+            assert np.all(np.abs(expected - np.asarray(found)) <= bound)
+            assert np.any(expected != 0)
+        ones = (jnp.ones_like(jnp.asarray(x)), jnp.zeros(qparams.scale.shape), jnp.zeros(zero.shape))
+        operands = jnp.asarray(x), jnp.asarray(qparams.scale), zero
+        _, moved = jax.jvp(lambda *o, q=q: jax_backend.fake_quantize(q, o[0], QParams(*o[1:])), operands, ones)
+        assert_same_bits((d.x != 0) | (g == 0), (np.asarray(moved) != 0) | (g == 0))
+
+
+def test_batches_of_arrays() -> None:
+    q = dialect("torch_quantize", True).replace(granularity=core.PerTensor())
+    x = np.linspace(-3, 3, 600).astype(np.float32).reshape(3, 200)
+    scale, zero = np.array([0.02, 0.1, 0.3], np.float32), np.array([3, 100, 255], np.int32)
+    found = jax.vmap(lambda x, s, z: jax_backend.fake_quantize(q, x, QParams(s, z)))(x, scale, zero)
+    each = [core.fake_quantize(q, *p) for p in zip(x, map(QParams, scale, zero), strict=True)]
+    assert_same_bits(np.stack(each), found, inputs=x)
+
+
+@pytest.mark.parametrize("names", [("torch_fake_quantize", "qwix"), ("quanto_affine", "brevitas")])
+def test_layers(names: tuple[str, str]) -> None:
+    """Contractions of codes are those of core; of values, where zero points are none, within the bound."""
+    q_x = catalog["uint8_affine_per_tensor"].replace(**dialects[names[0]])
+    q_w = SIGNED.replace(**symmetric(dialects[names[1]]))
+    layer = QuantLinear(24, 5, input_quant=q_x, weight_quant=q_w, use_bias=False, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((7, 24)).astype(np.float32)
+    w = np.asarray(layer.kernel[...]).T
+    operands = (q_x, x, core.choose_qparams(q_x, x)), (q_w, w, core.choose_qparams(q_w, w))
+    expected = core.linear(*operands[0], *operands[1])
+    found = nnx.jit(lambda m, x: m(x))(layer, jnp.asarray(x))
+    if names[0] == "torch_fake_quantize":
+        assert_same_bits(expected, found)
+    else:
+        values = [core.fake_quantize(*operand) for operand in operands]
+        assert np.all(np.abs(np.asarray(found) - expected) <= 2 * core.contraction_bound(*values))
+    learning = q_x.replace(source="learned")
+    held = jax_backend.TensorQuantizer(learning)
+    held.train()
+    assert_same_bits(core.fake_quantize(q_x, x), held(jnp.asarray(x)), inputs=x)

@@ -278,7 +278,7 @@ def test_every_room_refuses_it_with_the_same_words(bad: Bad) -> None:
     assert {str(error) for error in refusals.values()} == {str(refusals["core"])}
 
 
-@pytest.mark.parametrize("name", ["torch_frontend", "jax_backend"])
+@pytest.mark.parametrize("name", ["torch_frontend"])
 @pytest.mark.parametrize("function", ["choose_qparams", "fake_quantize"])
 def test_other_arithmetics_are_left_to_core(name: str, function: str) -> None:
     q = INT8.replace(**dialects["torch_fake_quantize"])
