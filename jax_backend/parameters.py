@@ -13,6 +13,7 @@ from ..core.directions import Rounding
 from ..core.scales import SEARCHED, Denominator, Statistic
 from .arithmetics import codes, values
 from .half_quadratic import half_quadratic_range
+from .ieee_any import is_zero
 from .operations import FLOAT32, FLOAT64, round_to_dtype, with_float64
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, parameters_of_range, scale_dtypes, widened_range
@@ -47,7 +48,9 @@ def _range(q: Quantizer, x: Array) -> tuple[Array, Array]:
     if q.scale.statistic not in (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX, *SEARCHED):
         found = (percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range)(q, wide)
         low, high = (round_to_dtype(end, x.dtype) for end in found)
-        return widened_range(q, low, high) if q.affine else (low, high)
+        if not q.affine:
+            return low, high
+        return widened_range(q, jnp.where(is_zero(low), jnp.zeros_like(low), low), high)  # either sign until here
     if q.affine:
         return data_range(q, x)
     if q.scale.denominator is Denominator.LARGER:
