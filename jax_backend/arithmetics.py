@@ -26,13 +26,14 @@ from .arrays import (
     is_subnormal_or_zero,
     layout,
     short_product,
+    with_float64,
     with_sign_of,
 )
 from .bit_width import code_range
 from .blocks import expand_blocks
 from .grid import encode, limit_to_grid, round_to_grid
 from .ieee_any import is_zero
-from .operations import FLOAT64, round_to_dtype, with_float64, working_dtype
+from .operations import FLOAT64, round_to_dtype, working_dtype
 from .small_numbers import adds_to_signed_zeros, flushes, keeps_signs
 from .ste import passing_mask
 from .zero_point import middle_code

@@ -15,9 +15,9 @@ from ..core import checks
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerTensor
 from .arguments import check_array
-from .arrays import as_array, is_concrete, product, widen
+from .arrays import as_array, is_concrete, product, widen, with_float64
 from .derivatives import Tangents, differentiable
-from .operations import round_to_dtype, with_float64
+from .operations import round_to_dtype
 from .parameters import is_other_rule
 from .ranges import mean_and_deviation
 from .scale_rules import flushed, parameters_of_range, scale_dtypes

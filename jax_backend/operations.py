@@ -6,7 +6,6 @@ per block, and for arrays where `ordinary` does not do. 16-bit numbers are compu
 which rounds ``+ - * /`` correctly because 24 >= 2 * 11 + 2 (Figueroa, 1995); fused ones are rounded to odd in between.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -59,12 +58,6 @@ def round_to_dtype(x: Array, dtype: Any) -> Array:
     if dtype == jnp.float16:
         return lax.convert_element_type(_as_float16(_wide(x)), dtype)
     return widen_exactly(_wide(x), dtype)
-
-
-def with_float64(*dtypes: Any) -> AbstractContextManager[Any]:
-    """In which numbers of these dtypes exist: float64 ones do not where ``jax_enable_x64`` is not set."""
-    needed = any(np.dtype(dtype) == FLOAT64 for dtype in dtypes)
-    return jax.enable_x64(True) if needed else nullcontext()
 
 
 def smallest_normal(dtype: Any) -> Any:

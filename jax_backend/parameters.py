@@ -12,9 +12,10 @@ from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.scales import SEARCHED, Denominator, Statistic
 from .arithmetics import codes, values
+from .arrays import with_float64
 from .half_quadratic import half_quadratic_range
 from .ieee_any import is_zero
-from .operations import FLOAT32, FLOAT64, round_to_dtype, with_float64
+from .operations import FLOAT32, FLOAT64, round_to_dtype
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import data_range, flushed, parameters_of_range, scale_dtypes, widened_range
 from .small_numbers import by_range, is_other

@@ -27,7 +27,7 @@ from ..core.directions import Rounding
 from ..core.formats import significand_bits
 from ..core.granularity import qparams_shape
 from ..core.scales import SHARED_EXPONENT, Denominator, Restriction
-from .arrays import barrier, bit_pattern, from_pattern, layout, ordered
+from .arrays import barrier, bit_pattern, from_pattern, layout, ordered, with_float64
 from .blocks import split_blocks
 from .clamp import clamp
 from .ieee import parts
@@ -43,7 +43,6 @@ from .operations import (
     round_to_dtype,
     smallest_normal,
     true_divide,
-    with_float64,
     working_dtype,
 )
 from .rounding import round_to_integer

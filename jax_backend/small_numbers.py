@@ -12,9 +12,9 @@ from ..core.arithmetic import ClampOrder, ZeroPointDomain, ZeroPointOrder
 from ..core.descriptions import ON_QUOTIENT, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
-from .arrays import bit_pattern, layout, magnitude
+from .arrays import bit_pattern, layout, magnitude, with_float64
 from .blocks import expand_blocks
-from .operations import FLOAT64, round_to_dtype, with_float64, working_dtype
+from .operations import FLOAT64, round_to_dtype, working_dtype
 
 Array = jax.Array
 Result = TypeVar("Result")
