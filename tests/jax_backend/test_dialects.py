@@ -44,7 +44,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow an
 Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NARROW = (np.dtype(np.float32), BFLOAT16, np.dtype(np.float16))
-SCALES = np.array([0.1, 7.77, 2.0**-126, 2.0**120], np.float32)
+# with one of the first, every operation heeds subnormals; with those behind only, XLA's own are used where they do
+EXTREME, ORDINARY = (0.1, 7.77, 2.0**-126, 2.0**120, 0.3, 0.02), (0.1, 1.0, 3e-5, 0.73, 0.3, 0.02)
 COLUMNS = 1400
 SIGNED, UNSIGNED = catalog["int8_per_channel"], catalog["uint8_affine_per_tensor"].replace(granularity=PerAxis(0))
 LATTICE: dict[str, Sequence[Any]] = {
@@ -121,24 +122,28 @@ def dialect(name: str, affine: bool) -> Quantizer:
     return UNSIGNED.replace(**dialects[name]) if affine else SIGNED.replace(**symmetric(dialects[name]))
 
 
-def case(q: Quantizer, dtype: np.dtype[Any], seed: int = 0) -> tuple[Array, QParams]:
+def case(q: Quantizer, dtype: np.dtype[Any], scales_of: Sequence[float]) -> tuple[Array, QParams]:
     """Knife edges of one scale in each row, and numbers beside zero; parameters with all kinds of zero points."""
-    rng = np.random.default_rng(seed)
-    wide = np.float64 if dtype == np.float64 else np.float32
-    scales = np.concatenate([SCALES, [0, 1e-40] if q.scale.floor == 0 else [0.3, 0.02]]).astype(wide)[:, None]
+    rng = np.random.default_rng(0)
+    scales = np.array(scales_of, np.float64 if dtype == np.float64 else np.float32)[:, None]
+    if q.scale.floor == 0 and scales_of is EXTREME:
+        scales[4:, 0] = 0, 1e-40
     zeros = None
     if q.affine and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER:
         zeros = rng.integers(q.format.lo, q.format.hi + 1, scales.shape).astype(np.int32)
         zeros[1] = q.format.lo
     elif q.affine:
-        zeros = (scales * rng.uniform(-100, 100, scales.shape)).astype(wide)
+        zeros = (scales * rng.uniform(-100, 100, scales.shape)).astype(scales.dtype)
         zeros[1] = 0
     rows = []
     for i, scale in enumerate(scales[:, 0]):
         edges = knife_edges(q, scale or 1, None if zeros is None else zeros[i, 0], dtype)
         tiny = (rng.standard_normal(40) * 1e-40).astype(dtype)
         rows.append(np.resize(np.concatenate([tiny, edges[::-1]]), COLUMNS))
-    return np.stack(rows), QParams(scales, zeros)
+    x = np.stack(rows)
+    if scales_of is ORDINARY and (q.rounding == "toward_negative" or q.arithmetic.clamp_order == "before_rounding"):
+        x = np.where(np.abs(x.astype(np.float64)) < 1e-15, np.zeros_like(x), x)  # else subnormals count
+    return x, QParams(scales, zeros)
 
 
 def of_jax(qparams: QParams) -> QParams:
@@ -154,7 +159,11 @@ def whole(q: Quantizer, x: Array) -> Array:
 
 def check_codes_and_values(q: Quantizer, dtype: np.dtype[Any], *, values_only: bool = False) -> None:
     """The four functions that follow given parameters; or `fake_quantize`, which holds most of what they do."""
-    x, qparams = case(q, dtype)
+    for scales_of in (EXTREME, ORDINARY):
+        _check(q, dtype, *case(q, dtype, scales_of), values_only)
+
+
+def _check(q: Quantizer, dtype: np.dtype[Any], x: Array, qparams: QParams, values_only: bool) -> None:
     given, numbers = of_jax(qparams), jnp.asarray(x)
     inputs = {"x": x, "scale": qparams.scale, "zero_point": qparams.zero_point}
     values = core.fake_quantize(q, x, qparams)
@@ -261,17 +270,19 @@ ALL_COMPILED = [(name, affine, dtype) for name in dialects for affine in (False,
 def check_compiled(q: Quantizer, dtype: np.dtype[Any]) -> None:
     """Inside a larger program, which adds what could be contracted with the last product: with scales, with constants.
 
-    `jax.jit` of the other three functions too.
+    And with extreme scales.
     """
-    x, qparams = case(q, dtype)
+    x, qparams = case(q, dtype, ORDINARY)
     given, last = of_jax(qparams), np.resize(np.linspace(-3, 3, 40), x.shape).astype(dtype)
 
     @jax.jit
     def program(x: Any, scale: Any, zero: Any, last: Any) -> Any:
-        parameters = QParams(scale, zero)
-        values = jax_backend.fake_quantize(q, x, parameters)
+        values = jax_backend.fake_quantize(q, x, QParams(scale, zero))
         return values, values + last, jax_backend.fake_quantize(q, x, given) + last
 
+    extreme, parameters = case(q, dtype, EXTREME)
+    found = program(jnp.asarray(extreme), *of_jax(parameters)[:2], jnp.asarray(last))[0]
+    assert_same_bits(core.fake_quantize(q, extreme, parameters), found, call=f"jit fake_quantize({q})", inputs=extreme)
     values = core.fake_quantize(q, x, qparams)
     total = np.asarray(values + last)
     numbers = jnp.asarray(x)
@@ -353,10 +364,8 @@ def test_gradients_are_those_of_the_dialect() -> None:
     """`jax.grad` in a program, forward mode, and the sums, within the rounding of `ste.block_sum`."""
     for name in ("torch_fake_quantize",):
         q = dialect(name, True)
-        x, qparams = case(q, np.dtype(np.float32))
-        rows = [0, 1, 4, 5]  # of scales whose terms do not overflow
-        x = np.where(np.isfinite(x), np.clip(x, -1e4, 1e4), np.float32(0))[rows]
-        qparams = QParams(qparams.scale[rows], qparams.zero_point[rows])
+        x, qparams = case(q, np.dtype(np.float32), ORDINARY)
+        x = np.where(np.isfinite(x), np.clip(x, -1e4, 1e4), np.float32(0))
         g = np.resize(np.linspace(-2, 2, 37), x.shape).astype(np.float32)
         zero = jnp.asarray(qparams.zero_point, np.float32)
 
