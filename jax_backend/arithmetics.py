@@ -85,7 +85,8 @@ def unclamped_codes(
     quick = not subnormals and flushes(work, x.dtype)
     if quick and adds_to_signed_zeros(q):  # a quotient that is flushed keeps the sign of x; -0.0 + 0 has none
         nothing = expand(hidden_zero(scale).astype(work))
-        value = jnp.where(bit_pattern(value) == layout(work).sign, nothing, value)
+        zero_of_x = is_subnormal_or_zero(value) if a.flush_subnormals else bit_pattern(value) == layout(work).sign
+        value = jnp.where(zero_of_x, nothing, value)
     multiplies = a.division is Division.RECIPROCAL
     over = expand(barrier(operations.reciprocal(s, a)) if multiplies else s)
     quotient = (by.multiply if multiplies else by.true_divide)(value, over, a)

@@ -47,20 +47,19 @@ def twice_rounded(dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
     """Products and sums that another rounding on the way would change, ``a * b + c``.
 
     In 16 bits: products halfway between two numbers, and something too small for float32 beside them. In float32: sums
-    of an integer and a rounded product that are halfway, while the product is not what it was rounded to.
+    of 128 and a rounded product that are halfway, where the product is more or less by 2**-46.
     """
     if dtype != np.float32:
         a, b = ([5.0, 3.0], [53.0, 683.0])  # 265 and 2049
         c = np.array([2.0**-20, -(2.0**-20)])
         return tuple(v.reshape(-1).astype(dtype) for v in np.meshgrid(a, b, c))  # type: ignore[return-value]
-    rng, found = np.random.default_rng(0), []
-    while len(found) < 40:
-        r = np.float32(rng.uniform(0.5, 20))
-        halfway = np.float32(rng.integers(1, 120) + 2.0**-17)
-        for x in np.nextafter(np.float32(halfway / r), np.float32([0, 100]), dtype=np.float32):
-            if x * r == halfway and np.float64(x) * np.float64(r) != halfway:
-                found.append((x, r, np.float32(128)))
-    return tuple(np.array(v, np.float32) for v in zip(*found, strict=True))  # type: ignore[return-value]
+    found: list[tuple[float, float, float]] = []
+    for x in range(2**23 + 1, 2**24, 9998):
+        for n in (1, -1, 5):  # significands with x * y = m * 2**30 + 2**29 + n
+            y = pow(x, -1, 2**30) * (2**29 + n) % 2**30
+            if 2**23 <= y < 2**24:
+                found.append((x * 2.0**-23, y * 2.0**-23, 128.0))
+    return tuple(np.array(found, np.float32).T)
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
