@@ -294,24 +294,22 @@ def check_cotangent(shape: Sequence[int], dtype: str, g_shape: Sequence[int], g_
         raise TypeError(f"`g` must have the dtype of x, {dtype}, got {g_dtype}")
 
 
-def check_default_arithmetic(q: Quantizer, room: str) -> None:
-    """ValueError for an `Arithmetic` other than the default, in a room that implements only that one.
+def check_default_arithmetic(q: Quantizer, use: str) -> None:
+    """ValueError for an `Arithmetic` other than the default, where ``use`` is for that one alone.
 
     For integers with a zero point also the one that differs in nothing but a floating-point zero point is accepted.
-    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`ONLY_IN_CORE`), and no floor.
+    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`OF_OTHERS`), and no floor.
     """
-    if q.in_frontends:
+    if q.is_usual:
         return
-    for name in q.scale.only_in_core:
-        raise ValueError(
-            f"`q.scale.{name}` must be the default, {getattr(ScaleRule(), name)!s}, in samebits.{room}, got "
-            f"{getattr(q.scale, name)!s}; samebits.core computes every other"
-        )
+    for name in q.scale.of_others:
+        default, given = getattr(ScaleRule(), name), getattr(q.scale, name)
+        raise ValueError(f"`q.scale.{name}` must be the default, {default!s}, for {use}, got {given!s}")
     if q.scale.floor == 0:
-        raise ValueError(f"`q.scale.floor` must not be 0 in samebits.{room}; samebits.core computes that")
+        raise ValueError(f"`q.scale.floor` must not be 0 for {use}")
     raise ValueError(
-        f"`q.arithmetic` must be the default in samebits.{room}, got {q.arithmetic}; with a zero point "
-        "zero_point_domain may be 'float', nothing else; samebits.core reproduces every other arithmetic"
+        f"`q.arithmetic` must be the default for {use}, got {q.arithmetic}; with a zero point zero_point_domain may be "
+        "'float', nothing else"
     )
 
 

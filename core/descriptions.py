@@ -110,7 +110,7 @@ class Quantizer:
             for variables.
         usual: whether codes and values are those of the default arithmetic, perhaps with floating-point zero points, at
             scales of at least the smallest normal number.
-        in_frontends: whether the scale is chosen as usual, too. (All are known from the start, as those of `Arithmetic`
+        is_usual: whether the scale is chosen as usual, too. (All are known from the start, as those of `Arithmetic`
             are.)
 
     Raises:
@@ -135,7 +135,7 @@ class Quantizer:
     nearest_integers: ClassVar[bool] = False
     ends: ClassVar[tuple[str, str]] = ("", "")
     usual: ClassVar[bool] = True
-    in_frontends: ClassVar[bool] = True
+    is_usual: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -157,7 +157,7 @@ class Quantizer:
         object.__setattr__(self, "ends", (repr(float(self.format.lo)), repr(float(self.format.hi))))
         usual = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
         object.__setattr__(self, "usual", usual and self.scale.floor != 0)
-        object.__setattr__(self, "in_frontends", usual and self.scale.in_frontends)
+        object.__setattr__(self, "is_usual", usual and self.scale.is_usual)
         if self.affine and not isinstance(self.format, IntegerFormat):
             raise ValueError(f"`zero_point` must be 'none' for {self.format}: only integers have one")
         nearest_only = isinstance(self.format, BinaryFormat | TernaryFormat | CodebookFormat)

@@ -77,7 +77,7 @@ class Denominator(StrEnum):
 
 
 # Fields of a `ScaleRule` that say how other systems choose
-ONLY_IN_CORE = (
+OF_OTHERS = (
     "scale_dtype",
     "scale_division",
     "range",
@@ -167,9 +167,9 @@ class ScaleRule:
         zero_point_scale: by which scale it is computed.
 
     Attributes:
-        only_in_core: names of the fields of `ONLY_IN_CORE` that are not the default.
+        of_others: names of the fields of `OF_OTHERS` that are not the default.
         decimals: the fields that `DECIMALS` names, as text.
-        in_frontends: whether there are no such fields, and a floor.
+        is_usual: whether there are no such fields, and a floor.
         signed: whether scales may be negative: then no code but one for 0 has the sign that its value has. (All are
             known from the start because compilers that trace the frontends would take the numbers themselves for
             variables of the program, and look at all that a property looks at whenever it runs.)
@@ -214,9 +214,9 @@ class ScaleRule:
     replacement: float | None = None
     zero_point_rule: ZeroPointRule = ZeroPointRule.ROUNDED_QUOTIENT
     zero_point_scale: ZeroPointScale = ZeroPointScale.USED
-    only_in_core: ClassVar[tuple[str, ...]] = ()
+    of_others: ClassVar[tuple[str, ...]] = ()
     decimals: ClassVar[tuple[str, ...]] = ()
-    in_frontends: ClassVar[bool] = True
+    is_usual: ClassVar[bool] = True
     signed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -236,9 +236,9 @@ class ScaleRule:
         if self.floor is not None and self.floor != 0 and not 2.0**-126 <= self.floor <= 2.0**127:
             raise ValueError(f"`floor` must be None, 0.0 or in [2**-126, 2**127], got {self.floor!r}")
         usual = {f.name: f.default for f in fields(self)}
-        others = tuple(name for name in ONLY_IN_CORE if getattr(self, name) != usual[name])
-        object.__setattr__(self, "only_in_core", others)
-        object.__setattr__(self, "in_frontends", not others and self.floor != 0)
+        others = tuple(name for name in OF_OTHERS if getattr(self, name) != usual[name])
+        object.__setattr__(self, "of_others", others)
+        object.__setattr__(self, "is_usual", not others and self.floor != 0)
         object.__setattr__(self, "decimals", tuple(repr(getattr(self, name)) for name in DECIMALS))
 
     @property

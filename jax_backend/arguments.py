@@ -14,14 +14,15 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import Shape
 from .arrays import as_array, in_numpy, is_concrete, widen
+from .operations import round_to_dtype
+from .small_numbers import is_other
 
 Array = jax.Array
 
 
 def check_description(q: Quantizer) -> None:
-    """TypeError unless ``q`` is a `Quantizer`, ValueError unless its arithmetic is the default."""
+    """TypeError unless ``q`` is a `Quantizer`."""
     checks.check_quantizer(q)
-    checks.check_default_arithmetic(q, "jax_backend")
 
 
 def check_array(q: Quantizer, x: object) -> Array:
@@ -47,18 +48,24 @@ def check_qparams(q: Quantizer, shape: Shape, dtype: str | None, qparams: QParam
     zero = None if qparams.zero_point is None else as_array("qparams.zero_point", qparams.zero_point)
     zero_shape, zero_dtype = (None, None) if zero is None else (zero.shape, zero.dtype.name)
     checks.check_qparams(q, shape, dtype, scale.shape, scale.dtype.name, zero_shape, zero_dtype)
-    scale = widen(scale)
-    zero = zero if zero is None or not jnp.issubdtype(zero.dtype, jnp.floating) else widen(zero)
+    wider = _exactly if is_other(q) else widen
+    scale = wider(scale)
+    zero = zero if zero is None or not jnp.issubdtype(zero.dtype, jnp.floating) else wider(zero)
     if qparams.bit_width is not None:
         width = _as_given("qparams.bit_width", qparams.bit_width)
         checks.check_bit_width(q, width.shape, width.dtype.name, scale.dtype.name)
         if is_concrete(width):
             q = checks.at_width(q, float(width))
     if is_concrete(scale):
-        checks.check_scale_values(np.asarray(scale), signed=q.scale.signed)
+        checks.check_scale_values(np.asarray(scale), floored=q.scale.floor != 0, signed=q.scale.signed)
     if zero is not None and is_concrete(zero):
         checks.check_zero_point_values(q, np.asarray(zero))
     return scale, zero
+
+
+def _exactly(parameter: Array) -> Array:
+    """`widen`, also of subnormals."""
+    return round_to_dtype(parameter, checks.widened_dtype(parameter.dtype.name))
 
 
 def check_operands(q: Quantizer, x: object, qparams: QParams) -> tuple[Array, Array, Array | None, Array | None]:

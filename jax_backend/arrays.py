@@ -6,6 +6,7 @@ fused multiply-add. Bit patterns see subnormals; selects and barriers stop the r
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -180,6 +181,12 @@ def widen_exactly(x: jax.Array, dtype: Any) -> jax.Array:
     small = with_sign_of(scaled_subnormal(x), x)  # zeros keep theirs
     scaled_up = lax.convert_element_type(barrier(jnp.where(is_subnormal_or_zero(x), small, x)), dtype)
     return jnp.where(is_subnormal_or_zero(x), scaled_up * _power(layout(x.dtype).min_exponent, dtype), scaled_up)
+
+
+def with_float64(*dtypes: Any) -> AbstractContextManager[Any]:
+    """In which numbers of these dtypes exist: float64 ones do not where ``jax_enable_x64`` is not set."""
+    needed = any(np.dtype(dtype) == np.float64 for dtype in dtypes)
+    return jax.enable_x64(True) if needed else nullcontext()
 
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:

@@ -11,12 +11,13 @@ import numpy as np
 from ..core import checks
 from ..core.descriptions import Gradient, Quantizer
 from ..core.granularity import PerTensor, Shape
-from . import kernels
+from . import arithmetic_gradients, kernels
 from .arrays import hidden_zero, widen
 from .bit_width import code_range, range_slopes, whole_width
 from .blocks import expand_blocks
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
+from .small_numbers import is_other
 from .ste import block_sum, learned_scale_factor, passing_mask
 
 Array = jax.Array
@@ -36,6 +37,9 @@ def gradients(
     Args:
         noise: what stochastic rounding compares with, made where it is used.
     """
+    if is_other(q):
+        factor = rule_factor(q, x.shape, scale, bit_width)
+        return arithmetic_gradients.gradients(q, x, scale, zero_point, g, noise, bit_width, factor)
 
     def compute(subnormals: bool) -> tuple[Array, Array, Array | None]:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)
@@ -64,6 +68,9 @@ def gradients(
 
 def rounding_gradient(q: Quantizer, x: Array, scale: Array, zero_point: Array | None, g: Array, v: Array) -> Array:
     """``g * s * h'(v)`` where the code was not clamped and the slope is not 0, else +0.0; see `core.quantizer`."""
+    if is_other(q):
+        noise = kernels.noise_of(q, v, x.shape)
+        return arithmetic_gradients.rounding_gradient(q, x, scale, zero_point, g, v, noise)
     noise, slope = kernels.noise_of(q, v, x.shape), rounding_slope(q.learned_rounding, v)
     passes = passing_mask(q, *kernels.unclamped_codes(q, x, scale, zero_point, noise, subnormals=True)) & (slope != 0)
     of_codes = multiply_exactly(widen(g), expand_blocks(scale, q.granularity, x.shape))
@@ -80,6 +87,8 @@ def bit_width_gradient(
     bit_width: Array,
 ) -> Array:
     """Gradient towards the bit width, dtype of the scale; arguments as `gradients`."""
+    if is_other(q):
+        return arithmetic_gradients.bit_width_gradient(q, x, scale, zero_point, g, noise, bit_width)
     hi = code_range(q, bit_width)[1].astype(scale.dtype)
 
     def towards_bit_width(subnormals: bool) -> Array:

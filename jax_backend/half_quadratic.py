@@ -17,6 +17,7 @@ from ..core.scales import inverse_betas
 from .arrays import add, divide, product
 from .blocks import split_blocks
 from .elementary import power
+from .operations import round_to_dtype
 from .scaling import divisor
 from .statistics import absmax, nth_smallest
 from .sums import in_units, of_units, ordered_sum, unit_of
@@ -54,11 +55,12 @@ def half_quadratic_range(
             ratio = _median_ratio(y, codes)
             found = product(ratio, jnp.full(ratio.shape, divisor(q), ratio.dtype))
             good = (found > 0) & jnp.isfinite(found)
-        candidate, best = jnp.where(good, of_units(found, unit), candidate), jnp.where(going, candidate, best)
+        new = round_to_dtype(of_units(found, unit), candidate.dtype)
+        candidate, best = jnp.where(good, new, candidate), jnp.where(going, candidate, best)
         return candidate, best, jnp.where(going, error, least), going
 
     moved = low if q.affine else high
-    start = moved, moved, jnp.full_like(high, jnp.inf), jnp.ones(high.shape, bool)
+    start = moved, moved, jnp.full(high.shape, jnp.inf, x.dtype), jnp.ones(high.shape, bool)
     best: Array = lax.fori_loop(0, len(inverses), advance, start)[1]
     return (low, high, best) if q.affine else (-best, best)
 

@@ -32,11 +32,11 @@ def divide_exactly(x: Array, s: Array) -> Array:
     Args:
         x: float32 or float64; ``s``: same dtype and shape, positive normal numbers, or NaN.
     """
-    significand, exponent = _parts(x)
-    divisor, divisor_exponent = _parts(s)
-    dividend, by = _from_one_to_two(significand, x.dtype), _from_one_to_two(divisor, x.dtype)
+    significand, exponent = parts(x)
+    divisor, divisor_exponent = parts(s)
+    dividend, by = from_one_to_two(significand, x.dtype), from_one_to_two(divisor, x.dtype)
     rounded = veiled(dividend, by) / veiled(by, dividend)
-    quotient, shift = _parts(rounded)  # in (1/2, 2)
+    quotient, shift = parts(rounded)  # in (1/2, 2)
     lost = (significand << (layout(x.dtype).mantissa - shift)) - quotient * divisor  # small: wrapping does no harm
     return _rounded(x, s, quotient, exponent - divisor_exponent + shift, lost)
 
@@ -47,10 +47,10 @@ def multiply_exactly(x: Array, s: Array) -> Array:
     Args:
         x: float32 or float64; ``s``: same dtype and shape, positive normal numbers, or NaN.
     """
-    significand, exponent = _parts(x)
-    factor, factor_exponent = _parts(s)
-    rounded = _from_one_to_two(significand, x.dtype) * _from_one_to_two(factor, x.dtype)
-    product, shift = _parts(rounded)  # in [1, 4)
+    significand, exponent = parts(x)
+    factor, factor_exponent = parts(s)
+    rounded = from_one_to_two(significand, x.dtype) * from_one_to_two(factor, x.dtype)
+    product, shift = parts(rounded)  # in [1, 4)
     lost = significand * factor - (product << (layout(x.dtype).mantissa + shift))  # small: wrapping does no harm
     return _rounded(x, s, product, exponent + factor_exponent + shift, lost)
 
@@ -65,7 +65,7 @@ def narrow_exactly(x: Array, dtype: Any) -> Array:
     return barrier(jnp.where(jnp.isnan(x), jnp.asarray(jnp.nan, jnp.bfloat16), kept))
 
 
-def _parts(x: Array) -> tuple[Array, Array]:
+def parts(x: Array) -> tuple[Array, Array]:
     """Significand, an integer with its leading one at the bit `Layout.mantissa`, and exponent, of finite ``x``.
 
     Zero is 1 with an exponent so low that its products and quotients are rounded to zero.
@@ -78,7 +78,8 @@ def _parts(x: Array) -> tuple[Array, Array]:
     return bits & (leading - 1) | leading, exponent.astype(form.integer)
 
 
-def _from_one_to_two(significand: Array, dtype: Any) -> Array:
+def from_one_to_two(significand: Array, dtype: Any) -> Array:
+    """The number in [1, 2) with this significand."""
     form = layout(dtype)
     return from_pattern(significand + (form.one - form.integer(1 << form.mantissa)), dtype)
 
@@ -89,14 +90,34 @@ def _rounded(x: Array, s: Array, significand: Array, exponent: Array, lost: Arra
     Args:
         lost: of the sign of what the exact result is more than ``significand``, where its last bit was rounded.
     """
-    form, top = layout(x.dtype), layout(x.dtype).integer(1 << layout(x.dtype).mantissa)
+    form = layout(x.dtype)
+    result = placed(significand, exponent, lost, x.dtype) | (bit_pattern(x) & form.sign)
+    number = jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))
+    return jnp.where(jnp.isnan(s), s, number)
+
+
+def placed(significand: Array, exponent: Array, lost: Array, dtype: Any, *, odd: bool = False) -> Array:
+    """Pattern of ``significand * 2**(exponent - mantissa)``, rounded once; infinity where that is too large.
+
+    Args:
+        significand: an integer with its leading one at the bit `Layout.mantissa`, rounded to nearest.
+        lost: of the sign of what the exact result is more than ``significand``, where its last bit was rounded.
+        odd: rounded to odd: what is not exact becomes the one of its two neighbours whose last bit is 1. A later
+            rounding to fewer bits (by two or more) is then the only one.
+    """
+    form, top = layout(dtype), layout(dtype).integer(1 << layout(dtype).mantissa)
     field = exponent + (1 - form.min_exponent)
     normal = (field << form.mantissa) + (significand - top)
+    if odd:
+        beside = jnp.where((lost != 0) & (significand & 1 == 0), jnp.where(lost > 0, 1, -1), 0)
+        normal = normal + beside.astype(normal.dtype)
     normal = jnp.where(field >= (form.exponent >> form.mantissa), form.exponent, normal)
     drop = lax.clamp(form.integer(1), 1 - field, form.integer(form.mantissa + 2))
     count, rest = significand >> drop, significand & ((form.integer(1) << drop) - 1)  # of the smallest subnormal
+    if odd:
+        least = jnp.where((rest == 0) & (lost < 0), count - 1, count)
+        small = least | ((rest != 0) | (lost != 0)).astype(count.dtype)
+        return jnp.where(field > 0, normal, small)
     half = form.integer(1) << (drop - 1)
     up = (rest > half) | ((rest == half) & ((lost > 0) | ((lost == 0) & (count & 1 == 1))))
-    result = jnp.where(field > 0, normal, count + up.astype(count.dtype)) | (bit_pattern(x) & form.sign)
-    number = jnp.where(magnitude(x) >= form.exponent, x, from_pattern(result, x.dtype))
-    return jnp.where(jnp.isnan(s), s, number)
+    return jnp.where(field > 0, normal, count + up.astype(count.dtype))

@@ -1,6 +1,7 @@
 """What the five functions and the layers share: codes and values of one array, without checks and without `jax.jit`.
 
-Scales and zero points come as one per block; ``zero_point`` is None when symmetric.
+Scales and zero points come as one per block; ``zero_point`` is None when symmetric. What other arithmetics than the
+default do is in `arithmetics`.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from ..core.descriptions import ON_QUOTIENT, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from ..core.granularity import Shape
+from . import arithmetics
 from .arrays import (
     add,
     bit_pattern,
@@ -37,6 +39,7 @@ from .clamp import clamp
 from .grid import limit_to_grid, round_to_grid
 from .ieee import divide_exactly, multiply_exactly, narrow_exactly
 from .learned_rounding import rounding_offset
+from .small_numbers import by_range, is_other
 from .threefry import rounding_noise
 from .zero_point import middle_code
 
@@ -48,15 +51,27 @@ SMALL = 2.0**-60
 LARGE = 2.0**10
 
 
-def by_scale(q: Quantizer, scale: Array, compute: Callable[[bool], Result], x: Array | None = None) -> Result:
+def by_scale(
+    q: Quantizer,
+    scale: Array,
+    compute: Callable[[bool], Result],
+    x: Array | None = None,
+    zero_point: Array | None = None,
+    dtype: Any = None,
+) -> Result:
     """``compute(subnormals)``: whether subnormals must be heeded, decided by the scales when the program runs.
 
     With scales of at least 2**-63 a subnormal ``x``, or a subnormal quotient, means a quotient below 2**-63, and a
     subnormal value a code below 2**-63. Where a format decides nothing and has no number between that and zero, it may
     read them as zero. So may the mask of binary formats; their `codes` need no quotient. Directed rounding tells the
     least quotient from zero, and others have numbers so small: they heed, unless ``x`` is given and shows that there is
-    nothing to heed.
+    nothing to heed. Other arithmetics look at the zero point, too; see `arithmetics.by_range`.
+
+    Args:
+        zero_point, dtype: which they look at; ``dtype`` of the values where there is no ``x``.
     """
+    if is_other(q):
+        return by_range(q, scale, zero_point, compute, x, dtype if x is None else x.dtype)
     least = 2.0 ** (layout(scale.dtype).min_exponent // 2)
     if isinstance(q.format, BinaryFormat) or not (_decides_at_zero(q) or _decides_below(q)):
         ordinary = jnp.all(scale >= least)
@@ -149,7 +164,12 @@ def codes(
     subnormals: bool,
     bit_width: Array | None = None,
 ) -> Array:
-    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign."""
+    """Codes, as numbers of the format, in the dtype of the scale; NaN for NaN. Zero integers may have either sign.
+
+    Of other arithmetics in the working dtype, and NaN as `NanRule` says.
+    """
+    if is_other(q):
+        return arithmetics.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
     unclamped = unclamped_codes(q, x, scale, zero_point, noise, subnormals=subnormals)[1]
     return limited(q, x, scale, unclamped, bit_width)
 
@@ -172,6 +192,8 @@ def limited(q: Quantizer, x: Array, scale: Array, unclamped: Array, bit_width: A
 
 def centred(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None) -> Array:
     """``code - z``, or ``code - mid`` with floating-point zero points; exact."""
+    if is_other(q):
+        return arithmetics.centred(q, codes, scale, zero_point)
     if q.arithmetic.has_float_zeros:
         return codes - middle_code(q)
     return codes if zero_point is None else codes - zero_points(q, zero_point, scale, codes.shape)
@@ -184,6 +206,8 @@ def values(
 
     Or ``(code - mid) * s + z``, with floating-point zero points.
     """
+    if is_other(q):
+        return arithmetics.values(q, codes, scale, zero_point, dtype, subnormals=subnormals)
     expanded = expand_blocks(scale, q.granularity, codes.shape)
     if q.arithmetic.has_float_zeros:
         zeros = zero_points(q, zero_point, scale, codes.shape)

@@ -28,6 +28,7 @@ from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout
 from .derivatives import Tangents, differentiable
 from .exact import BYTE, EXACT, integer_contraction
 from .gradients import gradients
+from .ieee_any import multiply_any
 from .sharding import joined, laid_out_by, spec_of
 from .tangents import Moves, tangent
 
@@ -175,7 +176,11 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
         acc = jnp.where(_spoiled(geometry, b), jnp.nan, acc)
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
-    scale = jnp.maximum(x_scale * per_output, layout(x_scale.dtype).smallest)
+    if 0 in (layer.q_x.scale.floor, layer.q_w.scale.floor):  # then scales may be subnormal
+        both = multiply_any(*jnp.broadcast_arrays(x_scale, per_output))
+    else:
+        both = x_scale * per_output
+    scale = jnp.maximum(both, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
     return narrow(y, x.dtype)
 
@@ -266,7 +271,7 @@ def _dequantized(q: Quantizer, x: Array, scale: Array, zero_point: Array | None,
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    return kernels.by_scale(q, scale, compute, x)
+    return kernels.by_scale(q, scale, compute, x, zero_point)
 
 
 def _contract(geometry: Geometry, a: Array, b: Array) -> Array:
@@ -331,7 +336,7 @@ def _centred_codes(
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)
         return kernels.centred(q, codes, scale, zero_point).astype(dtype)
 
-    return kernels.by_scale(q, scale, compute)
+    return kernels.by_scale(q, scale, compute, x, zero_point)
 
 
 def _of_channels(values: Array, y: Array) -> Array:

@@ -8,15 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..core import checks
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerTensor
 from .arguments import check_array
-from .arrays import as_array, is_concrete, product, widen
+from .arrays import as_array, is_concrete, product, widen, with_float64
 from .derivatives import Tangents, differentiable
+from .operations import round_to_dtype
+from .parameters import is_other_rule
 from .ranges import mean_and_deviation
+from .scale_rules import flushed, parameters_of_range, scale_dtypes
 from .scaling import restrict_scale, scale_slope, symmetric_scale
 from .sharding import EVERYWHERE, laid_out_by, spec_of_qparams
 from .ste import block_sum
@@ -34,8 +38,8 @@ def scale_at_sigma(q: Quantizer, x: Array, sigma: Array) -> Array:
     Args:
         x: any floating-point dtype; ``sigma``: 0-d, float32 or the dtype of the scale.
     Raises:
-        TypeError: wrong dtypes. ValueError: an affine quantizer, another statistic, a sigma that is not 0-d, another
-            arithmetic than the default; NaN or an infinity in ``x``, where values are at hand.
+        TypeError: wrong dtypes. ValueError: an affine quantizer, another statistic, a sigma that is not 0-d; NaN or an
+            infinity in ``x``, where values are at hand.
     """
     scale: Array = _scale(q, *_operands(q, x, sigma))
     return scale
@@ -72,7 +76,13 @@ def _operands(q: Quantizer, x: Any, sigma: Any) -> tuple[Array, Array]:
 @laid_out_by(lambda q, x, sigma: spec_of_qparams(q, x))
 def _scale(q: Quantizer, x: Array, sigma: Array) -> Array:
     magnitude, deviation = _magnitude(q, x, sigma)
-    scale = restrict_scale(q, symmetric_scale(q, -magnitude, magnitude))
+    if is_other_rule(q):
+        of_range = scale_dtypes(q, x.dtype)[0]
+        with with_float64(of_range):
+            seen = round_to_dtype(_magnitude_by_rule(q, x, sigma)[0], of_range)
+            scale = parameters_of_range(q, x.dtype, -seen, seen).scale
+    else:
+        scale = restrict_scale(q, symmetric_scale(q, -magnitude, magnitude))
     moving: Array = _of_sigma(None, sigma, scale, scale_slope(q, magnitude, deviation))
     return moving
 
@@ -85,7 +95,25 @@ def _gradient(q: Quantizer, x: Array, sigma: Array, d_scale: Array) -> Array:
 
 def _magnitude(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array]:
     """``m`` and the std of ``|x|``, in the wide dtype; constants in the gradient."""
-    mean, deviation, unit = mean_and_deviation(q, widen(lax.stop_gradient(x)))
+    if is_other_rule(q):
+        of_range = scale_dtypes(q, x.dtype)[0]
+        with with_float64(of_range):
+            magnitude, size = _magnitude_by_rule(q, x, sigma)
+            wide = checks.scale_dtype(x.dtype.name)
+            return round_to_dtype(round_to_dtype(magnitude, of_range), wide), round_to_dtype(size, wide)
+    return _moments(q, widen(lax.stop_gradient(x)), sigma)
+
+
+def _magnitude_by_rule(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array]:
+    """Both from what a scale rule sees of ``x``, in float32 or float64."""
+    of_range = scale_dtypes(q, x.dtype)[0]
+    wide = np.dtype(checks.scale_dtype(of_range.name))
+    seen = round_to_dtype(flushed(q, lax.stop_gradient(x), of_range), wide)
+    return _moments(q, seen, round_to_dtype(sigma, wide))
+
+
+def _moments(q: Quantizer, x: Array, sigma: Array) -> tuple[Array, Array]:
+    mean, deviation, unit = mean_and_deviation(q, x)
     used = jnp.clip(lax.stop_gradient(sigma).astype(mean.dtype), 0, LARGEST)
     total = mean + product(deviation, jnp.broadcast_to(used, mean.shape))
     magnitude, size = of_units(total, unit), of_units(deviation, unit)

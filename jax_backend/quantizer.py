@@ -13,7 +13,7 @@ format has one. For formats other than integers `grid` stands for clamping and r
     code  = clamp(round((x - (z - mid * s)) / s), lo, hi)
     x_hat = (code - mid) * s + z
 
-Other arithmetics are refused. These are the
+Every other `q.arithmetic` is computed, too, and every rule of `q.scale` (`arithmetics`, `scale_rules`). These are the
 bits of `samebits.core`, op by op and under `jax.jit` (``q`` is a static argument), alone or inside a larger program.
 
 What only values can tell (scales that are no positive normal numbers, zero points that are no codes, NaN for
@@ -35,22 +35,28 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..core import checks
+from ..core.arithmetic import NanRule
 from ..core.descriptions import QParams, Quantizer, QuantizerGradients
 from ..core.directions import Rounding
 from ..core.formats import CodebookFormat, FloatFormat, IntegerFormat
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
-from . import kernels
+from . import arithmetics, kernels
 from .arguments import check_array, check_description, check_operands, check_qparams
+from .arithmetics import encoded
 from .arrays import as_array, is_concrete, narrow, widen
 from .derivatives import Tangents, differentiable
 from .gradients import bit_width_gradient, gradients, rounding_gradient
 from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
+from .operations import round_to_dtype, working_dtype
+from .parameters import choose_by_rule, is_other_rule
 from .ranges import average_range, percentile_range, searched_range
+from .scale_rules import given_parameters
 from .scaling import affine_scale, restrict_scale, symmetric_scale
 from .sharding import EVERYWHERE, laid_out_by, like_first, spec_of, spec_of_qparams
 from .signs import with_positive_scales, with_signs
+from .small_numbers import is_other
 from .statistics import absmax, min_max, positive_peak
 from .tangents import Moves, tangent
 from .zero_point import affine_zero_point, float_zero_point
@@ -67,9 +73,11 @@ def choose_qparams(q: Quantizer, x: Array) -> QParams:
     Raises:
         TypeError: ``q`` is no Quantizer, ``x`` no floating-point array.
         ValueError: a shape the granularity does not divide, NaN or an infinity in ``x`` where it matters (where values
-            are at hand; else NaN is the scale), an arithmetic that is not the default.
+            are at hand; else NaN is the scale).
     """
     x = check_array(q, x)
+    if is_other_rule(q) and q.scale.scale_value is not None:
+        return given_parameters(q, x)
     if q.scale.scale_value is not None:
         shape, dtype = qparams_shape(q.granularity, x.shape), checks.scale_dtype(x.dtype.name)
         kind = dtype if q.arithmetic.has_float_zeros else np.int32
@@ -86,11 +94,12 @@ def quantize(q: Quantizer, x: Array, qparams: QParams) -> Array:
 
     Raises:
         TypeError, ValueError: as `fake_quantize`; and ValueError for NaN in ``x`` where values are at hand. Elsewhere
-            NaN becomes the code of 0.0. Formats with a code for NaN use that.
+            NaN becomes the code of 0.0. Formats with a code for NaN use that. Under another `NanRule` than
+            ``propagate`` it becomes what that says.
     """
     x, scale, zero_point, seed = check_operands(q, x, qparams)
     q = q.decided
-    if is_concrete(x) and not q.format.has_nan:
+    if is_concrete(x) and not q.format.has_nan and q.arithmetic.nan is NanRule.PROPAGATE:
         has_nan = _has_nan(x)
         checks.check_no_nan(is_concrete(has_nan) and bool(has_nan))
     codes: Array = _quantize(q, x, scale, zero_point, seed, _width(qparams))
@@ -118,7 +127,7 @@ def dequantize(q: Quantizer, codes: Array, qparams: QParams, dtype: DTypeLike | 
 
 
 def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Array:
-    """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated.
+    """``dequantize(quantize(x))`` in the dtype of ``x``, with NaN propagated (or as `q.arithmetic.nan` says).
 
     Differentiable in ``x`` and the parameters, in both modes; the gradients are those of `fake_quantize_vjp`.
 
@@ -129,7 +138,7 @@ def fake_quantize(q: Quantizer, x: Array, qparams: QParams | None = None) -> Arr
             point missing or not wanted.
         ValueError: wrong shape of scale or zero point; a scale that is no positive normal finite number; a zero point
             that is no integer of the format, or NaN where it is no code (both where values are at hand); as
-            `choose_qparams` when it chooses; an arithmetic that is not the default.
+            `choose_qparams` when it chooses.
     """
     qparams = choose_qparams(q, x) if qparams is None else qparams
     value: Array = _fake_quantize(q, *check_operands(q, x, qparams), _width(qparams))
@@ -183,6 +192,8 @@ def _width(qparams: QParams) -> Array | None:
 @laid_out_by(lambda q, x: (spec_of_qparams(q, x), spec_of_qparams(q, x) if q.affine else None, EVERYWHERE))
 def _choose(q: Quantizer, x: Array) -> tuple[Array, Array | None, Array]:
     """Scale, zero point, and whether all of ``x`` is finite."""
+    if is_other_rule(q):
+        return choose_by_rule(q, lax.stop_gradient(x))
     work = widen(lax.stop_gradient(x))
     low, high = _range(q, work)
     finite = jnp.all(jnp.isfinite(low) & jnp.isfinite(high))
@@ -244,17 +255,20 @@ def _quantize(
 ) -> Array:
     if q.scale.signed:
         x, scale = with_positive_scales(q, x, scale)
-    if q.arithmetic.has_float_zeros:
+    other = is_other(q)
+    if q.arithmetic.has_float_zeros or (other and q.arithmetic.nan is NanRule.PROPAGATE and not q.format.has_nan):
         x = jnp.where(jnp.isnan(x), jnp.zeros_like(x), x)
 
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
+        if other:
+            return encoded(q, codes)
         if not q.format.has_nan:
             codes = jnp.where(jnp.isnan(codes), kernels.code_of_zero(q, zero_point, scale, x.shape), codes)
         return encode(q, codes)
 
-    return kernels.by_scale(q, scale, compute, x)
+    return kernels.by_scale(q, scale, compute, x, zero_point)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -270,6 +284,13 @@ def _values(q: Quantizer, codes: Array, scale: Array, zero_point: Array | None, 
     """Values of codes, for positive scales."""
     work = jnp.dtype(checks.scale_dtype(jnp.dtype(dtype).name))
     numbers, scale = decode(q, codes, work), scale.astype(work)
+    if is_other(q):
+
+        def compute(subnormals: bool) -> Array:
+            exact = round_to_dtype(numbers, working_dtype(q.arithmetic, jnp.dtype(dtype)))
+            return kernels.values(q, exact, scale, zero_point, dtype, subnormals=subnormals)
+
+        return kernels.by_scale(q, scale, compute, None, zero_point, dtype)
     if isinstance(q.format, FloatFormat | CodebookFormat) or q.arithmetic.has_float_zeros:
         return kernels.by_scale(
             q, scale, lambda subnormals: kernels.values(q, numbers, scale, zero_point, dtype, subnormals=subnormals)
@@ -287,9 +308,14 @@ def _codes_and_zero_points(
 
     def compute(subnormals: bool) -> Array:
         noise = kernels.noise_of(q, seed, x.shape)
-        return kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
+        codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
+        return round_to_dtype(codes, scale.dtype) if is_other(q) else codes
 
-    codes = kernels.by_scale(q, scale, compute, x)
+    codes = kernels.by_scale(q, scale, compute, x, zero_point)
+    if is_other(q):
+        integers = isinstance(q.format, IntegerFormat) and not q.arithmetic.keep_negative_zero
+        codes = jnp.where(codes == 0, 0, codes) if integers else codes
+        return codes, arithmetics.zero_points(q, zero_point, scale, x.dtype, x.shape)
     codes = jnp.where(codes == 0, 0, codes) if isinstance(q.format, IntegerFormat) else codes
     return codes, kernels.zero_points(q, zero_point, scale, x.shape)
 
@@ -308,7 +334,7 @@ def _fake_quantized(
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals, bit_width=bit_width)
         return kernels.values(q, codes, scale, zero_point, x.dtype, subnormals=subnormals)
 
-    value = kernels.by_scale(q, scale, compute, x)
+    value = kernels.by_scale(q, scale, compute, x, zero_point)
     return with_signs(q, value, given) if q.scale.signed else value
 
 

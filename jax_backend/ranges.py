@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..core.arithmetic import Arithmetic
 from ..core.descriptions import Quantizer
 from ..core.scales import Statistic
 from .arrays import add, divide, from_pattern, magnitude, product
 from .blocks import split_blocks
 from .ieee import multiply_exactly
+from .operations import multiply, round_to_dtype
 from .statistics import absmax, nth_smallest
 from .sums import in_units, of_units, ordered_sum, square_root, unit_of, without_small
 
@@ -102,26 +104,33 @@ def searched_range(
     units (float64: 2**-508) count as 0. Of equal errors the first counts.
 
     Args:
-        x: float32 or float64; ``low``, ``high``: its range, which includes 0.
+        x: float32 or float64; ``low``, ``high``: its range, which includes 0, of the dtype of ``x`` or another, in
+            which products then round.
         fake: ``x_hat`` for a range.
 
     Source: Brevitas ``MSE`` with ``mse_grid_search``.
     """
     blocks = split_blocks(x, q.granularity)
-    unit = unit_of(from_pattern(jnp.maximum(magnitude(low), magnitude(high)), x.dtype))
-    steps = q.scale.search_steps
-    factors = jnp.asarray(np.asarray([k / steps for k in range(1, steps + 1)], x.dtype))
+    larger = from_pattern(jnp.maximum(magnitude(low), magnitude(high)), low.dtype)
+    alike, steps = low.dtype == x.dtype, q.scale.search_steps
+    unit = unit_of(larger if alike else round_to_dtype(larger, x.dtype))
+    factors = jnp.asarray(np.asarray([k / steps for k in range(1, steps + 1)], low.dtype))
+
+    def times(end: Array, factor: Array) -> Array:
+        return multiply_exactly(end, factor) if alike else multiply(end, factor, Arithmetic())
 
     def attempt(k: Any, found: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         best_low, best_high, best = found
         factor = jnp.broadcast_to(factors[k], low.shape)
-        a, b = multiply_exactly(low, factor), multiply_exactly(high, factor)
+        a, b = times(low, factor), times(high, factor)
         difference = in_units(add(split_blocks(fake(a, b), q.granularity), -blocks), unit)
         error = ordered_sum(product(difference, difference))
         better = error < best
         return jnp.where(better, a, best_low), jnp.where(better, b, best_high), jnp.where(better, error, best)
 
-    found: tuple[Array, Array, Array] = lax.fori_loop(0, steps, attempt, (low, high, jnp.full_like(low, jnp.inf)))
+    found: tuple[Array, Array, Array] = lax.fori_loop(
+        0, steps, attempt, (low, high, jnp.full(low.shape, jnp.inf, x.dtype))
+    )
     return found[:2]
 
 

@@ -10,8 +10,19 @@ from jax import lax
 
 from ..core.descriptions import Quantizer
 from ..core.formats import significand_bits
-from ..core.scales import INTEGER_SCALE, Denominator, Restriction
-from .arrays import Layout, add, barrier, bit_pattern, divide, from_pattern, is_subnormal_or_zero, layout, scaled
+from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
+from .arrays import (
+    Layout,
+    add,
+    barrier,
+    bit_pattern,
+    divide,
+    from_pattern,
+    is_subnormal_or_zero,
+    layout,
+    ordered,
+    scaled,
+)
 from .elementary import exp2, log2
 
 SHIFT = 24  # makes a subnormal float32 normal
@@ -106,6 +117,8 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
 
     Source: of that, Brevitas ``ScalarSignedClampMinSte``.
     """
+    if q.scale.floor == 0:
+        return _restrict_unraised(q, scale)
     form = layout(scale.dtype)
     if q.scale.signed:
         size = jnp.maximum(jnp.abs(scale), _floor(q, form))
@@ -124,6 +137,29 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
         largest = form.exponent - form.integer(1 << form.mantissa)
         floored = from_pattern(jnp.minimum(up, largest), scale.dtype)
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
+
+
+def _restrict_unraised(q: Quantizer, scale: jax.Array) -> jax.Array:
+    """`restrict_scale` where there is no floor: scales may be zero or subnormal. The power of two of 0 is 1."""
+    form, bits = layout(scale.dtype), bit_pattern(scale)
+    nan = jnp.asarray(jnp.nan, scale.dtype)
+    if q.scale.signed:
+        return jnp.where(jnp.isfinite(scale), scale, nan)
+    raised = jnp.where(jnp.isnan(scale) | (ordered(scale) > 0), scale, jnp.zeros_like(scale))
+    if q.scale.restriction is Restriction.POWER_OF_TWO or q.scale.restriction in SHARED_EXPONENT:
+        width = form.integer(8 * bits.dtype.itemsize)
+        small = form.integer(1) << (width - lax.clz(jnp.maximum(bits - 1, 0)))  # patterns count smallest subnormals
+        up = (bits + form.integer((1 << form.mantissa) - 1)) & form.exponent
+        up = jnp.where(bits < form.integer(1 << form.mantissa), small, up)
+        up = jnp.minimum(up, form.exponent - form.integer(1 << form.mantissa))
+        raised = from_pattern(jnp.where(bits < 1, form.one, up), scale.dtype)
+    if q.scale.restriction in INTEGER_SCALE:
+        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
+        whole = lax.round(raised, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(raised)
+        raised = jnp.maximum(whole, 1)
+    if q.scale.restriction is Restriction.LOG_FLOAT:
+        raised = scale_of_logarithm(q, log2(raised))
+    return jnp.where(jnp.isfinite(scale), raised, nan)
 
 
 def scale_slope(q: Quantizer, magnitude: jax.Array, slope: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ..core.descriptions import Quantizer
 from .arrays import bit_pattern, from_pattern, layout
 from .blocks import expand_blocks
+from .ieee_any import is_zero
 
 Array = jax.Array
 
@@ -20,11 +21,14 @@ def with_positive_scales(q: Quantizer, x: Array, scale: Array) -> tuple[Array, A
 
 def with_signs(q: Quantizer, values: Array, scale: Array) -> Array:
     """Values of positive scales as those of ``scale``. No result is -0.0."""
+    if q.scale.floor == 0:
+        return jnp.where(is_zero(values), jnp.zeros_like(values), _changed(q, values, scale))
     return jnp.where(values == 0, 0, _changed(q, values, scale))
 
 
 def _changed(q: Quantizer, x: Array, scale: Array) -> Array:
     """``-x`` where the scale is negative, by the sign bit."""
     sign = layout(x.dtype).sign
-    flips = expand_blocks(scale < 0, q.granularity, x.shape)
+    below_zero = scale < 0 if q.scale.floor != 0 else bit_pattern(scale) < 0  # XLA takes subnormals for zeros
+    flips = expand_blocks(below_zero, q.granularity, x.shape)
     return from_pattern(bit_pattern(x) ^ jnp.where(flips, sign, sign ^ sign), x.dtype)

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from ..core.descriptions import Gradient, Quantizer
-from . import kernels
+from . import arithmetic_gradients, kernels
 from .arrays import add, narrow, widen
 from .bit_width import code_range, range_slopes
 from .blocks import expand_blocks
 from .gradients import passing, rule_factor
 from .ieee import multiply_exactly
 from .learned_rounding import rounding_slope
+from .small_numbers import is_other
 
 Array = jax.Array
 
@@ -49,6 +50,9 @@ def tangent(
     Args:
         rounding: the parameter of learned rounding, if it moves.
     """
+    if is_other(q):
+        factor = rule_factor(q, x.shape, scale, bit_width)
+        return arithmetic_gradients.tangent(q, x, scale, zero_point, moves, noise, bit_width, rounding, factor)
 
     def compute(subnormals: bool) -> Array:
         quotient, unclamped = kernels.unclamped_codes(q, x, scale, zero_point, noise(), subnormals=subnormals)

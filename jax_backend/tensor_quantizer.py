@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from ..core import checks
+from ..core.arithmetic import ZeroPointDomain
 from ..core.catalog import catalog
 from ..core.choice import check_count
 from ..core.descriptions import QParams, Quantizer
@@ -222,7 +223,7 @@ def quantizer_of(name: str, value: str | Quantizer) -> Quantizer:
     """The quantizer that an argument is or names in the catalog.
 
     Raises:
-        TypeError: neither; ``KeyError``: an unknown name; ``ValueError``: an arithmetic that is not the default.
+        TypeError: neither; ``KeyError``: an unknown name.
     """
     if isinstance(value, str):
         value = catalog[value]
@@ -367,7 +368,7 @@ def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: 
         scale = _replaced(before[0], restrict_scale(q, state[0]))
     if not q.affine:
         return QParams(scale, bit_width=width)
-    if q.arithmetic.has_float_zeros:
+    if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
         return QParams(scale, _replaced(before[1], state[1]), width)
     limits = (q.format.lo, q.format.hi) if width is None else code_range(q, lax.stop_gradient(width))
     code = clamp(round_to_integer(state[1], Rounding.TIES_TO_EVEN), *limits)

@@ -18,7 +18,7 @@ def takes_absmax(q: Quantizer) -> bool:
     """Whether the scale is the largest magnitude over a divisor, raised to the smallest normal number: no more."""
     rule = q.scale
     plain = rule.statistic is Statistic.EXTREMES and rule.restriction is Restriction.FLOAT and rule.floor is None
-    plain &= q.in_frontends and not q.affine
+    plain &= q.is_usual and not q.affine
     return plain and rule.denominator is not Denominator.LARGER and divisor(q) >= 1  # no overflow
 
 

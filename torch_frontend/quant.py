@@ -88,7 +88,7 @@ class Solver(Injector):
     @value
     def tensor_quant(quantizer: Any, number_format: Any, requires_input_scale: Any = False) -> Any:
         """The module: value, scale, zero point and bit width of a tensor."""
-        if not quantizer.in_frontends:
+        if not quantizer.is_usual:
             raise ValueError(f"`dialect` must be None here: components have the default arithmetic, got {quantizer}")
         if quantizer.format != number_format:
             raise ValueError(

@@ -61,7 +61,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
             matters.
     """
     check_array(q, x)
-    if q.scale.scale_value is not None and not q.in_frontends:
+    if q.scale.scale_value is not None and not q.is_usual:
         return given_parameters(q, x)
     if q.scale.scale_value is not None:
         given = torch.empty(qparams_shape(q.granularity, tuple(x.shape)), dtype=wide_dtype(x.dtype), device=x.device)
@@ -71,7 +71,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     x = x.detach()
     if is_concrete(x) and x.numel() and takes_absmax(q):
         return QParams(scale_of_absmax(q, x))
-    low, high = _range(q, x) if q.in_frontends else _range_of_others(q, flushed(q, x, scale_dtypes(q, x.dtype)[0]))
+    low, high = _range(q, x) if q.is_usual else _range_of_others(q, flushed(q, x, scale_dtypes(q, x.dtype)[0]))
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
     found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
@@ -298,7 +298,7 @@ def _parameters(
     q: Quantizer, dtype: torch.dtype, low: Tensor, high: Tensor, lower_end: Tensor | None = None
 ) -> QParams:
     """Scale and zero point of ranges, for arrays of a dtype; the zero point from ``lower_end``, where there is one."""
-    if not q.in_frontends:
+    if not q.is_usual:
         return parameters_of_range(q, dtype, low, high, lower_end)
     scale = restrict_scale(q, affine_scale(q, low, high) if q.affine else symmetric_scale(q, low, high))
     zero_point = float_zero_point if q.arithmetic.has_float_zeros else affine_zero_point

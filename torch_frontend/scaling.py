@@ -53,7 +53,7 @@ def shared_exponent_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
     }[q.scale.restriction]
     field = ((magnitude.view(integer) + carry) >> mantissa) - (math.frexp(divisor(q))[1] - 1)
     power = (field.clamp(least, most) << mantissa).view(magnitude.dtype)
-    if not q.in_frontends:  # where the floor, if there is one, is another
+    if not q.is_usual:  # where the floor, if there is one, is another
         power = torch.where(magnitude == 0, 0.0, power)
     return torch.where(magnitude < torch.inf, power, torch.nan).to(dtype)
 
@@ -69,7 +69,7 @@ def quantized_scale(q: Quantizer, magnitude: Tensor) -> Tensor:
     format = q.scale.scale_format
     if format is None:
         raise TypeError("`q.scale.scale_format` must be a FloatFormat, got None")
-    if q.in_frontends:
+    if q.is_usual:
         return _quantized(q, format, magnitude)
     a, dtype, one = q.arithmetic, magnitude.dtype, torch.ones_like(magnitude)
     floor = torch.full_like(one, number_of(_floor(q, dtype), dtype))

@@ -66,7 +66,7 @@ def test_every_ready_declaration_resolves(name: str) -> None:
     y = fake_quantize(q, w)
     assert y.shape == w.shape
     assert np.isfinite(y).all()
-    assert READY[name].quantizer.in_frontends
+    assert READY[name].quantizer.is_usual
 
 
 def test_names_say_what_is_declared() -> None:

@@ -18,7 +18,7 @@ from samebits.core import (
     fake_quantize_vjp,
     quantize,
 )
-from samebits.core.scales import ONLY_IN_CORE
+from samebits.core.scales import OF_OTHERS
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges, special_values
 
@@ -58,12 +58,12 @@ def test_other_ways_to_choose_are_left_to_core(field: str, value: Any, name: str
 
 
 def test_every_way_to_choose_that_is_left_to_core_is_refused() -> None:
-    assert tuple(field for field, _ in OTHERS) == ONLY_IN_CORE
+    assert tuple(field for field, _ in OTHERS) == OF_OTHERS
     ours = {"source", "restriction", "denominator", "scale_format", "two_level", "momentum", "floor"}
     ours |= {"window", "window_percentile", "batch_in_training", "steps", "scale_value", "zero_point_value"}
     ours |= {"statistic", "percentile", "low_percentile", "sigma", "search_steps", "zero_point_rounding"}
     ours |= {"search_norm", "search_beta", "search_kappa", "learned_sigma"}
-    assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(ONLY_IN_CORE)
+    assert {f.name for f in dataclasses.fields(ScaleRule)} == ours | set(OF_OTHERS)
 
 
 def test_range_rules() -> None:

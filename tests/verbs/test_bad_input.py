@@ -278,16 +278,6 @@ def test_every_room_refuses_it_with_the_same_words(bad: Bad) -> None:
     assert {str(error) for error in refusals.values()} == {str(refusals["core"])}
 
 
-@pytest.mark.parametrize("name", ["jax_backend"])
-@pytest.mark.parametrize("function", ["choose_qparams", "fake_quantize"])
-def test_other_arithmetics_are_left_to_core(name: str, function: str) -> None:
-    q = INT8.replace(**dialects["torch_fake_quantize"])
-    error = refusal(name, Bad(function, q, {"x": X}, ValueError, ""))
-    assert type(error) is ValueError
-    assert str(error).startswith(f"`q.arithmetic` must be the default in samebits.{name}, got Arithmetic(")
-    assert str(error).endswith("samebits.core reproduces every other arithmetic")
-
-
 @pytest.mark.parametrize(
     ("ask", "error", "words"),
     [

@@ -30,7 +30,7 @@ from samebits.core.arithmetic import (
     ZeroPointRule,
     ZeroPointScale,
 )
-from samebits.core.scales import ONLY_IN_CORE, Denominator, Restriction, Statistic
+from samebits.core.scales import OF_OTHERS, Denominator, Restriction, Statistic
 from samebits.proofs import assert_same_bits
 from samebits.proofs.check.pieces import Piece
 from samebits.proofs.check.tally import sum_bound
@@ -98,7 +98,7 @@ AROUND_RULES: Mapping[str, Sequence[Any]] = {
 
 def test_the_lattices_have_every_field() -> None:
     assert set(FIELDS) == {field.name for field in dataclasses.fields(Arithmetic)}
-    assert set(RULES) == set(ONLY_IN_CORE)
+    assert set(RULES) == set(OF_OTHERS)
 
 
 def covering(fields: Mapping[str, Sequence[Any]], candidates: int = 30) -> list[dict[str, Any]]:
