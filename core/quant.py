@@ -4,7 +4,7 @@
 inheriting or with ``let``: ``Int8WeightPerTensorFloat.let(bit_width=4)``. Floats are in `samebits.core.quant_floats`.
 
 **Not the same as in Brevitas**, on purpose. The arithmetic is ours (float32, no -0.0; ``dialect="brevitas"`` asks for
-theirs, which only `samebits.core` computes). A scale that is a power of two is read from bits, theirs from a rounded
+theirs, which components do not have). A scale that is a power of two is read from bits, theirs from a rounded
 logarithm. Of quantizers with a zero point: MSE searches it together with the scale, theirs apart; one that is not
 rounded is kept as the value of the middle code (``zero_point_domain="float"``), theirs as a fraction of a code; and the
 range of a fixed point is divided by 255 before it is raised to a power of two, theirs by 256. HQO judges every block by
