@@ -6,6 +6,7 @@ with a product and a sum, so that a compiler has something to contract with. `de
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from itertools import combinations, product
 from typing import Any
 
@@ -32,13 +33,15 @@ from samebits.core.arithmetic import (
     ZeroPointRule,
     ZeroPointScale,
 )
+from samebits.core.learned_sigma import scale_at_sigma
 from samebits.jax_backend import learned_sigma
 from samebits.jax_backend.nn import QuantLinear
 from samebits.jax_backend.tensor_quantizer import TensorQuantizer
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges
 
-from ..oracles.test_qwix_and_aqt import inputs, qarray, qwix
+from ..oracles.test_qwix_and_aqt import qwix
+from ..oracles.test_torch_and_onnxruntime import inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow and NaN are what is tested
 Array = NDArray[Any]
@@ -345,6 +348,7 @@ LONG = pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [NARROW[0], *(pytest.param(dtype, marks=LONG) for dtype in NARROW[1:])], ids=str)
 def test_qwix(dtype: np.dtype[Any], zero: int | None) -> None:
     """The dialect, compiled and op by op, beside the installed Qwix, op by op, as the dialect is described."""
+    qarray = import_module("qwix._src.core.qarray")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         q = qwix(8, dtype, core.PerTensor(), zero is not None)
         for value in (0.1, 1 / 3, 1.7):
@@ -446,5 +450,5 @@ def test_learned_sigma_of_a_dialect() -> None:
     q = SIGNED.replace(statistic="mean_sigma", **symmetric(dialects["torchao"]))
     for dtype in NARROW:
         x, sigma = np.random.default_rng(0).standard_normal((6, 32)).astype(dtype), np.float32(2.5)
-        expected = core.learned_sigma.scale_at_sigma(q, x, sigma)
+        expected = scale_at_sigma(q, x, sigma)
         assert_same_bits(expected, learned_sigma.scale_at_sigma(q, jnp.asarray(x), jnp.asarray(sigma)))

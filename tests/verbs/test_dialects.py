@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from samebits.proofs.check.tally import sum_bound
 from samebits.proofs.inputs.knife_edges import knife_edges
 from samebits.proofs.inputs.ranges import knife_edge_ranges
 from samebits.proofs.modes import execution
-from samebits.torch_frontend import fake_quantize
+from samebits.torch_frontend import fake_quantize, operations
 from samebits.torch_frontend.nn import QuantLinear
 from samebits.torch_frontend.tensor_quantizer import TensorQuantizer
 
@@ -250,6 +251,34 @@ def test_searches_in_other_arithmetics(statistic: Statistic, dtype: str, mode: s
         q = q.replace(statistic=statistic)
         expected, got = core.choose_qparams(q, x), execution.implementation(mode).choose_qparams(q, x)
         assert_same_bits(expected.scale, got.scale, call=f"{q}")
+
+
+FAULTS: Mapping[str, tuple[str, str, str, Any]] = {  # dialect; module and function of the room; what it becomes
+    "division for a reciprocal": ("torch_fake_quantize", "arithmetics", "divide", operations.true_divide),
+    "a product rounded": (
+        "torch_quantize",
+        "arithmetics",
+        "multiply_add",
+        lambda a, b, c, _: operations.multiply_add(a, b, c, Arithmetic()),
+    ),
+    "subnormals kept": ("aqt", "operations", "flush", lambda x, _: x),
+    "one zero": ("brevitas", "arithmetics", "_limited", lambda q, u, *_: u.clamp(q.format.lo, q.format.hi) + 0.0),
+    "rounded once": ("torchao", "routes", "working_dtype", lambda a, dtype: torch.float32),
+    "another code for NaN": ("onnx", "arithmetics", "_instead_of_nan", lambda q, codes, _: codes.new_zeros(())),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect, module, name, instead = FAULTS[fault]
+    monkeypatch.setattr(import_module(f"samebits.torch_frontend.{module}"), name, instead)
+    dtype = DTYPES["bfloat16" if dialect == "torchao" else "float32"]
+    q = in_dialect("int8_per_tensor" if dialect in ("aqt", "brevitas", "onnx") else "uint8_affine_per_tensor", dialect)
+    assert q is not None
+    qparams = parameters(q, 2.0**126 if dialect == "aqt" else 0.7, dtype)
+    q = q.replace(rounding="toward_positive") if dialect == "aqt" else q  # where a subnormal number is not nothing
+    with pytest.raises(AssertionError, match="elements differ"):
+        compare("torch eager", q, inputs(q, qparams, dtype), qparams)
 
 
 @pytest.mark.parametrize("mode", COMPILED)

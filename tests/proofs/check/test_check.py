@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from samebits.core import PerTensor, QParams, Quantizer, Statistic, catalog, choose_qparams
+from samebits.core import PerTensor, QParams, Quantizer, Statistic, catalog, choose_qparams, dialects
 from samebits.core.blocks import expand_blocks
 from samebits.core.granularity import PerBlock, PerGroup, qparams_shape
-from samebits.proofs.check.check import DTYPES, Row, check
+from samebits.proofs.check.check import DTYPES, Row, check, plan, quantizer_of
 from samebits.proofs.check.pieces import (
     BREADTH,
     Piece,
@@ -362,3 +362,25 @@ def test_unknown_names_give_the_nearest() -> None:
         with pytest.raises(KeyError, match=f"unknown .*did you mean .*{near}"):
             check(None, **wanted)
     assert set(DTYPES) == {"float32", "bfloat16", "float16", "float64"}
+
+
+def test_a_dialect_takes_the_entries_that_can_have_it(checkpoint: Path) -> None:
+    assert set(plan(checkpoint, dialect="torchao").quantizers) == set(catalog)
+    affine = set(plan(checkpoint, dialect="quanto_affine").quantizers)
+    assert {"int8_per_tensor", "uint4_affine_per_group32"} < affine
+    assert affine.isdisjoint({"mxint8", "float8_e4m3fn_per_tensor", "nf4_per_group64"})
+    assert quantizer_of("int8_per_tensor", "qwix") == catalog["int8_per_tensor"].replace(**dialects["qwix"])
+    with pytest.raises(ValueError, match="float8_e4m3fn_per_tensor cannot have the dialect quanto_affine"):
+        plan(checkpoint, ["float8_e4m3fn_per_tensor"], dialect="quanto_affine")
+    with pytest.raises(KeyError, match="unknown dialect 'torch'"):
+        plan(checkpoint, dialect="torch")
+
+
+def test_a_dialect_is_checked_in_every_mode_that_computes_it(checkpoint: Path) -> None:
+    modes = ("torch eager", "jax eager")
+    result = check(checkpoint, quantizers=["int4_per_group32"], modes=modes, dtypes=["float32"], dialect="torchao")
+    assert result.dialect == "torchao"
+    assert result.same
+    for row in result.rows:
+        assert bool(row.missing) == (execution.refusal(row.mode, quantizer_of(row.quantizer, "torchao")) is not None)
+        assert row.missing or row.tally.compared > 1000

@@ -117,6 +117,7 @@ def check_schema(found: dict[str, Any]) -> None:
         "command": str,
         "same": bool,
         "checkpoint": str,
+        "dialect": type(None),
         "modes": list,
         "dtypes": dict,
         "seconds": float,
