@@ -54,7 +54,7 @@ def gradients(
         terms = jnp.where(passes, jnp.zeros_like(terms), terms)
         return dx, d_scale, _reduced(terms, q.granularity, factor, scale.dtype)
 
-    return by_range(q, scale, zero_point, compute, x, x.dtype)
+    return by_range(q, scale, zero_point, compute, x, x.dtype, quotients=True)
 
 
 def rounding_gradient(
@@ -134,7 +134,7 @@ def tangent(
         total = addends[0] if alone else reduce(added, (round_to_dtype(a, wide) for a in addends))
         return round_to_dtype(total, x.dtype)
 
-    return by_range(q, scale, zero_point, compute, x, x.dtype)
+    return by_range(q, scale, zero_point, compute, x, x.dtype, quotients=of_scale is not None)
 
 
 def _distances(

@@ -35,6 +35,8 @@ def by_range(
     compute: Callable[[bool], Result],
     x: Array | None,
     dtype: Any,
+    *,
+    quotients: bool = False,
 ) -> Result:
     """``compute(subnormals)``: whether subnormals must be heeded, decided by the operands when the program runs.
 
@@ -45,6 +47,7 @@ def by_range(
     Args:
         x: None where codes are given.
         dtype: of ``x``, or of the values.
+        quotients: whether the result holds quotients as they are, as the gradient of a scale does.
     """
     work = working_dtype(q.arithmetic, dtype)
     with with_float64(work):
@@ -52,7 +55,7 @@ def by_range(
             return compute(False)
         form = layout(scale.dtype)
         whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
-        tells = _tells_small_numbers(q)
+        tells = quotients or _tells_small_numbers(q)
         if _has_small_numbers(q) or (tells and (x is None or not whole)):
             return compute(True)
         half = 2.0 ** (form.min_exponent // 2)

@@ -83,8 +83,8 @@ class TensorQuantizer(nnx.Module):
     Raises:
         TypeError: neither a name nor a Quantizer, ``qparams`` for a quantizer without state, or a seed that is no int.
         KeyError: a name that is not in the catalog.
-        ValueError: a state whose shape would change with the number of rows (tokens, groups, blocks of activations), an
-            arithmetic that is not the default, ``qparams`` as `fake_quantize`.
+        ValueError: a state whose shape would change with the number of rows (tokens, groups, blocks of activations),
+            ``qparams`` as `fake_quantize`.
     """
 
     def __init__(

@@ -352,11 +352,6 @@ REFUSED: dict[str, tuple[type[Exception], str, Any]] = {
         r"`g` must have the shape of x, \(2, 3\), got \(1, 3\)",
         lambda f: f.fake_quantize_vjp(SYMMETRIC, ROWS, GOOD, ROWS[:1]),
     ),
-    "arithmetic": (
-        ValueError,
-        "must be the default in samebits.jax_backend",
-        lambda f: f.fake_quantize(SYMMETRIC.replace(division="reciprocal"), ROWS),
-    ),
 }
 
 
