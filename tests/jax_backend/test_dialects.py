@@ -452,3 +452,18 @@ def test_learned_sigma_of_a_dialect() -> None:
         x, sigma = np.random.default_rng(0).standard_normal((6, 32)).astype(dtype), np.float32(2.5)
         expected = scale_at_sigma(q, x, sigma)
         assert_same_bits(expected, learned_sigma.scale_at_sigma(q, jnp.asarray(x), jnp.asarray(sigma)))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("dialect", ["torch_fake_quantize", "qwix"])
+def test_gradients_of_scales_hold_the_quotients_of_subnormal_numbers(dialect: str, jit: bool) -> None:
+    """They are ``-x / s`` where the code is 0: no sum of them is 0, though XLA takes ``x`` for it."""
+    q = catalog["int8_per_channel"].replace(**dialects[dialect])
+    x, scale = np.full((2, 3), 1e-39, np.float32), np.full((2, 1), 2.0**-23, np.float32)
+
+    def gradient(s: Any) -> Any:
+        return jax_backend.fake_quantize_vjp(q, x, QParams(s), np.ones_like(x)).scale
+
+    expected = core.fake_quantize_vjp(q, x, QParams(scale), np.ones_like(x)).scale
+    assert (expected != 0).all()
+    assert_same_bits(expected, (jax.jit(gradient) if jit else gradient)(scale))
