@@ -61,8 +61,9 @@ VERBS = {
     "sums",
     "threefry",
     "zero_point",
+    "operations",
+    "scale_rules",
 }
-OF_OTHERS = {"operations", "scale_rules"}  # what other systems do differently: verbs of some rooms
 BOUNDARY = {"arguments"}  # in each room what its own arrays need
 
 EAGER = ("core", *BACKENDS)  # rooms that import what they export
@@ -183,7 +184,7 @@ def test_backends_import_only_nouns_of_core(room: str) -> None:
 
 def test_every_module_of_core_is_a_noun_or_a_verb() -> None:
     modules = {path.stem for path in (ROOT / "core").rglob("*.py")} - {"__init__"}
-    assert modules == NOUNS | VERBS | OF_OTHERS | BOUNDARY
+    assert modules == NOUNS | VERBS | BOUNDARY
 
 
 @pytest.mark.parametrize("noun", sorted(NOUNS))
@@ -196,14 +197,6 @@ def test_nouns_import_only_nouns(noun: str) -> None:
 @pytest.mark.parametrize("room", BACKENDS)
 def test_verbs_have_the_same_signatures_in_every_room(room: str, verb: str) -> None:
     assert public_signatures(room, verb) == public_signatures("core", verb)
-
-
-@pytest.mark.parametrize("verb", sorted(OF_OTHERS))
-def test_verbs_of_other_systems_have_the_signatures_of_core(verb: str) -> None:
-    rooms = [room for room in BACKENDS if (ROOT / room / f"{verb}.py").exists()]
-    assert rooms
-    for room in rooms:
-        assert public_signatures(room, verb) == public_signatures("core", verb)
 
 
 def public_signatures(room: str, verb: str) -> dict[str, list[tuple[str, str, object]]]:
