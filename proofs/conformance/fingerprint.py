@@ -37,6 +37,7 @@ from .verdicts import Verdict
 
 Array = NDArray[Any]
 AT_ONCE = 12  # questions of one query
+SMALLEST_NORMAL = 2.0**-126
 SAMPLE = 16  # questions of a block that confirm
 
 
@@ -110,7 +111,11 @@ def _blocks(record: Record, q: Quantizer) -> list[Block]:
     target = record.target
     if target.chooses:
         found = [observed(record, ends) for ends in ENDS]
-        return [block for block in found if block is not None]
+        # A scale with the sign of the peak is a rule to be found, but no scale to ask ordinary questions with
+        kept = [block for block in found if block is not None and block.scale >= SMALLEST_NORMAL]
+        if not kept:
+            raise Fault("chooses no positive normal scale", f"blocks of ordinary size, {target.dtype}")
+        return kept
     return blocks(q, target.dtype, target.scales or SCALES)
 
 
@@ -127,7 +132,7 @@ def _steady(record: Record, block: Block, candidates: Sequence[Quantizer]) -> No
     columns = splitting(table, AT_ONCE)
     x = pool(plain_key(candidates[0]), block, record.target.dtype)
     few = np.concatenate([x[columns], _spread(x, 3)])
-    some = np.concatenate([few, few[::-1], few])
+    some = np.concatenate([few, few, few[::-1]])  # the most deciding ones last: what a vector loop leaves over
     first = record.ask(block, some)
     again = keys(ask(record.target, block, some))
     record.extra += len(some)

@@ -19,12 +19,14 @@ from ...core.granularity import Shape
 from ...core.quantizer import choose_qparams
 from ...core.scales import Denominator, Restriction
 from ..inputs.bits import is_float
+from .chosen import said_of_scales
 from .elements import Asked, apart, subnormal, unlike
 from .formulas import formulas, loose
 from .vectors import answers
 
 Array = NDArray[Any]
 FEW = 512  # elements that a dialect is asked first
+LEAST = 4  # a rule must explain one in so many of the differing elements of its kind
 TRIED = 128  # arrays from which parameters are chosen once more, for each rule
 
 
@@ -119,24 +121,26 @@ def broken_rule(q: Quantizer, asked: Asked, column: str, expected: Array, got: A
         return f"NaN: must become the code {q.arithmetic.nan}"
     if column == "value" and expected[at] == got[at] == 0:
         return f"negative zero: must be {float(expected[at])!r}, since {_sign_of_zero(q)}"
-    one = slice(at, at + 1)
-    alone = asked.at(one)
+    alone = asked.at(slice(at, at + 1))
+    differ = apart(expected, got)
+    kind = subnormal(asked.x)
+    # What explains an element or two, and breaks others, does so by chance
+    allowed = int(differ.sum()) - max(1, int((differ & (kind == kind[at])).sum()) // LEAST)
     best: tuple[int, str] | None = None
     for words, other in variants(q):
         here = _tried(other, alone, (column,))
-        if here is None or not _comparable(here[column], got) or apart(here[column], got[one]).any():
+        if here is None or not _comparable(here[column], got) or apart(here[column], got[at : at + 1]).any():
             continue
         everywhere = _tried(other, asked, (column,))
         wrong = len(asked.x) if everywhere is None else int(apart(everywhere[column], got).sum())
-        if best is None or wrong < best[0]:
+        if wrong <= allowed and (best is None or wrong < best[0]):
             best = wrong, words
-    most = int(apart(expected, got).sum()) // 2  # what explains an element or two may do so by chance
     for more in (formulas, loose):
-        if best is not None and best[0] <= (most if more is loose else 0):
+        if best is not None and best[0] <= (int(differ.sum()) // 2 if more is loose else 0):
             break
         for words, like in more(q, asked, column, got):
             wrong = int((~like).sum())
-            if like[at] and wrong <= most and (best is None or wrong < best[0]):
+            if like[at] and wrong <= allowed and (best is None or wrong < best[0]):
                 best = wrong, words
     return _told(q, alone, column, got[at]) if best is None else best[1]
 
@@ -150,21 +154,35 @@ def broken_scale_rule(q: Quantizer, x: Array, shape: Shape, column: str, got: Ar
         got: ``(rows, parameters)``; ``at``: the row to explain.
     """
     order = [at, *(i for i in range(min(len(x), TRIED)) if i != at)]
+    wrong_now = _wrong(q, x[order], shape, column, got[order])
     best: tuple[int, str] | None = None
     for words, other in scale_variants(q):
-        wrong = 0
-        for row in order:
-            chosen = _chosen(other, x[row].reshape(shape), column)
-            differs = chosen is None or not _comparable(chosen, got) or bool(unlike(chosen, got[row]).any())
-            if differs and row == at:
-                wrong = -1
-                break
-            wrong += differs
-        if wrong >= 0 and (best is None or wrong < best[0]):
+        if _wrong(other, x[order[:1]], shape, column, got[order[:1]]):
+            continue
+        wrong = _wrong(other, x[order], shape, column, got[order])
+        if wrong <= wrong_now - max(1, wrong_now // LEAST) and (best is None or wrong < best[0]):
             best = wrong, words
-    if best is not None:
-        return best[1]
-    return f"{column}: must be chosen from the array as `choose_qparams` says"
+    if (best is None or best[0]) and column == "scale" and got.shape[1] == 1:
+        for name, words in _said_of_scales(q, x[order], shape, got[order, 0]).items():
+            return f"{name}: {words}, must be as `choose_qparams` says"
+    return best[1] if best else f"{column}: must be chosen from the array as `choose_qparams` says"
+
+
+def _wrong(q: Quantizer, x: Array, shape: Shape, column: str, got: Array) -> int:
+    """Of how many arrays a quantizer chooses something else."""
+    chosen = [_chosen(q, row.reshape(shape), column) for row in x]
+    return sum(
+        one is None or not _comparable(one, got) or bool(unlike(one, own).any())
+        for one, own in zip(chosen, got, strict=True)
+    )
+
+
+def _said_of_scales(q: Quantizer, x: Array, shape: Shape, got: Array) -> dict[str, str]:
+    finite = np.isfinite(x).all(1) & (np.abs(x).max(1) > 0)
+    chosen = [_chosen(q, row.reshape(shape), "scale") for row in x[finite]]
+    if not chosen or any(one is None or one.dtype != got.dtype for one in chosen):
+        return {}
+    return said_of_scales(np.abs(x[finite]).max(1).astype(got.dtype), got[finite], np.concatenate(chosen))
 
 
 def variants(q: Quantizer) -> Iterator[tuple[str, Quantizer]]:
@@ -284,5 +302,7 @@ def _told(q: Quantizer, one: Asked, column: str, got: Any) -> str:
     if column == "value" and abs(float(got) - float(right["value"][0])) < scale / 4:
         return f"value: must be (code - zero_point) * scale, rounded once; {quotient}"
     if not q.format.lo < x / scale + zero < q.format.hi:
+        if not getattr(q.format, "saturate", True):
+            return f"overflow: what rounds to more than {q.format.hi} must not saturate; {quotient}"
         return f"clamp: numbers end at {q.format.lo} and {q.format.hi}; {quotient}"
     return f"code: {quotient}"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ...core.descriptions import Quantizer
 from ..inputs.compare import describe
-from .results import parse
 from .elements import Asked, unlike
+from .results import parse
 from .rules import Likeness, broken_rule, broken_scale_rule, likeness
 from .vector_files import read
 from .vectors import Section
