@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+EPSILONS = (2.0**-23, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 
 
 @np.errstate(all="ignore")
@@ -24,8 +26,12 @@ def said_of_scales(sizes: Array, scales: Array, chosen: Array) -> dict[str, str]
         (f"absmax * (1 / {divisor:g})", sizes * (one / divisor)),
         (f"1 / ({divisor:g} / absmax)", one / (divisor / sizes)),
     ):
-        if np.isfinite(divisor) and np.array_equal(found, scales):
-            return {"formula": words}
+        for name, given in (("", found), *((f", in {kind}", found.astype(kind).astype(sizes.dtype)) for kind in NARROW)):
+            if np.isfinite(divisor) and np.array_equal(given, scales):
+                return {"formula": words + name}
+    for eps in EPSILONS:
+        if np.isfinite(divisor) and np.array_equal((sizes + sizes.dtype.type(eps)) / divisor, scales):
+            return {"formula": f"(absmax + {eps:g}) / {divisor:g}"}
     off = scales != chosen
     if not off.any() or not np.isin(scales / chosen, (0.5, 1.0, 2.0)).all():
         return {}

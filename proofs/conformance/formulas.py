@@ -23,6 +23,7 @@ Array = NDArray[Any]
 Named = Iterator[tuple[str, Array]]
 VIA = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FLOORS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 2.0**-23, 1e-6, 1e-5)  # "eps" in other people's code
+ONWARD = {Rounding.TOWARD_POSITIVE: np.inf, Rounding.TOWARD_NEGATIVE: -np.inf, Rounding.TOWARD_ZERO: 0.0}
 WIDEST = IntegerFormat(16)
 ULPS = (1, 2)  # what an approximate division may be off
 PAIRS = 8  # blocks whose parameters may have been mixed up
@@ -52,6 +53,10 @@ def formulas(q: Quantizer, asked: Asked, column: str, got: Array) -> Named:
         beside = np.nextafter(quotient.astype(np.float64), towards)
         where = _like(_answered(q, asked, beside, column, asked.scale), got)
         yield f"rounding direction: ties_toward_{to}, must be {q.rounding}", where
+    if q.rounding in ONWARD:
+        beside = np.nextafter(quotient.astype(np.float64), ONWARD[q.rounding])
+        words = f"rounding direction: {q.rounding} moves what is exact, too, as where a quotient is a little off"
+        yield words, _like(_answered(q, asked, beside, column, asked.scale), got)
     if isinstance(q.format, IntegerFormat):
         half = np.asarray(0.5, work)
         added = "in floating point, where 0.49999997 + 0.5 is 1; must be"

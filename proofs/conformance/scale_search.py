@@ -166,7 +166,9 @@ def _nearly(nearest: Quantizer, seen: list[Block], record: Record) -> dict[str, 
         return {}
     work = np.float64 if record.target.dtype == "float64" else np.float32
     sizes = np.array([max(map(abs, block.ends)) for block in seen], work)
-    scales, chosen = (np.array(s, work) for s in zip(*((b.scale, _chosen(nearest, b, record)[0]) for b in seen), strict=True))
+    scales, chosen = (
+        np.array(s, work) for s in zip(*((b.scale, _chosen(nearest, b, record)[0]) for b in seen), strict=True)
+    )
     return said_of_scales(sizes, scales, chosen)
 
 

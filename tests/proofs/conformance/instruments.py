@@ -1,4 +1,4 @@
-"""A documented fault, and the instruments that must find it: what each says of a function, in one line.
+"""The instruments that must find documented faults: what each says of a function, in one line.
 
 "" is what an instrument says of a function that is right. The words are those of the instrument; only examples (numbers
 of one input) are left out, since the tables of the instruments' own tests hold them.
@@ -6,20 +6,26 @@ of one input) are left out, since the tables of the instruments' own tests hold 
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safetensors.numpy import save_file
+
 from samebits import core
 from samebits.core import QParams, Quantizer, catalog
+from samebits.core.granularity import qparams_shape
 from samebits.proofs import LAWS, Implementation, applies, conformance, fingerprint
+from samebits.proofs.conformance.files import attribute
 from samebits.proofs.conformance.rules import broken_scale_rule
 from samebits.proofs.conformance.targets import Target
 from samebits.proofs.conformance.verdicts import Verdict
-from samebits.proofs.divergence.causes import Program, explain
+from samebits.proofs.divergence.causes import Explanation, Program, explain, explained, run, trace
 
 Array = NDArray[Any]
 Function = Callable[..., Any]
@@ -35,29 +41,6 @@ class Question:
     instrument: str
     wrong: Callable[[], str]
     right: Callable[[], str]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One row of the table.
-
-    Args:
-        id: its name here; ``system``: whose fault it was; ``source``: where it is documented.
-        words: the fault, in one line.
-        question: with which instrument it is found.
-        verdict: what the instrument says, exactly.
-        live: whether an installed library shows it, or a function that was written to have it.
-        unnamed: why the verdict does not name the fault; "" where it does.
-    """
-
-    id: str
-    system: str
-    source: str
-    words: str
-    question: Question
-    verdict: str
-    live: bool = field(default=False, kw_only=True)
-    unnamed: str = field(default="", kw_only=True)
 
 
 def conforms(wrong: Function, right: Function, like: str | Quantizer = "int8_per_tensor", **how: Any) -> Question:
@@ -98,7 +81,7 @@ def computes(wrong: Target, right: Target, *conduct: str) -> Question:
 
 
 def chooses(wrong: Function, right: Function, like: str | Quantizer, x: Array) -> Question:
-    """Scales of the rows of x, asked by what `samebits verify` has for them: the rule that the first wrong one breaks."""
+    """Scales of the rows of x, asked as `samebits verify` does: the rule that the first wrong one breaks."""
     q = catalog[like] if isinstance(like, str) else like
     shape = (1, x.shape[1])
     expected = np.stack([np.asarray(core.choose_qparams(q, row.reshape(shape)).scale).reshape(-1) for row in x])
@@ -106,35 +89,71 @@ def chooses(wrong: Function, right: Function, like: str | Quantizer, x: Array) -
     def asked(scale: Function) -> str:
         got = np.stack([np.asarray(scale(row)).reshape(-1) for row in x]).astype(expected.dtype)
         differ = np.flatnonzero((got != expected).any(1))
-        return broken_scale_rule(q, x, shape, "scale", got, int(differ[0])) if len(differ) else ""
+        return _without_numbers(broken_scale_rule(q, x, shape, "scale", got, int(differ[0]))) if len(differ) else ""
 
     return Question("verify", lambda: asked(wrong), lambda: asked(right))
 
 
+def written(wrong: Any, right: Any) -> Question:
+    """Files of int8 rows whose codes come from float32 scales, stored in these dtypes: what `attribute` says of them."""
+    x = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+    scale = np.abs(x).max(1, keepdims=True) / np.float32(127)
+
+    def asked(dtype: Any) -> dict[str, str]:
+        with TemporaryDirectory() as folder:
+            quantized, original = (Path(folder) / f"{name}.safetensors" for name in ("quantized", "original"))
+            save_file({"w": x}, original)
+            codes = np.clip(np.rint(x / scale), -128, 127).astype(np.int8)
+            save_file({"w": codes, "w_scale": scale.astype(dtype)}, quantized)
+            (found,) = attribute(quantized, original)
+        return found.fields | ({} if found.explained == 1 else {"explained": "in part"})
+
+    def different() -> str:
+        known = asked(right)
+        return ", ".join(f"{name}={value}" for name, value in asked(wrong).items() if value != known.get(name))
+
+    return Question("fingerprint of a file", different, lambda: asked(right).get("explained", ""))
+
+
 def compiled(wrong: Program, right: Program, mode: str) -> Question:
-    """Both asked by `divergence.causes.explain`: what the mode does to which operation."""
+    """Both asked by `causes.explain`: what the mode does to the program, or the first operation it cannot explain."""
 
     def asked(program: Program) -> str:
-        found = explain(program, mode)
-        said = [cause.change.kind for cause in found.causes]
-        return ", ".join([*said, *([f"{found.unexplained} unexplained"] if found.unexplained else [])])
+        return _said_of(explain(program, mode))
 
     return Question(f"causes, {mode}", lambda: asked(wrong), lambda: asked(right))
 
 
-def obeys(q: Quantizer | str, x: Array, qparams: QParams | None = None, right: Any = None, **wrong: Function) -> Question:
-    """Our specification with functions replaced, asked by all laws that apply: those that it breaks.
+def planted_in(program: Program, framework: str, wrong: Function) -> Question:
+    """The same for results that a function of NumPy gives in place of the program."""
+
+    def asked(got: list[Array]) -> str:
+        return _said_of(explained(program, f"{framework} eager", trace(program, framework), got))
+
+    return Question(
+        "causes", lambda: asked([wrong(*program.arguments)]), lambda: asked(run(program, f"{framework} eager"))
+    )
+
+
+def _said_of(found: Explanation) -> str:
+    said = [cause.change.kind for cause in found.causes]
+    return ", ".join([*said, *([f"unexplained, first {found.first}"] if found.unexplained else [])])
+
+
+def obeys(
+    q: Quantizer | str, x: Array, *, choose: Function | None = None, vjp: Function | None = None, scale: float = 0.05
+) -> Question:
+    """Our specification with one function replaced, asked by all laws that apply: those that it breaks.
 
     Args:
-        right: what takes their place without the fault, by name; None for our own.
-        wrong: by name of the field of `Implementation`.
+        choose: ``(q, x) -> QParams``; ``vjp``: as `core.fake_quantize_vjp`.
+        scale: of all blocks, where none is chosen.
     """
     known = catalog[q] if isinstance(q, str) else q
-    given = qparams or core.choose_qparams(known, x)
+    given = QParams(np.full(qparams_shape(known.granularity, x.shape), scale, np.float32))
     g = np.random.default_rng(1).standard_normal(x.shape).astype(x.dtype)
 
-    def asked(functions: dict[str, Function]) -> str:
-        mine = replace(CORE, **functions)  # type: ignore[arg-type]
+    def asked(mine: Implementation) -> str:
         broken = []
         for name, law in LAWS.items():
             if name == "equals_specification" or not applies(name, known):
@@ -145,7 +164,16 @@ def obeys(q: Quantizer | str, x: Array, qparams: QParams | None = None, right: A
                 broken.append(name)
         return ", ".join(broken)
 
-    return Question("laws", lambda: asked(wrong), lambda: asked(right or {}))
+    changed = CORE
+    if choose is not None:
+        changed = replace(
+            changed,
+            choose_qparams=choose,
+            fake_quantize=lambda q, x, p=None: core.fake_quantize(q, x, p or choose(q, x)),
+        )
+    if vjp is not None:
+        changed = replace(changed, fake_quantize_vjp=vjp)
+    return Question("laws", lambda: asked(changed), lambda: asked(CORE))
 
 
 @cache
@@ -154,5 +182,6 @@ def _print(target: Target) -> Verdict:
 
 
 def _without_numbers(rule: str) -> str:
-    """The rule without the quotient of the example."""
+    """The rule without the quotient of the example and without counts."""
+    rule = re.sub(r" in \d+ of \d+ blocks", "", rule)
     return re.sub(r"(; |: )x / scale is [-+.e0-9infa]+, the code must be.*", "", rule)
