@@ -26,7 +26,10 @@ def said_of_scales(sizes: Array, scales: Array, chosen: Array) -> dict[str, str]
         (f"absmax * (1 / {divisor:g})", sizes * (one / divisor)),
         (f"1 / ({divisor:g} / absmax)", one / (divisor / sizes)),
     ):
-        for name, given in (("", found), *((f", in {kind}", found.astype(kind).astype(sizes.dtype)) for kind in NARROW)):
+        for name, given in (
+            ("", found),
+            *((f", in {kind}", found.astype(kind).astype(sizes.dtype)) for kind in NARROW),
+        ):
             if np.isfinite(divisor) and np.array_equal(given, scales):
                 return {"formula": words + name}
     for eps in EPSILONS:

@@ -22,6 +22,7 @@ from .conduct import conduct, slopes
 from .questions import (
     SCALES,
     blocks,
+    numpy_dtype,
     plain_key,
     pool,
     predict_pool,
@@ -67,6 +68,8 @@ def _verdict(record: Record) -> Verdict:
     found = _blocks(record, q)
     candidates = lattice.common(q, target.dtype)
     _steady(record, found[0], candidates)
+    if not target.chooses:
+        _steady_at_the_ends(record, found[0])
     left = _eliminate(record, candidates, found)
     _sample(record, found, q)
     survivors = _special(record, left or [_best(record, candidates)], found, _special_blocks(record, q))
@@ -143,6 +146,19 @@ def _steady(record: Record, block: Block, candidates: Sequence[Quantizer]) -> No
         if len(differ):
             evidence = record.evidence(candidates[0], first, int(differ[0]))
             raise Fault(what, f"{evidence.x}, {block}: {evidence.got}, and another answer")
+
+
+def _steady_at_the_ends(record: Record, block: Block) -> None:
+    """Fault unless three infinities are answered alike: packed codes of an odd number of them end in one alone."""
+    for value in (np.inf, -np.inf):
+        x = np.full(3, value).astype(numpy_dtype(record.target.dtype))
+        record.extra += len(x)
+        try:
+            got = ask(record.target, block, x)
+        except Fault:
+            continue  # a target may refuse infinity
+        if len(set(keys(got).tolist())) > 1:
+            raise Fault("depends on the place in the array", f"three times {value}, {block}: {got.tolist()}")
 
 
 def _eliminate(record: Record, candidates: Sequence[Quantizer], found: Sequence[Block]) -> list[Quantizer]:

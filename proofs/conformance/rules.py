@@ -179,8 +179,9 @@ def _wrong(q: Quantizer, x: Array, shape: Shape, column: str, got: Array) -> int
 
 def _said_of_scales(q: Quantizer, x: Array, shape: Shape, got: Array) -> dict[str, str]:
     finite = np.isfinite(x).all(1) & (np.abs(x).max(1) > 0)
-    chosen = [_chosen(q, row.reshape(shape), "scale") for row in x[finite]]
-    if not chosen or any(one is None or one.dtype != got.dtype for one in chosen):
+    found = [_chosen(q, row.reshape(shape), "scale") for row in x[finite]]
+    chosen = [one for one in found if one is not None and one.dtype == got.dtype]
+    if not chosen or len(chosen) < len(found):
         return {}
     return said_of_scales(np.abs(x[finite]).max(1).astype(got.dtype), got[finite], np.concatenate(chosen))
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from safetensors.numpy import save_file
 
 from samebits import core
@@ -95,7 +94,7 @@ def chooses(wrong: Function, right: Function, like: str | Quantizer, x: Array) -
 
 
 def written(wrong: Any, right: Any) -> Question:
-    """Files of int8 rows whose codes come from float32 scales, stored in these dtypes: what `attribute` says of them."""
+    """Files of int8 rows with codes from float32 scales, which are stored in these dtypes: what `attribute` says."""
     x = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
     scale = np.abs(x).max(1, keepdims=True) / np.float32(127)
 

@@ -3,15 +3,11 @@
 from functools import cache
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import onnxruntime
 import torch
-from jax import lax
 from onnx import TensorProto, helper
-
-from samebits.core import FloatFormat, catalog
 
 from .instruments import Function, Question, conforms
 
@@ -99,11 +95,6 @@ def float8_of_onnxruntime(x: Any, s: Any) -> Any:
     return session().run(None, {"x": x, "s": s})[0]
 
 
-def half_to_infinity(q: Any) -> Any:
-    """The numbers of two exponent bits, one of which is for infinity."""
-    return np.where(np.abs(q) >= 3.5, np.copysign(np.inf, q), on_grid(q, E2M1[:6], "even")).astype(q.dtype)
-
-
 QUESTIONS: dict[str, Question] = {
     "overflow-is-nan": conforms(values(lambda q: cast(q, E4M3)), direct(E4M3, 448), "float8_e4m3fn_per_tensor"),
     "overflow-saturates": conforms(of_torch, values(lambda q: cast(q, E4M3)), "float8_e4m3fn_overflow_per_tensor"),
@@ -136,11 +127,5 @@ QUESTIONS: dict[str, Question] = {
     ),
     "float8-no-saturation": conforms(
         float8_of_onnxruntime, values(lambda q: cast(q, E4M3)), "float8_e4m3fn_overflow_per_tensor", shapes=False
-    ),
-    "reduce-precision": conforms(
-        lambda x, s: lax.reduce_precision(x / jnp.full(x.shape, s), 2, 1) * jnp.full(x.shape, s),
-        values(half_to_infinity),
-        catalog["float4_e2m1_per_tensor"].replace(format=FloatFormat(2, 1, saturate=False)),
-        shapes=False,
     ),
 }

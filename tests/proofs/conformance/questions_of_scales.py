@@ -4,14 +4,16 @@ Each target stands beside one that differs in the fault alone; what is said is w
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import TensorProto
+import onnxruntime
+from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-from samebits.core import PerTensor, QParams, Quantizer, catalog
+from samebits.core import IntegerFormat, PerTensor, QParams, Quantizer, catalog
 from samebits.proofs.conformance.targets import Kind, Target, resolve
 
 from .instruments import Array, Function, Question, chooses, computes, written
@@ -20,6 +22,7 @@ F32 = np.float32
 TINY = F32(2.0**-126)
 INT8, UINT8 = catalog["int8_per_tensor"], catalog["uint8_affine_per_tensor"]
 CHANNELS, INT4 = catalog["int8_per_channel"], catalog["int4_per_channel"]
+INT4_TENSOR = INT8.replace(format=IntegerFormat(4))
 FLOAT8, MXFP4, MXFP6 = catalog["float8_e4m3fn_per_tensor"], catalog["mxfp4_e2m1"], catalog["mxfp6_e2m3"]
 MXFP8 = catalog["mxfp8_e4m3"]
 
@@ -57,7 +60,7 @@ def choosing(scale: Function, q: Quantizer = INT8, **claims: Any) -> Target:
 
 
 def _size(q: Quantizer, x: Array) -> int:
-    return x.size if isinstance(q.granularity, PerTensor) else getattr(q.granularity, "size", x.shape[-1])
+    return int(x.size if isinstance(q.granularity, PerTensor) else getattr(q.granularity, "size", x.shape[-1]))
 
 
 def peak(low: Array, high: Array) -> Array:
@@ -142,6 +145,30 @@ def of_onnxruntime(row: Array) -> Array:
     return np.asarray(scale)
 
 
+@cache
+def int4_session() -> Any:
+    """QuantizeLinear to int4 in onnxruntime."""
+    info = helper.make_tensor_value_info
+    inputs = [info("x", TensorProto.FLOAT, None), info("s", TensorProto.FLOAT, [])]
+    zero = helper.make_tensor("z", TensorProto.INT4, [], [0])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("Cast", ["q"], ["y"], to=TensorProto.INT8),
+    ]
+    graph = helper.make_graph(nodes, "one", inputs, [info("y", TensorProto.INT8, None)], [zero])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def int4_of_onnxruntime(x: Any, s: Any, z: Any) -> Any:
+    return int4_session().run(None, {"x": x, "s": np.asarray(s)})[0]
+
+
+def in_pairs(x: Any, s: Any, z: Any) -> Any:
+    """The same for an even number of elements."""
+    return int4_of_onnxruntime(np.append(x, x[-1:]) if x.size % 2 else x, s, z)[: x.size]
+
+
 QUESTIONS: dict[str, Question] = {
     "nan-lowest": computes(resolve("torch.fake_quantize_per_tensor_affine"), resolve("textbook.torch_eager"), "NaN"),
     "nan-highest": computes(resolve("torch.quantize_per_tensor"), given(rounded, UINT8), "NaN"),
@@ -223,4 +250,5 @@ QUESTIONS: dict[str, Question] = {
     ),
     "int4-over-half-range": chooses(of_onnxruntime, lambda row: np.abs(row).max() / F32(7), INT4, rows(8)),
     "float16-scale-in-file": written(np.float16, np.float32),
+    "odd-length": computes(given(int4_of_onnxruntime, INT4_TENSOR), given(in_pairs, INT4_TENSOR)),
 }

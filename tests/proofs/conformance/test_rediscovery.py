@@ -31,6 +31,7 @@ def test_there_are_as_many_as_promised_and_each_is_asked_once() -> None:
     assert {QUESTIONS[fault.name].instrument.partition(",")[0] for fault in FAULTS} == {
         "conformance",
         "fingerprint",
+        "fingerprint of a file",
         "verify",
         "causes",
         "laws",
