@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from . import vectors
+from .atlas import atlas
 from .fingerprint import fingerprint
 
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -269,6 +270,7 @@ def catalog(json: Json = False) -> None:
 
 vectors.register(app)
 app.command()(fingerprint)
+app.command()(atlas)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:

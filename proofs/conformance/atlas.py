@@ -75,7 +75,7 @@ def write(page: Path, found: Mapping[str, Row]) -> None:
 def markdown(known: Mapping[str, Row]) -> str:
     """The page."""
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    lines += [_line(_cells(name, row)) for name, row in known.items()]
+    lines += [_line(cells(name, row)) for name, row in known.items()]
     versions = ", ".join(dict.fromkeys(row["version"] for row in known.values()))
     unexplained = [
         f"- `{name}`: {_count(row['unexplained'])} unexplained, {row['smallest']}"
@@ -86,7 +86,8 @@ def markdown(known: Mapping[str, Row]) -> str:
     return BEFORE + "\n".join([*lines, *after]) + "\n"
 
 
-def _cells(name: str, row: Row) -> list[str]:
+def cells(name: str, row: Row) -> list[str]:
+    """What stands in the `COLUMNS`."""
     conduct = row["conduct"]
     order = "" if _is_symmetric(row) else _value(row, "zero_point_order").replace("_", " ")
     fused = ", fused" if row["fields"].get("fused_multiply_add") == "True" else ""

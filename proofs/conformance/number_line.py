@@ -16,9 +16,9 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.formats import IntegerFormat
 from ...core.granularity import PerTensor
 from ...core.quantizer import fake_quantize
-from ..inputs.compare import to_numpy
 from ..inputs.knife_edges import knife_edge_array
 from ..inputs.strategies import DTYPES
+from ..modes.arrays import to_numpy
 from .targets import Kind, Target, resolve
 
 Array = NDArray[Any]
