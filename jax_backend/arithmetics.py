@@ -282,7 +282,8 @@ def values(
             value = short_product(centred, spread, signed_zero=True) + offset
         if not quick or signed:  # as in `_sum`
             zeros = bit_pattern(centred) & bit_pattern(offset)
-            value = jnp.where(is_zero(centred) & is_zero(offset), from_pattern(zeros, value.dtype), value)
+            both = is_zero(centred) & is_zero(offset) & ~jnp.isnan(value)  # 0 times an infinite scale is NaN
+            value = jnp.where(both, from_pattern(zeros, value.dtype), value)
     value = round_to_dtype(value, dtype)
     if q.scale.signed:
         return jnp.where(is_zero(value), jnp.zeros_like(value), value)
