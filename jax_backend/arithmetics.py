@@ -276,13 +276,14 @@ def values(
         shift = a.zero_point_domain is ZeroPointDomain.SHIFT
         centred = codes if shift else _sum(q, codes, jnp.full_like(codes, -middle_code(q)), by)
         offset = -zero if shift else zero
-        if plain or a.fused_multiply_add:
+        if a.fused_multiply_add:
             value = by.multiply_add(centred, spread, offset, a)
         else:
-            value = short_product(centred, spread, signed_zero=True) + offset
-        if not quick or signed:  # as in `_sum`
-            zeros = bit_pattern(centred) & bit_pattern(offset)
-            value = jnp.where(is_zero(centred) & is_zero(offset), from_pattern(zeros, value.dtype), value)
+            steps = by.multiply(centred, spread, a) if plain else short_product(centred, spread, signed_zero=True)
+            value = by.add(steps, offset, a)
+            if not quick or signed:  # as in `_sum`
+                zeros = from_pattern(bit_pattern(steps) & bit_pattern(offset), value.dtype)
+                value = jnp.where(is_zero(steps) & is_zero(offset), zeros, value)
     value = round_to_dtype(value, dtype)
     if q.scale.signed:
         return jnp.where(is_zero(value), jnp.zeros_like(value), value)
