@@ -175,6 +175,11 @@ PEERS: tuple[Peer, ...] = (
 )
 
 
+def of_extra(extra: str) -> list[str]:
+    """Names of the targets of the libraries that an extra brings."""
+    return [name for peer in PEERS if peer.extra == extra for name in peer.targets]
+
+
 def missing(peer: Peer) -> str | None:
     """None where the library is installed; else one line: what is not, and the command that brings it."""
     try:
