@@ -27,7 +27,10 @@ def fingerprint(
         bool, typer.Option("--evidence", help="Show the input that excludes each alternative.")
     ] = False,
     atlas: Annotated[
-        Path | None, typer.Option(help="Write a table of ready targets, of all that are installed if none is named.", metavar="FILE.md")
+        Path | None,
+        typer.Option(
+            help="Write a table of ready targets, of all that are installed if none is named.", metavar="FILE.md"
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:

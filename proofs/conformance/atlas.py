@@ -43,8 +43,8 @@ This page and `atlas.json` beside it are written by `samebits fingerprint --atla
 APART = (
     "## Libraries in environments of their own",
     "",
-    "`make atlas-keras`, `make atlas-compressed-tensors`, `make atlas-gguf` and `make atlas-litert` each make one and write these",
-    "rows anew. Tests do not ask these libraries; their golden answers are in `tests/data/peers.json`.",
+    "`make atlas-keras`, `make atlas-compressed-tensors`, `make atlas-gguf` and `make atlas-litert` each make one and",
+    "write these rows anew. Tests do not ask these libraries; golden answers of some are in `tests/data/peers.json`.",
     "",
 )
 

@@ -56,7 +56,8 @@ SMALL: Mapping[str, Changes] = {
         "replacement": 1.0,
     },
     "2**-23 for 0": {
-        key: dialects["compressed_tensors"][key] for key in ("floor", "replace_below", "replacement", "zero_point_scale")
+        key: dialects["compressed_tensors"][key]
+        for key in ("floor", "replace_below", "replacement", "zero_point_scale")
     },
     "1 for 0": {"floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},
     "0.1 below 2**-128, at least 6.1e-5": {

@@ -1,8 +1,8 @@
 """Libraries that the environment of the tests does not hold: what they answered, kept, beside the specification.
 
-`tests/data/peers.json` holds inputs and answers as hexadecimal digits of their bytes, and the versions that gave them, on
-x86-64. The questions are knife edges and special values, thinned; when the file is written, all of those of 100 scales
-are asked, and must agree. What the libraries compute otherwise is left out by `asked`, with the cause.
+`tests/data/peers.json` holds inputs and answers as hexadecimal digits of their bytes, and the versions that gave them,
+on x86-64. The questions are knife edges and special values, thinned; when the file is written, all of those of 100
+scales are asked, and must agree. What the libraries compute otherwise is left out by `asked`, with the cause.
 
 To write it anew, with what is installed: ``python -m tests.oracles.test_golden_peers``; the rest of the file stays.
 """
@@ -24,6 +24,7 @@ from samebits.proofs.conformance.targets import Target, resolve
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges
 from samebits.proofs.inputs.ranges import knife_edge_ranges
+from samebits.proofs.modes.execution import implementation
 
 from ..exact import DTYPES
 from ..oracle_inputs import blocks
@@ -198,6 +199,16 @@ def test_parameters(case: Case) -> None:
     assert len(x) == len(scales) > 60
     for row, scale, zero in zip(x, scales, kept["zero_points"], strict=True):
         same_parameters(q, row, np.asarray(scale), zero)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_scale_of_zero_is_replaced_in_every_dtype(dtype: str) -> None:
+    """compressed-tensors takes epsilon of the dtype; the dialect that of float32."""
+    for room in (choose_qparams, implementation("torch eager").choose_qparams):
+        for entry in ("int8_per_tensor", SIGNED_AFFINE):
+            chosen = room(catalog[entry].replace(**dialects["compressed_tensors"]), np.zeros(4, DTYPES[dtype]))
+            assert float(np.asarray(chosen.scale)) == 2.0**-23
+            assert not np.any(0 if chosen.zero_point is None else np.asarray(chosen.zero_point))
 
 
 def test_every_dialect_of_such_a_library_is_kept() -> None:

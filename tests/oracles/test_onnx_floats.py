@@ -1,7 +1,7 @@
-"""ONNX QuantizeLinear to floats, as the dialect `onnx_float`: onnxruntime for float8, the reference evaluator for float4.
+"""ONNX QuantizeLinear to floats, as the dialect `onnx_float`.
 
-onnxruntime has no float4. Both saturate by default. The evaluator turns NaN into a zero in float4, which has no NaN, and a
-quotient of -0.0 into 0.0.
+Of onnxruntime for float8, of the reference evaluator for float4, which onnxruntime has not. Both saturate by default.
+The evaluator turns NaN into a zero in float4, which has no NaN, and a quotient of -0.0 into 0.0.
 """
 
 from collections.abc import Callable

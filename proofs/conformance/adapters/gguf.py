@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ....core.catalog import catalog

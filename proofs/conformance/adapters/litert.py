@@ -61,7 +61,9 @@ def _model(code: str, scale: float, zero: int) -> bytes:
     tensors[1].quantization = quantization
     operator = _made(schema.OperatorT, opcodeIndex=0, inputs=[0], outputs=[1])
     graph = _made(schema.SubGraphT, tensors=tensors, inputs=[0], outputs=[1], operators=[operator])
-    model = _made(schema.ModelT, version=3, operatorCodes=[operator_code], subgraphs=[graph], buffers=[schema.BufferT()])
+    model = _made(
+        schema.ModelT, version=3, operatorCodes=[operator_code], subgraphs=[graph], buffers=[schema.BufferT()]
+    )
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
