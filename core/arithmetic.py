@@ -2,7 +2,7 @@
 
 The formula ``code = clamp(round(x / s) + z)``, ``x_hat = (code - z) * s`` does not say which operations round, in which
 dtype, and in which order. Each field below is one such choice that some system of the field makes differently; the
-defaults are ours. All three rooms compute all of them, so that they can reproduce others (see `samebits.core.dialects`).
+defaults are ours. All three rooms compute all of them, to reproduce others (see `samebits.core.dialects`).
 """
 
 from dataclasses import dataclass, fields

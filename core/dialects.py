@@ -198,10 +198,9 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
         },
         # LiteRT QUANTIZE by the reference kernel: clamp(A(x / s) + z), A rounding ties away from zero
         "litert_reference": {**_AI_EDGE, "rounding": Rounding.TIES_TO_AWAY, "nan": NanRule.LOWEST},
-        # ai-edge-quantizer uniform_quantize (signed 8 bits: narrow): clamp(R(x / s + z)) in the dtype of x, NaN to 0
+        # ai-edge-quantizer uniform_quantize (signed 8 bits: narrow): clamp(R(x / s + z)) in float32, NaN to 0
         "ai_edge_quantizer": {
             **_AI_EDGE,
-            "compute_dtype": ComputeDtype.INPUT,
             "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
             "nan": NanRule.ZERO,
         },

@@ -20,7 +20,8 @@ from ..inputs.compare import describe
 from ..inputs.knife_edges import knife_edge_array
 from ..inputs.numbers import zero_points
 from .calls import LIBRARIES, call, library_of
-from .rules import Asked, Likeness, broken_rule, likeness, subnormal, unlike
+from .elements import Asked, subnormal, unlike
+from .rules import Likeness, broken_rule, likeness
 from .vectors import DTYPES, undefined_codes
 
 Array = NDArray[Any]

@@ -22,6 +22,7 @@ from .conduct import conduct, slopes
 from .questions import (
     SCALES,
     blocks,
+    numpy_dtype,
     plain_key,
     pool,
     predict_pool,
@@ -37,6 +38,7 @@ from .verdicts import Verdict
 
 Array = NDArray[Any]
 AT_ONCE = 12  # questions of one query
+SMALLEST_NORMAL = 2.0**-126
 SAMPLE = 16  # questions of a block that confirm
 
 
@@ -66,6 +68,8 @@ def _verdict(record: Record) -> Verdict:
     found = _blocks(record, q)
     candidates = lattice.common(q, target.dtype)
     _steady(record, found[0], candidates)
+    if not target.chooses:
+        _steady_at_the_ends(record, found[0])
     left = _eliminate(record, candidates, found)
     _sample(record, found, q)
     survivors = _special(record, left or [_best(record, candidates)], found, _special_blocks(record, q))
@@ -110,7 +114,11 @@ def _blocks(record: Record, q: Quantizer) -> list[Block]:
     target = record.target
     if target.chooses:
         found = [observed(record, ends) for ends in ENDS]
-        return [block for block in found if block is not None]
+        # A scale with the sign of the peak is a rule to be found, but no scale to ask ordinary questions with
+        kept = [block for block in found if block is not None and block.scale >= SMALLEST_NORMAL]
+        if not kept:
+            raise Fault("chooses no positive normal scale", f"blocks of ordinary size, {target.dtype}")
+        return kept
     return blocks(q, target.dtype, target.scales or SCALES)
 
 
@@ -127,7 +135,7 @@ def _steady(record: Record, block: Block, candidates: Sequence[Quantizer]) -> No
     columns = splitting(table, AT_ONCE)
     x = pool(plain_key(candidates[0]), block, record.target.dtype)
     few = np.concatenate([x[columns], _spread(x, 3)])
-    some = np.concatenate([few, few[::-1], few])
+    some = np.concatenate([few, few, few[::-1]])  # the most deciding ones last: what a vector loop leaves over
     first = record.ask(block, some)
     again = keys(ask(record.target, block, some))
     record.extra += len(some)
@@ -138,6 +146,19 @@ def _steady(record: Record, block: Block, candidates: Sequence[Quantizer]) -> No
         if len(differ):
             evidence = record.evidence(candidates[0], first, int(differ[0]))
             raise Fault(what, f"{evidence.x}, {block}: {evidence.got}, and another answer")
+
+
+def _steady_at_the_ends(record: Record, block: Block) -> None:
+    """Fault unless three infinities are answered alike: packed codes of an odd number of them end in one alone."""
+    for value in (np.inf, -np.inf):
+        x = np.full(3, value).astype(numpy_dtype(record.target.dtype))
+        record.extra += len(x)
+        try:
+            got = ask(record.target, block, x)
+        except Fault:
+            continue  # a target may refuse infinity
+        if len(set(keys(got).tolist())) > 1:
+            raise Fault("depends on the place in the array", f"three times {value}, {block}: {got.tolist()}")
 
 
 def _eliminate(record: Record, candidates: Sequence[Quantizer], found: Sequence[Block]) -> list[Quantizer]:

@@ -17,7 +17,6 @@ from ...core.directions import Rounding
 from ...core.formats import FloatFormat, IntegerFormat
 from ...core.granularity import PerTensor
 from ...core.quantizer import codes_and_zero_points, fake_quantize, fake_quantize_vjp
-from ...core.scales import Restriction, Statistic
 from ..inputs.bits import neighbours
 from ..inputs.knife_edges import boundaries, special_values
 from .asking import REFUSED, Block, given, keys
@@ -140,11 +139,9 @@ def predict_pool(q: Quantizer, block: Block, dtype: str, kind: Kind) -> Array:
 def predict(q: Quantizer, block: Block, x: Array, kind: Kind) -> Array:
     """What a candidate answers to 1-D questions in a block with known parameters: values, or codes as float64.
 
-    A code is NaN where `quantize` refuses one (`NanRule.PROPAGATE`). A negative scale was chosen by the target.
+    A code is NaN where `quantize` refuses one (`NanRule.PROPAGATE`).
     """
     q = _per_tensor(q)
-    if block.scale < 0 and not q.scale.signed:
-        q = q.replace(statistic=Statistic.SIGNED_ABSMAX, restriction=Restriction.FLOAT)
     qparams = given(q, (), block, x.dtype.name)
     with np.errstate(all="ignore"):
         if kind is Kind.CODES:

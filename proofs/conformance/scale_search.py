@@ -14,6 +14,7 @@ from ...core.granularity import PerGroup, PerTensor
 from ...core.quantizer import choose_qparams
 from . import lattice
 from .asking import Block, Fault, arranged, ask, checked, raw_answer, shown
+from .chosen import said_of_scales
 from .lattice import field_of
 from .questions import numpy_dtype
 from .record import Record
@@ -52,6 +53,7 @@ SMALL_ENDS: tuple[Ends, ...] = (
     (-5e-3, 6e-3),
 )
 RAMP = 20
+MANY = 16  # rules that ordinary ranges do not tell apart
 
 
 def observed(record: Record, ends: Ends) -> Block | None:
@@ -91,17 +93,28 @@ def find_scale_rule(record: Record, best: Quantizer) -> tuple[Quantizer, dict[st
     rules = lattice.scale_rules(best)
     left, wrong = _surviving(rules, ordinary, record)
     small = _observations(record, SMALL_ENDS)
-    named = lattice.small_rules(left[0])
     if wrong is not None:
-        return left[0], _fields(left), wrong
-    counts = {name: sum(not _chooses(q, b, record) for b in small) for name, q in named.items()}
-    least = min(counts.values())
-    names = [name for name, count in counts.items() if count == least]
-    names = [name for name in names if name.partition(", subnormal")[0] not in names or ", subnormal" not in name]
-    winner = named[names[0] if not least else names[-1]]  # of those that fail, the one that says more
+        return left[0], _fields(left) | _nearly(left[0], ordinary, record), wrong
+    names, winner, least = _small_rule(left[0], small, record)
+    if least and len(left) > 1:  # small ranges may tell apart what ordinary ones do not
+        others = [(q, _small_rule(q, small, record)) for q in left[:MANY]]
+        if any(found[2] < least for _, found in others):
+            least = min(found[2] for _, found in others)
+            left = [q for q, found in others if found[2] == least]
+            names, winner, _ = next(found for _, found in others if found[2] == least)
     fields = _fields(left) | {"small ranges": " or ".join(names)}
     first = next((b for b in small if not _chooses(winner, b, record)), None)
     return winner, fields, None if first is None else _evidence(winner, first, record)
+
+
+def _small_rule(q: Quantizer, small: list[Block], record: Record) -> tuple[list[str], Quantizer, int]:
+    """The names of the rules for small ranges that fit best, the quantizer with one, and how many blocks it fails."""
+    named = lattice.small_rules(q)
+    counts = {name: sum(not _chooses(rule, b, record) for b in small) for name, rule in named.items()}
+    least = min(counts.values())
+    names = [name for name, count in counts.items() if count == least]
+    names = [name for name in names if name.partition(", subnormal")[0] not in names or ", subnormal" not in name]
+    return names, named[names[0] if not least else names[-1]], least  # of those that fail, the one that says more
 
 
 def block_of(q: Quantizer, ends: Ends, dtype: str) -> Array:
@@ -145,6 +158,18 @@ def _surviving(rules: list[Quantizer], seen: list[Block], record: Record) -> tup
             return [nearest], _evidence(nearest, first, record)
         left = kept
     return left, None
+
+
+def _nearly(nearest: Quantizer, seen: list[Block], record: Record) -> dict[str, str]:
+    """What is to be said of scales that no rule gives."""
+    if nearest.affine or record.target.kind is Kind.VALUES:
+        return {}
+    work = np.float64 if record.target.dtype == "float64" else np.float32
+    sizes = np.array([max(map(abs, block.ends)) for block in seen], work)
+    scales, chosen = (
+        np.array(s, work) for s in zip(*((b.scale, _chosen(nearest, b, record)[0]) for b in seen), strict=True)
+    )
+    return said_of_scales(sizes, scales, chosen)
 
 
 def _chosen(q: Quantizer, block: Block, record: Record) -> tuple[float, float | None]:

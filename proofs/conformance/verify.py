@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ...core.descriptions import Quantizer
 from ..inputs.compare import describe
+from .elements import Asked, unlike
 from .results import parse
-from .rules import Asked, Likeness, broken_rule, broken_scale_rule, likeness, unlike
+from .rules import Likeness, broken_rule, broken_scale_rule, likeness
 from .vector_files import read
 from .vectors import Section
 

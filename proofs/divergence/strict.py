@@ -23,6 +23,7 @@ CHANGES: Mapping[str, str] = {
     "wide": "the 16-bit result is not rounded: what comes next takes it as float32",
     "flushed": "subnormal operands and results are zero",
     "regrouped": "(a * b) * c is computed as a * (b * c)",
+    "folded": "(a * b) / c is computed as a * (b * (1 / c))",
     "cancelled": "(a + b) - b is taken for a",
 }
 
@@ -60,6 +61,8 @@ def candidates(graph: Graph) -> list[Change]:
         makes = {one.name for one in taken}
         if operation.name == "div" and is_float(operation.dtype):
             found.append(Change("reciprocal", index))
+            if "mul" in makes:
+                found.append(Change("folded", index))
         if operation.name in ("add", "sub") and "mul" in makes:
             found.append(Change("fused", index))
         if operation.name == "mul" and "mul" in makes:
@@ -144,6 +147,10 @@ def _changed(
         if inner.name not in ("mul", "add") or len(inner.operands) != 2:
             continue
         a, b = (_flush(values[p].astype(work), flushed) for p in inner.operands)
+        if kind == "folded" and inner.name == "mul" and position == 0:
+            a, b = (a, b) if b.ndim == 0 else (b, a)
+            inverse = _flush(np.asarray(np.ones((), work) / other), flushed)
+            return np.asarray(a * _flush(np.asarray(b * inverse), flushed))
         if kind == "regrouped" and inner.name == "mul":
             return np.asarray(a * _flush(np.asarray(b * other), flushed))
         if kind == "fused" and inner.name == "mul":

@@ -109,7 +109,9 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
         lambda x, s: np.clip(np.trunc(x / s + np.copysign(np.float32(0.5), x)), -128, 127) * s + np.float32(0),
         "int8_per_channel",
         {},
-        reads("rule       rounding direction: ties_to_away, must be ties_to_even"),
+        reads(
+            "rule       rounding direction: ties_to_away by trunc(x / scale +- 1/2) in floating point, where 0.49999997"
+        ),
     ),
     "clamp": (
         lambda x, s: np.clip(np.round(x / s), -127, 127) * s + np.float32(0),

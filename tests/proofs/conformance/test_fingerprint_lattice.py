@@ -38,7 +38,9 @@ CLAIMS: list[tuple[Quantizer, str, Kind]] = [
     (catalog["float8_e4m3fn_per_tensor"], "float32", Kind.VALUES),
     (catalog["int8_per_tensor"], "float64", Kind.VALUES),
 ]
-EACH = pytest.mark.parametrize(("q", "dtype", "kind"), CLAIMS, ids=lambda v: str(getattr(v, "format", v)))
+EACH = pytest.mark.parametrize(
+    ("q", "dtype", "kind"), CLAIMS, ids=lambda v: str(v.format if isinstance(v, Quantizer) else v)
+)
 
 
 def target_of(point: Quantizer, dtype: str, kind: Kind) -> Target:

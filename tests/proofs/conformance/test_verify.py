@@ -228,8 +228,8 @@ def test_the_c_program_is_right_and_an_off_by_one_in_it_is_caught(int8: Path, tm
     results = tmp_path / "answers.txt"
     for planted, wrong in (
         ("code > 127 ? 127", None),
-        ("code > 126 ? 126", ("code", "clamp: numbers end at -128 and 127")),
-        ("code > 128 ? 128", ("value", "clamp: numbers end at -128 and 127")),
+        ("code > 126 ? 126", ("code", "clamp: codes end at -128 and 126, must end")),
+        ("code > 128 ? 128", ("value", "clamp: codes end at -128 and 128, must end")),
     ):
         program = compiled(source.replace("code > 127 ? 127", planted), tmp_path)
         results.write_text(subprocess.run([program, int8], capture_output=True, text=True, check=True).stdout)
