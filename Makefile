@@ -27,6 +27,7 @@ help:
 	@echo "make mutants  small faults in some modules: do their tests notice? docs/mutants.md (hours; SAMPLE=25 of each module)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
+	@echo "make atlas-GROUP  ask the libraries of an environment of their own, GROUP keras, compressed-tensors, gguf or litert: docs/atlas.md"
 	@echo "make vectors  test vectors of the whole catalog in build/vectors, to be released as they lie there: docs/vectors.md"
 	@echo "make clean    remove the environment and everything built"
 
@@ -97,6 +98,18 @@ certificates: $(VENV)/.installed
 	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept boundary` --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/samebits certify `$(BIN)/python -m samebits.proofs.certificates.kept scales` --engine scales --output docs/certificates --missing --workers $(JOBS)
 	$(BIN)/python -m samebits.proofs.certificates.kept docs/certificates
+
+# Libraries that do not live beside the others; their rows of docs/atlas.md anew. What changed: git diff docs/atlas.json
+atlas-%: build/atlas/%/.installed
+	build/atlas/$*/bin/samebits fingerprint --atlas docs/atlas.md \
+		`build/atlas/$*/bin/python -c "from samebits.proofs.conformance.peers import of_extra; print(*of_extra('peers-$*'))"`
+
+build/atlas/%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/atlas/$*
+	build/atlas/$*/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[proofs,peers-$*]'
+	touch $@
+
+.PRECIOUS: build/atlas/%/.installed
 
 # Not in git: the same source makes the same bytes. Digests in SHA256SUMS and in each manifest.
 vectors: $(VENV)/.installed

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .arithmetic import (
+    ClampOrder,
     ComputeDtype,
     Division,
     NanRule,
@@ -25,6 +26,7 @@ from .arithmetic import (
 )
 from .catalog import Named
 from .descriptions import ZeroPoint
+from .directions import Rounding
 from .scales import Denominator
 
 # torch's observers: s = max(m / ((hi - lo) / 2), 2**-23), or max((max - min) / (hi - lo), 2**-23), z = lo - R(min / s)
@@ -71,6 +73,9 @@ _QWIX: dict[str, Any] = {
     "replacement": 1.0,
     "zero_point_rule": ZeroPointRule.ROUNDED_CODE,
 }
+
+# ai-edge-quantizer: s = max(m, 1e-9) / hi, or max(max - min, 1e-9) / (hi - lo), z = R(lo - min / s)
+_AI_EDGE: dict[str, Any] = {"range_floor": 1e-9, "zero_point_rule": ZeroPointRule.ROUNDED_CODE}
 
 dialects: Mapping[str, Mapping[str, Any]] = Named(
     "dialect",
@@ -165,5 +170,39 @@ dialects: Mapping[str, Mapping[str, Any]] = Named(
         # ONNX QuantizeLinear: sat(R(x / s) + z) in float32; DynamicQuantizeLinear: s = (max - min) / (hi - lo), or 1
         # where that is 0, z = lo - R(min / s)
         "onnx": {"nan": NanRule.LOWEST, "floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},
+        # the same to float8 and float4, as onnxruntime and the reference evaluator do: NaN stays, and so does -0.0
+        "onnx_float": {"keep_negative_zero": True, "floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},
+        # compressed-tensors quantize, fake_quantize: R(clamp(x / s + z)) in the dtype of x, floats throughout, so -0.0
+        # survives; s = m / ((hi - lo) / 2) or (max - min) / (hi - lo), epsilon of the dtype where that is 0 (here that
+        # of float32; of 16 bits: replacement=2**-7 for bfloat16, 2**-10 for float16), z = R(lo - min / s),
+        # 0 there
+        "compressed_tensors": {
+            "compute_dtype": ComputeDtype.INPUT,
+            "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+            "clamp_order": ClampOrder.BEFORE_ROUNDING,
+            "keep_negative_zero": True,
+            "denominator": Denominator.HALF_RANGE,
+            "floor": 0.0,
+            "replace_below": 2.0**-149,
+            "replacement": 2.0**-23,
+            "zero_point_rule": ZeroPointRule.ROUNDED_CODE,
+            "zero_point_scale": ZeroPointScale.RAW,
+        },
+        # LiteRT QUANTIZE by XNNPACK: clamp(R(x * (1 / s)) + z) in float32, subnormals flushed; parameters of
+        # ai-edge-quantizer
+        "litert": {
+            **_AI_EDGE,
+            "division": Division.RECIPROCAL,
+            "nan": NanRule.HIGHEST,
+            "flush_subnormals": True,
+        },
+        # LiteRT QUANTIZE by the reference kernel: clamp(A(x / s) + z), A rounding ties away from zero
+        "litert_reference": {**_AI_EDGE, "rounding": Rounding.TIES_TO_AWAY, "nan": NanRule.LOWEST},
+        # ai-edge-quantizer uniform_quantize (signed 8 bits: narrow): clamp(R(x / s + z)) in float32, NaN to 0
+        "ai_edge_quantizer": {
+            **_AI_EDGE,
+            "zero_point_order": ZeroPointOrder.BEFORE_ROUNDING,
+            "nan": NanRule.ZERO,
+        },
     },
 )

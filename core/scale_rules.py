@@ -107,7 +107,10 @@ def replace_small(q: Quantizer, scale: Array, dtype: np.dtype[Any]) -> Array:
         case number:
             limit = number
     instead = limit if q.scale.replacement is None else q.scale.replacement
-    return np.where(scale < limit, round_to_dtype(np.asarray(instead, np.float64), scale.dtype), scale)
+    wide = np.promote_types(scale.dtype, np.float32)  # a limit may be smaller than any number of 16 bits
+    return np.where(
+        scale.astype(wide) < wide.type(limit), round_to_dtype(np.asarray(instead, np.float64), scale.dtype), scale
+    )
 
 
 def zero_point_of_range(q: Quantizer, low: Array, high: Array, raw: Array, scale: Array) -> Array:

@@ -201,6 +201,14 @@ def _constant(number: float, dtype: Any) -> Array:
         return jnp.asarray(np.asarray(number, dtype))
 
 
+def _ceiling(number: float, dtype: Any) -> Array:
+    """The smallest number of a dtype that is not below one of float32 (float64): less than either is the same."""
+    wide = np.asarray(number, np.promote_types(dtype, np.float32))
+    with np.errstate(over="ignore", under="ignore"):
+        near = wide.astype(dtype)
+    return jnp.asarray(np.nextafter(near, np.asarray(np.inf, dtype)) if near.astype(wide.dtype) < wide else near)
+
+
 def _below(a: Array, b: Array) -> Array:
     """``a < b``, also of subnormals; false where either is NaN. Zeros are equal."""
     place, other = (jnp.where(is_zero(v), 0, ordered(v)) for v in (a, b))
@@ -228,7 +236,7 @@ def replace_small(q: Quantizer, scale: Array, dtype: Any) -> Array:
         case number:
             limit = float(number)
     instead = limit if q.scale.replacement is None else q.scale.replacement
-    small = _below(scale, jnp.broadcast_to(_constant(limit, scale.dtype), scale.shape))
+    small = _below(scale, jnp.broadcast_to(_ceiling(limit, scale.dtype), scale.shape))
     with with_float64(FLOAT64):
         other = round_to_dtype(jnp.asarray(np.float64(instead)), scale.dtype)
     return jnp.where(small, other, scale)

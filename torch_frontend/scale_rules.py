@@ -116,8 +116,10 @@ def replace_small(q: Quantizer, scale: Tensor, dtype: torch.dtype) -> Tensor:
     if limit == 0:
         return scale
     instead = limit if q.scale.replacement is None else _number(q, "replacement")
-    small = carried(scale) < bound_of(limit, scale.dtype)
-    return torch.where(small, torch.full_like(scale, number_of(instead, scale.dtype)), scale)
+    kept = carried(scale)  # a limit may be smaller than any number of 16 bits
+    return torch.where(
+        kept < number_of(limit, kept.dtype), torch.full_like(scale, number_of(instead, scale.dtype)), scale
+    )
 
 
 def zero_point_of_range(q: Quantizer, low: Tensor, high: Tensor, raw: Tensor, scale: Tensor) -> Tensor:

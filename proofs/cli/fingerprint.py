@@ -27,7 +27,10 @@ def fingerprint(
         bool, typer.Option("--evidence", help="Show the input that excludes each alternative.")
     ] = False,
     atlas: Annotated[
-        Path | None, typer.Option(help="Ask all ready targets that are installed and write a table.", metavar="FILE.md")
+        Path | None,
+        typer.Option(
+            help="Write a table of ready targets, of all that are installed if none is named.", metavar="FILE.md"
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -39,7 +42,7 @@ def fingerprint(
     if file is not None and original is not None:
         raise typer.Exit(AGREEMENT if _attribute(file, original, json) else DIFFERENCE)
     if atlas is not None:
-        _atlas(atlas)
+        _atlas(atlas, target or [])
         raise typer.Exit(AGREEMENT)
     if not target:
         _list(json)
@@ -104,14 +107,18 @@ def _attribute(file: Path, original: Path, json: bool) -> bool:
     return bool(found) and all(one.explained == 1 for one in found)
 
 
-def _atlas(page: Path) -> None:
-    """Writes the page, and its data beside it; rows of what is not installed here are kept as they were."""
+def _atlas(page: Path, targets: list[str]) -> None:
+    """Writes the page, and its data beside it; rows of what is not asked here are kept as they were."""
     from ..conformance import atlas
     from .commands import _shown
 
     if not page.parent.is_dir():
         _refuse(f"{page}: no such directory: {page.parent}")
-    wanted = atlas.installed()
+    known = atlas.installed()
+    for name in targets:
+        if name not in known:
+            _refuse(f"{name}: no ready target that is installed; samebits fingerprint lists them")
+    wanted = targets or known
     atlas.write(page, dict(_shown("asking", len(wanted), atlas.rows(wanted), quiet=False)))
 
 

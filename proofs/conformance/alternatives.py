@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...core.descriptions import Quantizer
+from ...core.granularity import PerGroup, PerTensor
 from ...core.quantizer import choose_qparams
 from . import lattice
 from .asking import Block
@@ -62,10 +63,15 @@ def equal_dialects(record: Record, best: Quantizer, blocks: Sequence[Block]) -> 
 def _choose_alike(record: Record, a: Quantizer, b: Quantizer) -> bool:
     for ends in (*ENDS, *SMALL_ENDS):
         x = block_of(a, ends, record.target.dtype)
-        one, other = (choose_qparams(q, x) for q in (a, b))
+        one, other = (choose_qparams(_of_two(q), x) for q in (a, b))
         if not np.array_equal(one.scale, other.scale) or not np.array_equal(one.zero_point, other.zero_point):
             return False
     return True
+
+
+def _of_two(q: Quantizer) -> Quantizer:
+    """With blocks of two elements, as `block_of` makes them."""
+    return q if isinstance(q.granularity, PerTensor) else q.replace(granularity=PerGroup(2))
 
 
 def asked_where_they_differ(record: Record, best: Quantizer, other: Quantizer, blocks: Sequence[Block]) -> bool:

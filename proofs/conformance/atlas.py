@@ -12,7 +12,13 @@ from .targets import names, resolve
 from .verdicts import Verdict
 
 Row = dict[str, Any]
-DISTRIBUTIONS = {"aqt": "aqtp", "optimum.quanto": "optimum-quanto"}  # where the name differs from what is imported
+DISTRIBUTIONS = {
+    "aqt": "aqtp",
+    "optimum.quanto": "optimum-quanto",
+    "compressed_tensors": "compressed-tensors",
+    "ai_edge_litert": "ai-edge-litert",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+}  # where the name differs from what is imported
 COLUMNS = (
     "target",
     "x / s",
@@ -34,6 +40,13 @@ values that no input tells apart. How a verdict comes about: [fingerprint.md](fi
 This page and `atlas.json` beside it are written by `samebits fingerprint --atlas docs/atlas.md`.
 
 """
+APART = (
+    "## Libraries in environments of their own",
+    "",
+    "`make atlas-keras`, `make atlas-compressed-tensors`, `make atlas-gguf` and `make atlas-litert` each make one and",
+    "write these rows anew. Tests do not ask these libraries; golden answers of some are in `tests/data/peers.json`.",
+    "",
+)
 
 
 def installed() -> list[str]:
@@ -74,16 +87,22 @@ def write(page: Path, found: Mapping[str, Row]) -> None:
 
 def markdown(known: Mapping[str, Row]) -> str:
     """The page."""
-    lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    lines += [_line(cells(name, row)) for name, row in known.items()]
-    versions = ", ".join(dict.fromkeys(row["version"] for row in known.values()))
+    away = {name for peer in PEERS if peer.apart for name in peer.targets}
+    beside, apart = ({name: row for name, row in known.items() if (name in away) is own} for own in (False, True))
     unexplained = [
         f"- `{name}`: {_count(row['unexplained'])} unexplained, {row['smallest']}"
         for name, row in known.items()
         if row["smallest"]
     ]
-    after = ["", "Versions: " + versions + ".", "", "## Where the nearest arithmetic fails", "", *unexplained]
-    return BEFORE + "\n".join([*lines, *after]) + "\n"
+    parts = [*_table(beside), *(["", *APART, *_table(apart)] if apart else [])]
+    return BEFORE + "\n".join([*parts, "", "## Where the nearest arithmetic fails", "", *unexplained]) + "\n"
+
+
+def _table(known: Mapping[str, Row]) -> list[str]:
+    """Rows as lines, and the versions behind them."""
+    versions = ", ".join(dict.fromkeys(row["version"] for row in known.values()))
+    head = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
+    return [*head, *(_line(cells(name, row)) for name, row in known.items()), "", f"Versions: {versions}."]
 
 
 def cells(name: str, row: Row) -> list[str]:

@@ -93,10 +93,10 @@ def _tensor(path: Path, file: BinaryIO, at: int, shape: tuple[int, ...], kind: i
     data = file.read(count * size)
     if len(data) < count * size or not shape or shape[-1] % BLOCK:
         raise FileError(f"{path}: truncated or corrupt")
-    return _decoded(layout, np.frombuffer(data, np.uint8).reshape(count, size), shape)
+    return decoded(layout, np.frombuffer(data, np.uint8).reshape(count, size), shape)
 
 
-def _decoded(layout: str, raw: Array, shape: tuple[int, ...]) -> Blocks:
+def decoded(layout: str, raw: Array, shape: tuple[int, ...]) -> Blocks:
     """Blocks of bytes apart: the scale, the minimum, the fifth bits, and the codes in halves of a byte."""
     per_block = (*shape[:-1], shape[-1] // BLOCK)
     at = 4 if layout.endswith("_1") else 2

@@ -48,11 +48,16 @@ SMALL: Mapping[str, Changes] = {
     "at least 2**-23": {"floor": 2.0**-23},
     "at least 6.1e-5": {"floor": float.fromhex("0x1.ffb48p-15")},
     "range at least 1e-10": {"range_floor": 1e-10},
+    "range at least 1e-9": {"range_floor": 1e-9},
     "empty range counts as 1": {"empty_range": 1.0},
     "at least epsilon of the dtype": {"replace_below": Threshold.EPSILON},
     "1 below the root of the smallest normal number": {
         "replace_below": Threshold.SQRT_SMALLEST_NORMAL,
         "replacement": 1.0,
+    },
+    "2**-23 for 0": {
+        key: dialects["compressed_tensors"][key]
+        for key in ("floor", "replace_below", "replacement", "zero_point_scale")
     },
     "1 for 0": {"floor": 0.0, "replace_below": 2.0**-149, "replacement": 1.0},
     "0.1 below 2**-128, at least 6.1e-5": {

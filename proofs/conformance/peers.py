@@ -16,12 +16,14 @@ class Peer:
         module: the file in `samebits.proofs.conformance.adapters`.
         extra: which extra of samebits brings it.
         targets: their names.
+        apart: whether it has an environment of its own (`make atlas-GROUP`) and is not in that of the tests.
     """
 
     library: str
     module: str
     extra: str
     targets: tuple[str, ...]
+    apart: bool = False
 
 
 PEERS: tuple[Peer, ...] = (
@@ -109,7 +111,73 @@ PEERS: tuple[Peer, ...] = (
             "ml_dtypes.float4_e2m1fn",
         ),
     ),
+    Peer(
+        "keras",
+        "keras",
+        "peers-keras",
+        (
+            "keras.quantize_and_dequantize.jax",
+            "keras.fake_quant_with_min_max_vars.jax",
+            "keras.abs_max_quantize.jax",
+            "keras.quantize_and_dequantize.torch",
+            "keras.fake_quant_with_min_max_vars.torch",
+            "keras.abs_max_quantize.torch",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "compressed_tensors",
+        "compressed_tensors",
+        "peers-compressed-tensors",
+        (
+            "compressed_tensors.quantize",
+            "compressed_tensors.quantize.int4",
+            "compressed_tensors.quantize.float16",
+            "compressed_tensors.fake_quantize",
+            "compressed_tensors.fake_quantize.bfloat16",
+            "compressed_tensors.fake_quantize.float8",
+            "compressed_tensors.calculate_qparams",
+            "compressed_tensors.calculate_qparams.affine",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "gguf",
+        "gguf",
+        "peers-gguf",
+        ("gguf.Q8_0", "gguf.Q4_0", "gguf.Q5_0", "gguf.Q4_1", "gguf.Q5_1", "gguf.MXFP4"),
+        apart=True,
+    ),
+    Peer(
+        "ai_edge_litert",
+        "litert",
+        "peers-litert",
+        (
+            "litert.QUANTIZE",
+            "litert.QUANTIZE.uint8",
+            "litert.QUANTIZE.reference",
+            "litert.QUANTIZE.uint8.reference",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "ai_edge_quantizer",
+        "ai_edge_quantizer",
+        "peers-litert",
+        (
+            "ai_edge_quantizer.uniform_quantize",
+            "ai_edge_quantizer.uniform_quantize.symmetric",
+            "ai_edge_quantizer.uniform_quantize.chosen",
+            "ai_edge_quantizer.uniform_quantize.affine.chosen",
+        ),
+        apart=True,
+    ),
 )
+
+
+def of_extra(extra: str) -> list[str]:
+    """Names of the targets of the libraries that an extra brings."""
+    return [name for peer in PEERS if peer.extra == extra for name in peer.targets]
 
 
 def missing(peer: Peer) -> str | None:

@@ -30,6 +30,7 @@ QUICK = (
     "onnxruntime.DynamicQuantizeLinear",
     "ml_dtypes.float8_e4m3fn",
 )
+APART = [name for peer in peers.PEERS if peer.apart for name in peer.targets]
 
 
 def check(name: str) -> None:
@@ -50,15 +51,19 @@ def test_targets_compute_what_the_atlas_says(name: str) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [name for name in names() if name not in QUICK])
+@pytest.mark.parametrize("name", [name for name in names() if name not in (*QUICK, *APART)])
 def test_the_other_targets_compute_what_the_atlas_says(name: str) -> None:
     check(name)
 
 
 def test_every_peer_is_asked_here() -> None:
-    """The environment of the tests holds all of them, so that no row goes unchecked."""
-    assert {peer.library: peers.missing(peer) for peer in peers.PEERS if peers.missing(peer)} == {}
-    assert atlas.installed() == [*names()]
+    """The environment of the tests holds all that do not say that they stay apart, so that no row goes unchecked."""
+    here = [peer for peer in peers.PEERS if not peer.apart]
+    assert {peer.library: peers.missing(peer) for peer in here if peers.missing(peer)} == {}
+    assert {*names()} - {*APART} <= {*atlas.installed()}
+    assert {peer.extra for peer in peers.PEERS if peer.apart} == {
+        f"peers-{group}" for group in ("keras", "compressed-tensors", "gguf", "litert")
+    }
 
 
 def test_rows_of_what_is_not_installed_are_kept(tmp_path: Path) -> None:

@@ -65,8 +65,15 @@ def test_dialects_are_recognised_as_themselves(name: str) -> None:
 
 
 SCALE_RULES = {
-    "int8_per_tensor": ["torchao", "quanto", "aqt", "brevitas", "torchao_2024", "qwix_bfloat16"],
-    "uint8_affine_per_tensor": ["torch_dynamic", "torch_fake_quantize", "onnx", "brevitas"],
+    "int8_per_tensor": ["torchao", "quanto", "aqt", "brevitas", "torchao_2024", "qwix_bfloat16", "compressed_tensors"],
+    "uint8_affine_per_tensor": [
+        "torch_dynamic",
+        "torch_fake_quantize",
+        "onnx",
+        "brevitas",
+        "compressed_tensors",
+        "litert",
+    ],
 }
 
 
@@ -81,6 +88,18 @@ def test_scale_rules_are_found_of_targets_that_choose(name: str, dialect: str) -
     verdict = fingerprint(Target(dialect, chosen, q, kind=Kind.CODES, chooses=True))
     assert verdict.recognised, verdict.smallest
     assert dialect in verdict.dialects
+
+
+def test_negative_scales_are_asked_about() -> None:
+    q = catalog["int4_per_group32"].replace(statistic="signed_absmax", denominator="lo", nan="lowest")
+
+    def chosen(x: Array, qparams: QParams | None) -> Any:
+        own = choose_qparams(q, x)
+        return quantize(q, x, own), own
+
+    verdict = fingerprint(Target("signed peak", chosen, q, kind=Kind.CODES, chooses=True))
+    assert verdict.recognised, verdict.smallest
+    assert (verdict.fields["statistic"], verdict.fields["denominator"]) == ("signed_absmax", "lo or next")
 
 
 def test_the_scale_of_values_is_seen_in_them() -> None:
