@@ -104,8 +104,8 @@ class Quantizer:
         affine: whether there is a zero point.
         relaxed: whether `fake_quantize` gives what lies between two codes: learned rounding while it is soft.
         deterministic: whether rounding looks at nothing but the number.
-        nearest_integers: whether codes are integers without a zero point, rounded to nearest even: for which compilers
-            get the shortest form.
+        nearest_integers: whether codes are integers without a zero point, rounded to nearest even, as usual: for which
+            compilers get the shortest form.
         ends: smallest and largest number of the format as text, which is a constant to a compiler that takes numbers
             for variables.
         usual: whether codes and values are those of the default arithmetic, perhaps with floating-point zero points, at
@@ -152,11 +152,12 @@ class Quantizer:
         object.__setattr__(self, "affine", self.zero_point is not ZeroPoint.NONE)
         object.__setattr__(self, "relaxed", self.rounding is Rounding.LEARNED and self.learned_rounding.soft)
         object.__setattr__(self, "deterministic", self.rounding in DETERMINISTIC)
-        nearest = self.rounding is Rounding.TIES_TO_EVEN and isinstance(self.format, IntegerFormat)
-        object.__setattr__(self, "nearest_integers", nearest and not self.affine)
         object.__setattr__(self, "ends", (repr(float(self.format.lo)), repr(float(self.format.hi))))
-        usual = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
-        object.__setattr__(self, "usual", usual and self.scale.floor != 0)
+        default = self.arithmetic.is_default or (self.affine and self.arithmetic.has_float_zeros)
+        usual = default and self.scale.floor != 0
+        object.__setattr__(self, "usual", usual)
+        nearest = self.rounding is Rounding.TIES_TO_EVEN and isinstance(self.format, IntegerFormat)
+        object.__setattr__(self, "nearest_integers", nearest and usual and not self.affine)
         object.__setattr__(self, "is_usual", usual and self.scale.is_usual)
         if self.affine and not isinstance(self.format, IntegerFormat):
             raise ValueError(f"`zero_point` must be 'none' for {self.format}: only integers have one")

@@ -186,7 +186,7 @@ def value_faults() -> Iterator[Fault]:
     fake, both = frozenset({"fake"}), frozenset({"codes", "fake"})
     zero = "negative zero kept"
     yield Fault(zero, "torch eager", [(f"{TORCH}.eager.fake_quantize", _negative_zero)], INT8, fake)
-    yield Fault(zero, "torch func", [(f"{TORCH}.elementwise._nearest", lambda _: lambda x: x.round())], INT8, fake)
+    yield Fault(zero, "torch func", [(f"{TORCH}.elementwise.nearest", lambda _: lambda x: x.round())], INT8, fake)
     yield Fault(
         zero,
         "jax eager",

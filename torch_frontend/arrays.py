@@ -190,11 +190,11 @@ def narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
 def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value`` rounded to nearest even to the numbers of a narrower ``dtype``, in its own. By its bits.
 
-    Any other ``dtype`` than those of 16 bits leaves float32 as it is. NaN stays NaN, infinities and the sign of zero
-    are kept. (NaN is found by ``!=``, since inductor does not vectorize `isnan`.)
+    Its own ``dtype`` leaves it as it is, and so does any other than those of 16 bits float32. NaN stays NaN, infinities
+    and the sign of zero are kept. (NaN is found by ``!=``, since inductor does not vectorize `isnan`.)
     """
     if value.dtype == torch.float64:
-        return _rounded_wide(value, dtype)
+        return value if dtype == torch.float64 else _rounded_wide(value, dtype)
     if dtype == torch.bfloat16:
         bits = torch.where(value != value, torch.nan, value).view(torch.int32)  # a NaN whose bits survive the sum
         return ((bits + (((bits >> 16) & 1) + 0x7FFF)) & -0x10000).view(torch.float32)

@@ -37,14 +37,15 @@ def codes_of(
         noise: of stochastic rounding, shape of ``value``.
         limits: smallest and largest code, 0-d, where they are not the format's.
     """
+    if q.nearest_integers:  # rounded after the clamp, whose limits are integers: the same codes
+        quotient = value / s
+        clamped = quotient.clamp(q.format.lo, q.format.hi) if limits is None else _limited(quotient, limits)
+        return quotient, quotient.round(), nearest(clamped)
     if not q.usual:
         return arithmetics.codes_of(q, value, s, z, noise, limits)
     if z is not None and q.arithmetic.has_float_zeros:
         value, z = value - value_of_code_0(q, s, z), None
     quotient = value / s
-    if q.nearest_integers:  # rounded after the clamp, whose limits are integers: the same codes
-        clamped = quotient.clamp(q.format.lo, q.format.hi) if limits is None else _limited(quotient, limits)
-        return quotient, quotient.round(), nearest(clamped)
     rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
     return quotient, unclamped, limit_to_grid(q, unclamped) if limits is None else _limited(unclamped, limits)
@@ -95,10 +96,10 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
 
 def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
     """``(code - z) * s``, or ``(code - mid) * s + z``; -0.0 only in formats that have it."""
-    if not q.usual:
-        return arithmetics.values_of(q, codes, s, z)
     if q.nearest_integers:  # as below, without functions that compiled code would be guarded by
         return codes * s
+    if not q.usual:
+        return arithmetics.values_of(q, codes, s, z)
     product = centred(q, codes, z) * s
     return product + z if z is not None and q.arithmetic.has_float_zeros else product
 

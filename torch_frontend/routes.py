@@ -50,14 +50,20 @@ def _forward(
     """
     q, limits = (q, None) if bit_width is None else _at_width(q, bit_width, scale.dtype)
     zero = None if zero_point is None else zero_point.to(scale.dtype)
-    plain = seed is None and limits is None and q.usual
-    if plain and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
+    usual = q.usual
+    if (
+        seed is None
+        and limits is None
+        and usual
+        and is_concrete(x, scale, zero)
+        and not records_gradient(x, scale, zero)
+    ):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
     noise = None if seed is None else noise_like(q, value, x, seed)
     codes = codes_of(q, value, s, z, noise, limits)[2]
     y = values_of(q, codes, s, z)
-    return (narrowed(y, x.dtype) if q.usual else _rounded(q, y, x.dtype)).reshape(x.shape)
+    return (narrowed(y, x.dtype) if usual else _rounded(q, y, x.dtype)).reshape(x.shape)
 
 
 def codes(
@@ -122,8 +128,15 @@ def gradients(
         x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    plain = seed is None and limits is None and q.usual
-    if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g) and not is_batched(g):
+    usual = q.usual
+    if (
+        seed is None
+        and limits is None
+        and usual
+        and is_concrete(x, scale, zero, g)
+        and not records_gradient(x, scale, zero, g)
+        and not is_batched(g)
+    ):
         dx, *sums = eager_gradients.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
     else:
         value, s, z = views(q, x, scale, zero)
