@@ -51,13 +51,8 @@ def _forward(
     q, limits = (q, None) if bit_width is None else _at_width(q, bit_width, scale.dtype)
     zero = None if zero_point is None else zero_point.to(scale.dtype)
     usual = q.usual
-    if (
-        seed is None
-        and limits is None
-        and usual
-        and is_concrete(x, scale, zero)
-        and not records_gradient(x, scale, zero)
-    ):
+    plain = seed is None and limits is None and usual
+    if plain and is_concrete(x, scale, zero) and not records_gradient(x, scale, zero):
         return eager.fake_quantize(q, x, scale, zero)
     value, s, z = views(q, x, scale, zero)
     noise = None if seed is None else noise_like(q, value, x, seed)
@@ -128,15 +123,8 @@ def gradients(
         x, scale = with_positive_scales(q, x, scale)
     container, (q, limits) = q, _at_width(q, bit_width, scale.dtype)
     zero = wide(zero_point, scale)
-    usual = q.usual
-    if (
-        seed is None
-        and limits is None
-        and usual
-        and is_concrete(x, scale, zero, g)
-        and not records_gradient(x, scale, zero, g)
-        and not is_batched(g)
-    ):
+    plain = seed is None and limits is None and q.usual
+    if plain and is_concrete(x, scale, zero, g) and not records_gradient(x, scale, zero, g) and not is_batched(g):
         dx, *sums = eager_gradients.gradients(q, x, scale, zero, g, wanted[:3], may_be_nan)
     else:
         value, s, z = views(q, x, scale, zero)

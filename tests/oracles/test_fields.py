@@ -47,6 +47,8 @@ def answers(q: Quantizer, scale: float) -> Iterator[Any]:
             qparams = QParams(np.float32(dtype.type(scale)), zero)
             codes = quantize(q, np.where(np.isnan(x), x if q.arithmetic.nan != "propagate" else 0, x), qparams)
             yield from (codes, fake_quantize(q, x, qparams))
+        subnormal = np.array([1e-38, -1e-38, 5e-39], np.float32)
+        yield fake_quantize(q, subnormal, QParams(np.float32(2.0**-126), zero))
     for dtype in (FLOAT32, FLOAT16):
         for x in blocks(dtype, powers=(-38, -9, -5, 0, 2)):
             qparams = choose_qparams(q, x)

@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
             "input      -0.0 = -0x0p+0 (float32 bits 0x80000000)",
             "got        -0.0 = -0x0p+0 (float32 bits 0x80000000)",
             "rule       negative zero: must be 0.0, since codes have one zero",
-            "on these inputs: but for the sign of zero the bits of samebits",
+            "on these inputs: exactly the bits of onnx_float",
         ),
     ),
     "NaN": (
@@ -156,7 +156,7 @@ BAD: dict[str, tuple[Callable[..., Any], str, dict[str, Any], tuple[str, ...]]] 
             "input      -5.877473e-39 = -0x1.000004p-127 (float32 bits 0x80400001)",
             "rule       subnormals: flushed to zero, must be kept",
             "rule       negative zero: must be 0.0, since codes have one zero",
-            "but for subnormal numbers and the sign of zero the bits of samebits",
+            "but for subnormal numbers the bits of onnx_float",
         ),
     ),
     "eager JAX": (
