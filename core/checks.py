@@ -17,7 +17,7 @@ from .descriptions import ON_QUOTIENT, Quantizer
 from .directions import Rounding
 from .formats import IntegerFormat
 from .granularity import qparams_shape
-from .scales import ScaleRule, Statistic
+from .scales import Statistic
 
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 HALVES = ("bfloat16", "float16")  # a scale of these is the float32 scale of the same value
@@ -292,25 +292,6 @@ def check_cotangent(shape: Sequence[int], dtype: str, g_shape: Sequence[int], g_
         raise ValueError(f"`g` must have the shape of x, {tuple(shape)}, got {tuple(g_shape)}")
     if dtype != g_dtype:
         raise TypeError(f"`g` must have the dtype of x, {dtype}, got {g_dtype}")
-
-
-def check_default_arithmetic(q: Quantizer, use: str) -> None:
-    """ValueError for an `Arithmetic` other than the default, where ``use`` is for that one alone.
-
-    For integers with a zero point also the one that differs in nothing but a floating-point zero point is accepted.
-    Refused are, too, those fields of a `ScaleRule` that describe how others choose (`OF_OTHERS`), and no floor.
-    """
-    if q.is_usual:
-        return
-    for name in q.scale.of_others:
-        default, given = getattr(ScaleRule(), name), getattr(q.scale, name)
-        raise ValueError(f"`q.scale.{name}` must be the default, {default!s}, for {use}, got {given!s}")
-    if q.scale.floor == 0:
-        raise ValueError(f"`q.scale.floor` must not be 0 for {use}")
-    raise ValueError(
-        f"`q.arithmetic` must be the default for {use}, got {q.arithmetic}; with a zero point zero_point_domain may be "
-        "'float', nothing else"
-    )
 
 
 def check_interval(lo: float, hi: float) -> None:

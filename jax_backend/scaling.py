@@ -127,9 +127,7 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
         return jnp.where(jnp.isfinite(scale), jnp.where(below_zero, -size, size), jnp.nan)
     floored = jnp.maximum(scale, _floor(q, form))
     if q.scale.restriction in INTEGER_SCALE:
-        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
-        whole = lax.round(floored, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(floored)
-        floored = jnp.maximum(whole, 1)
+        floored = _whole(q, floored)
     elif q.scale.restriction is Restriction.LOG_FLOAT:
         floored = scale_of_logarithm(q, log2(floored))
     elif q.scale.restriction not in (Restriction.FLOAT, Restriction.QUANTIZED):
@@ -137,6 +135,12 @@ def restrict_scale(q: Quantizer, scale: jax.Array) -> jax.Array:
         largest = form.exponent - form.integer(1 << form.mantissa)
         floored = from_pattern(jnp.minimum(up, largest), scale.dtype)
     return jnp.where(jnp.isfinite(scale), floored, jnp.nan)
+
+
+def _whole(q: Quantizer, scale: jax.Array) -> jax.Array:
+    """The integer that the restriction takes, at least 1."""
+    nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
+    return jnp.maximum(lax.round(scale, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(scale), 1)
 
 
 def _restrict_unraised(q: Quantizer, scale: jax.Array) -> jax.Array:
@@ -154,9 +158,7 @@ def _restrict_unraised(q: Quantizer, scale: jax.Array) -> jax.Array:
         up = jnp.minimum(up, form.exponent - form.integer(1 << form.mantissa))
         raised = from_pattern(jnp.where(bits < 1, form.one, up), scale.dtype)
     if q.scale.restriction in INTEGER_SCALE:
-        nearest = q.scale.restriction is Restriction.INTEGER_NEAREST
-        whole = lax.round(raised, lax.RoundingMethod.TO_NEAREST_EVEN) if nearest else jnp.ceil(raised)
-        raised = jnp.maximum(whole, 1)
+        raised = _whole(q, raised)
     if q.scale.restriction is Restriction.LOG_FLOAT:
         raised = scale_of_logarithm(q, log2(raised))
     return jnp.where(jnp.isfinite(scale), raised, nan)

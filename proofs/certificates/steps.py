@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import core
-from ...core.checks import check_default_arithmetic
 from ...core.descriptions import Gradient, QParams, Quantizer
 from ...core.directions import Rounding
 from ...core.formats import IntegerFormat
@@ -76,8 +75,17 @@ class Steps(NamedTuple):
 
 
 def check_of_quotient(q: Quantizer) -> None:
-    """ValueError unless the arithmetic is the default: then a code is a function of ``x / s`` and the zero point."""
-    check_default_arithmetic(q, "a certificate")
+    """ValueError unless the arithmetic is the default: then a code is a function of ``x / s`` and the zero point.
+
+    The fields of a `ScaleRule` that describe how others choose (`OF_OTHERS`) must be the default too, with a floor.
+    """
+    if q.scale.of_others:
+        name = q.scale.of_others[0]
+        raise ValueError(f"`q.scale.{name}` must be the default for a certificate, got {getattr(q.scale, name)!s}")
+    if q.scale.floor == 0:
+        raise ValueError("`q.scale.floor` must not be 0 for a certificate")
+    if not q.usual:
+        raise ValueError(f"`q.arithmetic` must be the default for a certificate, got {q.arithmetic}")
     if q.arithmetic.has_float_zeros:
         raise ValueError("`zero_point_domain` must be 'integer' for a certificate: else no code is a function of x / s")
 

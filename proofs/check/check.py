@@ -274,11 +274,7 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
     dtype = DTYPES[job.dtype]
     own = {name: quantizer_of(name, job.dialect) for name in job.quantizers}
     reasons = {name: not_applicable(q.granularity) for name, q in own.items()}
-    missing = {
-        (name, mode): reasons[name] or execution.unavailable(mode) or execution.refusal(mode, q)
-        for name, q in own.items()
-        for mode in job.modes
-    }
+    missing = {(name, mode): reasons[name] or execution.unavailable(mode) for name in own for mode in job.modes}
     modes = [mode for mode in job.modes if not execution.unavailable(mode)]
     totals = {key: Tally() for key in missing}
     folded = set[tuple[str, str]]()  # the first piece of each is tried as constants of a program too

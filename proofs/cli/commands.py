@@ -155,8 +155,8 @@ def _causes(target: list[str] | None, *, json: bool) -> NoReturn:
     _refuse_if_alone(divergence.MODES)
     try:
         wanted = programs.programs(tuple(target or divergence.TARGETS))
-    except (KeyError, ImportError, AttributeError, TypeError) as error:
-        _refuse(str(error.args[0] if error.args else error))
+    except (KeyError, ImportError, TypeError) as error:
+        _refuse(str(error.args[0]))
     shown = _shown("looking for causes", len(wanted), causes.causes_of(wanted), quiet=json)
     found = [one for rows in shown for one in rows]
     if json:

@@ -10,8 +10,6 @@ and ``package.module:mine`` is its name on the command line. Ready ones, of libr
 `samebits.proofs.conformance.peers`. No library is imported before one of its targets is resolved.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from ...core.catalog import catalog
 from ...core.choice import choice
 from ...core.descriptions import QParams, Quantizer
 from ...core.formats import IntegerFormat
+from ..inputs.named import named
 from .peers import PEERS, missing
 
 Array = NDArray[Any]
@@ -151,17 +150,7 @@ def resolve(name: str, like: str | None = None, **claims: Any) -> Target:
 
 
 def _of_the_user(name: str, like: str | None, claims: dict[str, Any]) -> Target:
-    path, _, attribute = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = import_module(path)
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{name}: cannot import {path}: {error}") from None
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise KeyError(f"{path} has no '{attribute}'")
+    found = named(name)
     if isinstance(found, Target):
         return replace(found, name=name)
     if like is None:

@@ -61,7 +61,6 @@ class Builder:
 
     def __init__(self) -> None:
         self.inputs: list[Array | None] = []
-        self.operations: list[Operation] = []
         self.pending: list[tuple[str, tuple[Any, ...], np.dtype[Any], str, Callable[..., Array]]] = []
 
     def input(self, value: Array | None) -> "Place":

@@ -1,11 +1,11 @@
 """The programs whose causes are looked for: those of `divergence`, on the knife edges of their scale, and your own."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from ..inputs.named import named
 from .causes import Function, Program
 from .divergence import TARGETS, Job, data, jobs
 
@@ -37,15 +37,15 @@ def programs(names: Sequence[str]) -> tuple[Program, ...]:
     """Programs by the names of targets, and as ``package.module:name``: a `Program`, or a function that makes one.
 
     Raises:
-        KeyError: a name that is no target. ImportError, AttributeError: nothing is there. TypeError: not a `Program`.
+        KeyError: a name that is no target, or not in its module. ImportError: no such module.
+        TypeError: not a `Program`.
     """
     found: list[Program] = []
     for name in names:
         if ":" not in name:
             found += [program_of(job) for job in jobs([name])]
             continue
-        module, _, attribute = name.partition(":")
-        own = getattr(import_module(module), attribute)
+        own = named(name)
         made = own() if callable(own) else own
         if not isinstance(made, Program):
             raise TypeError(f"{name!r} must be a samebits.proofs.divergence.causes.Program, got {type(made).__name__}")

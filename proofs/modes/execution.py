@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ... import core
 from ...core.arithmetic import NanRule, ZeroPointDomain
 from ...core.descriptions import QParams, Quantizer, QuantizerGradients
-from ...core.granularity import PerBlock, qparams_shape
+from ...core.granularity import qparams_shape
 from ...core.requirements import lacking
 from . import programs
 from .arrays import to_jax, to_numpy, to_torch
@@ -169,24 +169,6 @@ def unavailable(mode: str) -> str | None:
     except ImportError as error:
         return f"{package} cannot be imported: {error}"
     return programs.missing_compiler() if mode == "torch compiled" else None
-
-
-@cache
-def refusal(mode: str, q: Quantizer) -> str | None:
-    """Why the room of a mode refuses a quantizer that the specification computes, in one line, or None.
-
-    Asked of the room itself, with an empty array. Raises as `unavailable`.
-    """
-    package = _framework(mode)
-    if package is None:
-        return None
-    room: Any = programs.torch_room() if package == "torch" else programs.jax_room()
-    nothing = np.zeros((0, *q.granularity.shape[1:]) if isinstance(q.granularity, PerBlock) else (0, 256), np.float32)
-    try:
-        room.choose_qparams(q, to_torch(nothing) if package == "torch" else to_jax(nothing))
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def not_installed(mode: str) -> str | None:

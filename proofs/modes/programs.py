@@ -27,20 +27,6 @@ def missing_compiler() -> str | None:
     return None
 
 
-def torch_room() -> Any:
-    """`samebits.torch_frontend`, imported now."""
-    from ... import torch_frontend
-
-    return torch_frontend
-
-
-def jax_room() -> Any:
-    """`samebits.jax_backend`, imported now."""
-    from ... import jax_backend
-
-    return jax_backend
-
-
 @cache
 def torch_program(function: str, q: Quantizer, dtype: str, *, compiled: bool) -> Program:
     """A function of `_torch_functions`, eager or compiled with dynamic shapes as one graph."""
@@ -105,7 +91,7 @@ def _own_code(function: Any, name: str) -> Program:
 def _torch_functions(q: Quantizer, dtype: Any) -> dict[str, Any]:
     import torch
 
-    room = torch_room()
+    from ... import torch_frontend as room
 
     def choose_qparams(x: Any) -> Any:
         return tuple(room.choose_qparams(q, x)[:2])
@@ -178,7 +164,7 @@ def jax_program(function: str, q: Quantizer, dtype: str, *, jit: bool) -> Progra
 def _jax_functions(q: Quantizer, dtype: str, jit: bool) -> dict[str, Any]:
     import jax
 
-    room = jax_room()
+    from ... import jax_backend as room
 
     def choose_qparams(x: Any) -> Any:
         return tuple(room.choose_qparams(q, x)[:2])

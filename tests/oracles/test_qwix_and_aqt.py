@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from samebits import torch_frontend
 from samebits.core import (
     IntegerFormat,
     PerAxis,
@@ -29,6 +31,7 @@ from samebits.core import (
     quantize,
 )
 from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.proofs.modes.arrays import to_torch
 
 from ..exact import BFLOAT16, DTYPES
 from ..oracle_inputs import blocks
@@ -111,6 +114,21 @@ def test_qwix_on_knife_edges(bits: int, zero: int | None, dtype: np.dtype[Any]) 
         codes = np.asarray(theirs.qvalue).astype(np.int8)
         assert_same_bits(quantize(q, x, qparams), codes, call=f"scale {scale}", inputs=x)
         assert_same_bits(dequantize(q, codes, qparams, dtype), np.asarray(qarray.dequantize(theirs)))
+
+
+@NARROW
+def test_torch_computes_what_qwix_does(dtype: np.dtype[Any]) -> None:
+    """`torch_frontend` at the knife edges of 100 scales: 0 differences."""
+    q = qwix(8, dtype, PerTensor(), False)
+    smallest = 2.0**-12 if dtype == np.float16 else 1e-4  # normal numbers of the dtype
+    for scale in np.exp(np.random.default_rng(5).uniform(np.log(smallest), 5, 100)).astype(dtype):
+        x = inputs(q, float(scale), 0, dtype, random=100)[None]
+        theirs = qarray.quantize_with_scale_zero_point(to_jax(x), jnp.int8, to_jax(np.full((1, 1), scale)), None)
+        given = QParams(torch.tensor(float(scale)))
+        codes = torch_frontend.quantize(q, to_torch(x), given)
+        assert_same_bits(np.asarray(theirs.qvalue), codes, inputs=x)
+        values = torch_frontend.dequantize(q, codes, given, to_torch(x).dtype)
+        assert_same_bits(np.asarray(qarray.dequantize(theirs)), values, inputs=x)
 
 
 def test_qwix_special_values() -> None:

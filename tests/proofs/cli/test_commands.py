@@ -60,6 +60,20 @@ def test_help_and_version_need_no_framework() -> None:
     assert all(name in samebits("--help").stdout for name in ("check", "diverge", "catalog"))
 
 
+def test_programs_of_the_current_directory_are_found(tmp_path: Path) -> None:
+    """By the installed command, whose path does not hold that directory."""
+    (tmp_path / "of_mine.py").write_text(
+        "import numpy as np\n"
+        "from samebits.proofs.divergence.causes import Program\n"
+        "mine = Program('mine', (np.float32([0.25, 7.0]),), in_torch=lambda x: x / 3)\n"
+    )
+    command = [Path(sys.executable).with_name("samebits"), "diverge", "of_mine:mine", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)["explanations"]
+    assert {one["explanation"]["program"] for one in found} == {"mine"}
+
+
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "a quantizer in its place": (["check", "nf4_per_group64"], "is named by --quantizer nf4_per_group64"),
     "missing file": (["check", "{dir}/none.safetensors"], "none.safetensors: no such file"),
@@ -73,7 +87,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "report": (["check", "--report", "{dir}/none/page.html"], "no such directory"),
     "target": (["diverge", "textbok"], "did you mean textbook"),
     "no program": (["diverge", "math:pi"], "must be a samebits.proofs.divergence.causes.Program, got float"),
-    "no module": (["diverge", "maths:pi"], "No module named 'maths'"),
+    "no module": (["diverge", "maths:pi"], "maths:pi: cannot import maths: No module named 'maths'"),
+    "no program of that name": (["diverge", "math:py"], "math has no 'py'"),
     "option": (["check", "--quantiser", "x"], "No such option"),
     "command": (["chek"], "No such command"),
 }

@@ -39,6 +39,7 @@ from .wrong_implementations import (
 Array = NDArray[Any]
 INT8, INT4, AFFINE = catalog["int8_per_channel"], catalog["int4_per_channel"], catalog["uint8_affine_per_channel"]
 FLOAT8 = catalog["float8_e4m3fn_per_channel"]
+GIVEN = AFFINE.replace(source="constant", scale_value=0.03, zero_point_value=7)
 WRONG: dict[str, tuple[Implementation, Quantizer, tuple[str, ...]]] = {
     "multiplies by the reciprocal": (
         with_codes(lambda q, x, s, z: clipped(q, np.rint(x * (np.float32(1) / s)) + z)),
@@ -54,6 +55,18 @@ WRONG: dict[str, tuple[Implementation, Quantizer, tuple[str, ...]]] = {
         with_codes(lambda q, x, s, z: clipped(q, np.floor(x / s + np.float32(0.5)) + z)),
         INT8,
         ("halves_round_in_the_named_direction", "quantize_is_odd"),
+    ),
+    "a given scale that follows the data": (
+        with_qparams(
+            lambda c, q, x: core.choose_qparams(q.replace(source="statistic", scale_value=None, zero_point_value=0), x)
+        ),
+        GIVEN,
+        ("chosen_scale_is_the_statistic",),
+    ),
+    "another zero point than the given one": (
+        with_qparams(lambda c, q, x: c._replace(zero_point=c.zero_point + 1)),
+        GIVEN,
+        ("chosen_scale_is_the_statistic",),
     ),
     "truncates": (
         with_codes(lambda q, x, s, z: clipped(q, np.trunc(x / s) + z)),
