@@ -40,9 +40,14 @@ def fits_int8(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
 
     Codes of other arithmetics than the usual are found elsewhere.
     """
+    return fits_shape(q_x, q_w, w) and saturates_nowhere()
+
+
+def fits_shape(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
+    """`fits_int8` on a machine whose int8 product saturates nowhere."""
     # Sums stay below 2**31. With a single term torch 2.13 reads its operands in a wrong order.
     short = w.shape[0] > 0 and 1 < math.prod(w.shape[1:]) < 2**15
-    return short and all(q.usual and q.format.storage in ("int8", "uint8") for q in (q_x, q_w)) and saturates_nowhere()
+    return short and all(q.usual and q.format.storage in ("int8", "uint8") for q in (q_x, q_w))
 
 
 def int8_sum(

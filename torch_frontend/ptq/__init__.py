@@ -1,0 +1,9 @@
+"""Post-training quantization of torch models: their modules stay, their weights become codes. See docs/post_training.md."""
+
+from .configs import model_size as model_size
+from .configs import quantize_ as quantize_
+from .packing import pack as pack
+from .packing import unpack as unpack
+from .quant_weight import QuantWeight as QuantWeight
+from .quant_weight import quant_weight as quant_weight
+from .quant_weight import weight_of_codes as weight_of_codes

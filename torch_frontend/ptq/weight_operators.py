@@ -1,0 +1,140 @@
+"""What operators of torch do with a `QuantWeight`: copies, moves, transpositions, rows and products keep the codes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...core.granularity import PerAxis, PerGroup, PerTensor, PerToken
+from ..arrays import without_autocast
+from .products import dynamic_linear
+from .quant_weight import FUNCTIONS, HANDLERS, QuantWeight, codes_of, values_of
+
+aten = torch.ops.aten
+
+
+def _alike(func: Any, w: QuantWeight, *args: Any, **kwargs: Any) -> QuantWeight:
+    """The operator on each of the tensors."""
+    return w.with_parts(lambda part: func(part, *args, **kwargs))
+
+
+def _aliased(func: Any, w: QuantWeight, *args: Any) -> QuantWeight:
+    """A view of all of it, whatever is said of its shape, which does not change."""
+    return w.with_parts(aten.alias.default)
+
+
+def _viewed(func: Any, w: QuantWeight, size: Any) -> Any:
+    same = len(size) == w.ndim and all(n in (-1, have) for n, have in zip(size, w.shape, strict=True))
+    return _aliased(func, w) if same else NotImplemented
+
+
+def _moved(func: Any, w: QuantWeight, **kwargs: Any) -> QuantWeight:
+    """To another device or dtype: the dtype is that which the values have, codes and scales keep theirs."""
+    dtype = kwargs.pop("dtype", None)
+    if dtype is not None and not dtype.is_floating_point:
+        result: Any = NotImplemented
+        return result
+    device, blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
+    moved = w.with_parts(lambda part: aten._to_copy.default(part, device=device, non_blocking=blocking))
+    return moved if dtype is None else moved.with_parts(lambda part: part, dtype=dtype)
+
+
+def _transposed(func: Any, w: QuantWeight, *axes: int) -> Any:
+    if w.ndim != 2 or (axes and {axis % 2 for axis in axes} != {0, 1}):
+        return NotImplemented
+    return w.with_parts(aten.alias.default, transposed=not w.transposed)
+
+
+def _permuted(func: Any, w: QuantWeight, axes: list[int]) -> Any:
+    return _transposed(func, w) if [axis % 2 for axis in axes] == [1, 0] else NotImplemented
+
+
+def _copied(func: Any, w: Any, source: Any, non_blocking: bool = False) -> Any:
+    """Codes and parameters from a weight of the same kind."""
+    if not isinstance(w, QuantWeight):
+        return NotImplemented
+    if not isinstance(source, QuantWeight):
+        raise ValueError(
+            "a QuantWeight takes a QuantWeight, got a float tensor: load floats into the float model, then quantize it"
+        )
+    for name in ("quantizer", "act_quant", "code_layout", "length", "transposed", "shape"):
+        if getattr(w, name) != getattr(source, name):
+            raise ValueError(
+                f"a QuantWeight takes one of the same `{name}`, {getattr(w, name)}, got {getattr(source, name)}"
+            )
+    pairs = [(w.codes, source.codes), (w.scale, source.scale), (w.zero_point, source.zero_point)]
+    for to, of in pairs:
+        if to is not None:
+            to.copy_(of, non_blocking)
+    return w
+
+
+def _sliced(func: Any, w: QuantWeight, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """Rows of codes, where every row has scales of its own, or all have one."""
+    by_row = isinstance(w.quantizer.granularity, PerTensor | PerToken | PerGroup) or w.quantizer.granularity == PerAxis(0)
+    whole = isinstance(w.quantizer.granularity, PerGroup) and w.quantizer.granularity.axis % w.ndim == 0
+    if axis % w.ndim or w.transposed or w.ndim < 2 or not by_row or whole:
+        return NotImplemented
+    return w.with_parts(lambda part: func(part, 0, start, end, step) if part.ndim else aten.alias.default(part))
+
+
+def _mm(func: Any, x: Any, w: Any) -> Any:
+    return _times(None, x, w)
+
+
+def _addmm(func: Any, bias: Any, x: Any, w: Any, beta: float = 1, alpha: float = 1) -> Any:
+    if beta != 1 or alpha != 1 or bias.ndim != 1:
+        return NotImplemented
+    return _times(bias, x, w)
+
+
+def _times(bias: Tensor | None, x: Any, w: Any) -> Any:
+    """``x @ w.T + bias`` for the transposition of a weight of codes that quantizes what it meets."""
+    if not isinstance(w, QuantWeight) or isinstance(x, QuantWeight) or not w.transposed or w.act_quant is None:
+        return NotImplemented
+    with torch.no_grad():
+        return dynamic_linear(w.act_quant, x, w.quantizer, codes_of(w), w.qparams, w.dtype, bias)
+
+
+def _linear(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
+    if not isinstance(w, QuantWeight) or isinstance(x, QuantWeight) or w.transposed or w.act_quant is None:
+        return NotImplemented
+    return _times(bias, x, w.with_parts(aten.alias.default, transposed=True))
+
+
+def embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``torch.nn.functional.embedding``: of a weight with scales by row, only the rows that are asked for are made."""
+    by_row = isinstance(weight, QuantWeight) and weight.quantizer.granularity in (PerAxis(0), PerToken())
+    if not by_row or not isinstance(weight, QuantWeight) or args[1:] or kwargs.get("max_norm") is not None:
+        return F.embedding(input, weight.dequantize(), *args, **kwargs)
+    rows = weight.with_parts(lambda part: part[input.reshape(-1)], transposed=False)
+    return values_of(rows).reshape(*input.shape, weight.length)
+
+
+def dequantize(weight: QuantWeight) -> Tensor:
+    """`QuantWeight.dequantize`."""
+    with without_autocast(weight):
+        return values_of(weight)
+
+
+HANDLERS.update(
+    {
+        aten.detach.default: _alike,
+        aten.clone.default: lambda func, w, **_: w.with_parts(lambda part: part.clone()),
+        aten.alias.default: _aliased,
+        aten.view.default: _viewed,
+        aten._to_copy.default: _moved,
+        aten.t.default: _transposed,
+        aten.transpose.int: _transposed,
+        aten.permute.default: _permuted,
+        aten.copy_.default: _copied,
+        aten.slice.Tensor: _sliced,
+        aten.mm.default: _mm,
+        aten.addmm.default: _addmm,
+        aten.linear.default: _linear,
+    }
+)
+FUNCTIONS[F.embedding] = embedding
+FUNCTIONS[Tensor.dequantize] = dequantize
+FUNCTIONS[torch.dequantize] = dequantize
