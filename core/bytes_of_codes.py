@@ -2,6 +2,7 @@
 
 from .choice import check_count, check_int
 from .descriptions import Quantizer
+from .formats import CodebookFormat, FloatFormat
 
 SMALL = ("int8", "uint8")
 
@@ -53,6 +54,21 @@ def code_width(q: Quantizer) -> int:
     if format.storage == "int8":
         return max(int(format.hi).bit_length(), int(-format.lo - 1).bit_length()) + 1
     return int(format.bits)
+
+
+def stored_range(q: Quantizer) -> tuple[int, int]:
+    """Smallest and largest code as it is stored: of floats and codebooks, numbers without a sign."""
+    format = q.format
+    if isinstance(format, FloatFormat | CodebookFormat):
+        return 0, (len(format.decimals) if isinstance(format, CodebookFormat) else 1 << format.bits) - 1
+    return int(format.lo), int(format.hi)
+
+
+def check_stored(q: Quantizer, least: int, most: int) -> None:
+    """ValueError unless codes from ``least`` to ``most`` are codes of ``q``."""
+    lo, hi = stored_range(q)
+    if least < lo or most > hi:
+        raise ValueError(f"`codes` of {q.format} must lie in [{lo}, {hi}], got codes from {least} to {most}")
 
 
 def is_packed(q: Quantizer, layout: str) -> bool:

@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "typer": "0.15.4",
             }
         ),
+        "files": MappingProxyType({"safetensors": "0.5"}),
         "cluster": MappingProxyType({"distributed": "2026.8"}),
     }
 )

@@ -2,6 +2,8 @@
 
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
+from .files import load_quantized as load_quantized
+from .files import save_quantized as save_quantized
 from .packing import pack as pack
 from .packing import unpack as unpack
 from .quant_weight import QuantWeight as QuantWeight

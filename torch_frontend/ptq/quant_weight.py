@@ -16,14 +16,14 @@ from torch.utils import _pytree as pytree
 
 from ...core import checks
 from ...core.arithmetic import ZeroPointDomain
-from ...core.bytes_of_codes import code_width, is_packed
+from ...core.bytes_of_codes import check_stored, code_width, is_packed
 from ...core.configs import check_layout
 from ...core.configs import quantizer as checked_quantizer
 from ...core.described import quantizer_of_text, text_of
 from ...core.descriptions import QParams, Quantizer
 from .. import routes
 from ..arguments import check_qparams, check_tensor
-from ..arrays import dtype_name, narrowed, wide_dtype
+from ..arrays import dtype_name, is_concrete, narrowed, wide_dtype
 from ..quantizer import choose_qparams, quantize
 from .packing import pack, unpack
 from .products import dynamic_linear
@@ -188,8 +188,8 @@ def weight_of_codes(
         codes: ``(out, ...)``, in the format's `storage` dtype, unpacked. ``dtype``: that the weight stands for.
         act_quant, layout: as `quant_weight`.
     Raises:
-        TypeError: codes of another dtype, no float ``dtype``, or what is no quantizer. ValueError: parameters of another
-            shape or that are none, a layout or quantizer that does not fit (`samebits.core.configs`), no axis.
+        TypeError: codes of another dtype, no float ``dtype``, or what is no quantizer. ValueError: codes that are none of the format, parameters
+            of another shape or that are none, a layout or quantizer that does not fit (`samebits.core.configs`), no axis.
     """
     checked_quantizer("q", q)
     if act_quant is not None:
@@ -201,6 +201,8 @@ def weight_of_codes(
     if not codes.ndim:
         raise ValueError("`codes` must have an axis, got shape ()")
     scale, zero, *_ = check_qparams(q, tuple(codes.shape), dtype_name(dtype), qparams)
+    if is_concrete(codes) and codes.numel():
+        check_stored(q, int(codes.amin()), int(codes.amax()))
     length, scale = codes.shape[-1], scale.detach()
     codes = pack(codes, code_width(q)) if is_packed(q, layout) else codes.detach()
     if zero is not None:  # integers as codes: a quarter of the bytes
