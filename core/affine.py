@@ -1,7 +1,7 @@
 """Quantizers in other words: a block size, a mapping, a target dtype and a domain of zero points. Nouns only.
 
-torchao says with these arguments what a `Quantizer` says with its fields; `for_choosing` and `for_codes` translate them.
-Ranges of codes may begin anywhere: ``offset`` is then added to the codes and zero points of the quantizer.
+torchao says with these arguments what a `Quantizer` says with its fields; `for_choosing` and `for_codes` translate
+them. Ranges of codes may begin anywhere: ``offset`` is then added to the codes and zero points of the quantizer.
 
     ==============================  ==============================================  =====================
     mapping                         scale, ours                                     in the dialect torchao
@@ -79,9 +79,14 @@ def for_choosing(
         TypeError, ValueError: an argument that is none of those; a mapping that the domain does not have.
         KeyError: an unknown dialect.
     """
-    mapping, domain = choice("mapping_type", _text(mapping_type), MappingType), choice("zero_point_domain", _text(domain), Domain)
+    mapping, domain = (
+        choice("mapping_type", _text(mapping_type), MappingType),
+        choice("zero_point_domain", _text(domain), Domain),
+    )
     if mapping is not MappingType.ASYMMETRIC and (domain is Domain.FLOAT or not preserve_zero):
-        raise ValueError(f"`mapping_type` must be 'asymmetric' for zero points that are numbers or do not keep 0, got '{mapping}'")
+        raise ValueError(
+            f"`mapping_type` must be 'asymmetric' for zero points that are numbers or do not keep 0, got '{mapping}'"
+        )
     if mapping is MappingType.ASYMMETRIC and domain is Domain.NONE:
         raise ValueError("`mapping_type` must be symmetric where there is no zero point, got 'asymmetric'")
     if mapping is MappingType.ASYMMETRIC:
@@ -94,7 +99,9 @@ def for_choosing(
     q = q if dialect is None else q.replace(**dialects[dialect])
     if mapping is MappingType.SYMMETRIC_NO_CLIPPING_ERR:
         if middle or lo >= 0:
-            raise ValueError(f"`quant_min` must be below 0 for 'symmetric_no_clipping_err', with 0 in the middle, got {lo}")
+            raise ValueError(
+                f"`quant_min` must be below 0 for 'symmetric_no_clipping_err', with 0 in the middle, got {lo}"
+            )
         q = q.replace(denominator=Denominator.LARGER)
     return Translated(q if eps is None else q.replace(floor=eps), middle, None if domain is Domain.NONE else middle)
 
@@ -112,7 +119,9 @@ def for_codes(
     domain = choice("zero_point_domain", _text(domain), Domain)
     format, offset = _format(*_ends(target, quant_min, quant_max))
     if offset and domain is not Domain.INT:
-        raise ValueError(f"`quant_min` must begin a range of {format} itself where zero points are no codes, got {offset}")
+        raise ValueError(
+            f"`quant_min` must begin a range of {format} itself where zero points are no codes, got {offset}"
+        )
     affine = ZeroPoint.NONE if domain is Domain.NONE else ZeroPoint.MIN_MAX
     q = Quantizer(format=format, granularity=_granularity(block_size, shape), zero_point=affine)
     if dialect is not None:
@@ -157,7 +166,9 @@ def _ends(target: str, quant_min: int | None, quant_max: int | None) -> tuple[in
     check_int("quant_min", lo)
     check_int("quant_max", hi)
     if not whole.lo <= lo < hi <= whole.hi:
-        raise ValueError(f"`quant_min` and `quant_max` must be ascending and in [{whole.lo}, {whole.hi}] of {target}, got {lo}, {hi}")
+        raise ValueError(
+            f"`quant_min` and `quant_max` must be ascending and in [{whole.lo}, {whole.hi}] of {target}, got {lo}, {hi}"
+        )
     return lo, hi
 
 
@@ -167,7 +178,8 @@ def _format(lo: int, hi: int) -> tuple[IntegerFormat, int]:
     narrow = {2**bits - 1: False, 2**bits - 2: True}.get(hi - lo)
     if narrow is None:
         raise ValueError(
-            f"`quant_max` - `quant_min` must be 2**bits - 1, or 2**bits - 2 for a narrow range, got {hi} - {lo} = {hi - lo}"
+            f"`quant_max` - `quant_min` must be 2**bits - 1, or 2**bits - 2 for a narrow range, got {hi} - {lo} = "
+            f"{hi - lo}"
         )
     for signed in (True, False):
         format = IntegerFormat(bits, signed, narrow)

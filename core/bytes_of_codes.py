@@ -45,7 +45,9 @@ def check_packed(dtype: str, shape: tuple[int, ...], bits: int, length: int) -> 
         raise TypeError(f"`packed` must have dtype uint8, got {dtype}")
     if not shape or shape[-1] != packed_length(length, bits):
         want = packed_length(length, bits)
-        raise ValueError(f"`packed` must have {want} bytes on its last axis for {length} codes of {bits} bits, got shape {shape}")
+        raise ValueError(
+            f"`packed` must have {want} bytes on its last axis for {length} codes of {bits} bits, got shape {shape}"
+        )
 
 
 def code_width(q: Quantizer) -> int:

@@ -105,7 +105,7 @@ Config = WeightOnly | DynamicActivation
 
 @dataclass(frozen=True, init=False)
 class ModuleConfigs:
-    """Which layer gets which config: by its exact name, else by a pattern, else ``"_default"``; None leaves it as it is.
+    """Which layer gets which config: by its exact name, else by a pattern, else ``"_default"``; None leaves it alone.
 
     A key that begins with ``"re:"`` is a regular expression for whole names; of several that fit, the first counts.
     Layers that no key fits stay as they are.
@@ -123,7 +123,9 @@ class ModuleConfigs:
             raise TypeError(f"`configs` must be a mapping of names to configs, got {configs!r}")
         for key, config in configs.items():
             if not isinstance(key, str) or not (config is None or isinstance(config, Config)):
-                raise TypeError(f"`configs` must map names to WeightOnly, DynamicActivation or None, got {key!r}: {config!r}")
+                raise TypeError(
+                    f"`configs` must map names to WeightOnly, DynamicActivation or None, got {key!r}: {config!r}"
+                )
             if key.startswith("re:"):
                 _pattern(key)
         object.__setattr__(self, "configs", tuple(configs.items()))
@@ -226,7 +228,7 @@ def int4_weight_only(group_size: int = 128, zero_point: str = "float", layout: s
 
 
 def int8_dynamic_activation_int4_weight(group_size: int = 32, layout: str = "packed") -> DynamicActivation:
-    """"8da4w": affine int8 per token of activations, symmetric int4 by group of weights, two to a byte."""
+    """ "8da4w": affine int8 per token of activations, symmetric int4 by group of weights, two to a byte."""
     weight = catalog["int4_per_group32"].replace(granularity=PerGroup(group_size))
     return DynamicActivation(catalog["int8_affine_per_token"], weight, layout)
 

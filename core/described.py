@@ -61,7 +61,9 @@ def quantizer_of_text(text: str) -> Quantizer:
             raise ValueError("unknown fields")
         return Quantizer(**{name: _made(value) for name, value in described.items()})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"`text` must be that of a quantizer (samebits.core.described), got {text!r}: {error}") from error
+        raise ValueError(
+            f"`text` must be that of a quantizer (samebits.core.described), got {text!r}: {error}"
+        ) from error
 
 
 def _differing(value: Any) -> dict[str, Any]:

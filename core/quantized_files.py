@@ -68,7 +68,9 @@ def entries_of(path: object, metadata: Mapping[str, str] | None, names: Iterable
         raise ValueError(f"`path` must be a file that save_quantized wrote, got {path}: {error}") from error
     missing = [part for name, entry in entries.items() for part in parts_of(name, entry) if part not in found]
     if missing:
-        raise ValueError(f"`path` must hold the codes and scales of its weights, got {path} without {', '.join(missing)}")
+        raise ValueError(
+            f"`path` must hold the codes and scales of its weights, got {path} without {', '.join(missing)}"
+        )
     return entries
 
 

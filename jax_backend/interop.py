@@ -42,7 +42,7 @@ RENAMED: tuple[tuple[type[nnx.Module], Mapping[str, str]], ...] = (
 )
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A variable of a module and how torch lays it out."""
 
     variable: Any
@@ -55,9 +55,9 @@ def state_dict(module: nnx.Module) -> dict[str, Tensor]:
 
     Scales that are not set yet are NaN, or empty where even their shape is not known.
     """
-    found = {name: (np.asarray(entry.variable[...]), entry.axes) for name, entry in _entries(module).items()}
+    found = {name: (np.asarray(entry.variable[...]), entry.axes) for name, entry in entries(module).items()}
     return {
-        name: _transposed(array.astype(np.int64) if array.dtype == np.uint32 else array, axes)
+        name: in_torch_layout(array.astype(np.int64) if array.dtype == np.uint32 else array, axes)
         for name, (array, axes) in found.items()
     }
 
@@ -72,28 +72,29 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
             that does not fit an uint32.
         TypeError: a tensor of another dtype.
     """
-    entries = _entries(module)
-    missing, unexpected = sorted(set(entries) - set(tensors)), sorted(set(tensors) - set(entries))
+    held = entries(module)
+    missing, unexpected = sorted(set(held) - set(tensors)), sorted(set(tensors) - set(held))
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
         found = "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds if names)
         raise ValueError(f"`tensors` must hold what the module holds, got {found}")
-    new = {name: _fitting(name, np.asarray(tensors[name]), entry) for name, entry in entries.items()}
-    for name, entry in entries.items():
+    new = {name: fitting(name, np.asarray(tensors[name]), entry) for name, entry in held.items()}
+    for name, entry in held.items():
         entry.variable.set_value(new[name])
 
 
-def _entries(module: nnx.Module) -> dict[str, _Entry]:
-    found: dict[str, _Entry] = {}
+def entries(module: nnx.Module) -> dict[str, Entry]:
+    """The variables of a module by their torch names, in the order of these."""
+    found: dict[str, Entry] = {}
     for path, part in nnx.iter_modules(module):
-        prefix = "".join(f"{name}." for name in _torch_path(module, path))
+        prefix = "".join(f"{name}." for name in torch_path(module, path))
         for name, variable in vars(part).items():
             if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState):
-                found[prefix + _renamed(part, name)] = _Entry(variable, _axes(part, name), _grows(part, variable))
+                found[prefix + _renamed(part, name)] = Entry(variable, _axes(part, name), _grows(part, variable))
     return dict(sorted(found.items()))
 
 
-def _torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
+def torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
     """Names of a path in torch: the list inside an ``nnx.Sequential`` has none."""
     here: Any = module
     for name in path:
@@ -121,11 +122,12 @@ def _grows(part: nnx.Module, variable: Any) -> bool:
     return isinstance(part, TensorQuantizer) and variable[...].size == 0
 
 
-def _transposed(array: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+def in_torch_layout(array: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+    """An array of flax, by the axes of its `Entry`."""
     return array if axes is None else np.ascontiguousarray(array.transpose(axes))
 
 
-def _fitting(name: str, tensor: Tensor, entry: _Entry) -> jax.Array:
+def fitting(name: str, tensor: Tensor, entry: Entry) -> jax.Array:
     """A tensor in flax layout, if it fits the variable."""
     held = entry.variable[...]
     wanted = held.shape if entry.axes is None else tuple(held.shape[axis] for axis in entry.axes)

@@ -168,11 +168,19 @@ def _specs(layer: Layer, operands: Any, g: Array) -> tuple[Any, ...]:
 def _contracted(layer: Layer, *operands: Array | None) -> Array:
     """The output. Of operands, not of their codes, which would double the memory of a step."""
     x, x_scale, x_zero, w, w_scale, w_zero, bias, x_noise, w_noise = Operands(*operands)  # type: ignore[arg-type]
-    geometry, linear = layer.geometry, layer.geometry.stride is None
-    a = _centred_codes(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
-    b = _centred_codes(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
+    linear = layer.geometry.stride is None
+    a = centred_codes(layer.q_x, x, x_scale, x_zero, x_noise, small=linear)
+    b = centred_codes(layer.q_w, w, w_scale, w_zero, w_noise, small=linear)
+    return contracted_codes(layer, a, x_scale, b, w_scale, bias, x.dtype)
+
+
+def contracted_codes(
+    layer: Layer, a: Array, x_scale: Array, b: Array, w_scale: Array, bias: Array | None, dtype: Any
+) -> Array:
+    """The output of a layer whose operands are `centred_codes`, rounded once to ``dtype``."""
+    geometry = layer.geometry
     acc = _sums(layer, a, b)
-    if not linear:  # XLA leaves out products with the padding, but 0 * NaN is NaN
+    if geometry.stride is not None:  # XLA leaves out products with the padding, but 0 * NaN is NaN
         acc = jnp.where(_spoiled(geometry, b), jnp.nan, acc)
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
@@ -182,7 +190,7 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
         both = x_scale * per_output
     scale = jnp.maximum(both, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
-    return narrow(y, x.dtype)
+    return narrow(y, dtype)
 
 
 def _sums(layer: Layer, a: Array, b: Array) -> Array:
@@ -325,7 +333,7 @@ def _noise(q: Quantizer, seed: Array | None, shape: Shape, axes: Axes | None) ->
     return None if moved is None else moved.transpose(np.argsort(axes))
 
 
-def _centred_codes(
+def centred_codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None, *, small: bool
 ) -> Array:
     """``code - z``, NaN for NaN: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""

@@ -1,8 +1,12 @@
 """Post-training quantization of torch models: their modules stay, their weights become codes. See docs/post_training.md."""
 
+from .affine import choose_qparams_affine as choose_qparams_affine
+from .affine import dequantize_affine as dequantize_affine
+from .affine import quantize_affine as quantize_affine
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
 from .files import load_quantized as load_quantized
+from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .packing import pack as pack
 from .packing import unpack as unpack

@@ -92,5 +92,3 @@ def _weight(name: str, layer: nn.Module) -> Tensor:
         got = "none" if w is None else f"{dtype_name(w.dtype)} {tuple(w.shape)}"
         raise ValueError(f"layer '{name}' ({type(layer).__name__}) must have a floating-point `weight`, got {got}")
     return w
-
-

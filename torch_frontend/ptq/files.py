@@ -1,7 +1,6 @@
 """Quantized torch models in files, in the layout of `samebits.core.quantized_files`, which JAX reads too."""
 
 from os import PathLike
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from .packing import unpack
 from .quant_weight import QuantWeight, weight_of_codes
 
 Path = str | PathLike[str]
+COUNTER = "num_batches_tracked"  # of batch normalization; flax has none
 
 
 def save_quantized(model: nn.Module, path: Path) -> None:
@@ -47,78 +47,72 @@ def save_quantized(model: nn.Module, path: Path) -> None:
     save_file(tensors, path, metadata_of(entries))
 
 
+def read_quantized(path: Path) -> dict[str, Tensor]:
+    """What a file holds, by name: a `QuantWeight` for each weight that is codes, else tensors.
+
+    Raises:
+        ImportError: as `save_quantized`. FileNotFoundError: no such file. ValueError: a file of something else, of
+            another version, or damaged; codes that are none, scales of another shape. TypeError: another dtype.
+    """
+    _require()
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"`path` must be a safetensors file, got {path}: {error}") from error
+    entries = entries_of(path, metadata, tensors)
+    weights = {name: _weight(name, entry, tensors) for name, entry in entries.items()}
+    parts = {part for name, entry in entries.items() for part in parts_of(name, entry)}
+    return {name: tensor for name, tensor in tensors.items() if name not in parts} | weights
+
+
 def load_quantized(model: nn.Module, path: Path) -> None:
     """Sets the parameters and buffers of a model from a file; weights that are codes there become `QuantWeight`.
 
     The model may be the float model, or quantized, in any way. It is as it was if anything raises.
 
     Raises:
-        ImportError: as `save_quantized`. FileNotFoundError: no such file. ValueError: a file of something else, of
-            another version, or damaged; tensors that the model does not have, or that are missing; codes that are none,
-            scales of another shape. TypeError: another dtype. All name the tensor.
+        As `read_quantized`; and ValueError for tensors that the model does not have, that are missing, or of another
+        shape, TypeError for another dtype. All name the tensor.
     """
-    tensors, metadata = _read(path)
-    entries = entries_of(path, metadata, tensors)
-    own = model.state_dict(keep_vars=True)
-    check_names(own, tensors, entries)
-    new = {name: _weight(name, entry, tensors, own[name]) for name, entry in entries.items()}
-    for name, value in own.items():
-        if name not in entries:
-            new[name] = _fitting(name, tensors[name], value)
+    found, own = read_quantized(path), model.state_dict(keep_vars=True)
+    own = {name: value for name, value in own.items() if name in found or name.rpartition(".")[2] != COUNTER}
+    check_names(own, found, {})
     made: dict[int, Tensor] = {}  # what was shared stays shared
     for name, value in own.items():
-        new[name] = made.setdefault(id(value), new[name])
+        _check(name, found[name], value)
+        if isinstance(value, QuantWeight) or isinstance(found[name], QuantWeight):
+            made.setdefault(id(value), nn.Parameter(found[name].to(value.device), requires_grad=False))
     for name, value in own.items():
-        _set(model, name, value, new[name])
+        if id(value) in made:
+            path, _, key = name.rpartition(".")
+            model.get_submodule(path)._parameters[key] = made[id(value)]  # type: ignore[assignment]
+        else:
+            with torch.no_grad():
+                value.copy_(found[name])
 
 
-def _set(model: nn.Module, name: str, old: Tensor, new: Tensor) -> None:
-    path, _, key = name.rpartition(".")
-    module = model.get_submodule(path)
-    if isinstance(old, QuantWeight) or isinstance(new, QuantWeight):
-        gradient = old.requires_grad and not isinstance(new, QuantWeight)
-        module._parameters[key] = new if isinstance(new, nn.Parameter) else nn.Parameter(new, requires_grad=gradient)
-        return
-    with torch.no_grad():
-        old.copy_(new)
+def _check(name: str, tensor: Tensor, old: Tensor) -> None:
+    if tensor.shape != old.shape:
+        raise ValueError(f"`{name}` must have shape {tuple(old.shape)}, got {tuple(tensor.shape)} in the file")
+    if tensor.dtype != old.dtype:
+        raise TypeError(f"`{name}` must have dtype {dtype_name(old.dtype)}, got {dtype_name(tensor.dtype)} in the file")
 
 
-def _require() -> None:
-    if line := lacking("files", "a file of quantized weights"):
-        raise ImportError(line)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    _require()
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"`path` must be a safetensors file, got {path}: {error}") from error
-
-
-def _weight(name: str, entry: Entry, tensors: dict[str, Tensor], old: Tensor) -> nn.Parameter:
-    codes, scale, *zero = (tensors[part].to(old.device) for part in parts_of(name, entry))
+def _weight(name: str, entry: Entry, tensors: dict[str, Tensor]) -> QuantWeight:
+    codes, scale, *zero = (tensors[part] for part in parts_of(name, entry))
     q, dtype = entry.quantizer, getattr(torch, entry.dtype)
     try:
         if is_packed(q, entry.layout):
             codes = unpack(codes, code_width(q), entry.length, q.format.storage == "int8")
         qparams = QParams(scale, zero[0] if zero else None)
-        weight = weight_of_codes(q, codes, qparams, dtype, entry.act_quant, entry.layout)
+        return weight_of_codes(q, codes, qparams, dtype, entry.act_quant, entry.layout)
     except (TypeError, ValueError) as error:
         raise type(error)(f"`{name}` of the file: {error}") from error
-    if weight.shape != old.shape:
-        raise ValueError(f"`{name}` must have shape {tuple(old.shape)}, got {tuple(weight.shape)} in the file")
-    if weight.dtype != old.dtype:
-        raise TypeError(f"`{name}` must have dtype {dtype_name(old.dtype)}, got {entry.dtype} in the file")
-    return nn.Parameter(weight, requires_grad=False)
 
 
-def _fitting(name: str, tensor: Tensor, old: Any) -> Tensor:
-    if tensor.shape != old.shape:
-        raise ValueError(f"`{name}` must have shape {tuple(old.shape)}, got {tuple(tensor.shape)} in the file")
-    if tensor.dtype != old.dtype:
-        raise TypeError(f"`{name}` must have dtype {dtype_name(old.dtype)}, got {dtype_name(tensor.dtype)} in the file")
-    return tensor
+def _require() -> None:
+    if line := lacking("files", "a file of quantized weights"):
+        raise ImportError(line)

@@ -72,7 +72,9 @@ def _copied(func: Any, w: Any, source: Any, non_blocking: bool = False) -> Any:
 
 def _sliced(func: Any, w: QuantWeight, axis: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     """Rows of codes, where every row has scales of its own, or all have one."""
-    by_row = isinstance(w.quantizer.granularity, PerTensor | PerToken | PerGroup) or w.quantizer.granularity == PerAxis(0)
+    by_row = isinstance(w.quantizer.granularity, PerTensor | PerToken | PerGroup) or w.quantizer.granularity == PerAxis(
+        0
+    )
     whole = isinstance(w.quantizer.granularity, PerGroup) and w.quantizer.granularity.axis % w.ndim == 0
     if axis % w.ndim or w.transposed or w.ndim < 2 or not by_row or whole:
         return NotImplemented

@@ -1,0 +1,108 @@
+"""Quantizing the weights of pytrees and of flax nnx models, by `samebits.core.configs`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ...core import checks
+from ...core.configs import Config, ModuleConfigs, check_weight, checked, chosen
+from ..interop import torch_path
+from .modules import QuantizedLinear, set_kernel
+from .qarray import QArray, quant_array
+
+Array = jax.Array
+Filter = Callable[[str, Any], bool]
+IN_OUT = ("kernel", "w")  # names of weights that lie as (in, out): of flax, and of x @ w
+NAMES = (*IN_OUT, "weight")
+
+
+def is_weight(name: str, leaf: Any) -> bool:
+    """The filter that `quantize_` has for pytrees: floats of two axes named ``kernel``, ``w`` or ``weight``."""
+    floats = hasattr(leaf, "dtype") and jnp.dtype(leaf.dtype).name in checks.FLOATS
+    return name.rpartition(".")[2] in NAMES and floats and not isinstance(leaf, QArray) and np.ndim(leaf) == 2
+
+
+def is_linear(name: str, module: Any) -> bool:
+    """The filter that `quantize_` has for nnx models: an ``nnx.Linear`` whose kernel is a float array."""
+    plain = isinstance(module, nnx.Linear) and not isinstance(module, QuantizedLinear)
+    return plain and not hasattr(module, "weight_quant")
+
+
+def quantize_(model: Any, config: Config | ModuleConfigs, filter_fn: Filter | None = None) -> Any:
+    """Makes weights `QArray`: of a pytree in a new one, of an nnx model in place, its layers `QuantizedLinear`.
+
+    Weights named ``kernel`` or ``w`` lie as ``(in, out)``, and are quantized as ``(out, in)``: codes are those that
+    torch has. Others lie as ``(out, in)``.
+
+    Args:
+        config: of all of these weights, or by their names: keys and attributes joined by dots, in nnx models as
+            `samebits.jax_backend.interop` says.
+        filter_fn: which leaves of a pytree, or modules of an nnx model, by their names and themselves; None for
+            `is_weight` or `is_linear`.
+    Returns:
+        The new pytree, or the model.
+    Raises:
+        TypeError: what is no config. ValueError: nothing that the filter takes, a name or pattern in ``config`` that
+            fits nothing, or a weight that cannot be quantized so: no floats, quantized already, with a number of inputs
+            that its group size does not divide, or with NaN or infinities. It is named, and nothing has changed.
+    """
+    if isinstance(model, nnx.Module):
+        return _of_model(model, config, is_linear if filter_fn is None else filter_fn)
+    return _of_tree(model, config, is_weight if filter_fn is None else filter_fn)
+
+
+def model_size(model: Any) -> int:
+    """Bytes of the arrays of a pytree, or of the variables of an nnx model: of a `QArray` those of all its parts."""
+    if isinstance(model, nnx.Module):
+        model = nnx.state(model)
+    return sum(int(np.size(a)) * jnp.dtype(a.dtype).itemsize for a in jax.tree.leaves(model) if hasattr(a, "dtype"))
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf: keys and attributes joined by dots."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def is_qarray(leaf: Any) -> bool:
+    """Whether a node of a pytree is a `QArray`."""
+    return isinstance(leaf, QArray)
+
+
+def quantized(config: Config, name: str, w: Any) -> QArray:
+    """What takes the place of a weight of this name. ValueError, TypeError: as `quant_array`, with the name."""
+    turned = name.rpartition(".")[2] in IN_OUT and np.ndim(w) == 2
+    lying = jnp.asarray(w).T if turned else w
+    check_weight(name, config.weight, tuple(lying.shape))
+    made = checked(name, lambda: quant_array(config.weight, lying, None, config.act_quant, config.layout))
+    result: QArray = made.T if turned else made
+    return result
+
+
+def _of_tree(tree: Any, config: Config | ModuleConfigs, takes: Filter) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_qarray)
+    named = [(path_name(path), leaf) for path, leaf in leaves]
+    configs = chosen(config, [name for name, leaf in named if takes(name, leaf)])
+    for name, leaf in named:
+        if name in configs and (is_qarray(leaf) or not hasattr(leaf, "dtype") or np.ndim(leaf) == 0):
+            raise ValueError(f"'{name}' must be an array of floats to be quantized, got {leaf!r}")
+    new = [quantized(configs[name], name, leaf) if name in configs else leaf for name, leaf in named]
+    return jax.tree.unflatten(structure, new)
+
+
+def _of_model(model: nnx.Module, config: Config | ModuleConfigs, takes: Filter) -> nnx.Module:
+    named = {".".join(torch_path(model, path)): part for path, part in nnx.iter_modules(model)}
+    layers = {name: part for name, part in named.items() if takes(name, part)}
+    configs = chosen(config, layers)
+    new = {}
+    for name, own in configs.items():
+        layer = layers[name]
+        if not is_linear(name, layer):
+            raise ValueError(f"layer '{name}' ({type(layer).__name__}) must be an nnx.Linear that is not quantized yet")
+        new[name] = checked(name, lambda own=own, layer=layer: quantized(own, "kernel", layer.kernel[...]))  # type: ignore[misc]
+    for name, kernel in new.items():
+        set_kernel(layers[name], kernel)
+    return model
