@@ -26,7 +26,7 @@ def is_weight(name: str, leaf: Any) -> bool:
     return name.rpartition(".")[2] in NAMES and floats and not isinstance(leaf, QArray) and np.ndim(leaf) == 2
 
 
-def is_linear(name: str, module: Any) -> bool:
+def is_nnx_linear(name: str, module: Any) -> bool:
     """The filter that `quantize_` has for nnx models: an ``nnx.Linear`` whose kernel is a float array."""
     plain = isinstance(module, nnx.Linear) and not isinstance(module, QuantizedLinear)
     return plain and not hasattr(module, "weight_quant")
@@ -42,7 +42,7 @@ def quantize_(model: Any, config: Config | ModuleConfigs, filter_fn: Filter | No
         config: of all of these weights, or by their names: keys and attributes joined by dots, in nnx models as
             `samebits.jax_backend.interop` says.
         filter_fn: which leaves of a pytree, or modules of an nnx model, by their names and themselves; None for
-            `is_weight` or `is_linear`.
+            `is_weight` or `is_nnx_linear`.
     Returns:
         The new pytree, or the model.
     Raises:
@@ -51,7 +51,7 @@ def quantize_(model: Any, config: Config | ModuleConfigs, filter_fn: Filter | No
             that its group size does not divide, or with NaN or infinities. It is named, and nothing has changed.
     """
     if isinstance(model, nnx.Module):
-        return _of_model(model, config, is_linear if filter_fn is None else filter_fn)
+        return _of_model(model, config, is_nnx_linear if filter_fn is None else filter_fn)
     return _of_tree(model, config, is_weight if filter_fn is None else filter_fn)
 
 
@@ -72,7 +72,7 @@ def is_qarray(leaf: Any) -> bool:
     return isinstance(leaf, QArray)
 
 
-def quantized(config: Config, name: str, w: Any) -> QArray:
+def _quantized(config: Config, name: str, w: Any) -> QArray:
     """What takes the place of a weight of this name. ValueError, TypeError: as `quant_array`, with the name."""
     turned = name.rpartition(".")[2] in IN_OUT and np.ndim(w) == 2
     lying = jnp.asarray(w).T if turned else w
@@ -89,7 +89,7 @@ def _of_tree(tree: Any, config: Config | ModuleConfigs, takes: Filter) -> Any:
     for name, leaf in named:
         if name in configs and (is_qarray(leaf) or not hasattr(leaf, "dtype") or np.ndim(leaf) == 0):
             raise ValueError(f"'{name}' must be an array of floats to be quantized, got {leaf!r}")
-    new = [quantized(configs[name], name, leaf) if name in configs else leaf for name, leaf in named]
+    new = [_quantized(configs[name], name, leaf) if name in configs else leaf for name, leaf in named]
     return jax.tree.unflatten(structure, new)
 
 
@@ -100,9 +100,9 @@ def _of_model(model: nnx.Module, config: Config | ModuleConfigs, takes: Filter) 
     new = {}
     for name, own in configs.items():
         layer = layers[name]
-        if not is_linear(name, layer):
+        if not is_nnx_linear(name, layer):
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) must be an nnx.Linear that is not quantized yet")
-        new[name] = checked(name, lambda own=own, layer=layer: quantized(own, "kernel", layer.kernel[...]))  # type: ignore[misc]
+        new[name] = checked(name, lambda own=own, layer=layer: _quantized(own, "kernel", layer.kernel[...]))  # type: ignore[misc]
     for name, kernel in new.items():
         set_kernel(layers[name], kernel)
     return model

@@ -34,7 +34,9 @@ def kernel_of(layer: nnx.Module) -> QArray:
     return kernel
 
 
-def set_kernel(layer: nnx.Linear, kernel: QArray) -> None:
-    """Makes a layer, of either kind, one with this kernel ``(in, out)``. In place."""
+def set_kernel(layer: nnx.Module, kernel: QArray) -> None:
+    """Makes a linear layer, quantized or not, one with this kernel ``(in, out)``. In place. TypeError for another."""
+    if not isinstance(layer, nnx.Linear):
+        raise TypeError(f"`layer` must be an nnx.Linear, got {type(layer).__name__}")
     layer.kernel = QuantizedKernel(kernel)  # type: ignore[assignment]
     layer.__class__ = QuantizedLinear

@@ -1,4 +1,4 @@
-"""Codes of less than 8 bits in as few bytes as they need, as `samebits.core.packing` says: by XLA's bits of bytes."""
+"""Codes of less than 8 bits in as few bytes as they need; see `samebits.core.packing`. By bits, unpacked and packed."""
 
 import jax
 import jax.numpy as jnp

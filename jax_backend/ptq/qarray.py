@@ -1,9 +1,9 @@
 """Weights as codes: arrays that stand for ``dequantize(codes)`` and know by which quantizer they were made.
 
-A `QArray` is a pytree, so it passes through `jax.jit`, `jax.tree.map` and checkpoints as its parts. Products with it are
-those of `samebits.core.configs`: with ``act_quant`` None the values are multiplied, else what meets it is quantized too,
-at every call, and where `samebits.core.contraction.contracts_codes` allows it codes are contracted, with the bits of
-`samebits.core.linear`. Codes are those of a weight ``(out, in)``, as in torch; flax's kernels, ``(in, out)``, are
+A `QArray` is a pytree, so it passes through `jax.jit`, `jax.tree.map` and checkpoints as its parts. Products with it
+are those of `samebits.core.configs`: with ``act_quant`` None the values are multiplied, else what meets it is quantized
+too, at every call, and where `samebits.core.contraction.contracts_codes` allows it codes are contracted, with the bits
+of `samebits.core.linear`. Codes are those of a weight ``(out, in)``, as in torch; flax's kernels, ``(in, out)``, are
 `QArray.T` of these.
 """
 
@@ -31,10 +31,6 @@ from .products import dynamic_linear, float_linear
 Array = jax.Array
 
 
-def _static() -> Any:
-    return field(metadata={"static": True})
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class QArray:
@@ -52,11 +48,11 @@ class QArray:
     codes: Array
     scale: Array
     zero_point: Array | None
-    quantizer: Quantizer = _static()
-    act_quant: Quantizer | None = _static()
-    code_layout: str = _static()
-    length: int = _static()
-    dtype: Any = _static()
+    quantizer: Quantizer = field(metadata={"static": True})
+    act_quant: Quantizer | None = field(metadata={"static": True})
+    code_layout: str = field(metadata={"static": True})
+    length: int = field(metadata={"static": True})
+    dtype: Any = field(metadata={"static": True})
     transposed: bool = field(default=False, metadata={"static": True})
     __array_ufunc__ = None  # NumPy arrays leave products to this class
 
@@ -123,8 +119,10 @@ class QArray:
         return float_linear(x, self.dequantize().T, None)
 
     def __getitem__(self, index: Any) -> Any:
-        """All of it for ``...``; rows of codes for an int, a slice or an array, where each row has its own scale or all
-        have one, else values."""
+        """All of it for ``...``; rows of codes for a slice or an array of indices, else values.
+
+        And values also where rows have no scales of their own.
+        """
         if index is Ellipsis or (isinstance(index, tuple) and index == (Ellipsis,)):
             return self
         granularity = self.quantizer.granularity
@@ -132,14 +130,6 @@ class QArray:
         alone |= isinstance(granularity, PerGroup) and granularity.axis % self.ndim > 0
         rows = isinstance(index, slice) or (hasattr(index, "dtype") and np.ndim(index) == 1)
         if self.transposed or self.ndim < 2 or not alone or not rows:
-            if (
-                alone
-                and not self.transposed
-                and self.ndim == 2
-                and np.ndim(index) == 0
-                and not isinstance(index, tuple)
-            ):
-                return self[jnp.asarray(index)[None]].dequantize()[0]
             return self.dequantize()[index]
         return jax.tree.map(lambda part: part[index] if part.ndim else part, self)
 

@@ -26,8 +26,8 @@ DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 NEEDED = {
     "core": [],
-    "torch_frontend": ["torch"],
-    "jax_backend": ["jax"],
+    "torch_frontend": ["torch", "files"],
+    "jax_backend": ["jax", "files"],
     "proofs": ["proofs", "torch", "jax", "cluster"],
 }
 

@@ -1,4 +1,4 @@
-"""Post-training quantization of torch models: their modules stay, their weights become codes. See docs/post_training.md."""
+"""Post-training quantization of torch models: their modules stay, their weights become codes: docs/post_training.md."""
 
 from .affine import choose_qparams_affine as choose_qparams_affine
 from .affine import dequantize_affine as dequantize_affine

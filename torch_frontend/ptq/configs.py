@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ...core import checks
 from ...core.configs import Config, ModuleConfigs, check_weight, checked, chosen
@@ -14,10 +15,14 @@ Filter = Callable[[nn.Module, str], bool]
 
 
 def is_linear(module: nn.Module, name: str) -> bool:
-    """The filter that `quantize_` has by default: an ``nn.Linear`` whose weight is a float tensor."""
+    """The filter that `quantize_` has by default: an ``nn.Linear`` whose weight is a float tensor.
+
+    Not one that torch says must not be quantized so (the last one of ``nn.MultiheadAttention``), as in torchao.
+    """
     weight = getattr(module, "weight", None)
     plain = isinstance(weight, nn.Parameter) and not isinstance(weight, QuantWeight)
-    return isinstance(module, nn.Linear) and plain and not hasattr(module, "weight_quant")
+    linear = isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    return linear and plain and not hasattr(module, "weight_quant")
 
 
 def quantize_(model: nn.Module, config: Config | ModuleConfigs, filter_fn: Filter | None = None) -> None:
@@ -31,9 +36,10 @@ def quantize_(model: nn.Module, config: Config | ModuleConfigs, filter_fn: Filte
         filter_fn: which modules, by themselves and their names in the model; None for `is_linear`. What lies inside a
             module that it takes is not asked about.
     Raises:
-        TypeError: what is no config. ValueError: no layer that the filter takes, a name or pattern in ``config`` that no
-            such layer has, or a layer that cannot be quantized so: without a float weight, with one quantized already,
-            with a number of inputs that its group size does not divide, or with NaN or infinities. The layer is named.
+        TypeError: what is no config. ValueError: no layer that the filter takes, a name or pattern in ``config`` that
+            no such layer has, or a layer that cannot be quantized so: without a float weight, with one quantized
+            already, with a number of inputs that its group size does not divide, or with NaN or infinities. The layer
+            is named.
     """
     layers = dict(_taken(model, is_linear if filter_fn is None else filter_fn))
     configs = chosen(config, layers)
@@ -43,13 +49,13 @@ def quantize_(model: nn.Module, config: Config | ModuleConfigs, filter_fn: Filte
     for name, own in configs.items():
         w = _weight(name, layers[name])
         if (id(w), own) not in made:
-            made[id(w), own] = checked(name, lambda own=own, w=w: quantized(own, w))  # type: ignore[misc]
+            made[id(w), own] = checked(name, lambda own=own, w=w: _quantized(own, w))  # type: ignore[misc]
     for name, own in configs.items():
         layer = layers[name]
         layer._parameters["weight"] = made[id(_weight(name, layer)), own]
 
 
-def quantized(config: Config, w: Tensor) -> nn.Parameter:
+def _quantized(config: Config, w: Tensor) -> nn.Parameter:
     """The parameter that takes the place of a weight. TypeError, ValueError: as `quant_weight`."""
     weight = quant_weight(config.weight, w, None, config.act_quant, config.layout)
     return nn.Parameter(weight, requires_grad=False)

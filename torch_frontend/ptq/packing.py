@@ -1,4 +1,4 @@
-"""Codes of less than 8 bits in as few bytes as they need, as `samebits.core.packing` says: by shifts and sums of bits."""
+"""Codes of less than 8 bits in as few bytes as they need; see `samebits.core.packing`. By shifts and sums of bits."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return (digits[..., ::2] << 4) | digits[..., 1::2]
     each = (digits.unsqueeze(-1) >> _falling(bits, codes.device)) & 1
     stream = torch.nn.functional.pad(each.flatten(-2), (0, 8 * packed_length(n, bits) - n * bits))
-    return _sums_of_bits(stream.unflatten(-1, (packed_length(n, bits), 8)))
+    return _sums_of_bits(stream.reshape(*stream.shape[:-1], packed_length(n, bits), 8))
 
 
 def unpack(packed: Tensor, bits: int, length: int, signed: bool) -> Tensor:
@@ -53,7 +53,7 @@ def unpack(packed: Tensor, bits: int, length: int, signed: bool) -> Tensor:
         digits = torch.stack((packed >> 4, packed & 15), -1).flatten(-2)[..., :length]
     else:
         each = ((packed.unsqueeze(-1) >> _falling(8, packed.device)) & 1).flatten(-2)
-        digits = _sums_of_bits(each[..., : length * bits].unflatten(-1, (length, bits)))
+        digits = _sums_of_bits(each[..., : length * bits].reshape(*each.shape[:-1], length, bits))
     if not signed:
         return digits
     shift = 8 - bits  # an arithmetic shift back down spreads the sign

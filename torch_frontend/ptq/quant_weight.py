@@ -188,8 +188,9 @@ def weight_of_codes(
         codes: ``(out, ...)``, in the format's `storage` dtype, unpacked. ``dtype``: that the weight stands for.
         act_quant, layout: as `quant_weight`.
     Raises:
-        TypeError: codes of another dtype, no float ``dtype``, or what is no quantizer. ValueError: codes that are none of the format, parameters
-            of another shape or that are none, a layout or quantizer that does not fit (`samebits.core.configs`), no axis.
+        TypeError: codes of another dtype, no float ``dtype``, or what is no quantizer. ValueError: codes that are none
+            of the format, in eager mode, parameters of another shape or that are none, a layout or quantizer that does
+            not fit (`samebits.core.configs`), no axis.
     """
     checked_quantizer("q", q)
     if act_quant is not None:
@@ -258,8 +259,8 @@ def values_of(w: QuantWeight) -> Tensor:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear`` with a `QuantWeight`."""
     if not isinstance(weight, QuantWeight) or isinstance(input, QuantWeight) or weight.transposed:
-        floats = (t.dequantize() if isinstance(t, QuantWeight) else t for t in (input, weight))
-        return F.linear(*floats, bias)
+        x, w = (t.dequantize() if isinstance(t, QuantWeight) else t for t in (input, weight))
+        return F.linear(x, w, bias)
     if weight.act_quant is None:
         return F.linear(input, values_of(weight), bias)
     return dynamic_linear(

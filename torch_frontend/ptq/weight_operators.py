@@ -29,12 +29,11 @@ def _viewed(func: Any, w: QuantWeight, size: Any) -> Any:
     return _aliased(func, w) if same else NotImplemented
 
 
-def _moved(func: Any, w: QuantWeight, **kwargs: Any) -> QuantWeight:
+def _moved(func: Any, w: QuantWeight, **kwargs: Any) -> Any:
     """To another device or dtype: the dtype is that which the values have, codes and scales keep theirs."""
     dtype = kwargs.pop("dtype", None)
     if dtype is not None and not dtype.is_floating_point:
-        result: Any = NotImplemented
-        return result
+        return NotImplemented
     device, blocking = kwargs.get("device"), kwargs.get("non_blocking", False)
     moved = w.with_parts(lambda part: aten._to_copy.default(part, device=device, non_blocking=blocking))
     return moved if dtype is None else moved.with_parts(lambda part: part, dtype=dtype)
@@ -63,10 +62,10 @@ def _copied(func: Any, w: Any, source: Any, non_blocking: bool = False) -> Any:
             raise ValueError(
                 f"a QuantWeight takes one of the same `{name}`, {getattr(w, name)}, got {getattr(source, name)}"
             )
-    pairs = [(w.codes, source.codes), (w.scale, source.scale), (w.zero_point, source.zero_point)]
-    for to, of in pairs:
-        if to is not None:
-            to.copy_(of, non_blocking)
+    w.codes.copy_(source.codes, non_blocking)
+    w.scale.copy_(source.scale, non_blocking)
+    if w.zero_point is not None and source.zero_point is not None:
+        w.zero_point.copy_(source.zero_point, non_blocking)
     return w
 
 
