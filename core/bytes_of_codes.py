@@ -2,7 +2,7 @@
 
 from .choice import check_count, check_int
 from .descriptions import Quantizer
-from .formats import CodebookFormat, FloatFormat
+from .formats import BinaryFormat, CodebookFormat, FloatFormat
 
 SMALL = ("int8", "uint8")
 
@@ -51,11 +51,13 @@ def check_packed(dtype: str, shape: tuple[int, ...], bits: int, length: int) -> 
 
 
 def code_width(q: Quantizer) -> int:
-    """Bits that a code of ``q`` needs, sign included; -1 and 1 of a binary format need two."""
-    format = q.format
-    if format.storage == "int8":
-        return max(int(format.hi).bit_length(), int(-format.lo - 1).bit_length()) + 1
-    return int(format.bits)
+    """Bits that a code of ``q`` needs; -1 and 1 of a binary format, with a sign, need two."""
+    return 2 if isinstance(q.format, BinaryFormat) else int(q.format.bits)
+
+
+def has_signs(q: Quantizer) -> bool:
+    """Whether there are negative codes: of integers alone. (Codes of unsigned ones may lie in int8 all the same.)"""
+    return stored_range(q)[0] < 0
 
 
 def stored_range(q: Quantizer) -> tuple[int, int]:

@@ -49,6 +49,16 @@ def check_layout(layout: object) -> None:
         raise ValueError(f"`layout` must be one of {', '.join(map(repr, LAYOUTS))}; got {layout!r}")
 
 
+def check_parts(q: object, act_quant: object, layout: object) -> None:
+    """Whether these describe a stored weight. TypeError, ValueError: as `quantizer`, and `check_layout`."""
+    for name, value in (("q", q), ("act_quant", act_quant)):
+        if isinstance(value, str):
+            raise TypeError(f"`{name}` must be a Quantizer (see samebits.core.catalog), got {value!r}")
+        if value is not None or name == "q":
+            quantizer(name, value)
+    check_layout(layout)
+
+
 @dataclass(frozen=True)
 class WeightOnly:
     """The weight alone: ``y = x @ dequantize(codes).T + bias``, in floating point.

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ...core.bytes_of_codes import code_width, is_packed
+from ...core.bytes_of_codes import is_packed
 from ...core.descriptions import QParams
 from ...core.quantized_files import Entry, check_names, entries_of, metadata_of, parts_of
 from ...core.requirements import lacking
 from .. import interop
 from .configs import is_qarray, path_name
 from .modules import QuantizedKernel, set_kernel
-from .packing import unpack
-from .qarray import QArray, array_of_codes
+from .qarray import QArray, array_of_codes, unpacked_codes
 
 Path = str | PathLike[str]
 COUNTER = "num_batches_tracked"  # what torch's batch normalization has beside flax's
@@ -164,7 +163,7 @@ def _weight(name: str, entry: Entry, tensors: dict[str, Any]) -> QArray:
     q = entry.quantizer
     try:
         if is_packed(q, entry.layout):
-            codes = unpack(codes, code_width(q), entry.length, q.format.storage == "int8")
+            codes = unpacked_codes(q, codes, entry.length)
         qparams = QParams(scale, zero[0] if zero else None)
         return array_of_codes(q, codes, qparams, entry.dtype, entry.act_quant, entry.layout)
     except (TypeError, ValueError) as error:

@@ -17,9 +17,8 @@ from jax.typing import DTypeLike
 
 from ...core import checks
 from ...core.arithmetic import ZeroPointDomain
-from ...core.bytes_of_codes import check_stored, code_width, is_packed
-from ...core.configs import check_layout
-from ...core.configs import quantizer as checked_quantizer
+from ...core.bytes_of_codes import check_stored, code_width, has_signs, is_packed
+from ...core.configs import check_parts
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from ..arguments import check_qparams
@@ -174,10 +173,7 @@ def array_of_codes(
             of the format, where they are at hand, parameters of another shape or that are none, a layout or quantizer
             that does not fit (`samebits.core.configs`), no axis.
     """
-    checked_quantizer("q", q)
-    if act_quant is not None:
-        checked_quantizer("act_quant", act_quant)
-    check_layout(layout)
+    check_parts(q, act_quant, layout)
     codes, name = as_array("codes", codes), jnp.dtype(dtype).name
     checks.check_codes(q, codes.dtype.name)
     checks.check_float("dtype", name)
@@ -187,7 +183,8 @@ def array_of_codes(
         check_stored(q, int(codes.min()), int(codes.max()))
     scale, zero = check_qparams(q, codes.shape, name, qparams)
     length = codes.shape[-1]
-    codes = pack(codes, code_width(q)) if is_packed(q, layout) else codes
+    if is_packed(q, layout):
+        codes = pack(codes if has_signs(q) else codes.astype(np.uint8), code_width(q))
     if zero is not None:  # integers as codes: a quarter of the bytes
         whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         zero = zero.astype(q.format.storage if whole else scale.dtype)
@@ -198,7 +195,12 @@ def codes_of(w: QArray) -> Array:
     """The codes in the format's `storage` dtype, unpacked, ``(out, ...)``."""
     if not is_packed(w.quantizer, w.code_layout):
         return w.codes
-    return unpack(w.codes, code_width(w.quantizer), w.length, w.quantizer.format.storage == "int8")
+    return unpacked_codes(w.quantizer, w.codes, w.length)
+
+
+def unpacked_codes(q: Quantizer, packed: Array, length: int) -> Array:
+    """Packed codes of ``q``, in the format's `storage` dtype."""
+    return unpack(packed, code_width(q), length, has_signs(q)).astype(q.format.storage)
 
 
 def linear(x: Array, w: QArray, bias: Array | None = None) -> Array:

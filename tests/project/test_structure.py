@@ -261,7 +261,9 @@ def layers(room: str, kind: str) -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.mark.parametrize("room", [*EAGER, "torch_frontend/nn", "jax_backend/nn", "torch_frontend/ptq", "jax_backend/ptq"])
+@pytest.mark.parametrize(
+    "room", [*EAGER, "torch_frontend/nn", "jax_backend/nn", "torch_frontend/ptq", "jax_backend/ptq"]
+)
 def test_exports(room: str) -> None:
     tree = parsed(ROOT / room / "__init__.py")
     assert not bad_exports(tree)

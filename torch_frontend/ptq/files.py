@@ -5,14 +5,13 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from ...core.bytes_of_codes import code_width, is_packed
+from ...core.bytes_of_codes import is_packed
 from ...core.descriptions import QParams
 from ...core.quantized_files import Entry, check_names, entries_of, metadata_of, parts_of
 from ...core.requirements import lacking
 from ..arrays import dtype_name
 from . import weight_operators as weight_operators
-from .packing import unpack
-from .quant_weight import QuantWeight, weight_of_codes
+from .quant_weight import QuantWeight, unpacked_codes, weight_of_codes
 
 Path = str | PathLike[str]
 COUNTER = "num_batches_tracked"  # of batch normalization; flax has none
@@ -106,7 +105,7 @@ def _weight(name: str, entry: Entry, tensors: dict[str, Tensor]) -> QuantWeight:
     q, dtype = entry.quantizer, getattr(torch, entry.dtype)
     try:
         if is_packed(q, entry.layout):
-            codes = unpack(codes, code_width(q), entry.length, q.format.storage == "int8")
+            codes = unpacked_codes(q, codes, entry.length)
         qparams = QParams(scale, zero[0] if zero else None)
         return weight_of_codes(q, codes, qparams, dtype, entry.act_quant, entry.layout)
     except (TypeError, ValueError) as error:

@@ -16,9 +16,8 @@ from torch.utils import _pytree as pytree
 
 from ...core import checks
 from ...core.arithmetic import ZeroPointDomain
-from ...core.bytes_of_codes import check_stored, code_width, is_packed
-from ...core.configs import check_layout
-from ...core.configs import quantizer as checked_quantizer
+from ...core.bytes_of_codes import check_stored, code_width, has_signs, is_packed
+from ...core.configs import check_parts
 from ...core.described import quantizer_of_text, text_of
 from ...core.descriptions import QParams, Quantizer
 from .. import routes
@@ -192,10 +191,7 @@ def weight_of_codes(
             of the format, in eager mode, parameters of another shape or that are none, a layout or quantizer that does
             not fit (`samebits.core.configs`), no axis.
     """
-    checked_quantizer("q", q)
-    if act_quant is not None:
-        checked_quantizer("act_quant", act_quant)
-    check_layout(layout)
+    check_parts(q, act_quant, layout)
     check_tensor("codes", codes)
     checks.check_codes(q, dtype_name(codes.dtype))
     checks.check_float("dtype", dtype_name(dtype))
@@ -205,11 +201,12 @@ def weight_of_codes(
     if is_concrete(codes) and codes.numel():
         check_stored(q, int(codes.amin()), int(codes.amax()))
     length, scale = codes.shape[-1], scale.detach()
-    codes = pack(codes, code_width(q)) if is_packed(q, layout) else codes.detach()
+    if is_packed(q, layout):
+        codes = pack(codes if has_signs(q) else codes.view(torch.uint8), code_width(q))
     if zero is not None:  # integers as codes: a quarter of the bytes
         whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         zero = zero.detach().to(getattr(torch, q.format.storage) if whole else scale.dtype)
-    return QuantWeight(codes, scale, zero, q, act_quant, layout, length, dtype)
+    return QuantWeight(codes.detach(), scale, zero, q, act_quant, layout, length, dtype)
 
 
 def described(w: QuantWeight) -> tuple[Any, ...]:
@@ -245,7 +242,12 @@ def codes_of(w: QuantWeight) -> Tensor:
     """The codes in the format's `storage` dtype, unpacked, ``(out, ...)``."""
     if not is_packed(w.quantizer, w.code_layout):
         return w.codes
-    return unpack(w.codes, code_width(w.quantizer), w.length, w.quantizer.format.storage == "int8")
+    return unpacked_codes(w.quantizer, w.codes, w.length)
+
+
+def unpacked_codes(q: Quantizer, packed: Tensor, length: int) -> Tensor:
+    """Packed codes of ``q``, in the format's `storage` dtype."""
+    return unpack(packed, code_width(q), length, has_signs(q)).view(getattr(torch, q.format.storage))
 
 
 def values_of(w: QuantWeight) -> Tensor:

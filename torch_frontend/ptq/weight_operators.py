@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...core.granularity import PerAxis, PerGroup, PerTensor, PerToken
 from ..arrays import without_autocast
 from .products import dynamic_linear
-from .quant_weight import FUNCTIONS, HANDLERS, QuantWeight, codes_of, values_of
+from .quant_weight import FUNCTIONS, HANDLERS, QuantWeight, codes_of, described, values_of
 
 aten = torch.ops.aten
 
@@ -57,11 +57,8 @@ def _copied(func: Any, w: Any, source: Any, non_blocking: bool = False) -> Any:
         raise ValueError(
             "a QuantWeight takes a QuantWeight, got a float tensor: load floats into the float model, then quantize it"
         )
-    for name in ("quantizer", "act_quant", "code_layout", "length", "transposed", "shape"):
-        if getattr(w, name) != getattr(source, name):
-            raise ValueError(
-                f"a QuantWeight takes one of the same `{name}`, {getattr(w, name)}, got {getattr(source, name)}"
-            )
+    if described(w) != described(source) or w.shape != source.shape:
+        raise ValueError(f"a QuantWeight takes one that is made alike, {w!r}, got {source!r}")
     w.codes.copy_(source.codes, non_blocking)
     w.scale.copy_(source.scale, non_blocking)
     if w.zero_point is not None and source.zero_point is not None:
