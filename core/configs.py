@@ -179,8 +179,10 @@ def _fits(key: str, name: str) -> bool:
 
 
 def check_weight(name: str, q: Quantizer, shape: Shape) -> None:
-    """ValueError, with the name of the layer, unless a weight ``(out, in)`` can be quantized by ``q``."""
+    """ValueError, with the name of the layer, unless a weight ``(out, in, ...)`` can be quantized by ``q``."""
     group = q.granularity
+    if len(shape) < 2:
+        raise ValueError(f"layer '{name}': a weight must have at least two axes, got shape {shape}")
     if isinstance(group, PerGroup) and len(shape) == 2 and group.axis in (-1, 1) and shape[1] % group.size:
         raise ValueError(
             f"layer '{name}': `in_features` must be a multiple of the group size {group.size}, got {shape[1]}; "

@@ -1,10 +1,11 @@
 """The layout of files of quantized weights, for both frameworks: safetensors with a description of what is codes.
 
 A weight ``name`` lies in the tensors ``name.codes``, ``name.scale`` and, if it has zero points, ``name.zero_point``; of
-its layout, so packed codes as bytes. Other tensors lie under their own names. The metadata hold ``samebits``, the
-version of this layout, and ``quantized``, JSON of what the weights are:
+its layout, so packed codes as bytes. Other tensors lie under their own names. The metadata hold ``samebits``, JSON of
+the version of this layout and of what the weights are:
 
-    {"fc1.weight": {"quantizer": ..., "act_quant": ..., "layout": "packed", "length": 64, "dtype": "float32"}}
+    {"version": 1, "weights": {
+        "fc1.weight": {"quantizer": ..., "act_quant": ..., "layout": "packed", "length": 64, "dtype": "float32"}}}
 
 Quantizers are as in `described`. Names, and the axes of weights, ``(out, in)``, are those of torch. Nouns only.
 """
@@ -19,7 +20,7 @@ from .configs import check_layout, quantizer
 from .described import quantizer_of_text, text_of
 from .descriptions import Quantizer
 
-VERSION = "1"
+VERSION = 1
 
 
 class Entry(NamedTuple):
@@ -46,7 +47,7 @@ def metadata_of(entries: Mapping[str, Entry]) -> dict[str, str]:
         )._asdict()
         for name, entry in entries.items()
     }
-    return {"samebits": VERSION, "quantized": json.dumps(described, sort_keys=True)}
+    return {"samebits": json.dumps({"version": VERSION, "weights": described}, sort_keys=True)}
 
 
 def entries_of(path: object, metadata: Mapping[str, str] | None, names: Iterable[str]) -> dict[str, Entry]:
@@ -57,15 +58,16 @@ def entries_of(path: object, metadata: Mapping[str, str] | None, names: Iterable
             without its tensors.
     """
     found, metadata = set(names), metadata or {}
-    if "samebits" not in metadata or "quantized" not in metadata:
+    if "samebits" not in metadata:
         raise ValueError(f"`path` must be a file that save_quantized wrote, got {path}: its metadata say of no weights")
-    if metadata["samebits"] != VERSION:
-        raise ValueError(f"`path` must have version {VERSION} of the layout, got {metadata['samebits']!r} in {path}")
     try:
-        described = json.loads(metadata["quantized"])
-        entries = {str(name): _entry(one) for name, one in described.items()}
+        described = json.loads(metadata["samebits"])
+        version, weights = described["version"], described["weights"]
+        entries = {str(name): _entry(one) for name, one in weights.items()} if version == VERSION else {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"`path` must be a file that save_quantized wrote, got {path}: {error}") from error
+    if version != VERSION:
+        raise ValueError(f"`path` must have version {VERSION} of the layout, got {version!r} in {path}")
     missing = [part for name, entry in entries.items() for part in parts_of(name, entry) if part not in found]
     if missing:
         raise ValueError(

@@ -29,6 +29,9 @@ CONFIGS: dict[str, of.Config] = {
     "affine weight": of.DynamicActivation("int8_affine_per_token", "uint8_affine_per_channel"),
     "wide codes": of.DynamicActivation("int16_per_tensor", "int4_per_channel", "packed"),
 }
+# More of the same widths and formats, where a program is compiled for each
+MORE = [f"int{bits}wo" for bits in (2, 4, 5, 6, 7, 8)]
+MORE += ["mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxint8", "nvfp4 dynamic"]
 # Those whose codes are contracted, exactly: their outputs have the same bits everywhere
 EXACT = ["int8dq", "int8dq torchao", "binary", "affine weight", "wide codes"]
 

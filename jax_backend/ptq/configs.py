@@ -72,9 +72,8 @@ def is_qarray(leaf: Any) -> bool:
     return isinstance(leaf, QArray)
 
 
-def _quantized(config: Config, name: str, w: Any) -> QArray:
-    """What takes the place of a weight of this name. ValueError, TypeError: as `quant_array`, with the name."""
-    turned = name.rpartition(".")[2] in IN_OUT and np.ndim(w) == 2
+def _quantized(config: Config, name: str, w: Any, turned: bool) -> QArray:
+    """What takes the place of a weight, ``(in, out)`` if ``turned``. ValueError, TypeError: as `quant_array`, named."""
     lying = jnp.asarray(w).T if turned else w
     check_weight(name, config.weight, tuple(lying.shape))
     made = checked(name, lambda: quant_array(config.weight, lying, None, config.act_quant, config.layout))
@@ -89,7 +88,8 @@ def _of_tree(tree: Any, config: Config | ModuleConfigs, takes: Filter) -> Any:
     for name, leaf in named:
         if name in configs and (is_qarray(leaf) or not hasattr(leaf, "dtype") or np.ndim(leaf) == 0):
             raise ValueError(f"'{name}' must be an array of floats to be quantized, got {leaf!r}")
-    new = [_quantized(configs[name], name, leaf) if name in configs else leaf for name, leaf in named]
+    turned = {name: name.rpartition(".")[2] in IN_OUT and np.ndim(leaf) == 2 for name, leaf in named}
+    new = [_quantized(configs[name], name, leaf, turned[name]) if name in configs else leaf for name, leaf in named]
     return jax.tree.unflatten(structure, new)
 
 
@@ -102,7 +102,7 @@ def _of_model(model: nnx.Module, config: Config | ModuleConfigs, takes: Filter) 
         layer = layers[name]
         if not is_nnx_linear(name, layer):
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) must be an nnx.Linear that is not quantized yet")
-        new[name] = checked(name, lambda own=own, layer=layer: _quantized(own, "kernel", layer.kernel[...]))  # type: ignore[misc]
+        new[name] = _quantized(own, name, layer.kernel[...], True)
     for name, kernel in new.items():
         set_kernel(layers[name], kernel)
     return model

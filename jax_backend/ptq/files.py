@@ -87,7 +87,7 @@ def load_quantized(model: Any, path: Path) -> Any:
     new = {name: _fitting(name, found[name], entry) for name, entry in held.items()}
     layers = {".".join((*interop.torch_path(model, p), "weight")): part for p, part in nnx.iter_modules(model)}
     for name, value in new.items():
-        if isinstance(value, QArray):
+        if isinstance(value, QArray) or isinstance(held[name].variable, QuantizedKernel):
             set_kernel(layers[name], value.T)
         else:
             held[name].variable.set_value(value)
@@ -147,7 +147,8 @@ def _fitting(name: str, value: Any, entry: interop.Entry) -> Any:
         _check(name, value.T, entry.variable.get_value())
         return value
     if isinstance(entry.variable, QuantizedKernel):
-        raise ValueError(f"`{name}` must be codes for a layer that is quantized, got floats")
+        _check(name, value.T, entry.variable.get_value())
+        return jnp.asarray(value)
     return interop.fitting(name, value, entry)
 
 

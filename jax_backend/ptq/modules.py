@@ -34,9 +34,13 @@ def kernel_of(layer: nnx.Module) -> QArray:
     return kernel
 
 
-def set_kernel(layer: nnx.Module, kernel: QArray) -> None:
+def set_kernel(layer: nnx.Module, kernel: QArray | Array) -> None:
     """Makes a linear layer, quantized or not, one with this kernel ``(in, out)``. In place. TypeError for another."""
     if not isinstance(layer, nnx.Linear):
         raise TypeError(f"`layer` must be an nnx.Linear, got {type(layer).__name__}")
-    layer.kernel = QuantizedKernel(kernel)  # type: ignore[assignment]
-    layer.__class__ = QuantizedLinear
+    if isinstance(kernel, QArray):
+        layer.kernel = QuantizedKernel(kernel)  # type: ignore[assignment]
+        layer.__class__ = QuantizedLinear
+    else:
+        layer.kernel = nnx.Param(kernel)
+        layer.__class__ = nnx.Linear

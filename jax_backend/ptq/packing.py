@@ -1,5 +1,7 @@
 """Codes of less than 8 bits in as few bytes as they need; see `samebits.core.packing`. By bits, unpacked and packed."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,12 @@ def pack(codes: Array, bits: int) -> Array:
         low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if codes.dtype == np.int8 else (0, 1 << bits)
         if least < low or most >= high:
             raise ValueError(f"`codes` must fit {bits} bits, got codes from {least} to {most}")
+    packed: Array = _pack(bits, codes)
+    return packed
+
+
+@partial(jax.jit, static_argnums=0)
+def _pack(bits: int, codes: Array) -> Array:
     n = codes.shape[-1]
     length = packed_length(n, bits)
     if 0 in (*codes.shape[:-1], length):
@@ -47,6 +55,13 @@ def unpack(packed: Array, bits: int, length: int, signed: bool) -> Array:
     """
     packed = as_array("packed", packed)
     check_packed(packed.dtype.name, packed.shape, bits, length)
+    codes: Array = _unpack((bits, length, signed), packed)
+    return codes
+
+
+@partial(jax.jit, static_argnums=0)
+def _unpack(described: tuple[int, int, bool], packed: Array) -> Array:
+    bits, length, signed = described
     dtype = np.int8 if signed else np.uint8
     if 0 in (*packed.shape[:-1], length):
         return jnp.zeros((*packed.shape[:-1], length), dtype)
