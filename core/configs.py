@@ -50,16 +50,23 @@ def check_layout(layout: object) -> None:
 
 
 def check_parts(q: object, act_quant: object, layout: object) -> None:
-    """Whether these describe a stored weight. TypeError, ValueError: as `quantizer`, and `check_layout`."""
+    """Whether these describe a stored weight, however its codes were found.
+
+    Raises:
+        TypeError: what is no Quantizer. ValueError: a weight whose width is learned, ``act_quant`` as `quantizer`, and
+            as `check_layout`.
+    """
     for name, value in (("q", q), ("act_quant", act_quant)):
-        if isinstance(value, str):
+        if not isinstance(value, Quantizer) and (value is not None or name == "q"):
             raise TypeError(f"`{name}` must be a Quantizer (see samebits.core.catalog), got {value!r}")
-        if value is not None or name == "q":
-            quantizer(name, value)
+    if isinstance(q, Quantizer) and q.learned_bits is not None:
+        raise ValueError(f"`q` must have a fixed width, got `learned_bits` {q.learned_bits}")
+    if act_quant is not None:
+        quantizer("act_quant", act_quant)
     check_layout(layout)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class WeightOnly:
     """The weight alone: ``y = x @ dequantize(codes).T + bias``, in floating point.
 
@@ -72,11 +79,12 @@ class WeightOnly:
     """
 
     weight: Quantizer
-    layout: str = "plain"
+    layout: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", quantizer("weight", self.weight))
-        check_layout(self.layout)
+    def __init__(self, weight: Quantizer | str, layout: str = "plain") -> None:
+        check_layout(layout)
+        object.__setattr__(self, "weight", quantizer("weight", weight))
+        object.__setattr__(self, "layout", layout)
 
     @property
     def act_quant(self) -> None:
@@ -84,7 +92,7 @@ class WeightOnly:
         return
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DynamicActivation:
     """The weight, and at every call what it is multiplied with: ``y = linear(codes(x), codes(w)) + bias``.
 
@@ -97,12 +105,13 @@ class DynamicActivation:
 
     activation: Quantizer
     weight: Quantizer
-    layout: str = "plain"
+    layout: str
 
-    def __post_init__(self) -> None:
-        for name in ("activation", "weight"):
-            object.__setattr__(self, name, quantizer(name, getattr(self, name)))
-        check_layout(self.layout)
+    def __init__(self, activation: Quantizer | str, weight: Quantizer | str, layout: str = "plain") -> None:
+        check_layout(layout)
+        object.__setattr__(self, "activation", quantizer("activation", activation))
+        object.__setattr__(self, "weight", quantizer("weight", weight))
+        object.__setattr__(self, "layout", layout)
 
     @property
     def act_quant(self) -> Quantizer:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .checks import check_float
 from .choice import check_count
-from .configs import check_layout, quantizer
+from .configs import check_parts
 from .described import quantizer_of_text, text_of
 from .descriptions import Quantizer
 
@@ -78,12 +78,12 @@ def entries_of(path: object, metadata: Mapping[str, str] | None, names: Iterable
 
 def _entry(described: Mapping[str, Any]) -> Entry:
     act = described["act_quant"]
-    quantizers = [None if q is None else quantizer_of_text(json.dumps(q)) for q in (described["quantizer"], act)]
-    own = quantizer("quantizer", quantizers[0])
-    check_layout(described["layout"])
+    own = quantizer_of_text(json.dumps(described["quantizer"]))
+    act = None if act is None else quantizer_of_text(json.dumps(act))
+    check_parts(own, act, described["layout"])
     check_count("length", described["length"], 0)
     check_float("dtype", described["dtype"])
-    return Entry(own, quantizers[1], described["layout"], described["length"], described["dtype"])
+    return Entry(own, act, described["layout"], described["length"], described["dtype"])
 
 
 def check_names(wanted: Iterable[str], names: Iterable[str], entries: Mapping[str, Entry]) -> None:

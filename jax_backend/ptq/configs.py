@@ -99,7 +99,7 @@ def _of_model(model: nnx.Module, config: Config | ModuleConfigs, takes: Filter) 
     configs = chosen(config, layers)
     new = {}
     for name, own in configs.items():
-        layer = layers[name]
+        layer: Any = layers[name]
         if not is_nnx_linear(name, layer):
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) must be an nnx.Linear that is not quantized yet")
         new[name] = _quantized(own, name, layer.kernel[...], True)

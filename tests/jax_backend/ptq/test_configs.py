@@ -42,7 +42,7 @@ def torch_model() -> torch.nn.Sequential:
     return made.eval().requires_grad_(False)
 
 
-def model() -> nnx.Sequential:
+def model() -> Any:
     layers = [nnx.Linear(a, b, rngs=nnx.Rngs(0)) for a, b in ((64, 64), (64, 64), (64, 64))]
     made = nnx.Sequential(layers[0], nnx.relu, layers[1], nnx.relu, layers[2])
     interop.load_state_dict(made, {name: t.numpy() for name, t in torch_model().state_dict().items()})

@@ -23,7 +23,7 @@ from ...ptq_cases import CONFIGS, EXACT, rows, weight
 INT8, DYNAMIC = of.int8_weight_only(), of.int8_dynamic_activation_int8_weight()
 
 
-def layer(config: of.Config | None = None, seed: int = 0, inputs: int = 64) -> nn.Linear:
+def layer(config: of.Config | None = None, seed: int = 0, inputs: int = 64) -> Any:
     made = nn.Linear(inputs, 24)
     with torch.no_grad():
         made.weight.copy_(torch.from_numpy(weight(24, inputs, seed)))
@@ -33,7 +33,7 @@ def layer(config: of.Config | None = None, seed: int = 0, inputs: int = 64) -> n
     return made.eval()
 
 
-def model() -> nn.Sequential:
+def model() -> Any:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 64), nn.Hardtanh(), nn.Linear(64, 8)).eval()
 
