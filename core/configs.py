@@ -9,7 +9,7 @@ of another system (`samebits.core.dialects`) in the place of ours. Weights are `
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from .arithmetic import ZeroPointDomain
 from .catalog import catalog
@@ -20,6 +20,7 @@ from .formats import IntegerFormat
 from .granularity import Granularity, PerAxis, PerGroup, Shape, qparams_shape
 from .scales import ScaleSource
 
+Made = TypeVar("Made")
 LAYOUTS = ("plain", "packed")
 ZERO_POINTS = ("none", "integer", "float")
 MX = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4_e2m1", "mxint8")
@@ -203,7 +204,7 @@ def check_weight(name: str, q: Quantizer, shape: Shape) -> None:
         raise ValueError(f"layer '{name}': {error}") from None
 
 
-def checked(name: str, make: Callable[[], Any]) -> Any:
+def checked(name: str, make: Callable[[], Made]) -> Made:
     """What ``make`` gives; ValueError and TypeError of it name the layer."""
     try:
         return make()

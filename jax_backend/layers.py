@@ -175,7 +175,7 @@ def _contracted(layer: Layer, *operands: Array | None) -> Array:
 
 
 def contracted_codes(
-    layer: Layer, a: Array, x_scale: Array, b: Array, w_scale: Array, bias: Array | None, dtype: Any
+    layer: Layer, a: Array, x_scale: Array, b: Array, w_scale: Array, bias: Array | None, dtype: DTypeLike
 ) -> Array:
     """The output of a layer whose operands are `centred_codes`, rounded once to ``dtype``."""
     geometry = layer.geometry

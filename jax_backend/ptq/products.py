@@ -5,12 +5,12 @@ those of the contraction of the dequantized values.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from ...core.contraction import contracts_codes, largest_code
 from ...core.descriptions import QParams, Quantizer
@@ -24,7 +24,7 @@ ROWS = Geometry(1)  # weights (out, in)
 
 
 def dynamic_linear(
-    q_x: Quantizer, x: Array, q_w: Quantizer, codes: Array, w_qparams: QParams, dtype: Any, bias: Array | None
+    q_x: Quantizer, x: Array, q_w: Quantizer, codes: Array, w_qparams: QParams, dtype: DTypeLike, bias: Array | None
 ) -> Array:
     """``x @ w.T + bias`` with ``x`` quantized by ``q_x`` and the weight of these codes.
 
@@ -54,7 +54,7 @@ def float_linear(x: Array, w: Array, bias: Array | None) -> Array:
     return contract(ROWS, x, w, bias)
 
 
-def check_left(x: Array, shape: tuple[int, ...], dtype: Any) -> None:
+def check_left(x: Array, shape: tuple[int, ...], dtype: DTypeLike) -> None:
     """TypeError, ValueError unless ``x`` can be multiplied with a weight of this dtype and shape ``(out, in)``."""
     if x.dtype != dtype:
         raise TypeError(f"`x` must have the dtype of the weight, {jnp.dtype(dtype).name}, got {x.dtype.name}")

@@ -209,7 +209,7 @@ def weight_of_codes(
     return QuantWeight(codes.detach(), scale, zero, q, act_quant, layout, length, dtype)
 
 
-def described(w: QuantWeight) -> tuple[Any, ...]:
+def described(w: QuantWeight) -> tuple[str, str | None, str, int, bool]:
     """What a weight is apart from its tensors and dtype, as constants of Python."""
     act = None if w.act_quant is None else text_of(w.act_quant)
     return text_of(w.quantizer), act, w.code_layout, w.length, w.transposed

@@ -101,13 +101,25 @@ def _linear(func: Any, x: Any, w: Any, bias: Any = None) -> Any:
     return _times(bias, x, w.with_parts(aten.alias.default, transposed=True))
 
 
-def embedding(input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``torch.nn.functional.embedding``: of a weight with scales by row, only the rows that are asked for are made."""
-    by_row = isinstance(weight, QuantWeight) and weight.quantizer.granularity in (PerAxis(0), PerToken())
-    if not by_row or not isinstance(weight, QuantWeight) or args[1:] or kwargs.get("max_norm") is not None:
-        return F.embedding(input, weight.dequantize(), *args, **kwargs)
-    rows = weight.with_parts(lambda part: part[input.reshape(-1)], transposed=False)
-    return values_of(rows).reshape(*input.shape, weight.length)
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """``torch.nn.functional.embedding``: of a weight with scales by row, only the rows that are asked for are made.
+
+    ``max_norm`` would change the weight: TypeError.
+    """
+    if max_norm is not None:
+        raise TypeError(f"`max_norm` must be None for a QuantWeight, which it would change, got {max_norm}")
+    if isinstance(weight, QuantWeight) and weight.quantizer.granularity in (PerAxis(0), PerToken()):
+        rows = weight.with_parts(lambda part: part[input.reshape(-1)], transposed=False)
+        return values_of(rows).reshape(*input.shape, weight.length)
+    return F.embedding(input, weight.dequantize(), padding_idx, None, norm_type, scale_grad_by_freq, sparse)
 
 
 def dequantize(weight: QuantWeight) -> Tensor:

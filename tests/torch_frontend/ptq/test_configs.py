@@ -189,6 +189,8 @@ def test_operators() -> None:
         (torch.zeros(24, 64).copy_(held), values),
     ):
         assert_same_bits(want, result)
+    with pytest.raises(TypeError, match="`max_norm` must be None"):
+        F.embedding(torch.tensor([1]), held, max_norm=1.0)
     with pytest.raises(TypeError, match="would change a QuantWeight in place"):
         held.mul_(2)
     assert "int8 per axis 0, plain, activations int8 per token" in repr(held)
