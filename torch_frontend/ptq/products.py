@@ -135,8 +135,15 @@ def _contracted(
     elif not follows_tensor(q_x):  # NaN in x, which became any code, goes to the outputs of its row by the scale
         largest = rows.amax(1, keepdim=True).to(scale.dtype)
         scale = torch.where(largest != largest, largest, scale)
-    scale = (scale * row_scale).clamp(min=torch.finfo(scale.dtype).smallest_normal)
-    y = exact.scaled(total, scale, None if bias is None else bias.to(scale.dtype).reshape(1, -1))
+    least = torch.finfo(scale.dtype).smallest_normal
+    bias = None if bias is None else bias.detach().to(scale.dtype).reshape(1, -1)
+    if total.dtype == torch.int32 and is_concrete(total, scale):  # few passes over large results
+        smallest = scale.amin() * row_scale.amin()  # of the products, rounded as they are
+        scale = scale * row_scale
+        y = total.to(scale.dtype).mul_(scale.clamp_(min=least) if smallest < least else scale)
+        y = y if bias is None else y.add_(bias)
+    else:
+        y = exact.scaled(total, (scale * row_scale).clamp(min=least), bias)
     return narrowed(y, x.dtype).reshape(*x.shape[:-1], codes.shape[0])
 
 

@@ -205,9 +205,10 @@ def test_other_shapes_and_dtypes() -> None:
     assert held(x[:0]).shape == (0, 24)
     half = copy.deepcopy(held).bfloat16()
     q_x, q_w = DYNAMIC.activation, DYNAMIC.weight
-    a, w, b = x.bfloat16(), held.weight.dequantize(), held.bias.detach().bfloat16().float()
+    a, bias = x.bfloat16(), held.bias.detach().bfloat16().float()
     qparams = core.choose_qparams(q_x, a.float().numpy()), core.QParams(held.weight.scale.numpy())
-    wide = core.linear(q_x, a.float().numpy(), qparams[0], q_w, w.numpy(), qparams[1], b.numpy())
+    values = held.weight.dequantize().numpy()
+    wide = core.linear(q_x, a.float().numpy(), qparams[0], q_w, values, qparams[1], bias.numpy())
     assert_same_bits(torch.from_numpy(wide).bfloat16(), half(a))
     long = layer(DYNAMIC, inputs=2**15)  # too long for int32
     single = layer(DYNAMIC, inputs=1)
@@ -215,6 +216,11 @@ def test_other_shapes_and_dtypes() -> None:
         w = weight(24, z.shape[1])
         given = core.choose_qparams(q_x, z.numpy()), core.choose_qparams(q_w, w)
         assert_same_bits(core.linear(q_x, z.numpy(), given[0], q_w, w, given[1], one.bias.detach().numpy()), one(z))
+    w, z, b = weight() * 2.0**-70, rows() * 2.0**-60, np.full(24, 2.0**-120, np.float32)  # products of scales: 2**-130
+    given = core.choose_qparams(q_x, z), core.choose_qparams(q_w, w)
+    small = quant_weight(q_w, torch.from_numpy(w), act_quant=q_x)
+    y = F.linear(torch.from_numpy(z), small, torch.from_numpy(b))
+    assert_same_bits(core.linear(q_x, z, given[0], q_w, w, given[1], b), y)
     for wrong, error, words in (
         (x.double(), TypeError, "`x` must have the dtype of the weight, float32, got float64"),
         (x[:, :60], ValueError, r"`x` must fit a weight of shape \(24, 64\), got shape \(7, 60\)"),
