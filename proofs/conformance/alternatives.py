@@ -91,7 +91,7 @@ def _differing(record: Record, a: Quantizer, b: Quantizer, block: Block) -> Arra
     kind, dtype = record.target.kind, record.target.dtype
     one, other = (prediction_keys(predict_pool(q, block, dtype, kind), kind) for q in (a, b))
     if (one != other).any():
-        return pool(plain_key(a), block, dtype)[one != other]
+        return np.asarray(pool(plain_key(a), block, dtype)[one != other])
     x = special_questions(a, block, dtype)
     one, other = (prediction_keys(predict_special(q, block, dtype, kind), kind) for q in (a, b))
     return np.asarray(x[(one != other) & np.isfinite(x.astype(np.float64))])

@@ -55,7 +55,7 @@ def slopes(record: Record, best: Quantizer) -> Quantizer:
         anything |= bool(got.any())
         for i, candidate in enumerate(candidates):
             wrong[i] += int((predicted_slopes(candidate, block, x, g) != got).sum())
-    other = [c.arithmetic.clamp_order is not best.arithmetic.clamp_order for c in candidates]
+    other = np.array([c.arithmetic.clamp_order is not best.arithmetic.clamp_order for c in candidates])
     winner = int(np.lexsort((other, wrong))[0])
     if not anything:
         record.notes["gradient"] = "zero everywhere"
