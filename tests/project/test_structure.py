@@ -20,6 +20,7 @@ from .source import BACKENDS, ROOMS, ROOT, definitions, imported_names, is_publi
 
 NOUNS = {
     "arithmetic",
+    "calibration",
     "catalog",
     "checks",
     "choice",
