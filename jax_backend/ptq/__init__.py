@@ -1,8 +1,10 @@
-"""Post-training quantization of pytrees and flax nnx models: weights become codes. See docs/post_training.md."""
+"""Post-training quantization: flows that take a trained float model and give a quantized one."""
 
 from .affine import choose_qparams_affine as choose_qparams_affine
 from .affine import dequantize_affine as dequantize_affine
 from .affine import quantize_affine as quantize_affine
+from .calibration import Calibration as Calibration
+from .calibration import quantize as quantize
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
 from .files import load_quantized as load_quantized

@@ -28,6 +28,7 @@ REASONS = {
     "torch_frontend/nn/": "fields of quantizers as keywords, each of its own type; layers and quantizers of any class",
     "torch_frontend/quant_": "what operators of torch take and give",
     "torch_frontend/ptq/quant_weight.py QuantWeight.": "what torch asks of subclasses of its tensors",
+    "torch_frontend/ptq/sites.py ": "what functions of torch take and give",
     "torch_frontend/programs.py programs(options)": "options of `torch.compile`",
     "torch_frontend/tensor_quantizer.py TensorQuantizer.compile_quant(options)": "options of `torch.compile`",
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",

@@ -70,7 +70,7 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
         TypeError, ValueError, KeyError: what the layers raise, with their name. The model is then as it was.
     """
     given: list[tuple[str, Mapping[str, Any] | None]] = [*(rules or {}).items(), *((name, None) for name in exclude)]
-    places = list(_layers(model))
+    places = list(quantizable(model))
     _check_rules(given, places)
     swapped: dict[int, tuple[nn.Module, dict[str, Any] | None]] = {}
     for name, layer in places:
@@ -98,17 +98,17 @@ def _use_layers(encoder: Any) -> None:
             encoder.activation_relu_or_gelu = 0
 
 
-def _layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def quantizable(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Layers that can be swapped, with their names; not what is inside of them."""
     if type(model) in KINDS:
         yield name, model
         return
     for child, module in model._modules.items():
         if module is not None:
-            yield from _layers(module, f"{name}.{child}" if name else child)
+            yield from quantizable(module, f"{name}.{child}" if name else child)
 
 
-def _fits(pattern: str, name: str) -> bool:
+def fits(pattern: str, name: str) -> bool:
     """Whether a pattern fits a name, or that of a module around."""
     parts = name.split(".")
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
@@ -120,7 +120,7 @@ def _fits(pattern: str, name: str) -> bool:
 def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:
     """ValueError for a pattern that fits nothing, TypeError for a keyword that nothing takes."""
     for pattern, keywords in given:
-        fitting = [layer for name, layer in places if _fits(pattern, name)]
+        fitting = [layer for name, layer in places if fits(pattern, name)]
         if not fitting:
             names = ", ".join(f"'{name}'" for name, _ in places)
             raise ValueError(f"the rule '{pattern}' fits no layer; layers are {names or 'none'}")
@@ -135,7 +135,7 @@ def _keywords(name: str, layer: nn.Module, given: Sequence[tuple[str, Any]]) -> 
     """The keywords of a layer by the rules; None if it stays."""
     roles, found = KINDS[type(layer)].roles, dict[str, Any]()
     for pattern, keywords in given:
-        if not _fits(pattern, name):
+        if not fits(pattern, name):
             continue
         if keywords is None:
             return None
