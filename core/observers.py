@@ -55,7 +55,7 @@ def observe(observer: Observer, state: ObserverState, x: Array) -> ObserverState
     if observer.kind in (ObserverKind.FIXED, ObserverKind.PLACEHOLDER) or x.size == 0:
         return state
     check_observed(bool(np.isfinite(x).all()))
-    low, high = batch_range(observer.of_scale, x)
+    low, high = (end + np.float32(0) for end in batch_range(observer.of_scale, x))  # one zero
     if not is_fed(observer, state):
         counts = counted(x, observer.bins, low, high) if observer.kind is ObserverKind.HISTOGRAM else None
         return ObserverState(low, high, counts)

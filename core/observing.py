@@ -168,8 +168,9 @@ _RULES: dict[str, Any] = {"denominator": Denominator.HALF_RANGE, "floor": 2.0**-
 
 def described(role: str, value: Any) -> Observer | None:
     """The observer that an argument is, or that what it makes has under that name. TypeError for anything else."""
-    made = value if value is None or isinstance(value, Observer) or not callable(value) else value()
-    made = getattr(made, "observer", made)
+    made = getattr(value, "observer", value)
+    if callable(made):
+        made = getattr(made := made(), "observer", made)
     if made is not None and not isinstance(made, Observer):
         raise TypeError(f"`{role}` must be an Observer, what makes one, or None; got {value!r}")
     return made
