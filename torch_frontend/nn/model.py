@@ -85,11 +85,11 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
                 module._modules[child] = swapped[id(old)][0]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
-            _use_layers(module)
+            use_layers(module)
     return swapped[id(model)][0] if id(model) in swapped else model
 
 
-def _use_layers(encoder: Any) -> None:
+def use_layers(encoder: Any) -> None:
     """Keeps torch from reading weights past quantized layers, and from nested tensors, which only that path takes."""
     if any(type(layer) in QUANTIZED for layer in encoder.modules()):
         if isinstance(encoder, nn.TransformerEncoder):
@@ -108,7 +108,7 @@ def _layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
             yield from _layers(module, f"{name}.{child}" if name else child)
 
 
-def _fits(pattern: str, name: str) -> bool:
+def fits(pattern: str, name: str) -> bool:
     """Whether a pattern fits a name, or that of a module around."""
     parts = name.split(".")
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
@@ -120,7 +120,7 @@ def _fits(pattern: str, name: str) -> bool:
 def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:
     """ValueError for a pattern that fits nothing, TypeError for a keyword that nothing takes."""
     for pattern, keywords in given:
-        fitting = [layer for name, layer in places if _fits(pattern, name)]
+        fitting = [layer for name, layer in places if fits(pattern, name)]
         if not fitting:
             names = ", ".join(f"'{name}'" for name, _ in places)
             raise ValueError(f"the rule '{pattern}' fits no layer; layers are {names or 'none'}")
@@ -135,7 +135,7 @@ def _keywords(name: str, layer: nn.Module, given: Sequence[tuple[str, Any]]) -> 
     """The keywords of a layer by the rules; None if it stays."""
     roles, found = KINDS[type(layer)].roles, dict[str, Any]()
     for pattern, keywords in given:
-        if not _fits(pattern, name):
+        if not fits(pattern, name):
             continue
         if keywords is None:
             return None

@@ -69,6 +69,11 @@ class ObserverModule(nn.Module):
         return self._quantizer if self.quantizes else None
 
     @property
+    def is_watching(self) -> bool:
+        """Whether tensors pass as they are: it is in the calibration, or off."""
+        return not self.quantizes
+
+    @property
     def state(self) -> ObserverState:
         """What is remembered."""
         return ObserverState(self.low, self.high, self.histogram)
