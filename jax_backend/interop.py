@@ -86,14 +86,14 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
 def _entries(module: nnx.Module) -> dict[str, _Entry]:
     found: dict[str, _Entry] = {}
     for path, part in nnx.iter_modules(module):
-        prefix = "".join(f"{name}." for name in _torch_path(module, path))
+        prefix = "".join(f"{name}." for name in torch_path(module, path))
         for name, variable in vars(part).items():
             if isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState):
                 found[prefix + _renamed(part, name)] = _Entry(variable, _axes(part, name), _grows(part, variable))
     return dict(sorted(found.items()))
 
 
-def _torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
+def torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
     """Names of a path in torch: the list inside an ``nnx.Sequential`` has none."""
     here: Any = module
     for name in path:

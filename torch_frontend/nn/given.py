@@ -94,12 +94,13 @@ class CodedWeight(GivenQuantizer):
     def packed(self, q_x: Quantizer | None, codes: Tensor, qparams: QParams) -> Tensor | PackedWeight:
         """What a contraction with inputs of ``q_x`` takes of the weight: packed, or with gradients its values.
 
-        Values have the same codes again. Packed weights are kept, if ``codes`` is the parameter of a layer.
+        Values have the same codes again. Packed weights are kept, if ``codes`` is the parameter of a layer; compiled
+        code takes what eager code has kept, or computes with the values.
         """
         if torch.is_grad_enabled() or not isinstance(codes, nn.Parameter):
             return self.quantized(codes, qparams)
         for known, of, version, packed in self._packed:
-            if known is q_x and of is codes and version == codes._version:
+            if known is q_x and of is codes and (torch.compiler.is_compiling() or version == codes._version):
                 return packed
         if not is_concrete(codes):
             return self.quantized(codes, qparams)

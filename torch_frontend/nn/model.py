@@ -1,13 +1,12 @@
 """Float models made quantized: their layers are swapped, their parameters stay."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...core.choice import fits
 from . import activation, attention, conv, conv_transpose, embedding, linear, recurrent
 from .layer import adopted, hold
 
@@ -106,15 +105,6 @@ def _layers(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
     for child, module in model._modules.items():
         if module is not None:
             yield from _layers(module, f"{name}.{child}" if name else child)
-
-
-def fits(pattern: str, name: str) -> bool:
-    """Whether a pattern fits a name, or that of a module around."""
-    parts = name.split(".")
-    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], one) for one in names)
-    return any(fnmatchcase(one, pattern) for one in names)
 
 
 def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...core.choice import fits
 from ...core.observing import QConfig
 from ..nn.batch_norm import FoldedBatchNorm
-from ..nn.model import fits
 
 QConfigs = QConfig | Mapping[str, QConfig | None] | None
 UNSET: Any = object()

@@ -108,7 +108,7 @@ def test_converted_models_have_the_bits_of_prepared_ones(name: str, qconfig: str
         assert_same_bits(wanted, converted(x), call="converted")
         assert_same_bits(wanted, converted(x), call="converted, weights packed")
         assert not torch.equal(wanted, model(x))
-    if qconfig != "dynamic" and name != "transformer":
+    if qconfig not in ("dynamic", "weight only") and name != "transformer":  # where nothing but codes is added
         assert_same_bits(wanted[:1], converted(x[:1]), call="a part of the batch")
     assert_same_bits(wanted, converted(x), call="with gradients")
     for key, value in model.state_dict().items():
