@@ -1,5 +1,6 @@
 """Observers as flax nnx modules: what layers hold for a tensor between ``prepare`` and ``convert``."""
 
+from itertools import count
 from typing import Any
 
 import jax
@@ -7,12 +8,14 @@ from flax import nnx
 
 from ...core.descriptions import QParams, Quantizer
 from ...core.observing import Observer, ObserverKind, ObserverState
+from ..arrays import is_concrete
 from ..layers import Axes
 from ..nn.given import quantized_as_laid_out
 from ..quantizer import choose_qparams
 from .observers import init, is_fed, observe, observed_qparams
 
 Array = jax.Array
+_PLACES = count(1)  # of arrays that were remembered
 
 
 class ObserverModule(nnx.Module):
@@ -28,11 +31,12 @@ class ObserverModule(nnx.Module):
 
     Attributes:
         observes: whether arrays are remembered; ``quantizes``: whether they are quantized.
+        place: the number of the last array that was remembered, among those of all observers; 0 for none.
     """
 
     def __init__(self, observer: Observer, *, trains: bool = False, fresh: bool = False) -> None:
         self.observer, self.trains, self.fresh = observer, trains, fresh
-        self.observes, self.quantizes, self.use_running_average = True, trains, False
+        self.observes, self.quantizes, self.use_running_average, self.place = True, trains, False, 0
         low, high, histogram = init(observer)
         self.low, self.high = nnx.BatchStat(low), nnx.BatchStat(high)
         self.histogram = None if histogram is None else nnx.BatchStat(histogram)
@@ -56,7 +60,15 @@ class ObserverModule(nnx.Module):
         frozen = self.use_running_average if use_running_average is None else use_running_average
         if not self.observes or self.fresh or (self.trains and frozen):
             return
-        state = observe(self.observer, self.state, x)
+        self._keep(observe(self.observer, self.state, x))
+        if is_concrete(x):
+            self.place = next(_PLACES)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self._keep(init(self.observer))
+
+    def _keep(self, state: ObserverState) -> None:
         self.low.set_value(state.low)
         self.high.set_value(state.high)
         if self.histogram is not None:

@@ -10,7 +10,7 @@ the weight of each; and what passes a `QuantStub`. A converted model has the ``s
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,39 @@ def quantize_prepared(model: nnx.Module) -> nnx.Module:
     for observer in _fed(model):
         observer.observes, observer.quantizes = False, True
     return model
+
+
+def calibrate_in_order(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
+    """Calibrates a prepared model, each observer when those before it quantize already; then `quantize_prepared`.
+
+    So later layers are calibrated on what they will see. And scales are the same bits in both frameworks as far as
+    what is between layers is: floats before it depend on the order of sums. It takes a run over all batches for each
+    observer.
+
+    Args:
+        batches: what the model takes, a tuple for several arguments; all are kept.
+    Returns:
+        The model.
+    Raises:
+        ValueError: a model that is not prepared, no batch, or as `observe`. RuntimeError: as `quantize_prepared`.
+    """
+    call: Any = model
+    kept = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    observers = [part for _, part in _named(model) if isinstance(part, ObserverModule)]
+    if not kept or not observers:
+        raise ValueError("`batches` must hold one at least" if observers else "`model` must be prepared")
+    for observer in observers:
+        observer.observes, observer.quantizes, observer.place = True, False, 0
+    call(*kept[0])
+    for observer in observers:  # weights quantize from the start
+        observer.observes, observer.quantizes = False, not observer.place
+    for observer in sorted((one for one in observers if one.place), key=lambda one: one.place):
+        observer.forget()
+        observer.observes = True
+        for batch in kept:
+            call(*batch)
+        observer.observes, observer.quantizes = False, True
+    return quantize_prepared(model)
 
 
 def convert(model: nnx.Module, *, inplace: bool = False) -> nnx.Module:

@@ -7,6 +7,7 @@ torch's observers: scales of at least ``eps``, magnitudes over half the range.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ QSCHEMES = {
     torch.per_channel_affine: (True, False),
     torch.per_channel_symmetric: (True, True),
 }
-Made = Callable[..., "ObserverModule"]
+_PLACES = count(1)  # of tensors that were remembered
 
 
 class ObserverModule(nn.Module):
@@ -45,6 +46,7 @@ class ObserverModule(nn.Module):
 
     Attributes:
         observes: whether tensors are remembered; ``quantizes``: whether they are quantized.
+        place: the number of the last tensor that was remembered, among those of all observers; 0 for none.
     """
 
     low: Tensor
@@ -55,7 +57,7 @@ class ObserverModule(nn.Module):
     def __init__(self, observer: Observer, *, trains: bool = False, fresh: bool = False) -> None:
         super().__init__()
         self.observer, self.trains, self.fresh = observer, trains, fresh
-        self.observes, self.quantizes = True, trains
+        self.observes, self.quantizes, self.place = True, trains, 0
         for name, value in init(observer)._asdict().items():
             self.register_buffer(name, value)
         q = observer.quantizer
@@ -86,7 +88,18 @@ class ObserverModule(nn.Module):
         """Remembers ``x``, where it is to. Raises as `observe`; then nothing is remembered."""
         if not self.observes or self.fresh or (self.trains and not self.training):
             return
-        for name, value in observe(self.observer, self.state, x)._asdict().items():
+        self._keep(observe(self.observer, self.state, x))
+        self.place = next(_PLACES)
+
+    def forget(self) -> None:
+        """Begins anew."""
+        state = init(self.observer)
+        if not state.low.numel():  # shapes that are known stay
+            state = state._replace(low=torch.full_like(self.low, torch.inf), high=torch.full_like(self.high, -torch.inf))
+        self._keep(state)
+
+    def _keep(self, state: ObserverState) -> None:
+        for name, value in state._asdict().items():
             if value is not None:
                 buffer = getattr(self, name)
                 give_shape(buffer, value.shape)

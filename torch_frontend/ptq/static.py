@@ -10,6 +10,7 @@ the bits of the converted one.
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -107,6 +108,39 @@ def quantize_prepared(model: nn.Module) -> nn.Module:
     _check_fed(model)
     model.apply(disable_observer)
     return model.apply(enable_fake_quant)
+
+
+def calibrate_in_order(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """Calibrates a prepared model, each observer when those before it quantize already; then `quantize_prepared`.
+
+    So later layers are calibrated on what they will see. And scales are the same bits in both frameworks as far as
+    what is between layers is: floats before it depend on the order of sums. It takes a run over all batches for each
+    observer.
+
+    Args:
+        batches: what the model takes, a tuple for several arguments; all are kept.
+    Returns:
+        The model.
+    Raises:
+        ValueError: a model that is not prepared, no batch, or as `observe`. RuntimeError: as `quantize_prepared`.
+    """
+    kept = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    observers = [part for part in model.modules() if isinstance(part, ObserverModule)]
+    if not kept or not observers:
+        raise ValueError("`batches` must hold one at least" if observers else "`model` must be prepared")
+    for observer in observers:
+        observer.observes, observer.quantizes, observer.place = True, False, 0
+    with torch.no_grad():
+        model(*kept[0])
+        for observer in observers:  # weights quantize from the start
+            observer.observes, observer.quantizes = False, not observer.place
+        for observer in sorted((one for one in observers if one.place), key=lambda one: one.place):
+            observer.forget()
+            observer.observes = True
+            for batch in kept:
+                model(*batch)
+            observer.observes, observer.quantizes = False, True
+    return quantize_prepared(model)
 
 
 def convert(model: nn.Module, *, inplace: bool = False) -> nn.Module:
