@@ -13,6 +13,7 @@ from .arithmetic import ZeroPointDomain
 from .catalog import catalog
 from .choice import check_count, check_int, check_number, choice
 from .descriptions import Quantizer
+from .dialects import dialects
 from .formats import IntegerFormat
 from .granularity import PerAxis, PerTensor
 from .scales import Denominator, Statistic
@@ -211,4 +212,10 @@ default_histogram_qconfig = QConfig(
 )
 default_qat_qconfig = QConfig(
     Observer(ObserverKind.MOVING_AVERAGE, _ACTIVATION), Observer(ObserverKind.MOVING_AVERAGE, _WEIGHT)
+)
+
+# As torch.ao.quantization.quantize_dynamic: activations of each call in 7 bits, by the rule and arithmetic of ATen
+default_dynamic_qconfig = QConfig(
+    Observer(ObserverKind.PLACEHOLDER, catalog["uint8_affine_per_tensor"].replace(bits=7, **dialects["torch_dynamic"])),
+    Observer(ObserverKind.MIN_MAX, _WEIGHT),
 )

@@ -112,7 +112,7 @@ def calibrate_in_order(model: nnx.Module, batches: Iterable[Any]) -> nnx.Module:
     """
     call: Any = model
     kept = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    observers = [part for _, part in _named(model) if isinstance(part, ObserverModule)]
+    observers = [part for _, part in named_modules(model) if isinstance(part, ObserverModule)]
     if not kept or not observers:
         raise ValueError("`batches` must hold one at least" if observers else "`model` must be prepared")
     for observer in observers:
@@ -145,7 +145,7 @@ def convert(model: nnx.Module, *, inplace: bool = False) -> nnx.Module:
     _fed(model)
     model = model if inplace else nnx.clone(model)
     changes: list[tuple[Any, dict[str, Any]]] = []
-    for name, part in _named(model):
+    for name, part in named_modules(model):
         held = {role: one for role, one in vars(part).items() if isinstance(one, ObserverModule)}
         if not held:
             continue
@@ -160,11 +160,11 @@ def convert(model: nnx.Module, *, inplace: bool = False) -> nnx.Module:
 
 
 def _prepared(model: nnx.Module, qconfig: QConfigs, inplace: bool, *, trains: bool) -> nnx.Module:
-    if any(isinstance(part, ObserverModule) for _, part in _named(model)):
+    if any(isinstance(part, ObserverModule) for _, part in named_modules(model)):
         raise ValueError("`model` must not be prepared yet: there are observers in it")
     model = model if inplace else nnx.clone(model)
     swaps = {id(site.layer): _observed(site, trains) for site in _sites(model, qconfig)}
-    for _, part in _named(model):
+    for _, part in named_modules(model):
         for attribute, value in list(vars(part).items()):
             if id(value) in swaps:
                 setattr(part, attribute, nnx.data(swaps[id(value)]))
@@ -172,7 +172,7 @@ def _prepared(model: nnx.Module, qconfig: QConfigs, inplace: bool, *, trains: bo
     return swapped
 
 
-def _named(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+def named_modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
     """All modules with their names in torch, those around before those inside."""
     for path, part in sorted(nnx.iter_modules(model), key=lambda found: len(found[0])):
         yield ".".join(torch_path(model, path)), part
@@ -182,7 +182,7 @@ def _sites(model: nnx.Module, qconfig: QConfigs) -> list[Site]:
     """The layers that have a `QConfig`."""
     patterns = qconfig if isinstance(qconfig, Mapping) else {"*": qconfig}
     found, others, names = [], [], []
-    for name, part in _named(model):
+    for name, part in named_modules(model):
         inside = any(isinstance(value, nnx.Module) for value in vars(part).values())
         if inside:
             continue
@@ -248,7 +248,7 @@ def _observed(site: Site, trains: bool) -> Any:
 
 def _fed(model: nnx.Module) -> list[ObserverModule]:
     """All observers. ValueError where nothing was prepared, RuntimeError where a calibration has not been."""
-    found = {name: part for name, part in _named(model) if isinstance(part, ObserverModule)}
+    found = {name: part for name, part in named_modules(model) if isinstance(part, ObserverModule)}
     if not found:
         raise ValueError("`model` must be prepared: there are no observers in it; call prepare or prepare_qat")
     unfed = [name for name, part in found.items() if not part.is_fed()]

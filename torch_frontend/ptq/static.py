@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis
 from ...core.observing import Observer, ObserverKind, QConfig
 from ..nn import attention, conv, conv_transpose, linear
@@ -287,6 +288,12 @@ def _constant(layer: Any, held: Any, weight: str | None) -> nn.Module:
     floats = getattr(layer, weight)
     with unlearned(held):
         qparams = held.qparams(floats)
-    codes = quantize(held.observer.quantizer, floats, qparams)
-    layer.register_parameter(weight, nn.Parameter(codes, requires_grad=False))
-    return CodedWeight(held.observer.quantizer, qparams, floats.dtype)
+    return coded_weight(layer, weight, held.observer.quantizer, qparams)
+
+
+def coded_weight(layer: nn.Module, name: str, q: Quantizer, qparams: QParams) -> CodedWeight:
+    """Makes codes of a weight of a layer, under its name, and returns what the layer holds for them."""
+    floats = getattr(layer, name)
+    codes = quantize(q, floats, qparams)
+    layer.register_parameter(name, nn.Parameter(codes, requires_grad=False))
+    return CodedWeight(q, qparams, floats.dtype)
