@@ -81,13 +81,13 @@ def spaced(low: Array, high: Array, n: int) -> Array:
 def searched_ends(state: ObserverState, steps: int) -> tuple[Array, Array]:
     """The range, from the lower end of a bin to the upper end of another, that the search ends at.
 
-    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it, until
-    the error of quantizing to ``steps`` steps grows.
+    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it,
+    until the error of quantizing to ``steps`` steps grows.
     """
     histogram, bins = state.histogram, len(state.histogram)
     cumulative = [np.float32(v) for v in np.cumsum(histogram.astype(np.float64))]
     total, alpha, beta = float(cumulative[-1]), 0.0, 1.0
-    start, end, least = 0, bins - 1, np.inf
+    start, end, least = 0, bins - 1, np.float32(np.inf)
     while alpha < beta:
         next_alpha, next_beta = alpha + STEP, beta - STEP
         left = min(max(bisect_left(cumulative, np.float32(next_alpha * total)), start), end)
@@ -131,4 +131,4 @@ def squared_error(state: ObserverState, start: int, end: int, steps: int) -> np.
 
 def cubes(begin: Array, end: Array, density: Array) -> Array:
     """``density * (end**3 - begin**3) / 3``: of elements spread evenly between two errors, the sum of squares."""
-    return density * ((end * end * end - begin * begin * begin) / np.float32(3))
+    return np.asarray(density * ((end * end * end - begin * begin * begin) / np.float32(3)))

@@ -118,8 +118,8 @@ class Observer:
         integers = isinstance(q.format, IntegerFormat) and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         if not (q.affine and integers and q.format.lo <= code <= q.format.hi and self.kind in FED):
             raise ValueError(
-                f"`symmetric_at` must be a code of an affine quantizer of integers under a kind that is fed, got {code} "
-                f"for {q.format}{' affine' if q.affine else ''}, '{self.kind}'"
+                "`symmetric_at` must be a code of an affine quantizer of integers under a kind that is fed, "
+                f"got {code} for {q.format}{' affine' if q.affine else ''}, '{self.kind}'"
             )
         if q.scale.statistic is not Statistic.EXTREMES:
             raise ValueError(f"`statistic` must be 'extremes' beside `symmetric_at`, got '{q.scale.statistic}'")

@@ -10,12 +10,9 @@ from flax import nnx
 from ...core.descriptions import QParams, Quantizer
 from ..layers import Axes, laid_out, laid_out_qparams
 from ..quantizer import dequantize, fake_quantize
+from ..variables import Given
 
 Array = jax.Array
-
-
-class Given(nnx.Variable[Array]):
-    """What stays as it is: constant scales, and codes of weights. No parameter, so nothing trains it."""
 
 
 class GivenQuantizer(nnx.Module):

@@ -1,34 +1,74 @@
 """Dynamic quantization of flax nnx models: integer weights, inputs of linear layers quantized at each call."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from ...core.observing import Observer, ObserverKind, default_dynamic_qconfig
-from .static import QConfigs, convert, named_modules, prepare
+from ...core.observing import ObserverKind, QConfig, default_dynamic_qconfig
+from ..variables import Given
+from .static import convert, named_modules, prepare
+
+USUAL = (nnx.Linear,)
+Spec = Iterable[type[nnx.Module] | str] | Mapping[type[nnx.Module] | str, QConfig | None] | None
 
 
-def quantize_dynamic(model: nnx.Module, qconfig: QConfigs | None = None, *, inplace: bool = False) -> nnx.Module:
+def quantize_dynamic(
+    model: nnx.Module, qconfig_spec: Spec = None, dtype: DTypeLike = np.int8, *, inplace: bool = False
+) -> nnx.Module:
     """A float model whose ``nnx.Linear`` layers have integer weights and quantize their inputs at each call.
 
     Weights are int8 of one scale, symmetric. Inputs are 7-bit integers with a scale and a zero point for each call, by
-    the rule of ``torch.quantize_per_tensor_dynamic``. Codes are contracted, as `samebits.core.matmul.linear` states: the
-    bits of `samebits.torch_frontend.ptq.quantize_dynamic`.
+    the rule of ``torch.quantize_per_tensor_dynamic``. Codes are contracted, as `samebits.core.matmul.linear` states:
+    the bits of `samebits.torch_frontend.ptq.quantize_dynamic`.
 
     Args:
-        qconfig: of all layers, or by patterns as `prepare` takes them, with a placeholder as activation; None for that.
+        qconfig_spec: ``nnx.Linear``, or names of layers, that are quantized; or these with a `QConfig` of their own,
+            whose activation is a placeholder, and None for a layer that stays. None for `USUAL`.
+        dtype: int8, or float16: weights alone are rounded, those beyond its range to its largest numbers.
         inplace: whether the model is changed itself.
     Returns:
         The model.
     Raises:
-        TypeError, ValueError: as `prepare`; ValueError for an activation that is no placeholder. The model is then as
-            it was.
+        TypeError: a spec of other things. ValueError: another dtype, a kind that nothing quantizes, an activation that
+            is no placeholder, or no layer to quantize. The model is then as it was.
     """
-    given = default_dynamic_qconfig if qconfig is None else qconfig
-    for one in given.values() if isinstance(given, dict) else (given,):
-        activation: Any = getattr(one, "activation", None)
-        if isinstance(activation, Observer) and activation.kind is not ObserverKind.PLACEHOLDER:
+    kind = np.dtype(dtype)
+    if kind not in (np.int8, np.float16):
+        raise ValueError(f"`dtype` must be int8 or float16, got {kind}")
+    given = _spec(USUAL if qconfig_spec is None else qconfig_spec)
+    patterns: dict[str, QConfig | None] = {}
+    for name, part in named_modules(model):
+        if type(part) in USUAL and (name in given or type(part) in given):
+            patterns[name] = given[name] if name in given else given[type(part)]
+    absent = [key for key in given if isinstance(key, str) and key not in patterns]
+    if absent or not any(patterns.values()):
+        names = ", ".join(name for name, part in named_modules(model) if type(part) in USUAL)
+        raise ValueError(
+            f"`model` has no layer to quantize by {absent or 'this spec'}; linear layers are {names or 'none'}"
+        )
+    if kind == np.int8:
+        return convert(prepare(model, patterns, inplace=inplace), inplace=True)
+    model = model if inplace else nnx.clone(model)
+    most = float(np.finfo(np.float16).max)
+    for name, part in named_modules(model):
+        if patterns.get(name) is not None:
+            part.kernel = nnx.data(Given(jnp.clip(part.kernel[...], -most, most).astype(np.float16)))
+    return model
+
+
+def _spec(spec: Any) -> dict[type[nnx.Module] | str, QConfig | None]:
+    pairs = spec.items() if isinstance(spec, Mapping) else ((one, default_dynamic_qconfig) for one in spec)
+    found = dict(pairs)
+    for key, qconfig in found.items():
+        if not isinstance(key, str | type):
+            raise TypeError(f"`qconfig_spec` must hold kinds of layers and names, got {key!r}")
+        if isinstance(key, type) and key not in USUAL:
+            raise ValueError(f"`qconfig_spec`: nothing quantizes {key.__name__}; kinds are Linear")
+        activation: Any = None if qconfig is None else qconfig.activation
+        if activation is not None and activation.kind is not ObserverKind.PLACEHOLDER:
             raise ValueError(f"`activation` of a dynamic qconfig must be a 'placeholder', got '{activation.kind}'")
-    convs = {name: None for name, part in named_modules(model) if isinstance(part, nnx.Conv)}
-    patterns = {"*": given} | convs if not isinstance(given, dict) else given
-    return convert(prepare(model, patterns, inplace=inplace), inplace=True)
+    return found

@@ -32,7 +32,8 @@ def counted(x: Array, bins: int, low: Array, high: Array) -> Array:
         x: finite; elements outside the range count nowhere.
     """
     low, high = jnp.asarray(low, np.float32).reshape(()), jnp.asarray(high, np.float32).reshape(())
-    return _counted(x.reshape(-1), bins, low, high).astype(np.float32)
+    counts: Array = _counted(x.reshape(-1), bins, low, high)
+    return counts.astype(np.float32)
 
 
 def _places(x: Array, bins: int, low: Array, high: Array) -> Array:
@@ -100,14 +101,17 @@ def spaced(low: Numbers, high: Numbers, n: int) -> Numbers:
 def searched_ends(state: ObserverState, steps: int) -> tuple[Array, Array]:
     """The range, from the lower end of a bin to the upper end of another, that the search ends at.
 
-    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it, until
-    the error of quantizing to ``steps`` steps grows.
+    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it,
+    until the error of quantizing to ``steps`` steps grows.
     """
     here = ObserverState(*(np.asarray(v) for v in state))
     bins = len(here.histogram)
     cumulative = np.cumsum(here.histogram, dtype=np.float64).astype(np.float32)
     total = np.float64(cumulative[-1])
-    low, high = np.add.accumulate(np.full(100_002, STEP)), np.subtract.accumulate(np.append(1.0, np.full(100_002, STEP)))
+    low, high = (
+        np.add.accumulate(np.full(100_002, STEP)),
+        np.subtract.accumulate(np.append(1.0, np.full(100_002, STEP))),
+    )
     lefts = np.searchsorted(cumulative, (low * total).astype(np.float32))
     rights = np.searchsorted(cumulative, (high[1:] * total).astype(np.float32), side="right") - 1
     ends, dropped, least = (0, bins - 1), (0, 0), np.float32(np.inf)
@@ -155,4 +159,4 @@ def squared_error(state: ObserverState, start: int, end: int, steps: int) -> np.
 
 def cubes(begin: Numbers, end: Numbers, density: Numbers) -> Numbers:
     """``density * (end**3 - begin**3) / 3``: of elements spread evenly between two errors, the sum of squares."""
-    return density * ((end * end * end - begin * begin * begin) / np.float32(3))
+    return np.asarray(density * ((end * end * end - begin * begin * begin) / np.float32(3)), np.float32)

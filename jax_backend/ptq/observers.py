@@ -122,11 +122,10 @@ def batch_range(q: Quantizer, x: Array) -> tuple[Array, Array]:
 
 
 def _batch_range_of(q: Quantizer, x: Array) -> tuple[Array, Array]:
-    match q.scale.statistic:
-        case Statistic.PERCENTILE:
-            return percentile_range(q, x)
-        case Statistic.MEAN_SIGMA:
-            return average_range(q, x)
+    if q.scale.statistic is Statistic.PERCENTILE:
+        return percentile_range(q, x)
+    if q.scale.statistic is Statistic.MEAN_SIGMA:
+        return average_range(q, x)
     low, high = data_range(q.replace(range=RangeRule.OF_DATA), x)
     if q.scale.statistic is not Statistic.MSE:
         return low, high

@@ -21,22 +21,29 @@ from ...core.choice import fits
 from ...core.observing import ObserverKind, QConfig
 from ..interop import torch_path
 from ..nn.conv import OUTPUTS_FIRST, QuantConv
-from ..nn.given import CodedWeight, Given, GivenQuantizer
+from ..nn.given import CodedWeight, GivenQuantizer
 from ..nn.linear import WEIGHT, QuantLinear
 from ..quantizer import quantize
 from ..tensor_quantizer import TensorQuantizer
+from ..variables import Given
 from .observer_modules import ObserverModule
 from .observers import observed_qparams
 
 Array = jax.Array
-QConfigs = QConfig | Mapping[str, QConfig | None]
+QConfigs = QConfig | Mapping[str, QConfig | None] | None
 
 
 class QuantStub(nnx.Module):
-    """Where floats become quantized: the identity until a model is prepared."""
+    """Where floats become quantized: the identity until a model is prepared.
 
-    def __init__(self) -> None:
+    Args:
+        qconfig: whose activation is observed here; without one that of the model.
+    """
+
+    def __init__(self, qconfig: QConfig | None = None) -> None:
         self.act_quant: Any = nnx.data(None)
+        if qconfig is not None:
+            self.qconfig = qconfig
 
     def __call__(self, x: Array) -> Array:
         """Any shape; same shape and dtype."""
@@ -60,12 +67,13 @@ class Site(NamedTuple):
     qconfig: QConfig
 
 
-def prepare(model: nnx.Module, qconfig: QConfigs, *, inplace: bool = False) -> nnx.Module:
+def prepare(model: nnx.Module, qconfig: QConfigs = None, *, inplace: bool = False) -> nnx.Module:
     """Puts observers into a float model: run it on some batches then, and `convert` it.
 
     Args:
         qconfig: of all layers, or by patterns of names (``{"*": default_qconfig, "head": None}``): the last that fits
-            counts, None leaves a layer as it is. Names are those of torch.
+            counts, None leaves a layer as it is. Names are those of torch. A layer's attribute ``qconfig`` counts
+            before all.
         inplace: whether the model is changed itself.
     Returns:
         The prepared model, whose outputs are those of ``model``.
@@ -76,7 +84,7 @@ def prepare(model: nnx.Module, qconfig: QConfigs, *, inplace: bool = False) -> n
     return _prepared(model, qconfig, inplace, trains=False)
 
 
-def prepare_qat(model: nnx.Module, qconfig: QConfigs, *, inplace: bool = False) -> nnx.Module:
+def prepare_qat(model: nnx.Module, qconfig: QConfigs = None, *, inplace: bool = False) -> nnx.Module:
     """Puts observers that quantize into a model: train it after ``model.train()``, then ``eval`` and `convert` it.
 
     Every array of training is observed, then quantized with what is known by then, with straight-through gradients. In
@@ -180,7 +188,7 @@ def named_modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
 
 def _sites(model: nnx.Module, qconfig: QConfigs) -> list[Site]:
     """The layers that have a `QConfig`."""
-    patterns = qconfig if isinstance(qconfig, Mapping) else {"*": qconfig}
+    patterns: Mapping[str, Any] = qconfig if isinstance(qconfig, Mapping) else {"*": qconfig}
     found, others, names = [], [], []
     for name, part in named_modules(model):
         inside = any(isinstance(value, nnx.Module) for value in vars(part).values())
@@ -188,7 +196,7 @@ def _sites(model: nnx.Module, qconfig: QConfigs) -> list[Site]:
             continue
         names.append(name)
         fitting = [value for pattern, value in patterns.items() if pattern == "*" or fits(pattern, name)]
-        chosen = fitting[-1] if fitting else None
+        chosen = vars(part).get("qconfig", fitting[-1] if fitting else None)
         if chosen is not None and not isinstance(chosen, QConfig):
             raise TypeError(f"'{name}': its qconfig must be a QConfig or None, got {chosen!r}")
         if chosen is not None and _is_site(part):
@@ -201,8 +209,8 @@ def _sites(model: nnx.Module, qconfig: QConfigs) -> list[Site]:
     if not found:
         shown = ", ".join(names) or "none"
         raise ValueError(
-            "`model` has no layer to quantize: of nnx.Linear, two-dimensional nnx.Conv and QuantStub none has a qconfig; "
-            f"layers are {shown}"
+            "`model` has no layer to quantize: of nnx.Linear, two-dimensional nnx.Conv and QuantStub none has a "
+            f"qconfig; layers are {shown}"
         )
     if others:
         warnings.warn(f"left as they are, since nothing quantizes their kind: {', '.join(others)}", stacklevel=4)
@@ -228,13 +236,14 @@ def _observed(site: Site, trains: bool) -> Any:
     of_x: Any = qconfig.activation
     watching = None if of_x is None else ObserverModule(of_x, trains=trains)
     if isinstance(layer, QuantStub):
-        stub = QuantStub()
+        stub = QuantStub(qconfig)
         stub.act_quant = nnx.data(watching)
         return stub
     options: Any = {"use_bias": False, "rngs": nnx.Rngs(0), "weight_quant": None}
     if isinstance(layer, nnx.Conv):
-        sizes = layer.in_features, layer.out_features, tuple(layer.kernel_size), layer.strides or 1
-        new: Any = QuantConv(*sizes, padding=layer.padding, **options)
+        size: Any = tuple(layer.kernel_size)
+        options |= {"strides": layer.strides or 1, "padding": layer.padding}
+        new: Any = QuantConv(layer.in_features, layer.out_features, size, **options)
     else:
         new = QuantLinear(layer.in_features, layer.out_features, **options)
     for name in ("use_bias", "dtype", "param_dtype", "promote_dtype"):

@@ -179,7 +179,7 @@ def test_default_qconfigs() -> None:
                 agree(getattr(own, role), getattr(made, "activation_post_process", made), tensors)
 
 
-# --- known differences: what they do, why ours differs; each must still be so ------------------------------------------
+# --- known differences: what they do, why ours differs; each must still be so -------------------------------------
 
 
 def torch_gives(x: list[float], **arguments: Any) -> tuple[float, int]:

@@ -42,7 +42,10 @@ OBSERVERS = [
     Observer("min_max", catalog["float8_e4m3fn_per_tensor"]),
     Observer("min_max", catalog["uint8_affine_per_tensor"].replace(**RULES), symmetric_at=128),
     Observer("histogram", default_histogram_qconfig.activation.quantizer, bins=64, levels=16),
-    Observer("fixed", catalog["uint8_affine_per_tensor"].replace(source="constant", scale_value=2 / 256, zero_point_value=128)),
+    Observer(
+        "fixed",
+        catalog["uint8_affine_per_tensor"].replace(source="constant", scale_value=2 / 256, zero_point_value=128),
+    ),
 ]
 
 
@@ -55,7 +58,9 @@ def tensors() -> list[Array]:
     return [x[0], x[1], np.zeros((4, 12), np.float32), x[2], x[1].astype(np.float16)]
 
 
-@pytest.mark.parametrize("observer", OBSERVERS, ids=lambda o: f"{o.kind}-{o.quantizer.format}-{o.quantizer.scale.statistic}")
+@pytest.mark.parametrize(
+    "observer", OBSERVERS, ids=lambda o: f"{o.kind}-{o.quantizer.format}-{o.quantizer.scale.statistic}"
+)
 def test_rooms_agree(observer: Observer) -> None:
     states = [room.verbs.init(observer) for room in ROOMS]
     for k, x in enumerate(tensors()):
@@ -93,8 +98,8 @@ def test_refusals(room: Room) -> None:
     assert room.verbs.is_fed(observer, state)
     with pytest.raises(ValueError, match=r"`x` must have scales of shape \(4, 1\), as before, got \(3, 1\)"):
         room.verbs.observe(observer, state, room.array(np.ones((3, 3), np.float32)))
+    placeholder = Observer("placeholder", "int8_per_tensor")
     with pytest.raises(RuntimeError, match="a 'placeholder' observer has no parameters"):
-        placeholder = Observer("placeholder", "int8_per_tensor")
         room.verbs.observed_qparams(placeholder, room.verbs.init(placeholder))
 
 
@@ -109,7 +114,9 @@ def test_traced_states() -> None:
             traced = jax.jit(jax_observers.observe, static_argnums=0)(observer, traced, x)
         assert_same_bits(eager.low, traced.low)
         assert_same_bits(eager.high, traced.high)
-    spoiled = jax.jit(jax_observers.observe, static_argnums=0)(OBSERVERS[0], ObserverState(*map(jnp.float32, (0, 1))), jnp.float32([jnp.nan]))
+    spoiled = jax.jit(jax_observers.observe, static_argnums=0)(
+        OBSERVERS[0], ObserverState(*map(jnp.float32, (0, 1))), jnp.float32([jnp.nan])
+    )
     assert jnp.isnan(spoiled.low)
     histogram = OBSERVERS[-2]
     with pytest.raises(TypeError, match="a 'histogram' observer needs values that are at hand"):

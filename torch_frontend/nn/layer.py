@@ -167,6 +167,11 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     return q.replace(**overrides)
 
 
+def watched(held: Any, value: Tensor) -> tuple[Held, Tensor]:
+    """A tensor beside its quantizer, or as an observer passes it on that does not quantize."""
+    return (None, held(value)) if getattr(held, "is_watching", False) else (held, value)
+
+
 class Operand(NamedTuple):
     """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
 
@@ -197,7 +202,7 @@ class Operand(NamedTuple):
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
     # what is observed, and not quantized yet, is seen once, however often it is contracted
-    pairs = tuple((None, h(v)) if getattr(h, "is_watching", False) else (h, v) for h, v in pairs)
+    pairs = tuple(watched(held, value) for held, value in pairs)
     on = [None if held is None or held.quantizer is None else standing_in(held) for held, _ in pairs]
     waits = [None if one is None else one.waits() for one in on]
     return [

@@ -1,0 +1,38 @@
+"""Post-training quantization of torch models: trained floats in, integers out; the codes of `jax_backend.ptq`.
+
+Static quantization in the steps of PyTorch (`prepare`, calibrate, `convert`), training with it, dynamic quantization,
+and the observers behind them.
+"""
+
+from ...core.observing import Observer as Observer
+from ...core.observing import ObserverKind as ObserverKind
+from ...core.observing import QConfig as QConfig
+from ...core.observing import default_dynamic_qconfig as default_dynamic_qconfig
+from ...core.observing import default_histogram_qconfig as default_histogram_qconfig
+from ...core.observing import default_per_channel_qconfig as default_per_channel_qconfig
+from ...core.observing import default_qat_qconfig as default_qat_qconfig
+from ...core.observing import default_qconfig as default_qconfig
+from .dynamic import quantize_dynamic as quantize_dynamic
+from .fuse import fuse_modules as fuse_modules
+from .fuse import fuse_modules_qat as fuse_modules_qat
+from .observer_modules import FixedQParamsObserver as FixedQParamsObserver
+from .observer_modules import HistogramObserver as HistogramObserver
+from .observer_modules import MinMaxObserver as MinMaxObserver
+from .observer_modules import MovingAverageMinMaxObserver as MovingAverageMinMaxObserver
+from .observer_modules import MovingAveragePerChannelMinMaxObserver as MovingAveragePerChannelMinMaxObserver
+from .observer_modules import MSEObserver as MSEObserver
+from .observer_modules import ObserverModule as ObserverModule
+from .observer_modules import PercentileObserver as PercentileObserver
+from .observer_modules import PerChannelMinMaxObserver as PerChannelMinMaxObserver
+from .observer_modules import PlaceholderObserver as PlaceholderObserver
+from .observer_modules import disable_fake_quant as disable_fake_quant
+from .observer_modules import disable_observer as disable_observer
+from .observer_modules import enable_fake_quant as enable_fake_quant
+from .observer_modules import enable_observer as enable_observer
+from .static import DeQuantStub as DeQuantStub
+from .static import QuantStub as QuantStub
+from .static import calibrate_in_order as calibrate_in_order
+from .static import convert as convert
+from .static import prepare as prepare
+from .static import prepare_qat as prepare_qat
+from .static import quantize_prepared as quantize_prepared

@@ -1,4 +1,4 @@
-"""Dynamic quantization, as ``torch.ao.quantization.quantize_dynamic``: integer weights, inputs quantized at each call."""
+"""Dynamic quantization, as torch's ``quantize_dynamic``: integer weights, inputs quantized at each call."""
 
 import copy
 import warnings

@@ -63,7 +63,9 @@ def _fuse(model: nn.Module, names: list[str], trains: bool) -> None:
         )
     for name, module in zip(names, found, strict=True):
         if module.training is not trains:
-            wanted = "training to be fused by fuse_modules_qat" if trains else "evaluation to be fused: call model.eval()"
+            wanted = (
+                "training to be fused by fuse_modules_qat" if trains else "evaluation to be fused: call model.eval()"
+            )
             raise ValueError(f"'{name}' must be in {wanted}{'' if trains else ', or fuse_modules_qat to train'}")
     if kinds[:2] != ["layer", "norm"]:
         return

@@ -73,8 +73,8 @@ def spaced(low: Tensor, high: Tensor, n: int) -> Tensor:
 def searched_ends(state: ObserverState, steps: int) -> tuple[Tensor, Tensor]:
     """The range, from the lower end of a bin to the upper end of another, that the search ends at.
 
-    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it, until
-    the error of quantizing to ``steps`` steps grows.
+    It begins with the whole, and drops a quantile of `STEP` after the other at the end where more bins go with it,
+    until the error of quantizing to ``steps`` steps grows.
     """
     here = ObserverState(*(v.cpu() for v in state))
     bins, cumulative = len(here.histogram), here.histogram.cumsum(0)

@@ -1,8 +1,8 @@
 """Observers as modules of torch, and under the names and arguments of ``torch.ao.quantization``.
 
 ``MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)`` is an `ObserverModule`; ``with_args`` gives
-the same with other defaults, for a `QConfig`. Types and schemes become a `Quantizer` in our arithmetic with the rules of
-torch's observers: scales of at least ``eps``, magnitudes over half the range.
+the same with other defaults, for a `QConfig`. Types and schemes become a `Quantizer` in our arithmetic with the rules
+of torch's observers: scales of at least ``eps``, magnitudes over half the range.
 """
 
 from collections.abc import Callable, Mapping
@@ -95,7 +95,9 @@ class ObserverModule(nn.Module):
         """Begins anew."""
         state = init(self.observer)
         if not state.low.numel():  # shapes that are known stay
-            state = state._replace(low=torch.full_like(self.low, torch.inf), high=torch.full_like(self.high, -torch.inf))
+            state = state._replace(
+                low=torch.full_like(self.low, torch.inf), high=torch.full_like(self.high, -torch.inf)
+            )
         self._keep(state)
 
     def _keep(self, state: ObserverState) -> None:
@@ -272,8 +274,8 @@ def _format(bits: int, signed: bool, reduce: bool, lo: int | None, hi: int | Non
             if (made.lo, made.hi) == (lo, hi):
                 return made
     raise ValueError(
-        f"`quant_min`, `quant_max` must be the ends of {'signed' if signed else 'unsigned'} integers of 1 to {bits} bits "
-        f"(or one less at one end), got {lo} and {hi}"
+        f"`quant_min`, `quant_max` must be the ends of {'signed' if signed else 'unsigned'} integers of 1 to {bits} "
+        f"bits (or one less at one end), got {lo} and {hi}"
     )
 
 

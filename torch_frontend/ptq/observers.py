@@ -1,7 +1,7 @@
 """What an observer remembers of a tensor, and the parameters that follow, by torch's operators.
 
-What is computed is stated in `samebits.core.observers`. Values are checked where they can be looked at; in compiled code
-NaN and infinities go into the state. Nothing here has a gradient. Modules around these: `observer_modules`.
+What is computed is stated in `samebits.core.observers`. Values are checked where they can be looked at; in compiled
+code NaN and infinities go into the state. Nothing here has a gradient. Modules around these: `observer_modules`.
 """
 
 import torch
@@ -24,9 +24,9 @@ from .histograms import counted, merged, searched_ends
 def init(observer: Observer) -> ObserverState:
     """The state before the first tensor."""
     shape = () if isinstance(observer.quantizer.granularity, PerTensor) else (0,)
-    ends = [torch.full(shape, end, dtype=torch.float32) for end in (torch.inf, -torch.inf)]
+    low = torch.full(shape, torch.inf, dtype=torch.float32)
     histogram = observer.kind is ObserverKind.HISTOGRAM
-    return ObserverState(*ends, torch.zeros(observer.bins, dtype=torch.float32) if histogram else None)
+    return ObserverState(low, -low, torch.zeros(observer.bins, dtype=torch.float32) if histogram else None)
 
 
 def is_fed(observer: Observer, state: ObserverState) -> bool:
@@ -82,9 +82,7 @@ def observed_qparams(observer: Observer, state: ObserverState) -> QParams:
     if observer.kind is ObserverKind.FIXED:
         return given_parameters(q, torch.zeros((), dtype=torch.float32, device=state.low.device))
     check_fed(is_fed(observer, state))
-    ends = (
-        (state.low, state.high) if state.histogram is None else searched_ends(state, observer.steps)
-    )
+    ends = (state.low, state.high) if state.histogram is None else searched_ends(state, observer.steps)
     used = observer.of_scale
     chosen = parameters_of_range(used, torch.float32, *widened_range(used, *ends))
     if observer.symmetric_at is None:
@@ -98,11 +96,10 @@ def batch_range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         x: float32, finite, not empty.
     """
-    match q.scale.statistic:
-        case Statistic.PERCENTILE:
-            return percentile_range(q, x)
-        case Statistic.MEAN_SIGMA:
-            return average_range(q, x)
+    if q.scale.statistic is Statistic.PERCENTILE:
+        return percentile_range(q, x)
+    if q.scale.statistic is Statistic.MEAN_SIGMA:
+        return average_range(q, x)
     low, high = data_range(q.replace(range=RangeRule.OF_DATA), x)
     if q.scale.statistic is not Statistic.MSE:
         return low, high

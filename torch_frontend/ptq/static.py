@@ -5,8 +5,8 @@
     converted = convert(prepared)                         integer weights, constant scales
 
 What is observed and quantized is what layers contract: the input and the weight of each; and what passes a `QuantStub`.
-Between layers there are floats. A prepared model that quantizes (`quantize_prepared`) contracts codes already, and gives
-the bits of the converted one.
+Between layers there are floats. A prepared model that quantizes (`quantize_prepared`) contracts codes already, and
+gives the bits of the converted one.
 """
 
 import copy

@@ -194,11 +194,19 @@ def test_none_leaves_a_layer_as_it_is() -> None:
         (ValueError, "'conv3' fits no layer; layers are", lambda: prepare(mlp(), {"conv3": default_qconfig})),
         (TypeError, "'0': its qconfig must be a QConfig or None", lambda: prepare(mlp(), "int8_per_tensor")),
         (ValueError, "must be prepared", lambda: convert(mlp())),
-        (RuntimeError, "calibration never run: 0.input_quant, 2.input_quant", lambda: convert(prepare(mlp(), default_qconfig))),
-        (RuntimeError, "calibration never run: 0.input_quant", lambda: quantize_prepared(prepare(mlp(), default_qconfig))),
+        (
+            RuntimeError,
+            "calibration never run: 0.input_quant, 2.input_quant",
+            lambda: convert(prepare(mlp(), default_qconfig)),
+        ),
+        (
+            RuntimeError,
+            "calibration never run: 0.input_quant",
+            lambda: quantize_prepared(prepare(mlp(), default_qconfig)),
+        ),
         (ValueError, "`x` must be finite", lambda: prepare(mlp(), default_qconfig)(jnp.full((2, 64), jnp.nan))),
     ],
-)  # fmt: skip
+)
 def test_refusals(error: type[Exception], match: str, call: Callable[[], Any]) -> None:
     with pytest.raises(error, match=match):
         call()

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 from torch import nn
 
-from samebits.core import QParams, choose_qparams
+from samebits.core import choose_qparams
 from samebits.core import matmul as core_matmul
 from samebits.core.observing import Observer, QConfig, default_dynamic_qconfig, default_qconfig
 from samebits.jax_backend import interop

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from samebits.core import QParams
 from samebits.core import matmul as core_matmul
 from samebits.core import quantize as core_quantize
 from samebits.core.observing import (
@@ -18,7 +19,6 @@ from samebits.core.observing import (
     default_qat_qconfig,
     default_qconfig,
 )
-from samebits.core import QParams
 from samebits.proofs.inputs import digits, digits_torch
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend.nn.given import CodedWeight, GivenQuantizer
@@ -40,7 +40,9 @@ def digit_cnn() -> nn.Module:
 
 
 def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 20, bias=False), nn.ReLU(), nn.Linear(20, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 20, bias=False), nn.ReLU(), nn.Linear(20, 3)
+    ).eval()
 
 
 def transformer() -> nn.Module:
@@ -70,9 +72,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], torch.Tensor]]]
 }
 WEIGHT_ONLY = QConfig(None, default_per_channel_qconfig.weight)
 DYNAMIC = QConfig(Observer("placeholder", "uint8_affine_per_tensor"), default_qconfig.weight)
-POWERS = QConfig(
-    Observer("moving_average", "int8_power_of_two_per_tensor"), Observer("min_max", "int4_per_channel")
-)
+POWERS = QConfig(Observer("moving_average", "int8_power_of_two_per_tensor"), Observer("min_max", "int4_per_channel"))
 QCONFIGS = {
     "default": default_qconfig,
     "per channel": default_per_channel_qconfig,
@@ -126,7 +126,10 @@ def test_a_converted_layer_is_what_core_says() -> None:
     seen = converted[:6](x)
     layer = converted.linear
     q_x, q_w = default_per_channel_qconfig.activation.quantizer, default_per_channel_qconfig.weight.quantizer
-    p, r = (QParams(m.scale.numpy(), None if m.zero_point is None else m.zero_point.numpy()) for m in (layer.input_quant, layer.weight_quant))
+    p, r = (
+        QParams(m.scale.numpy(), None if m.zero_point is None else m.zero_point.numpy())
+        for m in (layer.input_quant, layer.weight_quant)
+    )
     floats = digits.load_checkpoint().tensors["linear.weight"]
     assert_same_bits(core_quantize(q_w, floats, r), layer.weight)
     y = core_matmul.linear(q_x, seen.detach().numpy(), p, q_w, floats, r, layer.bias.detach().numpy())
@@ -165,13 +168,15 @@ def test_converted_models_compile() -> None:
         assert_same_bits(wanted, torch.compile(converted, fullgraph=True)(x))
 
 
-# --- which layers -------------------------------------------------------------------------------------------------------
+# --- which layers -------------------------------------------------------------------------------------------------
 
 
 def held(model: nn.Module) -> dict[str, str]:
     """Kinds of what layers hold for their inputs, by name."""
     return {
-        name: type(m.input_quant).__name__ for name, m in model.named_modules() if getattr(m, "input_quant", None) is not None
+        name: type(m.input_quant).__name__
+        for name, m in model.named_modules()
+        if getattr(m, "input_quant", None) is not None
     }
 
 
@@ -205,20 +210,70 @@ def refusals() -> list[tuple[str, type[Exception], str, Callable[[nn.Module], An
         ("eval", ValueError, "must be in training", lambda m: prepare_qat(m, default_qconfig, inplace=True), digit_cnn),
         ("none", ValueError, "has no layer to quantize", lambda m: prepare(m, inplace=True), digit_cnn),
         ("empty", ValueError, "has no layer to quantize", lambda m: prepare(m, default_qconfig), nn.ReLU().eval),
-        ("twice", ValueError, "must not be prepared yet", lambda m: prepare(m, default_qconfig, inplace=True), prepared),
-        ("pattern", ValueError, "'conv3' fits no layer; layers are quant, conv1", lambda m: prepare(m, {"conv3": default_qconfig}, inplace=True), digit_cnn),
-        ("kind", TypeError, "'quant': its qconfig must be a QConfig", lambda m: prepare(m, {"*": "int8_per_tensor"}, inplace=True), digit_cnn),
+        (
+            "twice",
+            ValueError,
+            "must not be prepared yet",
+            lambda m: prepare(m, default_qconfig, inplace=True),
+            prepared,
+        ),
+        (
+            "pattern",
+            ValueError,
+            "'conv3' fits no layer; layers are quant, conv1",
+            lambda m: prepare(m, {"conv3": default_qconfig}, inplace=True),
+            digit_cnn,
+        ),
+        (
+            "kind",
+            TypeError,
+            "'quant': its qconfig must be a QConfig",
+            lambda m: prepare(m, {"*": "int8_per_tensor"}, inplace=True),
+            digit_cnn,
+        ),
         ("float", ValueError, "must be prepared", lambda m: convert(m, inplace=True), digit_cnn),
-        ("unfed", RuntimeError, "calibration never run: quant.act_quant, conv1.input_quant", lambda m: convert(m, inplace=True), prepared),
+        (
+            "unfed",
+            RuntimeError,
+            "calibration never run: quant.act_quant, conv1.input_quant",
+            lambda m: convert(m, inplace=True),
+            prepared,
+        ),
         ("unfed, fake", RuntimeError, "calibration never run: quant.act_quant", quantize_prepared, prepared),
-        ("fuse", ValueError, "'conv1' must be in evaluation", lambda m: fuse_modules(m, ["conv1", "relu1"], inplace=True), training),
-        ("fuse qat", ValueError, "'conv1' must be in training", lambda m: fuse_modules_qat(m, ["conv1", "relu1"], inplace=True), digit_cnn),
-        ("fuse name", ValueError, "got 'conv9'", lambda m: fuse_modules(m, ["conv9", "relu1"], inplace=True), digit_cnn),
-        ("fuse kinds", ValueError, r"got 'relu1' \(ReLU\), 'conv2' \(Conv2d\)", lambda m: fuse_modules(m, [["relu1", "conv2"]], inplace=True), digit_cnn),
-    ]  # fmt: skip
+        (
+            "fuse",
+            ValueError,
+            "'conv1' must be in evaluation",
+            lambda m: fuse_modules(m, ["conv1", "relu1"], inplace=True),
+            training,
+        ),
+        (
+            "fuse qat",
+            ValueError,
+            "'conv1' must be in training",
+            lambda m: fuse_modules_qat(m, ["conv1", "relu1"], inplace=True),
+            digit_cnn,
+        ),
+        (
+            "fuse name",
+            ValueError,
+            "got 'conv9'",
+            lambda m: fuse_modules(m, ["conv9", "relu1"], inplace=True),
+            digit_cnn,
+        ),
+        (
+            "fuse kinds",
+            ValueError,
+            r"got 'relu1' \(ReLU\), 'conv2' \(Conv2d\)",
+            lambda m: fuse_modules(m, [["relu1", "conv2"]], inplace=True),
+            digit_cnn,
+        ),
+    ]
 
 
-@pytest.mark.parametrize(("error", "match", "call", "make"), [r[1:] for r in refusals()], ids=[r[0] for r in refusals()])
+@pytest.mark.parametrize(
+    ("error", "match", "call", "make"), [r[1:] for r in refusals()], ids=[r[0] for r in refusals()]
+)
 def test_refusals_leave_the_model(error: type[Exception], match: str, call: Any, make: Any) -> None:
     model = make()
     before = {name: (id(m), m.training) for name, m in model.named_modules()}
@@ -230,7 +285,9 @@ def test_refusals_leave_the_model(error: type[Exception], match: str, call: Any,
 def test_a_layer_that_calibration_did_not_reach_is_named() -> None:
     prepared: Any = prepare(digit_cnn(), default_qconfig)
     prepared[:3](torch.from_numpy(digits.images()[0][:5]))
-    with pytest.raises(RuntimeError, match=r"calibration never run: conv2.input_quant, linear.input_quant saw no tensor"):
+    with pytest.raises(
+        RuntimeError, match=r"calibration never run: conv2.input_quant, linear.input_quant saw no tensor"
+    ):
         convert(prepared)
 
 
@@ -255,13 +312,18 @@ def test_nan_of_later_inputs_propagates() -> None:
     assert not y[4].isnan().any()
 
 
-# --- training, and batch normalization ----------------------------------------------------------------------------------
+# --- training, and batch normalization ----------------------------------------------------------------------------
 
 
 def normed() -> nn.Module:
     torch.manual_seed(1)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10), nn.BatchNorm1d(10)
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 10),
+        nn.BatchNorm1d(10),
     )
     with torch.no_grad():
         for _ in range(3):  # statistics
