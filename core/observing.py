@@ -4,7 +4,6 @@ An `Observer` says what is remembered of the tensors that it sees, and for which
 `samebits.core.observers`, and under ``ptq/observers.py`` in the rooms of the frameworks.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -189,8 +188,8 @@ class QConfig:
         TypeError: anything else.
     """
 
-    activation: Observer | Callable[[], Any] | None
-    weight: Observer | Callable[[], Any] | None
+    activation: Any  # then an `Observer` or None
+    weight: Any
 
     def __post_init__(self) -> None:
         for role in ("activation", "weight"):

@@ -222,8 +222,8 @@ def public_signatures(room: str, verb: str) -> dict[str, list[tuple[str, str, ob
     module = importlib.import_module(f"samebits.{room.replace('/', '.')}.{verb}")
     names = [name for name, _ in definitions(parsed(ROOT / room / f"{verb}.py")) if is_public(name) and "." not in name]
     found = {name: getattr(module, name) for name in names}
-    calls = {name: one.__init__ if inspect.isclass(one) else one for name, one in found.items()}  # flax hides those
-    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items()}
+    calls = {name: vars(one).get("__init__") if inspect.isclass(one) else one for name, one in found.items()}
+    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items() if one is not None}
     return {name: [(p.name, p.kind.description, p.default) for p in ps] for name, ps in signatures.items()}
 
 

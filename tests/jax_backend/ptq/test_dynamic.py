@@ -16,7 +16,7 @@ from samebits.proofs.inputs.compare import assert_same_bits
 X = np.random.default_rng(0).standard_normal((9, 12)).astype(np.float32)
 
 
-def mlp() -> nnx.Sequential:
+def mlp() -> Any:
     rngs = nnx.Rngs(0)
     return nnx.Sequential(nnx.Linear(12, 20, rngs=rngs), nnx.relu, nnx.Linear(20, 5, rngs=rngs))
 
@@ -27,15 +27,16 @@ def test_a_layer_is_what_core_says() -> None:
     w, b = np.asarray(model.layers[0].kernel[...]).T, np.asarray(model.layers[0].bias[...])
     parameters: list[QParams] = [choose_qparams(q_x, X), choose_qparams(q_w, w)]
     wanted = core_matmul.linear(q_x, X, parameters[0], q_w, w, parameters[1], b)
-    layer: Any = quantize_dynamic(model).layers[0]
+    made: Any = quantize_dynamic(model)
+    layer = made.layers[0]
     assert_same_bits(wanted, layer(jnp.asarray(X)))
     assert layer.kernel[...].dtype == np.int8
 
 
 def test_which_layers() -> None:
-    one = quantize_dynamic(mlp(), {"2"})
+    one: Any = quantize_dynamic(mlp(), {"2"})
     assert [type(one.layers[k]).__name__ for k in (0, 2)] == ["Linear", "QuantLinear"]
-    other = quantize_dynamic(mlp(), {nnx.Linear: default_dynamic_qconfig, "2": None}, np.float16)
+    other: Any = quantize_dynamic(mlp(), {nnx.Linear: default_dynamic_qconfig, "2": None}, np.float16)
     assert [other.layers[k].kernel[...].dtype for k in (0, 2)] == [np.float16, np.float32]
     with pytest.raises(TypeError):
         other(jnp.asarray(X))  # strict promotion, in these tests

@@ -152,7 +152,7 @@ def test_the_same_calibration_gives_the_same_model() -> None:
 
 
 def test_training() -> None:
-    model = prepare_qat(mlp(), default_qat_qconfig)
+    model: Any = prepare_qat(mlp(), default_qat_qconfig)
     model.train()
     optimizer = nnx.Optimizer(model, optax.sgd(0.5), wrt=nnx.Param)
     x, y = X[:256].reshape(256, 64), digits.images()[1][:256]
@@ -178,7 +178,7 @@ def test_training() -> None:
 
 
 def test_none_leaves_a_layer_as_it_is() -> None:
-    left = prepare(Digits(), {"*": default_qconfig, "conv2": None})
+    left: Any = prepare(Digits(), {"*": default_qconfig, "conv2": None})
     assert type(left.conv2) is nnx.Conv
     assert type(left.linear).__name__ == "QuantLinear"
     model = nnx.Sequential(nnx.Embed(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))

@@ -99,9 +99,9 @@ def test_float16_weights() -> None:
 
 
 def test_which_layers() -> None:
-    one = quantize_dynamic(mlp(), {"2"})
+    one: Any = quantize_dynamic(mlp(), {"2"})
     assert [type(m).__name__ for m in one] == ["Linear", "ReLU", "QuantLinear"]
-    other = quantize_dynamic(mlp(), {nn.Linear: default_dynamic_qconfig, "2": None})
+    other: Any = quantize_dynamic(mlp(), {nn.Linear: default_dynamic_qconfig, "2": None})
     assert [type(m).__name__ for m in other] == ["QuantLinear", "ReLU", "Linear"]
     per_token = QConfig(Observer("placeholder", "int8_affine_per_token"), default_qconfig.weight)
     third: Any = quantize_dynamic(mlp(), {nn.Linear: per_token})

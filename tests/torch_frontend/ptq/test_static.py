@@ -27,7 +27,7 @@ from samebits.torch_frontend.ptq.observer_modules import ObserverModule
 from samebits.torch_frontend.ptq.static import DeQuantStub, QuantStub, convert, prepare, prepare_qat, quantize_prepared
 
 
-def digit_cnn() -> nn.Module:
+def digit_cnn() -> Any:
     """The digit classifier, of torch's own layers, with trained weights."""
     layers = {"conv1": nn.Conv2d(1, 16, 3, padding=1), "conv2": nn.Conv2d(16, 32, 3, stride=2, padding=1)}
     parts: dict[str, nn.Module] = {"quant": QuantStub(), "conv1": layers["conv1"], "relu1": nn.ReLU()}
@@ -156,7 +156,7 @@ def test_checkpoints_of_converted_models() -> None:
         assert_same_bits(converted(x), other(x))
         assert_same_bits(converted(x), copy.deepcopy(converted)(x))
     assert converted.state_dict()["conv1.weight"].dtype == torch.int8
-    half = converted.half()
+    half: Any = converted.half()
     assert half.conv1.weight_quant.scale.dtype == torch.float32
 
 
@@ -182,7 +182,7 @@ def held(model: nn.Module) -> dict[str, str]:
 
 def test_none_leaves_a_layer_as_it_is() -> None:
     model = digit_cnn()
-    left = prepare(model, {"*": default_qconfig, "conv2": None})
+    left: Any = prepare(model, {"*": default_qconfig, "conv2": None})
     assert type(left.conv2) is nn.Conv2d
     assert set(held(left)) == {"conv1", "linear"}
     model.linear.qconfig = None
@@ -191,7 +191,7 @@ def test_none_leaves_a_layer_as_it_is() -> None:
     model.qconfig = default_qconfig  # as torch.ao has it
     model.conv1.qconfig = WEIGHT_ONLY
     assert set(held(prepare(model))) == {"conv2", "linear"}
-    only = prepare(digit_cnn(), {"re:conv.": default_qconfig})
+    only: Any = prepare(digit_cnn(), {"re:conv.": default_qconfig})
     assert set(held(only)) == {"conv1", "conv2"}
     assert only.quant.act_quant is None
 
@@ -336,7 +336,7 @@ LISTS = [["0", "1", "2"], ["4", "5"]]
 
 def test_fused_modules() -> None:
     model = normed().eval()
-    fused = fuse_modules(model, LISTS)
+    fused: Any = fuse_modules(model, LISTS)
     x = torch.from_numpy(digits.images()[0][:20])
     assert [type(m) for m in fused] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Flatten, nn.Linear, nn.Identity]
     torch.testing.assert_close(fused(x), model(x))
@@ -365,7 +365,7 @@ def test_training(qconfig: QConfig) -> None:
     model.eval()
     with torch.no_grad():
         wanted = model(x)
-        converted = convert(model)
+        converted: Any = convert(model)
         assert_same_bits(wanted, converted(x))
         assert_same_bits(wanted, model(x), call="evaluation observes nothing")
     assert type(converted[0]).__name__ == "QuantConv2d"
