@@ -4,7 +4,7 @@ An `Observer` says what is remembered of the tensors that it sees, and for which
 `samebits.core.observers`, and under ``ptq/observers.py`` in the rooms of the frameworks.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from .descriptions import Quantizer
 from .dialects import dialects
 from .formats import IntegerFormat
 from .granularity import PerAxis, PerTensor
-from .scales import Denominator, Statistic
+from .scales import Denominator, ScaleRule, Statistic
 
 
 class ObserverKind(StrEnum):
@@ -213,8 +213,9 @@ default_qat_qconfig = QConfig(
     Observer(ObserverKind.MOVING_AVERAGE, _ACTIVATION), Observer(ObserverKind.MOVING_AVERAGE, _WEIGHT)
 )
 
-# As torch.ao.quantization.quantize_dynamic: activations of each call in 7 bits, by the rule and arithmetic of ATen
+# As torch.ao.quantization.quantize_dynamic: activations of each call in 7 bits, scales and zero points by ATen's rule
+_OF_CALLS = {k: v for k, v in dialects["torch_dynamic"].items() if k in {f.name for f in fields(ScaleRule)}}
 default_dynamic_qconfig = QConfig(
-    Observer(ObserverKind.PLACEHOLDER, catalog["uint8_affine_per_tensor"].replace(bits=7, **dialects["torch_dynamic"])),
+    Observer(ObserverKind.PLACEHOLDER, catalog["uint8_affine_per_tensor"].replace(bits=7, **_OF_CALLS)),
     Observer(ObserverKind.MIN_MAX, _WEIGHT),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -10,10 +11,19 @@ from jax.typing import DTypeLike
 
 from ...core.observing import ObserverKind, QConfig, default_dynamic_qconfig
 from ..variables import Given
-from .static import convert, named_modules, prepare
+from .static import convert, named_modules, prepare, swapped
 
 USUAL = (nnx.Linear,)
 Spec = Iterable[type[nnx.Module] | str] | Mapping[type[nnx.Module] | str, QConfig | None] | None
+
+
+class HalfLinear(nnx.Linear):
+    """A linear layer whose kernel is float16, and computed with in the dtype of its input."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # flax takes another dtype for the result
+        """``(..., in)`` to ``(..., out)``, dtype of ``x``."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...].astype(x.dtype), y.shape)
 
 
 def quantize_dynamic(
@@ -53,11 +63,13 @@ def quantize_dynamic(
     if kind == np.int8:
         return convert(prepare(model, patterns, inplace=inplace), inplace=True)
     model = model if inplace else nnx.clone(model)
-    most = float(np.finfo(np.float16).max)
+    most, halves = float(np.finfo(np.float16).max), dict[int, Any]()
     for name, part in named_modules(model):
         if patterns.get(name) is not None:
-            part.kernel = nnx.data(Given(jnp.clip(part.kernel[...], -most, most).astype(np.float16)))
-    return model
+            kernel = jnp.clip(part.kernel[...], -most, most).astype(np.float16)
+            halves[id(part)] = HalfLinear(part.in_features, part.out_features, use_bias=False, rngs=nnx.Rngs(0))
+            halves[id(part)].kernel, halves[id(part)].bias = nnx.data(Given(kernel)), nnx.data(part.bias)
+    return swapped(model, halves)
 
 
 def _spec(spec: Any) -> dict[type[nnx.Module] | str, QConfig | None]:

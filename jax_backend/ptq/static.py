@@ -171,13 +171,17 @@ def _prepared(model: nnx.Module, qconfig: QConfigs, inplace: bool, *, trains: bo
     if any(isinstance(part, ObserverModule) for _, part in named_modules(model)):
         raise ValueError("`model` must not be prepared yet: there are observers in it")
     model = model if inplace else nnx.clone(model)
-    swaps = {id(site.layer): _observed(site, trains) for site in _sites(model, qconfig)}
-    for _, part in named_modules(model):
+    return swapped(model, {id(site.layer): _observed(site, trains) for site in _sites(model, qconfig)})
+
+
+def swapped(model: nnx.Module, swaps: Mapping[int, Any]) -> nnx.Module:
+    """The model with modules, by their ``id``, replaced by others, in place; what it becomes, if it is one itself."""
+    for _, part in list(named_modules(model)):
         for attribute, value in list(vars(part).items()):
             if id(value) in swaps:
                 setattr(part, attribute, nnx.data(swaps[id(value)]))
-    swapped: nnx.Module = swaps.get(id(model), model)
-    return swapped
+    whole: nnx.Module = swaps.get(id(model), model)
+    return whole
 
 
 def named_modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
