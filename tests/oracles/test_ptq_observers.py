@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from samebits.core import QParams
+from samebits.core import histograms as core_histograms
 from samebits.core.observers import init, observe, observed_qparams
 from samebits.core.observing import Observer, QConfig, default_per_channel_qconfig, default_qat_qconfig, default_qconfig
+from samebits.jax_backend.ptq import histograms as jax_histograms
 from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.torch_frontend.ptq import histograms as torch_histograms
 from samebits.torch_frontend.ptq import observer_modules as ours
 
 with warnings.catch_warnings():
@@ -148,6 +151,17 @@ def test_histograms_count_as_theirs() -> None:
         reference(torch.from_numpy(x))
         assert_same_bits(state.histogram, reference.histogram, call=f"batch {k}")
         assert_same_bits(state.low, reference.min_val)
+
+
+@pytest.mark.parametrize("room", [core_histograms, torch_histograms, jax_histograms])
+def test_ends_of_bins_are_theirs(room: Any) -> None:
+    """With fused multiply-adds, as ``torch.linspace`` is compiled for processors that have them."""
+    rng = np.random.default_rng(7)
+    for n in (2, 5, 257, 2049):
+        for _ in range(3):
+            low, high = np.sort(rng.standard_normal(2)).astype(np.float32)
+            ends = (torch.tensor(low), torch.tensor(high)) if room is torch_histograms else (low, high)
+            assert_same_bits(room.spaced(*ends, n), torch.linspace(float(low), float(high), n))
 
 
 def test_averaging_constant() -> None:

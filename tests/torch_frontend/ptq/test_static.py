@@ -22,6 +22,7 @@ from samebits.core.observing import (
 from samebits.proofs.inputs import digits, digits_torch
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend.nn.given import CodedWeight, GivenQuantizer
+from samebits.torch_frontend.ptq import observers
 from samebits.torch_frontend.ptq.fuse import fuse_modules, fuse_modules_qat
 from samebits.torch_frontend.ptq.observer_modules import ObserverModule
 from samebits.torch_frontend.ptq.static import DeQuantStub, QuantStub, convert, prepare, prepare_qat, quantize_prepared
@@ -311,6 +312,19 @@ def test_nan_of_later_inputs_propagates() -> None:
         y = converted(x)
     assert y[3].isnan().all()
     assert not y[4].isnan().any()
+
+
+def test_what_is_contracted_often_is_observed_once() -> None:
+    """The input of attention is query, key and value: one step of the moving average for each call."""
+    torch.manual_seed(0)
+    prepared: Any = prepare(nn.MultiheadAttention(8, 2, batch_first=True).eval(), POWERS)
+    state = observers.init(POWERS.activation)
+    for k in (1, 3):
+        x = torch.randn(2, 5, 8) * k
+        prepared(x, x, x)
+        state = observers.observe(POWERS.activation, state, x)
+    assert_same_bits(state.low, prepared.input_quant.low)
+    assert_same_bits(state.high, prepared.input_quant.high)
 
 
 # --- training, and batch normalization ----------------------------------------------------------------------------
