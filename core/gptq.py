@@ -4,23 +4,23 @@ For a layer ``y = x @ w.T`` and inputs x of n rows, ``H = 2/n * sum x x^T``, the
 
     output_error = 1/2 tr((w - w_hat) H (w - w_hat)^T)      mean over rows, sum over outputs, of the squared error
 
-A column whose inputs are all 0 (``H[j, j] = 0``) gets weights 0 and ``H[j, j] = 1``. Then ``percdamp`` times the mean of
-the diagonal is added to it, and ``inverse(H) = U^T U`` with U upper triangular. Column after column
+A column whose inputs are all 0 (``H[j, j] = 0``) gets weights 0 and ``H[j, j] = 1``. Then ``percdamp`` times the mean
+of the diagonal is added to it, and ``inverse(H) = U^T U`` with U upper triangular. Column after column
 
     v[:, j] = w[:, j] as float32                            code[:, j] = quantize(q, v[:, j])
     e = (w[:, j] - w_hat[:, j]) / U[j, j]                   losses[:, j] = e**2 / 2
     w[:, k] -= e * U[j, k]                                  for all k > j
 
-All of it in float64, except that codes are those of ``quantize`` in the arithmetic of the quantizer, of weights rounded to
-float32. So the sum of the losses is the output error of ``w_hat`` under the damped H. With ``act_order`` columns are
+All of it in float64, except that codes are those of ``quantize`` in the arithmetic of the quantizer, of weights rounded
+to float32. So the sum of the losses is the output error of ``w_hat`` under the damped H. With ``act_order`` columns are
 taken by falling diagonal (rounded to float32, so that equal inputs stay in their order).
 
 Scales that all columns share are those of the whole weight. Those of a group of columns are chosen when it begins; of
-which weights says `GroupScales`. The default is that of the original program: of the weights as they were when the block
-of ``blocksize`` columns began in which the group begins. For anything else ``blocksize`` is without meaning.
+which weights says `GroupScales`. The default is that of the original program: of the weights as they were when the
+block of ``blocksize`` columns began in which the group begins. For anything else ``blocksize`` is without meaning.
 
-Libraries differ in the last bits of factors and products, so a code can differ between two rooms where ``v`` lies within
-that of a boundary between two codes; then what follows in its row differs, too.
+Libraries differ in the last bits of factors and products, so a code can differ between two rooms where ``v`` lies
+within that of a boundary between two codes; then what follows in its row differs, too.
 
 Source: Frantar et al., arXiv 2210.17323, algorithm 1, and ``faster_quant`` of its program.
 """

@@ -1,11 +1,12 @@
 """GPTQ with torch: columns in blocks, so that most of what errors change is done by products of matrices.
 
-Formulas, shapes and the source stand in `samebits.core.gptq`. The factor comes from one factorization of the matrix with
-its order reversed: where ``H = R R^T`` with R upper triangular, ``U = inverse(R)``. A block of columns passes its errors on
-to all later ones when it is done; inside, each half passes them on to the other. What each column is quantized from is
-kept, so that all codes are found at the end, at once.
+Formulas, shapes and the source stand in `samebits.core.gptq`. The factor comes from one factorization of the matrix
+with its order reversed: where ``H = R R^T`` with R upper triangular, ``U = inverse(R)``. A block of columns passes its
+errors on to all later ones when it is done; inside, each half passes them on to the other. What each column is
+quantized from is kept, so that all codes are found at the end, at once.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -204,7 +205,7 @@ def _segments(columns: int, blocksize: int, per_scale: int, rule: GroupScales) -
     if rule is GroupScales.UPDATED:
         starts |= set(range(0, columns, per_scale))
     ends = sorted(starts | {columns})
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
 
 
 def _used_diagonal(hessian: Tensor) -> Tensor:
