@@ -168,13 +168,13 @@ def _segment(
         source = block[i].astype(np.float32)
         value = fake_quantize(q, source, QParams(scale[i], None if zero_point is None else zero_point[i]))
         e = (block[i] - value.astype(np.float64)) / square[i, i]
-        return block - square[i][:, None] * e, sources.at[i].set(source), errors.at[i].set(e)
+        return block - square[i][:, None] * e[None], sources.at[i].set(source), errors.at[i].set(e)
 
     block = lax.dynamic_slice_in_dim(rest, first, count)
     _, sources, errors = lax.fori_loop(
         0, count, column, (block, jnp.zeros(block.shape, np.float32), jnp.zeros_like(block))
     )
-    later = jnp.where(jnp.arange(len(factor)) >= first + count, rows, 0.0)
+    later = jnp.where(jnp.arange(len(factor), dtype=np.int32) >= first + count, rows, 0.0)
     return rest - jnp.matmul(later.T, errors, precision=lax.Precision.HIGHEST), sources, errors
 
 

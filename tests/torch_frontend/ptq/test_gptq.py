@@ -92,7 +92,9 @@ def test_other_dtypes_are_rounded_to_float32(dtype: torch.dtype) -> None:
     w, x = layer(12, 24)
     given, hessian = torch.tensor(w).to(dtype), torch.tensor(statistics(x))
     for one, other in zip(
-        gptq(QUANTIZERS["per group"], given, hessian), gptq(QUANTIZERS["per group"], given.float(), hessian), strict=True
+        gptq(QUANTIZERS["per group"], given, hessian),
+        gptq(QUANTIZERS["per group"], given.float(), hessian),
+        strict=True,
     ):
         assert_same_bits(getattr(one, "scale", one), getattr(other, "scale", other))
 
