@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import isfinite
+from math import cos, isfinite, pi
 
 from .choice import check_count, check_number, choice
 from .descriptions import Quantizer
+from .formats import IntegerFormat
 
 
 class GroupScales(StrEnum):
@@ -121,3 +122,62 @@ def check_rows(shape: Sequence[int], columns: int, n: int) -> None:
     if len(shape) != 2 or shape[1] != columns:
         raise ValueError(f"`x` must have shape (rows, {columns}), as `hessian` has columns, got {tuple(shape)}")
     check_count("n", n, 0)
+
+
+def check_factors(shape: Sequence[int], want: Sequence[int], positive: bool) -> None:
+    """ValueError unless there is one positive and finite factor for each channel."""
+    if tuple(shape) != tuple(want):
+        raise ValueError(f"`factors` must have shape {tuple(want)}, as the weight has channels, got {tuple(shape)}")
+    if not positive:
+        raise ValueError("`factors` must be positive and finite")
+
+
+def check_alpha(alpha: float) -> None:
+    """TypeError unless a number, ValueError unless in [0, 1]; what is below 2**-64 must be 0."""
+    check_number("alpha", alpha)
+    if not (alpha == 0 or 2.0**-64 <= alpha <= 1):
+        raise ValueError(f"`alpha` must be in [0, 1], got {alpha!r}")
+
+
+def check_ranges(first: Sequence[int], second: Sequence[int], finite: bool) -> None:
+    """ValueError unless two ranges of channels have the same shape and are finite."""
+    if tuple(first) != tuple(second) or len(first) != 1:
+        raise ValueError(f"ranges must have one and the same axis, got shapes {tuple(first)} and {tuple(second)}")
+    if not finite:
+        raise ValueError("ranges must be finite, got NaN or an infinity: look for it in the recorded inputs")
+
+
+def check_mean(bias: Sequence[int], w: Sequence[int], w_hat: Sequence[int], mean: Sequence[int], finite: bool) -> None:
+    """ValueError unless two weights, a bias and the mean of inputs fit, and the mean is finite."""
+    if tuple(w) != tuple(w_hat) or (*bias, *mean) != tuple(w):
+        raise ValueError(
+            "`w` and `w_hat` must have shape (out, in), `bias` (out,) and `mean` (in,), got "
+            f"{tuple(w)}, {tuple(w_hat)}, {tuple(bias)}, {tuple(mean)}"
+        )
+    if not finite:
+        raise ValueError("`mean` must be finite, got NaN or an infinity: look for it in the recorded inputs")
+
+
+def check_adaround(q: Quantizer, shape: Sequence[int], steps: int, rate: float, penalty: float) -> None:
+    """Whether AdaRound takes these: integers rounded to nearest, at least one step, positive rates.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, or out of range.
+    """
+    check_matrix(q, shape)
+    if not isinstance(q.format, IntegerFormat):
+        raise ValueError(f"`q` must have a format of integers, of which rounding is learned, got {q.format}")
+    if q.scale.signed or q.delay or q.learned_bits is not None:
+        raise ValueError("`q` must not have signed scales, a delay or a learned bit width, where rounding is learned")
+    check_count("steps", steps, 1)
+    for name, value in (("rate", rate), ("penalty", penalty)):
+        check_number(name, value)
+        if not (isfinite(value) and value > 0):
+            raise ValueError(f"`{name}` must be positive and finite, got {value!r}")
+
+
+def penalty_exponents(steps: int) -> list[float]:
+    """The exponent of AdaRound's penalty in each step: 0, for no penalty, in the first fifth, then from 20 to 2."""
+    begin = steps // 5
+    falling = (0.5 * (1 + cos(pi * (step - begin) / (steps - begin))) for step in range(begin, steps))
+    return [0.0] * begin + [2.0 + 18.0 * share for share in falling]

@@ -1,4 +1,4 @@
-"""Weights and inputs for methods that quantize layer by layer: columns of inputs depend on each other, one is unused."""
+"""Weights and inputs for methods that quantize layer by layer: columns of inputs are correlated, one is unused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""GPTQ against its definition without factors: after each column, the rest is where the error of the outputs is least."""
+"""GPTQ against its definition without factors: after each column, the rest is where the outputs' error is least."""
 
 import re
 from typing import Any
@@ -59,7 +59,7 @@ def by_definition(q: Quantizer, w: Array, hessian: Array, **settings: Any) -> Ar
     size = q.granularity.block_size(w.shape)[1]
     fixed = size == columns or q.scale.two_level or "act_order" in settings
     fixed = fixed or settings.get("group_scales") == "original"
-    given, w_hat = choose_qparams(q, rest.astype(np.float32)), np.zeros(w.shape, np.float32)
+    given, w_hat, began = choose_qparams(q, rest.astype(np.float32)), np.zeros(w.shape, np.float32), rest
     for place, j in enumerate(order):
         began = rest.copy() if place % blocksize == 0 else began
         group = slice(j // size * size, j // size * size + size)

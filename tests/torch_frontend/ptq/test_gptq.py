@@ -55,7 +55,7 @@ def batches() -> list[Tensor]:
 
 
 def test_codes_are_those_of_core() -> None:
-    """Promised where no value lies within the last bits of the factors of a boundary: here, none of more than 70,000 does."""
+    """Promised where no value lies within the last bits of a factor of a boundary: here, none of over 70,000 does."""
     compared = 0
     for rows, columns in ((12, 24), (20, 48)):
         w, x = layer(rows, columns, seed=columns)
