@@ -20,26 +20,25 @@ class GroupScales(StrEnum):
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of a layer.
+    """What became of a layer, or of a pair of layers.
 
     Args:
-        name: of the layer.
-        nearest: error of its outputs on the recorded inputs with weights rounded to nearest: the mean over rows of the
-            squared error, summed over outputs (`output_error`).
-        found: the same with the weights that it has now.
-        method: whose weights it has: ``"nearest"`` where the method was not better.
+        name: of the layer; of a pair, both.
+        before: error of its outputs on the recorded inputs, squared and summed over outputs, mean over rows: with
+            weights that are rounded to nearest, or before the method. Of equalization, how far ranges lie apart.
+        after: the same with what it has now.
+        method: what it has now: ``"nearest"`` where the method was not better.
         rows: how many rows of inputs were recorded.
     """
 
     name: str
-    nearest: float
-    found: float
+    before: float
+    after: float
     method: str
-    rows: int
+    rows: int = 0
 
     def __str__(self) -> str:
-        share = f"{self.found / self.nearest:.3f} of it" if self.nearest else "the same"
-        return f"{self.name}: rounded to nearest {self.nearest:.4g}, {self.method} {share} ({self.rows} rows)"
+        return f"{self.name}: {self.before:.4g} before, {self.after:.4g} after ({self.method})"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def quantize_layers(
     layers = chosen_layers(model, filter_fn)
     check_batches(batches)
     for layer_name, layer in layers.items():
-        _named(layer_name, check, q, tuple(dense(layer).shape))
+        named(layer_name, check, q, tuple(dense(layer).shape))
     codes: dict[str, Found] = {}
     reports: list[LayerReport] = []
     order = stages(model, layers, batches)
@@ -68,7 +68,7 @@ def quantize_layers(
             hessian, rows = _statistics(model, layers, stage, batches)
         for layer_name in stage:
             w = dense(layers[layer_name])
-            codes[layer_name], report = _named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
+            codes[layer_name], report = named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
             reports.append(report)
     for layer_name, found in codes.items():
         store(layers[layer_name], q, *found)
@@ -114,8 +114,8 @@ def _kernel(q: Quantizer, codes: Array, qparams: QParams, dtype: Any) -> Array:
     return dequantize(q, codes, qparams).T.astype(dtype)
 
 
-def _named(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result; what it raises with the name of the layer."""
+def named(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result; TypeError and ValueError that it raises with the name of the layer."""
     try:
         return function(*args)
     except (TypeError, ValueError) as error:

@@ -55,7 +55,7 @@ def quantize_layers(
     layers = chosen_layers(model, filter_fn, nn.Linear)
     check_batches(batches)
     for layer_name, layer in layers.items():
-        _named(layer_name, check, q, tuple(layer.weight.shape))
+        named(layer_name, check, q, tuple(layer.weight.shape))
     codes: dict[str, Found] = {}
     reports: list[LayerReport] = []
     with evaluating(model):
@@ -68,7 +68,7 @@ def quantize_layers(
                 hessian, rows = _statistics(model, layers, stage, batches)
             for layer_name in stage:
                 w = dense(layers[layer_name])
-                codes[layer_name], report = _named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
+                codes[layer_name], report = named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
                 reports.append(report)
     for layer_name, found in codes.items():
         store(layers[layer_name], q, *found)
@@ -116,8 +116,8 @@ def _weight(q: Quantizer, codes: Tensor, qparams: QParams, old: Tensor) -> Tenso
     return nn.Parameter(dequantize(q, codes, qparams).to(old.dtype), requires_grad=False)
 
 
-def _named(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """The function's result; what it raises with the name of the layer."""
+def named(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result; TypeError and ValueError that it raises with the name of the layer."""
     try:
         return function(*args)
     except (TypeError, ValueError) as error:

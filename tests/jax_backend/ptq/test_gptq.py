@@ -139,9 +139,9 @@ def test_models_have_the_codes_of_torch(model: Block, in_torch: TorchBlock, batc
         kernel, weight = getattr(model, name).kernel[...], getattr(in_torch, name).weight.detach()
         assert_same_bits(weight.numpy(), kernel.T)
         assert (one.name, one.method, one.rows) == (other.name, "gptq", other.rows)
-        assert one.found == pytest.approx(other.found, rel=1e-5)  # of inputs that differ in their last bits
-        assert one.nearest == pytest.approx(other.nearest, rel=1e-5)
-        assert one.found < 0.95 * one.nearest
+        assert one.after == pytest.approx(other.after, rel=1e-5)  # of inputs that differ in their last bits
+        assert one.before == pytest.approx(other.before, rel=1e-5)
+        assert one.after < 0.95 * one.before
         assert type(getattr(model, name)) is nnx.Linear
     assert report.skipped == expected.skipped == {"unused": "no batch reaches it"}
 

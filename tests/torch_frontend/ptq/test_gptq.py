@@ -144,7 +144,7 @@ def test_layers_see_what_quantized_ones_before_them_give(model: Block, batches: 
     assert [one.name for one in report.layers] == list(LAYERS)
     assert report.skipped == {"unused": "no batch reaches it"}
     assert torch.equal(model.unused.weight, plain.unused.weight)
-    assert all(one.method == "gptq" and one.found < 0.95 * one.nearest and one.rows == 120 for one in report.layers)
+    assert all(one.method == "gptq" and one.after < 0.95 * one.before and one.rows == 120 for one in report.layers)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -153,8 +153,8 @@ def test_a_layer_is_never_worse_than_rounding_to_nearest(model: Block, batches: 
     for q, settings in ((BITS4, {"percdamp": 1e9}), ("int8_per_channel", {}), (BITS4, {"act_order": True})):
         changed = copy.deepcopy(model)
         for one in gptq_(changed, q, batches, **settings).layers:
-            assert one.found <= one.nearest
-            assert (one.method == "nearest") == (one.found == one.nearest)
+            assert one.after <= one.before
+            assert (one.method == "nearest") == (one.after == one.before)
             if one.method == "nearest":
                 w = model.get_submodule(one.name).weight.detach()
                 assert_same_bits(fake_quantize(catalog[q], w), changed.get_submodule(one.name).weight.detach())
@@ -172,7 +172,7 @@ def test_where_gptq_is_worse_the_layer_is_rounded_to_nearest() -> None:
         by_gptq = output_error(w, gptq(q, w, hessian)[2], hessian)
         nearest = output_error(w, fake_quantize(q, w, choose_qparams(q, w)), hessian)
         (report,) = gptq_(linear, q, [x]).layers
-        assert (report.nearest, report.found) == (nearest, min(nearest, by_gptq))
+        assert (report.before, report.after) == (nearest, min(nearest, by_gptq))
         if by_gptq > nearest:
             worse += 1
             assert report.method == "nearest"
