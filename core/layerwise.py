@@ -25,7 +25,7 @@ class LayerReport:
     Args:
         name: of the layer; of a pair, both.
         before: error of its outputs on the recorded inputs, squared and summed over outputs, mean over rows: with
-            weights that are rounded to nearest, or before the method. Of equalization, how far ranges lie apart.
+            weights that are rounded to nearest, or before the method. Of equalization, what it says.
         after: the same with what it has now.
         method: what it has now: ``"nearest"`` where the method was not better.
         rows: how many rows of inputs were recorded.

@@ -6,6 +6,7 @@ run as they are, not under ``jit``: what a program under ``jit`` sees has no val
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from ..arrays import is_concrete
 Array = jax.Array
 Filter = Callable[[nnx.Module, str], bool]
 Take = Callable[[str, Array], None]
+Batches = Iterable[Any]
 
 
 def quantizer_of(q: Quantizer | str) -> Quantizer:
@@ -142,23 +144,39 @@ def weights_of_codes(layers: Mapping[str, nnx.Linear], found: Mapping[str, Calla
 
 
 @contextmanager
-def _watched(
-    layer: nnx.Linear, before: Callable[[Array], None] | None, kernel: Callable[[], Array] | None
-) -> Iterator[None]:
-    """While it lasts, calls of a layer first hand on their input, and have another kernel."""
-    own = type(layer)
+def handed_on(modules: Mapping[str, nnx.Module], before: Take, after: Callable[[str, Array], None]) -> Iterator[None]:
+    """While it lasts, calls of these modules hand on their input first, and then what they give."""
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(_watched(module, partial(before, name), None, partial(after, name)))
+        yield
 
-    def call(self: nnx.Linear, inputs: Array, *args: Any, **keywords: Any) -> Array:
+
+@contextmanager
+def _watched(
+    layer: nnx.Module,
+    before: Callable[[Array], None] | None,
+    kernel: Callable[[], Array] | None,
+    after: Callable[[Array], None] | None = None,
+) -> Iterator[None]:
+    """While it lasts, calls of a layer hand on their input and what they give, and have another kernel."""
+    own: Any = type(layer)
+
+    def call(self: Any, inputs: Array, *args: Any, **keywords: Any) -> Array:
         if before is not None:
             before(inputs)
         if kernel is None:
-            return own.__call__(self, inputs, *args, **keywords)
-        old = self.kernel[...]
-        self.kernel[...] = kernel()
-        try:
-            return own.__call__(self, inputs, *args, **keywords)
-        finally:
-            self.kernel[...] = old
+            given: Array = own.__call__(self, inputs, *args, **keywords)
+        else:
+            old = self.kernel[...]
+            self.kernel[...] = kernel()
+            try:
+                given = own.__call__(self, inputs, *args, **keywords)
+            finally:
+                self.kernel[...] = old
+        if after is not None:
+            after(given)
+        return given
 
     object.__setattr__(layer, "__class__", type(own.__name__, (own,), {"__call__": call}))
     try:
