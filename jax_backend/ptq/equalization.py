@@ -25,6 +25,12 @@ def equalization_factors(r_out: Array, r_in: Array) -> Array:
     """
     finite = bool(jnp.isfinite(r_out).all()) and bool(jnp.isfinite(r_in).all())
     check_ranges(r_out.shape, r_in.shape, finite)
+    factors: Array = _factors(r_out, r_in)
+    return factors
+
+
+@jax.jit
+def _factors(r_out: Array, r_in: Array) -> Array:
     least, largest = np.float32(SMALLEST_NORMAL["float32"]), np.finfo(np.float32).max
     used = (r_out >= least) & (r_in >= least)
     ratio = divide(*(jnp.where(used, r, np.float32(1)) for r in (r_out, r_in)))

@@ -27,8 +27,8 @@ def equalize_(model: nnx.Module, pairs: Sequence[Pair], sweeps: int = 20) -> Mod
         pairs: such as ``[("conv1", ["conv2"])]``.
         sweeps: how often all pairs are gone through at most; less where no factor moves by a thousandth.
     Returns:
-        For each pair, before and after, one over the mean of ``r_out / max(r_out) * r_in / max(r_in)`` over channels:
-        1 where each channel uses the whole range of its layer.
+        For each pair, before and after, the largest over the smallest range of a channel, in that of the two layers
+        where they lie further apart.
     Raises:
         ValueError: no pairs, or wrong ones; weights that are not finite. TypeError: an argument of the wrong kind. The
             model is then as it was.
@@ -49,12 +49,7 @@ def equalize_(model: nnx.Module, pairs: Sequence[Pair], sweeps: int = 20) -> Mod
         columns = [jnp.moveaxis(current(name), 1, 0) for name in pair[1]]
         return rows, jnp.stack([one.reshape(len(one), -1).max(1) for one in columns]).max(0)
 
-    def waste(pair: Pair) -> float:
-        rows, columns = (np.asarray(one, np.float64) for one in ranges(pair))
-        used = rows * columns
-        return float(rows.max() * columns.max() / used.mean()) if used.any() else 1.0
-
-    before = [waste(pair) for pair in found]
+    before = [_spread(*ranges(pair)) for pair in found]
     for _ in range(sweeps):
         moved = 0.0
         for pair in found:
@@ -63,7 +58,13 @@ def equalize_(model: nnx.Module, pairs: Sequence[Pair], sweeps: int = 20) -> Mod
             moved = max(moved, float(jnp.abs(factors - 1).max()))
         if moved < ENOUGH:
             break
-    after = [waste(pair) for pair in found]
+    after = [_spread(*ranges(pair)) for pair in found]
     put_into(model, changes, None)
     names = [f"{producer} -> {', '.join(readers)}" for producer, readers in found]
     return ModelReport(tuple(LayerReport(*one, "equalized") for one in zip(names, before, after, strict=True)))
+
+
+def _spread(*ranges: Array) -> float:
+    """The largest over the smallest range that is not 0, where they lie further apart."""
+    used = [np.asarray(one)[np.asarray(one) > 0] for one in ranges]
+    return max(float(one.max() / one.min()) if one.size else 1.0 for one in used)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.layerwise import check_factors
-from ..arrays import divide, product
+from ..arrays import divide, narrow, product
 
 Array = jax.Array
 
@@ -22,15 +22,27 @@ def divide_rows(p: Array, factors: Array) -> Array:
         ValueError: factors that do not fit, or are not positive and finite.
     """
     check_factors(factors.shape, p.shape[:1], _positive(factors))
-    column = jnp.broadcast_to(factors.reshape(-1, *(1 for _ in p.shape[1:])), p.shape)
-    return divide(p.astype(np.float32), column).astype(p.dtype)
+    rows: Array = _divided(p, factors)
+    return rows
 
 
 def multiply_columns(w: Array, factors: Array) -> Array:
     """A weight whose second axis is what the layer takes, each column times its factor; else as `divide_rows`."""
     check_factors(factors.shape, w.shape[1:2], _positive(factors))
+    columns: Array = _multiplied(w, factors)
+    return columns
+
+
+@jax.jit
+def _divided(p: Array, factors: Array) -> Array:
+    column = jnp.broadcast_to(factors.reshape(-1, *(1 for _ in p.shape[1:])), p.shape)
+    return narrow(divide(p.astype(np.float32), column), p.dtype)
+
+
+@jax.jit
+def _multiplied(w: Array, factors: Array) -> Array:
     row = jnp.broadcast_to(factors.reshape(1, -1, *(1 for _ in w.shape[2:])), w.shape)
-    return product(w.astype(np.float32), row).astype(w.dtype)
+    return narrow(product(w.astype(np.float32), row), w.dtype)
 
 
 def _positive(factors: Array) -> bool:

@@ -1,5 +1,7 @@
 """SmoothQuant: the outliers of inputs are moved into weights, column by column; see `samebits.core.smoothquant`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,12 @@ def smoothing_factors(x_absmax: Array, w_absmax: Array, alpha: float = 0.5) -> A
     check_alpha(alpha)
     finite = bool(jnp.isfinite(x_absmax).all()) and bool(jnp.isfinite(w_absmax).all())
     check_ranges(x_absmax.shape, w_absmax.shape, finite)
+    factors: Array = _factors(alpha, x_absmax, w_absmax)
+    return factors
+
+
+@partial(jax.jit, static_argnums=0)
+def _factors(alpha: float, x_absmax: Array, w_absmax: Array) -> Array:
     least, largest = np.float32(SMALLEST_NORMAL["float32"]), np.finfo(np.float32).max
     used = (x_absmax >= least) & (w_absmax >= least)
     of_x, of_w = (jnp.where(used, r, np.float32(1)) for r in (x_absmax, w_absmax))

@@ -28,8 +28,8 @@ def equalize_(model: nn.Module, pairs: Sequence[Pair] | None = None, sweeps: int
         pairs: such as ``[("conv1", ["conv2"])]``; None: those that torch.fx finds.
         sweeps: how often all pairs are gone through at most; less where no factor moves by a thousandth.
     Returns:
-        For each pair, before and after, one over the mean of ``r_out / max(r_out) * r_in / max(r_in)`` over channels:
-        1 where each channel uses the whole range of its layer. Skipped: layers without a pair, and why.
+        For each pair, before and after, the largest over the smallest range of a channel, in that of the two layers
+        where they lie further apart. Skipped: layers without a pair, and why.
     Raises:
         ValueError: no pairs, or wrong ones; weights that are not finite. TypeError: an argument of the wrong kind. The
             model is then as it was.
@@ -52,31 +52,28 @@ def equalize_(model: nn.Module, pairs: Sequence[Pair] | None = None, sweeps: int
         assert isinstance(weight, Tensor)
         return weight.detach().float()
 
-    def waste(pair: Pair) -> float:
-        of_readers = torch.stack([_columns(current(name)) for name in pair[1]]).amax(0)
-        used = _rows(current(pair[0])).double() * of_readers.double()
-        return float(_rows(current(pair[0])).max() * of_readers.max() / used.mean()) if used.any() else 1.0
+    def ranges(pair: Pair) -> tuple[Tensor, Tensor]:
+        rows = current(pair[0]).abs().flatten(1).amax(1)
+        columns = [current(name).abs().transpose(0, 1).flatten(1).amax(1) for name in pair[1]]
+        return rows, torch.stack(columns).amax(0)
 
-    before = [waste(pair) for pair in found]
+    before = [_spread(*ranges(pair)) for pair in found]
     for _ in range(sweeps):
         moved = 0.0
-        for producer, readers in found:
-            of_readers = torch.stack([_columns(current(name)) for name in readers]).amax(0)
-            factors = equalization_factors(_rows(current(producer)), of_readers)
-            fold(model, changes, producer, readers, factors)
+        for pair in found:
+            factors = equalization_factors(*ranges(pair))
+            fold(model, changes, *pair, factors)
             moved = max(moved, float((factors - 1).abs().max()))
         if moved < ENOUGH:
             break
-    after = [waste(pair) for pair in found]
+    after = [_spread(*ranges(pair)) for pair in found]
     put_into(model, changes, None)
     names = [f"{producer} -> {', '.join(readers)}" for producer, readers in found]
     reports = zip(names, before, after, strict=True)
     return ModelReport(tuple(LayerReport(*one, "equalized") for one in reports), skipped)
 
 
-def _rows(w: Tensor) -> Tensor:
-    return w.abs().flatten(1).amax(1)
-
-
-def _columns(w: Tensor) -> Tensor:
-    return w.abs().transpose(0, 1).flatten(1).amax(1)
+def _spread(*ranges: Tensor) -> float:
+    """The largest over the smallest range that is not 0, where they lie further apart."""
+    used = [one[one > 0] for one in ranges]
+    return max(float(one.max() / one.min()) if one.numel() else 1.0 for one in used)

@@ -55,6 +55,9 @@ def find_pairs(model: nn.Module, kinds: Kinds) -> tuple[list[Pair], dict[str, st
                 pairs.setdefault(str(found.target), []).append(str(node.target))
             else:
                 skipped[str(node.target)] = found
+    for name, module in modules.items():
+        if isinstance(module, kinds.consumers) and name not in calls:
+            skipped[name] = "nothing calls it"
     return [(producer, tuple(readers)) for producer, readers in pairs.items()], skipped
 
 
