@@ -10,7 +10,7 @@ from flax import nnx
 from ...core.choice import check_count
 from ...core.layerwise import LayerReport, ModelReport
 from .equalization import equalization_factors
-from .graph import LAYERS, Changes, Pair, checked_pairs, fold, put_into, value_of
+from .pairs import LAYERS, Changes, Pair, checked_pairs, fold, put_into, value_of
 from .recording import named_modules
 
 Array = jax.Array

@@ -53,7 +53,7 @@ def quantize_layers(
         TypeError, ValueError, KeyError: as `gptq_`. The model is then as it was.
     """
     q = quantizer_of(q)
-    layers = chosen_layers(model, filter_fn)
+    layers = chosen_layers(model, filter_fn, nnx.Linear)
     check_batches(batches)
     for layer_name, layer in layers.items():
         named(layer_name, check, q, tuple(dense(layer).shape))

@@ -106,7 +106,7 @@ def correct_biases_(
         ValueError: a filter that chooses nothing, a layer that the float model does not have in that shape, no batches,
             inputs that are not finite. TypeError: an argument of the wrong kind. The model is then as it was.
     """
-    layers = chosen_layers(model, filter_fn)
+    layers = chosen_layers(model, filter_fn, nnx.Linear)
     check_batches(batches)
     originals = named_modules(float_model)
     of_layers: dict[str, nnx.Linear] = {}

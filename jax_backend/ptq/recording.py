@@ -7,7 +7,7 @@ run as they are, not under ``jit``: what a program under ``jit`` sees has no val
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -21,6 +21,7 @@ Array = jax.Array
 Filter = Callable[[nnx.Module, str], bool]
 Take = Callable[[str, Array], None]
 Batches = Iterable[Any]
+Kind = TypeVar("Kind", bound=nnx.Module)
 
 
 def quantizer_of(q: Quantizer | str) -> Quantizer:
@@ -35,17 +36,17 @@ def named_modules(model: nnx.Module) -> dict[str, nnx.Module]:
     return {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
-def chosen_layers(model: nnx.Module, filter_fn: Filter | None) -> dict[str, nnx.Linear]:
-    """Linear layers by name, each once, for which ``filter_fn(layer, name)`` is true; None: all of them.
+def chosen_layers(model: nnx.Module, filter_fn: Filter | None, kind: type[Kind]) -> dict[str, Kind]:
+    """Layers of a kind by name, each once, for which ``filter_fn(layer, name)`` is true; None: all of them.
 
     Raises:
         ValueError: there is none; the message lists those that there are.
     """
-    present = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, nnx.Linear)}
+    present = {name: layer for name, layer in named_modules(model).items() if isinstance(layer, kind)}
     chosen = {name: layer for name, layer in present.items() if filter_fn is None or filter_fn(layer, name)}
     if not chosen:
         names = ", ".join(f"'{name}'" for name in present) or "none"
-        raise ValueError(f"`filter_fn` chooses no layer; layers of kind Linear are {names}")
+        raise ValueError(f"`filter_fn` chooses no layer; layers of kind {kind.__name__} are {names}")
     return chosen
 
 

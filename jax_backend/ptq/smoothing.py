@@ -13,7 +13,7 @@ from ...core.descriptions import Quantizer
 from ...core.layerwise import LayerReport, ModelReport, check_alpha
 from ..quantizer import fake_quantize
 from .folding import multiply_columns
-from .graph import NORMS, Changes, Pair, checked_pairs, find_pairs, fold, put_into
+from .pairs import NORMS, Changes, Pair, checked_pairs, find_pairs, fold, put_into
 from .recording import check_batches, named_modules, quantizer_of, record, rows_of
 from .smoothquant import smoothing_factors
 from .storing import dense

@@ -31,6 +31,7 @@ NOUNS = {
     "granularity",
     "inject",
     "integer_range",
+    "layerwise",
     "quant",
     "quant_fields",
     "quant_floats",
@@ -64,6 +65,8 @@ VERBS = {
     "operations",
     "scale_rules",
 }
+# in the folder ptq of both backends
+PTQ_VERBS = {"adaround", "bias_correction", "equalization", "folding", "gptq", "smoothquant"}
 BOUNDARY = {"arguments"}  # in each room what its own arrays need
 
 EAGER = ("core", *BACKENDS)  # rooms that import what they export
@@ -89,7 +92,7 @@ def bad_exports(tree: ast.Module) -> list[str]:
     found = []
     guarded = [ast.unparse(node) for node in tree.body[1:3]] in map(guard, BACKENDS)
     for node in tree.body[3 if guarded else 1 :]:
-        plain = isinstance(node, ast.ImportFrom) and node.level in (1, 2) and node.module
+        plain = isinstance(node, ast.ImportFrom) and node.level in (1, 2, 3) and node.module
         if not plain or any(alias.asname != alias.name for alias in node.names):  # type: ignore[attr-defined]
             found.append(ast.unparse(node))
     return found
@@ -184,7 +187,7 @@ def test_backends_import_only_nouns_of_core(room: str) -> None:
 
 def test_every_module_of_core_is_a_noun_or_a_verb() -> None:
     modules = {path.stem for path in (ROOT / "core").rglob("*.py")} - {"__init__"}
-    assert modules == NOUNS | VERBS | BOUNDARY
+    assert modules == NOUNS | VERBS | PTQ_VERBS | BOUNDARY
 
 
 @pytest.mark.parametrize("noun", sorted(NOUNS))
@@ -199,11 +202,29 @@ def test_verbs_have_the_same_signatures_in_every_room(room: str, verb: str) -> N
     assert public_signatures(room, verb) == public_signatures("core", verb)
 
 
+@pytest.mark.parametrize("verb", sorted(PTQ_VERBS))
+@pytest.mark.parametrize("room", BACKENDS)
+def test_verbs_of_post_training_have_the_same_signatures_in_every_room(room: str, verb: str) -> None:
+    assert public_signatures(f"{room}/ptq", verb) == public_signatures("core", verb)
+
+
+@pytest.mark.parametrize("verb", sorted(path.stem for path in (ROOT / "jax_backend" / "ptq").glob("*.py")))
+def test_functions_of_post_training_have_the_same_parameters_in_both_backends(verb: str) -> None:
+    in_torch, in_jax = (
+        public_signatures(f"{room}/ptq", verb) if (ROOT / room / "ptq" / f"{verb}.py").exists() else {}
+        for room in BACKENDS
+    )
+    for name in in_torch.keys() & in_jax.keys():
+        assert [p[:2] for p in in_torch[name]] == [p[:2] for p in in_jax[name]], name
+
+
 def public_signatures(room: str, verb: str) -> dict[str, list[tuple[str, str, object]]]:
     """Name, kind and default of every parameter of every public function that a verb's file defines."""
-    module = importlib.import_module(f"samebits.{room}.{verb}")
-    names = [name for name, _ in definitions(parsed(ROOT / room / f"{verb}.py")) if is_public(name)]
-    signatures = {name: inspect.signature(getattr(module, name)).parameters.values() for name in names}
+    module = importlib.import_module(f"samebits.{room.replace('/', '.')}.{verb}")
+    names = [name for name, _ in definitions(parsed(ROOT / room / f"{verb}.py")) if is_public(name) and "." not in name]
+    found = {name: getattr(module, name) for name in names}
+    calls = {name: one.__init__ if inspect.isclass(one) else one for name, one in found.items()}  # flax hides those
+    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items()}
     return {name: [(p.name, p.kind.description, p.default) for p in ps] for name, ps in signatures.items()}
 
 
@@ -239,7 +260,9 @@ def layers(room: str, kind: str) -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.mark.parametrize("room", [*EAGER, "torch_frontend/nn", "jax_backend/nn"])
+@pytest.mark.parametrize(
+    "room", [*EAGER, "torch_frontend/nn", "jax_backend/nn", "torch_frontend/ptq", "jax_backend/ptq"]
+)
 def test_exports(room: str) -> None:
     tree = parsed(ROOT / room / "__init__.py")
     assert not bad_exports(tree)
