@@ -2,12 +2,15 @@
 
     python benchmarks/gptq.py [--rounds 5] [--markdown FILE]
 
-int4 weights in groups of 128 columns, statistics given. The plain loop is the original program's without its blocks: every
-column updates all later ones, in float64, in torch; its codes must be those of `gptq`. Qwix computes in float32. Times
-are medians in seconds and, behind them, the ratio to torch_frontend.
+int4 weights in groups of 128 columns, statistics given. The plain loop is the original program's without its blocks:
+every column, contiguous, updates all later ones in float64, in torch; its values must be those of `gptq`. Qwix computes
+in float32. Every program runs once to compile, then once a round. Times are medians in seconds and, behind them, the
+ratio to torch_frontend.
 """
 
 import argparse
+import statistics
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from timing import Program, medians
 from torch import Tensor
 
 from samebits import jax_backend, torch_frontend
@@ -32,6 +34,7 @@ with warnings.catch_warnings():
     from qwix._src.core import qarray
     from qwix.contrib import gptq_core
 
+Program = Callable[[], object]
 SHAPES = ((384, 384), (1536, 384), (384, 1536))  # (out, in)
 GROUP = 128
 Q = Quantizer(format=IntegerFormat(4), granularity=PerGroup(GROUP))
@@ -49,16 +52,16 @@ def layer(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 def plain(w: Tensor, hessian: Tensor) -> Tensor:
     """Values of the codes, column by column; groups begin where blocks do, so that blocks do not matter."""
-    factor, rest = inverse_factor(hessian), w.double()
-    w_hat = torch.empty_like(w)
+    factor, rest = inverse_factor(hessian), w.t().double().contiguous()
+    w_hat = torch.empty(rest.shape)
     per_row = Q.replace(granularity=PerAxis(0))
     for j in range(w.shape[1]):
         if j % GROUP == 0:
-            qparams = torch_frontend.choose_qparams(Q, rest[:, j : j + GROUP].float())
-        w_hat[:, j] = torch_frontend.fake_quantize(per_row, rest[:, j].float(), QParams(qparams.scale[:, 0]))
-        error = (rest[:, j] - w_hat[:, j]) / factor[j, j]
-        rest[:, j + 1 :] -= torch.outer(error, factor[j, j + 1 :])
-    return w_hat
+            qparams = torch_frontend.choose_qparams(Q, rest[j : j + GROUP].t().float())
+        w_hat[j] = torch_frontend.fake_quantize(per_row, rest[j].float(), QParams(qparams.scale[:, 0]))
+        error = (rest[j] - w_hat[j]) / factor[j, j]
+        rest[j + 1 :].addr_(factor[j, j + 1 :], error, alpha=-1)
+    return w_hat.t()
 
 
 def of_qwix(w: jax.Array, hessian: jax.Array) -> Any:
@@ -85,6 +88,20 @@ def programs(rows: int, columns: int) -> dict[str, Program]:
     }
 
 
+def timed(competitors: dict[str, Program], rounds: int) -> dict[str, float]:
+    """Median seconds of each, one run of each a round, in an order that changes."""
+    samples: dict[str, list[float]] = {name: [] for name in competitors}
+    for program in competitors.values():
+        program()
+    for i in range(rounds):
+        names = list(competitors)
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = time.perf_counter()
+            competitors[name]()
+            samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
 def main() -> None:
     """Prints a table in Markdown, and writes it where asked."""
     parser = argparse.ArgumentParser()
@@ -92,9 +109,9 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    lines = []
+    lines: list[str] = []
     for rows, columns in SHAPES:
-        found = medians(programs(rows, columns), options.rounds)
+        found = timed(programs(rows, columns), options.rounds)
         if not lines:
             lines = [f"| (out, in) | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
         cells = [f"{seconds:.2f} ({seconds / found[BASE]:.1f})" for seconds in found.values()]

@@ -4,11 +4,13 @@ All steps are one compiled loop; gradients are those of `jax.grad`. Float64 is o
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.typing import NDArray
 
 from ...core import checks
 from ...core.descriptions import QParams, Quantizer
@@ -20,11 +22,12 @@ from ..quantizer import choose_qparams, dequantize, fake_quantize, quantize
 from .gptq import output_error
 
 Array = jax.Array
+Wide = Array | NDArray[Any]  # float64: JAX makes none where `jax_enable_x64` is not set
 State = tuple[Array, Array, Array]
 
 
 def adaround(
-    q: Quantizer, w: Array, hessian: Array, steps: int = 500, rate: float = 0.03, penalty: float = 3.0
+    q: Quantizer, w: Array, hessian: Wide, steps: int = 500, rate: float = 0.03, penalty: float = 3.0
 ) -> tuple[Array, QParams, Array]:
     """Codes of a weight that keep the outputs of its layer, each next to the weight; see the module.
 

@@ -3,18 +3,22 @@
 In float64, which is on inside these functions alone.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core import checks
 from ...core.layerwise import check_mean, check_rows
 from ..arrays import as_array, with_float64
 
 Array = jax.Array
+Wide = Array | NDArray[Any]  # float64: JAX makes none where `jax_enable_x64` is not set
 
 
-def mean_update(mean: Array, n: int, x: Array) -> tuple[Array, int]:
+def mean_update(mean: Wide, n: int, x: Array) -> tuple[Array, int]:
     """The mean of the n rows so far, and of those of ``x`` too.
 
     Args:
@@ -31,12 +35,12 @@ def mean_update(mean: Array, n: int, x: Array) -> tuple[Array, int]:
         check_rows(x.shape, len(mean), n)
         total = n + len(x)
         if not len(x):
-            return mean, n
+            return jnp.asarray(mean, np.float64), n
         kept: Array = jnp.asarray(mean, np.float64) * np.float64(n / total)
         return kept + jnp.sum(x.astype(np.float64), 0) / np.float64(total), total
 
 
-def corrected_bias(bias: Array, w: Array, w_hat: Array, mean: Array) -> Array:
+def corrected_bias(bias: Array, w: Array, w_hat: Array, mean: Wide) -> Array:
     """The bias with which outputs have the mean that they had.
 
     Args:

@@ -8,11 +8,13 @@ the end, at once.
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from numpy.typing import NDArray
 
 from ...core import checks
 from ...core.descriptions import QParams, Quantizer
@@ -22,9 +24,10 @@ from ..arrays import as_array, with_float64
 from ..quantizer import choose_qparams, fake_quantize, quantize
 
 Array = jax.Array
+Wide = Array | NDArray[Any]  # float64: JAX makes none where `jax_enable_x64` is not set
 
 
-def hessian_update(hessian: Array, n: int, x: Array) -> tuple[Array, int]:
+def hessian_update(hessian: Wide, n: int, x: Array) -> tuple[Array, int]:
     """``2/n * sum x x^T`` over the n rows so far, and over those of ``x`` too.
 
     Args:
@@ -42,12 +45,12 @@ def hessian_update(hessian: Array, n: int, x: Array) -> tuple[Array, int]:
         check_rows(x.shape, len(hessian), n)
         total = n + len(x)
         if not len(x):
-            return hessian, n
+            return jnp.asarray(hessian, np.float64), n
         kept, added = np.float64(n / total), np.float64(2 / total)
         return _added(jnp.asarray(hessian, np.float64), x, kept, added), total
 
 
-def output_error(w: Array, w_hat: Array, hessian: Array) -> float:
+def output_error(w: Array, w_hat: Array, hessian: Wide) -> float:
     """Mean over the recorded rows of the squared error of the outputs, summed over outputs; see `core.gptq`.
 
     Args:
@@ -58,7 +61,7 @@ def output_error(w: Array, w_hat: Array, hessian: Array) -> float:
         return float(jnp.vdot(off @ jnp.asarray(hessian, np.float64), off) / 2)
 
 
-def inverse_factor(hessian: Array, percdamp: float = 0.01) -> Array:
+def inverse_factor(hessian: Wide, percdamp: float = 0.01) -> Array:
     """U, upper triangular, with ``U^T U`` the inverse of the damped matrix, in which unused columns have a 1.
 
     Raises:
@@ -77,7 +80,7 @@ def inverse_factor(hessian: Array, percdamp: float = 0.01) -> Array:
 def gptq(
     q: Quantizer,
     w: Array,
-    hessian: Array,
+    hessian: Wide,
     blocksize: int = 128,
     percdamp: float = 0.01,
     act_order: bool = False,

@@ -228,7 +228,7 @@ def test_equalization_lowers_the_error_of_one_scale_for_all() -> None:
     errors = []
     for _ in range(2):
         quantized = copy.deepcopy(model)
-        for layer in quantized[::2]:
+        for layer in (quantized[0], quantized[2], quantized[4]):
             layer.weight.data = fake_quantize(catalog["int8_per_tensor"], layer.weight.detach())
         off = (quantized(x) - model(x)).detach()
         errors.append(float(off.square().mean() / model(x).detach().square().mean()))
