@@ -1,6 +1,6 @@
 """GPTQ of linear layers of a small sentence encoder, beside Qwix and a plain loop over columns with the same result.
 
-    python benchmarks/gptq.py [--rounds 5] [--markdown FILE]
+    python benchmarks/gptq.py [--rounds 5] [--threads 2] [--markdown FILE]
 
 int4 weights in groups of 128 columns, statistics given. The plain loop is the original program's without its blocks:
 every column, contiguous, updates all later ones in float64, in torch; its values must be those of `gptq`. Qwix computes
@@ -106,9 +106,10 @@ def main() -> None:
     """Prints a table in Markdown, and writes it where asked."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     lines: list[str] = []
     for rows, columns in SHAPES:
         found = timed(programs(rows, columns), options.rounds)

@@ -29,13 +29,13 @@ BITS4 = "int4_per_channel"
 
 
 class Block(nnx.Module):
-    """The block of torch's tests."""
+    """The block of torch's tests, with weights of one shape, so that few programs are compiled."""
 
     def __init__(self, width: int = 16) -> None:
         rngs = nnx.Rngs(0)
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.q, self.k, self.v, self.out = (nnx.Linear(width, width, rngs=rngs) for _ in range(4))
-        self.up, self.down = nnx.Linear(width, 32, rngs=rngs), nnx.Linear(32, width, rngs=rngs)
+        self.up, self.down = nnx.Linear(width, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.unused = nnx.Linear(width, 4, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -54,7 +54,7 @@ def batches() -> list[Array]:
 @pytest.fixture
 def in_torch() -> TorchBlock:
     torch.manual_seed(0)
-    return TorchBlock()
+    return TorchBlock(hidden=16)
 
 
 @pytest.fixture

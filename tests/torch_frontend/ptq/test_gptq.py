@@ -24,11 +24,11 @@ from ...layerwise_inputs import layer, statistics
 class Block(nn.Module):
     """Three layers that see the same input, one behind them, two more, and one that is never called."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 16, hidden: int = 32) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
-        self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, 32), nn.Linear(32, width)
+        self.out, self.up, self.down = nn.Linear(width, width), nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.drop, self.unused = nn.Dropout(0.5), nn.Linear(width, 4)
 
     def forward(self, x: Tensor) -> Tensor:
