@@ -16,6 +16,7 @@ from ...core import checks
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis
 from ...core.layerwise import GroupScales, check_damping, check_gptq, check_hessian, check_rows, indefinite
+from .. import eager, routes
 from ..arguments import check_tensor
 from ..arrays import dtype_name
 from ..quantizer import choose_qparams, fake_quantize, quantize
@@ -192,11 +193,18 @@ def _columns(
         return
     for j in range(first, last):
         source, place = sources[j].copy_(rest[j]), j - known.first
-        zero = None if known.zero_point is None else known.zero_point[place]
-        value = fake_quantize(known.q, source, QParams(known.scale[place], zero))
+        value = _value(known, source, place)
         torch.sub(rest[j], value, out=errors[j]).div_(factor[j, j])
         if j + 1 < last:
             rest[j + 1 : last].addr_(factor[j, j + 1 : last], errors[j], alpha=-1)
+
+
+def _value(known: _Columns, source: Tensor, place: int) -> Tensor:
+    """As `fake_quantize`, of a column whose parameters need no check: they were chosen here."""
+    scale, zero = known.scale[place], None if known.zero_point is None else known.zero_point[place]
+    if known.q.usual and not known.q.scale.signed:
+        return eager.fake_quantize(known.q, source, scale, routes.wide(zero, scale))
+    return fake_quantize(known.q, source, QParams(scale, zero))
 
 
 def _segments(columns: int, blocksize: int, per_scale: int, rule: GroupScales) -> list[tuple[int, int]]:
