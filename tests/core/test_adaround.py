@@ -51,6 +51,8 @@ def test_what_is_not_better_is_rounded_to_nearest() -> None:
     independent = np.diag(np.arange(1.0, 9))  # nearest is best
     assert_same_bits(adaround(INT4, w, independent, steps=20)[2], fake_quantize(INT4, w))
     assert_same_bits(adaround(INT4, w, np.zeros((8, 8)))[2], fake_quantize(INT4, w))
+    one_wild_step = adaround(INT4, w, independent, steps=1, rate=10.0)  # each code goes up or down by a rounding's sign
+    assert_same_bits(one_wild_step[0], quantize(INT4, w, one_wild_step[1]))
 
 
 def test_the_penalty_falls() -> None:

@@ -90,6 +90,16 @@ def test_learned_codes_are_those_of_core(name: str, q: core.Quantizer) -> None:
 
 
 @each_room
+def test_codes_that_are_not_better_are_rounded_to_nearest(name: str) -> None:
+    room, _, to = ROOMS[name]
+    w, _ = layer(4, 8)
+    independent = np.diag(np.arange(1.0, 9))  # nearest is best
+    given = torch.tensor(independent) if name == "torch" else independent
+    codes, qparams, _ = room.adaround(INT4, to(w), given, steps=1, rate=10.0)
+    assert_same_bits(core.quantize(INT4, w, core.QParams(to_numpy(qparams.scale))), to_numpy(codes))
+
+
+@each_room
 @pytest.mark.parametrize(("function", "given", "error", "words"), REFUSED)
 def test_bad_input_is_refused_as_in_core(
     name: str, function: str, given: tuple[Any, ...], error: type[Exception], words: str
