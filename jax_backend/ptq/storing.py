@@ -10,7 +10,7 @@ from .qarray import QArray, array_of_codes
 
 
 def store(module: nnx.Linear, q: Quantizer, codes: jax.Array, qparams: QParams, layout: str | None = None) -> None:
-    """Makes codes ``(out, in)`` in a layout, or their values (None), the kernel ``(in, out)`` of a layer, in its dtype."""
+    """Makes codes ``(out, in)`` in a layout, or their values (None), the kernel ``(in, out)`` of a layer."""
     old = module.kernel[...]
     if layout is not None:
         set_kernel(module, array_of_codes(q, codes, qparams, old.dtype, None, layout).T)

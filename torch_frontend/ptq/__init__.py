@@ -29,6 +29,7 @@ from .equalizing import equalize_ as equalize_
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
+from .files import write_quantized as write_quantized
 from .fuse import fuse_modules as fuse_modules
 from .fuse import fuse_modules_qat as fuse_modules_qat
 from .gptq import gptq as gptq

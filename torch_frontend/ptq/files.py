@@ -1,5 +1,6 @@
 """Quantized torch models in files, in the layout of `samebits.core.quantized_files`, which JAX reads too."""
 
+from collections.abc import Mapping
 from os import PathLike
 
 import torch
@@ -21,29 +22,38 @@ def save_quantized(model: nn.Module, path: Path) -> None:
     """Writes the parameters and buffers of a model, those that are in its ``state_dict``, as a safetensors file.
 
     Raises:
+        As `write_quantized`.
+    """
+    write_quantized(model.state_dict(), path)
+
+
+def write_quantized(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors by name, `QuantWeight` among them, as a safetensors file; `read_quantized` gives them back.
+
+    Raises:
         ImportError: without safetensors (``pip install 'samebits[files]'``). ValueError: a transposed weight.
     """
     _require()
     from safetensors.torch import save_file
 
     entries: dict[str, Entry] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    stored: dict[str, Tensor] = {}
+    for name, value in tensors.items():
         if not isinstance(value, QuantWeight):
-            tensors[name] = value
+            stored[name] = value
             continue
         if value.transposed:
             raise ValueError(f"`{name}` must not be transposed to be saved")
         entry = Entry(value.quantizer, value.act_quant, value.code_layout, value.length, dtype_name(value.dtype))
         parts = (value.codes, value.scale, *([] if value.zero_point is None else [value.zero_point]))
         entries[name] = entry
-        tensors |= zip(parts_of(name, entry), parts, strict=True)
+        stored |= zip(parts_of(name, entry), parts, strict=True)
     seen: set[int] = set()
-    for name, tensor in tensors.items():  # a file has no shared storage
+    for name, tensor in stored.items():  # a file has no shared storage
         pointer = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
+        stored[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
         seen.add(pointer)
-    save_file(tensors, path, metadata_of(entries))
+    save_file(stored, path, metadata_of(entries))
 
 
 def read_quantized(path: Path) -> dict[str, Tensor]:

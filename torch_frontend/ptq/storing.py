@@ -9,7 +9,7 @@ from .quant_weight import QuantWeight, weight_of_codes
 
 
 def store(module: nn.Module, q: Quantizer, codes: Tensor, qparams: QParams, layout: str | None = None) -> None:
-    """Makes codes in a layout the weight of a layer, or their values (None), in the dtype of its weight and its shape."""
+    """Makes codes in a layout, or their values (None), the weight of a layer, in its dtype and shape."""
     old = module.weight
     assert isinstance(old, Tensor)
     if layout is not None:
