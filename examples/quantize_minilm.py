@@ -153,7 +153,8 @@ class Room(NamedTuple):
 
 def torch_runner(model: Any) -> Callable[..., Any]:
     """The model as it is, eager."""
-    return torch.inference_mode()(model)
+    run: Callable[..., Any] = torch.inference_mode()(model)
+    return run
 
 
 def jax_runner(model: Any) -> Callable[..., Any]:

@@ -25,21 +25,19 @@ def _grouped(make: Callable[[int], Config], default: int) -> Callable[[int | Non
     return lambda group_size: make(default if group_size is None else group_size)
 
 
+_FIXED: Mapping[str, Callable[[], Config]] = {
+    "int8_dynamic_activation_int8_weight": configs.int8_dynamic_activation_int8_weight,
+    "float8_weight_only": configs.float8_weight_only,
+    "float8_dynamic_activation_float8_weight": configs.float8_dynamic_activation_float8_weight,
+    **{format: partial(configs.mx, format) for format in configs.MX},
+    "nvfp4": configs.nvfp4,
+}
 METHODS: Mapping[str, Callable[[int | None], Config]] = MappingProxyType(
     {
         "int8_weight_only": lambda group_size: configs.int8_weight_only(group_size),
         "int4_weight_only": _grouped(configs.int4_weight_only, 128),
         "int8_dynamic_activation_int4_weight": _grouped(configs.int8_dynamic_activation_int4_weight, 32),
-    }
-    | {
-        name: _ungrouped(name, make)
-        for name, make in {
-            "int8_dynamic_activation_int8_weight": configs.int8_dynamic_activation_int8_weight,
-            "float8_weight_only": configs.float8_weight_only,
-            "float8_dynamic_activation_float8_weight": configs.float8_dynamic_activation_float8_weight,
-            **{format: partial(configs.mx, format) for format in configs.MX},
-            "nvfp4": configs.nvfp4,
-        }.items()
+        **{name: _ungrouped(name, make) for name, make in _FIXED.items()},
     }
 )
 

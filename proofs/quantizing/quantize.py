@@ -142,7 +142,8 @@ def quantize_model(
     }
     old = {name: module.weight.detach() for name, module in owners.items()}
     shapes: Shapes = {name: tuple(w.shape) for name, w in old.items()}
-    found = plan(shapes, method, patterns, group_size, description, uneven) if layers is None else tuple(layers)
+    taken = patterns or ("*",)  # all of them are linear, whatever their names
+    found = plan(shapes, method, taken, group_size, description, uneven) if layers is None else tuple(layers)
     found = tuple(one for one in found if one.name in owners)
     configs = {one.name.rpartition(".")[0]: one.config for one in found if one.config is not None}
     if not configs:

@@ -85,7 +85,7 @@ def recommend(model: Any, goal: str = "throughput") -> Recommendation:
     if goal not in GOALS:
         raise ValueError(f"`goal` must be one of {', '.join(map(repr, GOALS))}; got {goal!r}")
     shapes = shapes_of(model)
-    kinds = {name: kind_of(name, shape) for name, shape in shapes.items()}
+    kinds = {name: kind_of(name, shape) for name, shape in shapes.items()} | kinds_of_modules(model)
     if not shapes:
         raise ValueError("`model` must have tensors, got none")
     convolutional = "convolution" in kinds.values()
@@ -115,6 +115,17 @@ def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
 
         return {name: tuple(value.shape) for name, value in interop.state_dict(model).items()}
     raise TypeError(f"`model` must be shapes by name, a torch module or a flax nnx module, got {type(model).__name__}")
+
+
+def kinds_of_modules(model: Any) -> dict[str, str]:
+    """What the weights of a torch module are, as far as their layers say, whatever their names; else nothing."""
+    found = {}
+    for name, part in model.named_modules() if hasattr(model, "named_modules") else ():
+        layer = next((base.__name__ for base in type(part).__mro__ if base.__module__.startswith("torch.nn")), "")
+        kind = "convolution" if layer.startswith("Conv") else {"Linear": "linear", "Embedding": "embedding"}.get(layer)
+        if kind:
+            found[f"{name}.weight".lstrip(".")] = kind
+    return found
 
 
 def _advised(name: str, shape: tuple[int, ...], kind: str, goal: str, convolutional: bool) -> Planned:
