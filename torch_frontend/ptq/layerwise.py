@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.configs import check_layout
 from ...core.descriptions import QParams, Quantizer
 from ...core.layerwise import LayerReport, ModelReport
 from ..quantizer import choose_qparams, dequantize, fake_quantize, quantize
@@ -38,7 +37,6 @@ def quantize_layers(
     check: Callable[[Quantizer, tuple[int, ...]], object],
     method: Method,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-    layout: str | None = None,
 ) -> ModelReport:
     """Weights of linear layers by a method that takes a quantizer, a weight and the statistics of its inputs.
 
@@ -50,13 +48,10 @@ def quantize_layers(
         name: of the method, for the report.
         check: raises for a quantizer and the shape of a weight that the method does not take.
         progress: what a list of stages is run through, such as ``tqdm.tqdm``.
-        layout: of the codes that weights become; None: they stay floats.
     Raises:
         TypeError, ValueError, KeyError: as `gptq_`. The model is then as it was.
     """
     q = quantizer_of(q)
-    if layout is not None:
-        check_layout(layout)
     layers = chosen_layers(model, filter_fn, nn.Linear)
     check_batches(batches)
     for layer_name, layer in layers.items():
@@ -76,7 +71,7 @@ def quantize_layers(
                 codes[layer_name], report = named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
                 reports.append(report)
     for layer_name, found in codes.items():
-        store(layers[layer_name], q, *found, layout)
+        store(layers[layer_name], q, *found)
     return ModelReport(tuple(reports), {one: "no batch reaches it" for one in layers if one not in codes})
 
 

@@ -26,7 +26,6 @@ def gptq_(
     act_order: bool = False,
     group_scales: str | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-    layout: str | None = None,
 ) -> ModelReport:
     """Quantizes the weights of linear layers by GPTQ, in place, layer by layer in the order in which they run.
 
@@ -42,8 +41,6 @@ def gptq_(
         filter_fn: ``filter_fn(layer, name)`` says whether a linear layer is quantized; None: all are.
         blocksize, percdamp, act_order, group_scales: as `gptq`.
         progress: what the list of stages is run through, such as ``tqdm.tqdm``; None: nothing is shown.
-        layout: of the codes that weights become, as `quantize_` makes them (`samebits.core.configs`); None: weights
-            stay floats, the values of these codes.
     Returns:
         For each layer the error of its outputs before and after, and which layers were skipped, and why.
     Raises:
@@ -59,7 +56,7 @@ def gptq_(
         codes, qparams, _, _ = gptq(q, w, hessian, blocksize, percdamp, act_order, group_scales)
         return codes, qparams
 
-    return quantize_layers(model, q, batches, filter_fn, "gptq", check, method, progress, layout)
+    return quantize_layers(model, q, batches, filter_fn, "gptq", check, method, progress)
 
 
 def adaround_(
@@ -71,13 +68,12 @@ def adaround_(
     rate: float = 0.03,
     penalty: float = 3.0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-    layout: str | None = None,
 ) -> ModelReport:
     """Quantizes the weights of linear layers by AdaRound, in place; layer by layer, as `gptq_` does.
 
     Args:
         q: a quantizer of integers for matrices (out, in), or its name in the catalog.
-        batches, filter_fn, progress, layout: as `gptq_`.
+        batches, filter_fn, progress: as `gptq_`.
         steps, rate, penalty: as `adaround`.
     Returns:
         As `gptq_`, which raises the same.
@@ -90,7 +86,7 @@ def adaround_(
         codes, qparams, _ = adaround(q, w, hessian, steps, rate, penalty)
         return codes, qparams
 
-    return quantize_layers(model, q, batches, filter_fn, "adaround", check, method, progress, layout)
+    return quantize_layers(model, q, batches, filter_fn, "adaround", check, method, progress)
 
 
 def correct_biases_(

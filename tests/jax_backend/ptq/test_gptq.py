@@ -13,9 +13,8 @@ from flax import nnx
 
 from samebits.core import PerGroup, catalog
 from samebits.core.gptq import gptq as core_gptq
-from samebits.jax_backend.ptq import QArray, gptq, gptq_
+from samebits.jax_backend.ptq import gptq, gptq_
 from samebits.jax_backend.ptq.gptq import hessian_update, inverse_factor, output_error
-from samebits.jax_backend.ptq.storing import dense
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend.ptq import gptq_ as torch_gptq_
 from samebits.torch_frontend.ptq.gptq import inverse_factor as torch_inverse_factor
@@ -145,20 +144,6 @@ def test_models_have_the_codes_of_torch(model: Block, in_torch: TorchBlock, batc
         assert one.after < 0.95 * one.before
         assert type(getattr(model, name)) is nnx.Linear
     assert report.skipped == expected.skipped == {"unused": "no batch reaches it"}
-
-
-def test_kernels_may_stay_codes(model: Block, in_torch: TorchBlock, batches: list[Array]) -> None:
-    """The codes and scales of torch."""
-    gptq_(model, BITS4, batches, layout="packed")
-    torch_gptq_(in_torch, BITS4, [torch.tensor(np.asarray(x)) for x in batches], layout="packed")
-    for name in LAYERS:
-        kernel, weight = getattr(model, name).kernel.get_value(), getattr(in_torch, name).weight
-        assert isinstance(kernel, QArray)
-        assert_same_bits(weight.codes, kernel.codes)
-        assert_same_bits(weight.scale, kernel.scale)
-        assert_same_bits(weight.dequantize(), dense(getattr(model, name)))
-    with pytest.raises(ValueError, match="`layout` must be one of"):
-        gptq_(model, BITS4, batches, layout="tight")
 
 
 def with_nan(batches: list[Array]) -> list[Array]:

@@ -2,7 +2,6 @@
 
 import copy
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +11,7 @@ from torch import Tensor, nn
 from samebits.core import catalog
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import choose_qparams, fake_quantize, quantize
-from samebits.torch_frontend.ptq import (
-    QuantWeight,
-    adaround_,
-    correct_biases_,
-    gptq_,
-    load_quantized,
-    save_quantized,
-)
+from samebits.torch_frontend.ptq import adaround_, correct_biases_, gptq_
 
 from .test_gptq import BITS4, LAYERS, Block
 
@@ -50,27 +42,6 @@ def test_adaround_of_a_model(model: Block, batches: list[Tensor]) -> None:
         codes = quantize(q, w_hat, qparams)
         assert_same_bits(fake_quantize(q, w_hat, qparams), w_hat)  # numbers of that scale
         assert (codes - quantize(q, w, qparams)).abs().max() == 1
-
-
-@pytest.mark.parametrize("layout", ["plain", "packed"])
-def test_weights_may_stay_codes(layout: str, model: Block, batches: list[Tensor], tmp_path: Path) -> None:
-    """They are the codes of the same values, which a file holds in few bytes."""
-    floats = copy.deepcopy(model)
-    gptq_(floats, BITS4, batches)
-    report = gptq_(model, BITS4, batches, layout=layout)
-    for one in report.layers:
-        weight = model.get_submodule(one.name).weight
-        assert isinstance(weight, QuantWeight)
-        assert weight.codes.shape[1] == weight.shape[1] // (2 if layout == "packed" else 1)
-        assert_same_bits(weight.dequantize(), floats.get_submodule(one.name).weight)
-    assert torch.equal(model(batches[0]), floats(batches[0]))
-    save_quantized(model, tmp_path / "file")
-    again = Block().eval()
-    load_quantized(again, tmp_path / "file")
-    assert torch.equal(model(batches[0]), again(batches[0]))
-    correct_biases_(model, Block().eval(), batches)  # which reads the values of codes
-    with pytest.raises(ValueError, match="`layout` must be one of"):
-        gptq_(floats, BITS4, batches, layout="tight")
 
 
 def test_adaround_refuses_before_it_begins(model: Block, batches: list[Tensor]) -> None:
