@@ -177,6 +177,34 @@ PEERS: tuple[Peer, ...] = (
         ),
         apart=True,
     ),
+    Peer(
+        "bitsandbytes",
+        "bitsandbytes",
+        "peers-bitsandbytes",
+        (
+            "bitsandbytes.quantize_4bit.nf4",
+            "bitsandbytes.quantize_4bit.fp4",
+            "bitsandbytes.quantize_blockwise",
+            "bitsandbytes.int8_vectorwise_quant",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "mlx",
+        "mlx",
+        "peers-mlx",
+        (
+            "mlx.quantize.affine2",
+            "mlx.quantize.affine3",
+            "mlx.quantize.affine4",
+            "mlx.quantize.affine6",
+            "mlx.quantize.affine8",
+            "mlx.quantize.mxfp4",
+            "mlx.quantize.mxfp8",
+            "mlx.quantize.nvfp4",
+        ),
+        apart=True,
+    ),
 )
 
 
