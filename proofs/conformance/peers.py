@@ -205,6 +205,35 @@ PEERS: tuple[Peer, ...] = (
         ),
         apart=True,
     ),
+    Peer(
+        "openvino",
+        "openvino",
+        "peers-openvino",
+        (
+            "openvino.FakeQuantize",
+            "openvino.FakeQuantize.uint8",
+            "openvino.Convert.f8e4m3",
+            "openvino.Convert.f8e5m2",
+            "openvino.Convert.f4e2m1",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "nncf",
+        "nncf",
+        "peers-openvino",
+        (
+            "nncf.do_integer_quantization",
+            "nncf.do_integer_quantization.chosen",
+            "nncf.do_integer_quantization.int4.chosen",
+            "nncf.do_float_quantization.nf4",
+            "nncf.do_float_quantization.mxfp4",
+            "nncf.do_float_quantization.mxfp8_e4m3",
+            "nncf.do_float_quantization.nvfp4",
+            "nncf.Quantize_forward",
+        ),
+        apart=True,
+    ),
 )
 
 
