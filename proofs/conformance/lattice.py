@@ -171,7 +171,9 @@ def scale_rules(q: Quantizer) -> list[Quantizer]:
     names = [name for name, _ in parts]
     found = [dict(zip(names, row, strict=True)) for row in product(*(values for _, values in parts))]
     if isinstance(q.format, FloatFormat) and isinstance(q.granularity, PerGroup):
-        found += [changes | level for changes in found if changes["restriction"] is Restriction.FLOAT for level in LEVELS]
+        found += [
+            changes | level for changes in found if changes["restriction"] is Restriction.FLOAT for level in LEVELS
+        ]
     return [q.replace(**changes) for changes in found if _allowed(q, changes)]
 
 

@@ -234,6 +234,69 @@ PEERS: tuple[Peer, ...] = (
         ),
         apart=True,
     ),
+    Peer(
+        "quantizers",
+        "quantizers",
+        "peers-keras",
+        (
+            "quantizers.RND",
+            "quantizers.RND_CONV",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "qonnx",
+        "qonnx",
+        "peers-fixed",
+        (
+            "qonnx.int_quant",
+            "qonnx.float_quant",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "apytypes",
+        "apytypes",
+        "peers-fixed",
+        (
+            "apytypes.APyFloatArray",
+            "apytypes.APyFixedArray",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "pychop",
+        "pychop",
+        "peers-fixed",
+        (
+            "pychop.Chop.e5m2",
+            "pychop.Chop.e4m3",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "fxpmath",
+        "fxpmath",
+        "peers-fixed",
+        (
+            "fxpmath.Fxp.trunc",
+            "fxpmath.Fxp.around",
+        ),
+        apart=True,
+    ),
+    Peer(
+        "breccia",
+        "breccia",
+        "peers-fixed",
+        (
+            "breccia.Float8CurrentScaling",
+            "breccia.MXFP8BlockScaling",
+            "breccia.NVFP4BlockScaling",
+            "breccia.INT4Scaling",
+            "breccia.INT4Scaling.asymmetric",
+        ),
+        apart=True,
+    ),
 )
 
 

@@ -49,9 +49,7 @@ def _of_blocks(q: Quantizer, strategy: str, size: int, scales: Any) -> Any:
     """Arguments of floats in blocks, as its presets MXFP4, MXFP6, MXFP8 and NVFP4 have them."""
     arguments = import_module("compressed_tensors.quantization").QuantizationArgs
     kinds = {"scale_dtype": scales, "zp_dtype": scales}
-    return arguments(
-        num_bits=q.format.bits, type="float", symmetric=True, strategy=strategy, group_size=size, **kinds
-    )
+    return arguments(num_bits=q.format.bits, type="float", symmetric=True, strategy=strategy, group_size=size, **kinds)
 
 
 def _operands(x: Array, qparams: QParams) -> dict[str, Any]:
