@@ -46,6 +46,7 @@ PEERS: tuple[Peer, ...] = (
             "torch.float8_e5m2",
             "torch.float8_e4m3fnuz",
             "torch.float8_e5m2fnuz",
+            "torch.float8_e8m0fnu",
         ),
     ),
     Peer("torch", "textbook_torch", "torch", ("textbook.torch_eager", "textbook.torch_compiled")),
@@ -97,7 +98,7 @@ PEERS: tuple[Peer, ...] = (
         "peers-onnx",
         ("onnx.QuantizeLinear", "onnx.QuantizeLinear.float16", "onnx.DynamicQuantizeLinear"),
     ),
-    Peer("jax", "jax", "jax", ("jax.float8_e4m3fn", "jax.float8_e5m2", "jax.float4_e2m1fn")),
+    Peer("jax", "jax", "jax", ("jax.float8_e4m3fn", "jax.float8_e5m2", "jax.float4_e2m1fn", "jax.float8_e8m0fnu")),
     Peer("gfloat", "gfloat", "peers-onnx", ("gfloat.ocp_e4m3", "gfloat.ocp_e5m2", "gfloat.ocp_e2m1")),
     Peer(
         "ml_dtypes",
@@ -109,6 +110,7 @@ PEERS: tuple[Peer, ...] = (
             "ml_dtypes.float8_e4m3fnuz",
             "ml_dtypes.float6_e3m2fn",
             "ml_dtypes.float4_e2m1fn",
+            "ml_dtypes.float8_e8m0fnu",
         ),
     ),
     Peer(
