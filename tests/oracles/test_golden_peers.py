@@ -64,12 +64,15 @@ GIVEN = [
     Case("compressed_tensors.fake_quantize", "compressed_tensors", "int8_per_tensor"),
     Case("compressed_tensors.fake_quantize.bfloat16", "compressed_tensors", "int8_per_tensor"),
     Case("compressed_tensors.fake_quantize.float8", "compressed_tensors", "float8_e4m3fn_per_tensor"),
+    Case("compressed_tensors.fake_quantize.float4", "compressed_tensors", "float4_e2m1_per_tensor"),
     Case("litert.QUANTIZE", "litert", SIGNED_AFFINE),
     Case("litert.QUANTIZE.uint8", "litert", "uint8_affine_per_tensor"),
     Case("litert.QUANTIZE.reference", "litert_reference", SIGNED_AFFINE),
     Case("litert.QUANTIZE.uint8.reference", "litert_reference", "uint8_affine_per_tensor"),
     Case("ai_edge_quantizer.uniform_quantize", "ai_edge_quantizer", SIGNED_AFFINE),
     Case("ai_edge_quantizer.uniform_quantize.symmetric", "ai_edge_quantizer", "int8_per_tensor", narrow=True),
+    Case("nncf.do_integer_quantization", "ai_edge_quantizer", "uint8_affine_per_tensor"),
+    Case("qonnx.int_quant", "brevitas", SIGNED_AFFINE),
 ]
 CHOSEN = [
     Case("compressed_tensors.calculate_qparams", "compressed_tensors", "int8_per_tensor"),
