@@ -80,6 +80,15 @@ CHOSEN = [
     Case("ai_edge_quantizer.uniform_quantize.chosen", "ai_edge_quantizer", "int8_per_tensor", narrow=True),
     Case("ai_edge_quantizer.uniform_quantize.affine.chosen", "ai_edge_quantizer", SIGNED_AFFINE),
 ]
+# Of blocks with a scale of their own: what each target gives, as a quantizer of ours
+BLOCKS = {
+    "compressed_tensors.mxfp4": catalog["mxfp4_e2m1_even"].replace(zero_point_order="before_rounding"),
+    "compressed_tensors.mxfp6": catalog["mxfp6_e2m3"].replace(
+        restriction="power_of_two_even", zero_point_order="before_rounding"
+    ),
+    "bitsandbytes.quantize_4bit.nf4": catalog["nf4_per_group64"].replace(division="reciprocal"),
+    "mlx.quantize.mxfp8": catalog["mxfp8_e4m3_rceil"],
+}
 
 
 def parameters(q: Quantizer, scale: np.float32, zero: int, dtype: np.dtype[Any]) -> QParams:
@@ -165,6 +174,28 @@ def record_chosen(case: Case) -> dict[str, Any]:
     return {"x": rows(q).tobytes().hex(), "scales": np.stack(scales).tobytes().hex(), "zero_points": zeros}
 
 
+def of_blocks(q: Quantizer, count: int) -> Array:
+    """Float32 numbers, one row of so many blocks: those of some magnitude, half of them knife edges at the scale."""
+    rng, size = np.random.default_rng(0), q.granularity.size
+    x = (rng.standard_normal((count, size)) * 2.0 ** rng.integers(-20, 20, (count, 1))).astype(np.float32)
+    for row, scale in zip(x, choose_qparams(q, x).scale.reshape(-1), strict=True):
+        edges = knife_edges(q.replace(granularity=PerTensor()), scale, None, row.dtype)
+        edges = edges[np.abs(edges) < np.abs(row).max()]
+        at = np.abs(row).argsort()[: size // 2]  # the largest stays
+        row[at] = rng.choice(edges, len(at))
+    return x.reshape(1, -1)
+
+
+def record_blocks(target: str) -> dict[str, str]:
+    """Asks 1000 blocks, which must agree; keeps the first."""
+    x, q = of_blocks(BLOCKS[target], 1000), BLOCKS[target]
+    theirs = np.asarray(resolve(target).function(x, None))
+    assert_same_bits(theirs, fake_quantize(q, x), call=target, inputs=x)
+    print(f"{target}: 0 of {x.size:,} differ")
+    first = slice(0, 12 * q.granularity.size)
+    return {"x": x[0, first].tobytes().hex(), "answers": theirs[0, first].tobytes().hex()}
+
+
 def same_parameters(q: Quantizer, x: Array, scale: Array, zero: int) -> None:
     ours = choose_qparams(q, x)
     assert_same_bits(np.asarray(scale, np.float32), ours.scale, call=f"scale of {q}", inputs=x)
@@ -173,12 +204,16 @@ def same_parameters(q: Quantizer, x: Array, scale: Array, zero: int) -> None:
 
 def write() -> None:
     """The file: what is installed anew, the rest as it was."""
-    found = {key: dict(KEPT.get(key, {})) for key in ("versions", "given", "chosen")}
+    found = {key: dict(KEPT.get(key, {})) for key in ("versions", "given", "chosen", "blocks")}
     for case in [*GIVEN, *CHOSEN]:
         if find_spec(case.library) is not None:
             found["versions"][case.library] = version(case.library)
             key, record = ("given", record_given) if case in GIVEN else ("chosen", record_chosen)
             found[key][case.target] = record(case)
+    for target in BLOCKS:
+        if find_spec(library := target.partition(".")[0]) is not None:
+            found["versions"][library] = version(library)
+            found["blocks"][target] = record_blocks(target)
     FILE.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -208,6 +243,13 @@ def test_parameters(case: Case) -> None:
         same_parameters(q, row, np.asarray(scale), zero)
 
 
+@pytest.mark.parametrize("target", BLOCKS)
+def test_blocks(target: str) -> None:
+    x, answers = (unpacked(KEPT["blocks"][target][key], np.float32).reshape(1, -1) for key in ("x", "answers"))
+    assert x.size >= 12 * 32
+    assert_same_bits(answers, fake_quantize(BLOCKS[target], x), call=target, inputs=x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scale_of_zero_is_replaced_in_every_dtype(dtype: str) -> None:
     """compressed-tensors takes epsilon of the dtype; the dialect that of float32."""
@@ -221,7 +263,9 @@ def test_a_scale_of_zero_is_replaced_in_every_dtype(dtype: str) -> None:
 def test_every_dialect_of_such_a_library_is_kept() -> None:
     assert {*KEPT["given"]} == {case.target for case in GIVEN}
     assert {*KEPT["chosen"]} == {case.target for case in CHOSEN}
-    assert {*KEPT["versions"]} == {case.library for case in [*GIVEN, *CHOSEN]}
+    assert {*KEPT["blocks"]} == {*BLOCKS}
+    libraries = {case.library for case in [*GIVEN, *CHOSEN]} | {target.partition(".")[0] for target in BLOCKS}
+    assert {*KEPT["versions"]} == libraries
 
 
 if __name__ == "__main__":
