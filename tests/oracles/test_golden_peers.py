@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samebits.core import PerTensor, QParams, Quantizer, catalog, choose_qparams, dialects, fake_quantize, quantize
+from samebits.core import (
+    PerGroup,
+    PerTensor,
+    QParams,
+    Quantizer,
+    catalog,
+    choose_qparams,
+    dialects,
+    fake_quantize,
+    quantize,
+)
 from samebits.proofs.conformance.targets import Target, resolve
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges
@@ -174,9 +184,14 @@ def record_chosen(case: Case) -> dict[str, Any]:
     return {"x": rows(q).tobytes().hex(), "scales": np.stack(scales).tobytes().hex(), "zero_points": zeros}
 
 
+def size_of(q: Quantizer) -> int:
+    assert isinstance(q.granularity, PerGroup)
+    return q.granularity.size
+
+
 def of_blocks(q: Quantizer, count: int) -> Array:
     """Float32 numbers, one row of so many blocks: those of some magnitude, half of them knife edges at the scale."""
-    rng, size = np.random.default_rng(0), q.granularity.size
+    rng, size = np.random.default_rng(0), size_of(q)
     x = (rng.standard_normal((count, size)) * 2.0 ** rng.integers(-20, 20, (count, 1))).astype(np.float32)
     for row, scale in zip(x, choose_qparams(q, x).scale.reshape(-1), strict=True):
         edges = knife_edges(q.replace(granularity=PerTensor()), scale, None, row.dtype)
@@ -192,7 +207,7 @@ def record_blocks(target: str) -> dict[str, str]:
     theirs = np.asarray(resolve(target).function(x, None))
     assert_same_bits(theirs, fake_quantize(q, x), call=target, inputs=x)
     print(f"{target}: 0 of {x.size:,} differ")
-    first = slice(0, 12 * q.granularity.size)
+    first = slice(0, 12 * size_of(q))
     return {"x": x[0, first].tobytes().hex(), "answers": theirs[0, first].tobytes().hex()}
 
 
