@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...core.descriptions import Quantizer
 from ...core.granularity import PerGroup, PerTensor
@@ -11,11 +12,12 @@ from ...core.quantizer import choose_qparams
 from . import lattice
 from .asking import Block
 from .lattice import field_of
-from .questions import plain_key, pool, predict_pool, prediction_keys
+from .questions import plain_key, pool, predict_pool, predict_special, prediction_keys, special_questions
 from .record import Record
 from .scale_search import ENDS, SMALL_ENDS, block_of
 from .verdicts import Excluded
 
+Array = NDArray[Any]
 Fields = dict[str, str]
 
 
@@ -55,7 +57,7 @@ def equal_dialects(record: Record, best: Quantizer, blocks: Sequence[Block]) -> 
     """Dialects that answer all questions, asked or in a pool, as the candidate does, and choose what it chooses."""
     claim = lattice.plain(record.target.quantizer)
     for name, q in (("samebits", claim), *lattice.in_dialects(claim)):
-        same = not record.mistakes(q) and all(not _differing(record, best, q, block).size for block in blocks)
+        same = not record.mistakes(q) and all(not len(_differing(record, best, q, block)) for block in blocks)
         if same and (not record.target.chooses or _choose_alike(record, best, q)):
             yield name
 
@@ -77,15 +79,19 @@ def _of_two(q: Quantizer) -> Quantizer:
 def asked_where_they_differ(record: Record, best: Quantizer, other: Quantizer, blocks: Sequence[Block]) -> bool:
     """Asks one input at which two candidates differ; whether there was one."""
     for block in blocks:
-        places = _differing(record, best, other, block)
-        if len(places):
-            x = pool(plain_key(best), block, record.target.dtype)
-            record.ask(block, x[places[:1]])
+        x = _differing(record, best, other, block)
+        if len(x):
+            record.ask(block, x[:1])
             return True
     return False
 
 
-def _differing(record: Record, a: Quantizer, b: Quantizer, block: Block) -> Any:
+def _differing(record: Record, a: Quantizer, b: Quantizer, block: Block) -> Array:
+    """Numbers at which two candidates differ: of the pool, and where there are none, of the special questions."""
     kind, dtype = record.target.kind, record.target.dtype
     one, other = (prediction_keys(predict_pool(q, block, dtype, kind), kind) for q in (a, b))
-    return np.flatnonzero(one != other)
+    if (one != other).any():
+        return np.asarray(pool(plain_key(a), block, dtype)[one != other])
+    x = special_questions(a, block, dtype)
+    one, other = (prediction_keys(predict_special(q, block, dtype, kind), kind) for q in (a, b))
+    return np.asarray(x[(one != other) & np.isfinite(x.astype(np.float64))])

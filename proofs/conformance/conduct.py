@@ -55,7 +55,8 @@ def slopes(record: Record, best: Quantizer) -> Quantizer:
         anything |= bool(got.any())
         for i, candidate in enumerate(candidates):
             wrong[i] += int((predicted_slopes(candidate, block, x, g) != got).sum())
-    winner = int(np.argmin(wrong))
+    other = np.array([c.arithmetic.clamp_order is not best.arithmetic.clamp_order for c in candidates])
+    winner = int(np.lexsort((other, wrong))[0])
     if not anything:
         record.notes["gradient"] = "zero everywhere"
         return best

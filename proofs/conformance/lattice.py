@@ -103,7 +103,8 @@ def values_of(q: Quantizer, dtype: str) -> dict[str, tuple[Any, ...]]:
         "nan": tuple(NanRule),
         "flush_subnormals": (False, True),
         "keep_negative_zero": (False, True),
-        "clamp_order": (ClampOrder.AFTER_ROUNDING,),  # to integers it is the same, but for the gradient
+        # to integers it is the same, but for the gradient, and for signs of zero, see `special`
+        "clamp_order": (ClampOrder.AFTER_ROUNDING,),
         # that of LEARNED_SCALE differs towards the scale alone, which is not asked for
         "gradient": tuple(g for g in Gradient if g is not Gradient.LEARNED_SCALE and _allowed(q, {"gradient": g})),
     }
@@ -131,11 +132,19 @@ def common(q: Quantizer, dtype: str) -> list[Quantizer]:
 
 
 def special(q: Quantizer, dtype: str) -> list[Quantizer]:
-    """A candidate with every combination of the `SPECIAL` fields, and of those that only -0 shows."""
+    """A candidate with every combination of the `SPECIAL` fields, and of those that only -0 shows.
+
+    A limit of 0, to which numbers are clamped before they are rounded, takes the sign of a zero; so where the range may
+    end there, whoever keeps signs may clamp first.
+    """
     fields = values_of(q, dtype)
     added = q.affine and q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
     names = SPECIAL if added else (*SPECIAL, "zero_point_order")
-    return [q.replace(**dict(zip(names, row, strict=True))) for row in product(*(fields[n] for n in names))]
+    found = [q.replace(**dict(zip(names, row, strict=True))) for row in product(*(fields[n] for n in names))]
+    if isinstance(q.format, IntegerFormat) and (q.affine or 0 in (q.format.lo, q.format.hi)):
+        first = [c.replace(clamp_order=ClampOrder.BEFORE_ROUNDING) for c in found]
+        found += [c for c in first if c.arithmetic.keep_negative_zero]
+    return found
 
 
 def slopes(q: Quantizer, dtype: str) -> list[Quantizer]:

@@ -136,16 +136,23 @@ def predict_pool(q: Quantizer, block: Block, dtype: str, kind: Kind) -> Array:
     return _predicted(_per_tensor(q), block, dtype, kind, "pool")
 
 
+def predict_special(q: Quantizer, block: Block, dtype: str, kind: Kind) -> Array:
+    """What a candidate answers to the `special_questions` of a block; kept, and not to be written to."""
+    return _predicted(_per_tensor(q), block, dtype, kind, "special")
+
+
 def predict(q: Quantizer, block: Block, x: Array, kind: Kind) -> Array:
     """What a candidate answers to 1-D questions in a block with known parameters: values, or codes as float64.
 
-    A code is NaN where `quantize` refuses one (`NanRule.PROPAGATE`).
+    A code is NaN where `quantize` refuses one (`NanRule.PROPAGATE`): for NaN itself, not for a NaN on the way, as
+    infinity times a reciprocal that is flushed.
     """
     q = _per_tensor(q)
     qparams = given(q, (), block, x.dtype.name)
     with np.errstate(all="ignore"):
         if kind is Kind.CODES:
-            return codes_and_zero_points(q, x, qparams)[0].astype(np.float64)
+            codes = codes_and_zero_points(q, x, qparams)[0].astype(np.float64)
+            return np.where(np.isnan(codes) & ~np.isnan(x), min(max(0, q.format.lo), q.format.hi), codes)
         return fake_quantize(q, x, qparams)
 
 
