@@ -114,6 +114,7 @@ def test_the_scale_of_values_is_seen_in_them() -> None:
 OF_VALUES = {
     "mxfp4_e2m1_even": {"restriction": "power_of_two_even"},
     "mxfp6_e2m3": {"restriction": "power_of_two_floor"},
+    "float8_e4m3fn_per_tensor": {"restriction": "float", "rounding": "ties_to_even"},
     "nvfp4": {"restriction": "quantized", "two_level": "True"},
     "nf4_per_group64": {"restriction": "float", "division": "divide"},
 }
