@@ -69,7 +69,7 @@ def by_gptq(group: int) -> Method:
     """The same codes as `int4_weight_only` has, chosen so that layers keep their outputs."""
 
     def quantize(room: Any, model: Any, batches: Sequence[Any]) -> Any:
-        room.gptq_(model, configs.int4_weight_only(group).weight, batches, layout="packed")
+        room.gptq_(model, configs.int4_weight_only(group), batches)
         return model
 
     return Method(quantize, by_data=True)
