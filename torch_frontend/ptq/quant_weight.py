@@ -7,6 +7,7 @@ where `samebits.core.contraction.contracts_codes` allows it codes are contracted
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,9 +71,9 @@ class QuantWeight(Tensor):
     ) -> "QuantWeight":
         """Of its parts, unchecked."""
         shape = (*codes.shape[:-1], length)
-        made: QuantWeight = Tensor._make_wrapper_subclass(
-            cls, shape[::-1] if transposed else shape, dtype=dtype, device=codes.device
-        )
+        shape = shape[::-1] if transposed else shape
+        with _ordinary(codes):
+            made: QuantWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=codes.device)
         made.codes, made.scale, made.zero_point = codes, scale, zero_point
         made.quantizer, made.act_quant, made.code_layout = quantizer, act_quant, layout
         made.length, made.transposed = length, transposed
@@ -152,8 +153,17 @@ class QuantWeight(Tensor):
                 raise TypeError(
                     f"{func} would change a QuantWeight in place, whose codes could not follow: dequantize() it first"
                 )
-        args, kwargs = pytree.tree_map_only(QuantWeight, values_of, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        held = next((value.codes for value in pytree.tree_leaves(args) if isinstance(value, QuantWeight)), None)
+        with _ordinary(held if func.is_view else None):
+            args, kwargs = pytree.tree_map_only(QuantWeight, values_of, (args, kwargs or {}))
+            return func(*args, **kwargs)
+
+
+def _ordinary(codes: Tensor | None) -> AbstractContextManager[Any]:
+    """Outside inference mode, for views of a weight that was made outside it, which must not be inference tensors."""
+    if codes is None or not torch.is_inference_mode_enabled() or codes.is_inference():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def quant_weight(

@@ -138,7 +138,7 @@ def test_tensors_in_files(tmp_path: Path) -> None:
     """By name, without a model, in both frameworks: the same bytes, also of a tensor without axes."""
     w, one = weight(), np.float32(0.5)
     q = of.int4_weight_only(16).weight
-    mine = {"a.scale": jnp.asarray(one), "b": ptq.quant_array(q, jnp.asarray(w), None, None, "packed")}
+    mine: dict[str, Any] = {"a.scale": jnp.asarray(one), "b": ptq.quant_array(q, jnp.asarray(w), None, None, "packed")}
     theirs = {"a.scale": torch.tensor(one), "b": in_torch.quant_weight(q, torch.tensor(w), None, None, "packed")}
     a, b = tmp_path / "a", tmp_path / "b"
     ptq.write_quantized(mine, a)

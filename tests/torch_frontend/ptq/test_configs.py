@@ -196,6 +196,21 @@ def test_operators() -> None:
     assert "int8 per axis 0, plain, activations int8 per token" in repr(held)
 
 
+def test_views_in_inference_mode() -> None:
+    """Of a weight that was made outside it, as of one that was made inside."""
+    w, x = torch.randn(8, 64), torch.randn(2, 64)
+    q = of.int8_weight_only().weight
+    outside = quant_weight(q, w)
+    with torch.inference_mode():
+        for held in (outside, nn.Parameter(outside, requires_grad=False), quant_weight(q, w)):
+            assert isinstance(held[:5], QuantWeight)
+            assert isinstance(held.detach(), QuantWeight)
+            assert_same_bits(outside.dequantize()[:5], held[:5].dequantize())
+            assert_same_bits(outside.dequantize()[2], held[2])
+            assert_same_bits(outside.dequantize(), held.view(8, 64).dequantize())
+            assert_same_bits(x @ outside.dequantize().t(), x @ held.t())
+
+
 def test_other_shapes_and_dtypes() -> None:
     held = layer(DYNAMIC)
     x = torch.from_numpy(rows())
