@@ -36,7 +36,7 @@ from samebits.proofs import differences
 from samebits.proofs.inputs import minilm, minilm_jax, minilm_torch
 from samebits.proofs.modes.environment import versions
 from samebits.torch_frontend import ptq as in_torch
-from samebits.torch_frontend.ptq import default_per_channel_qconfig
+from samebits.torch_frontend.ptq import Observer, ObserverKind, QConfig, default_per_channel_qconfig
 
 Quantize = Callable[[Any, Any, Sequence[Any]], Any]  # room, model, batches for calibration; what the model becomes
 ROWS = 64  # sentences of a batch
@@ -84,12 +84,18 @@ def smooth(room: Any, model: Any, batches: Sequence[Any]) -> Any:
     return room.quantize_(model, configs.int8_dynamic_activation_int8_weight()) or model
 
 
-def static(room: Any, model: Any, batches: Sequence[Any]) -> Any:
-    """Prepare, calibrate, convert: constant scales of inputs."""
-    prepared = room.prepare(model, {"encoder.*": default_per_channel_qconfig})
-    for batch in batches:
-        prepared(*batch)
-    return room.convert(prepared)
+def static(bits: int) -> Method:
+    """Prepare, calibrate, convert: constant scales of inputs. torch's own qconfig gives these 7 bits."""
+    q = default_per_channel_qconfig.activation.quantizer.replace(bits=bits)
+    qconfig = QConfig(Observer(ObserverKind.MIN_MAX, q), default_per_channel_qconfig.weight)
+
+    def quantize(room: Any, model: Any, batches: Sequence[Any]) -> Any:
+        prepared = room.prepare(model, {"encoder.*": qconfig})
+        for batch in batches:
+            prepared(*batch)
+        return room.convert(prepared)
+
+    return Method(quantize, by_data=True)
 
 
 def methods(groups: Sequence[int]) -> dict[str, Method]:
@@ -105,7 +111,8 @@ def methods(groups: Sequence[int]) -> dict[str, Method]:
         "nvfp4": by_config(configs.nvfp4()),
         **{f"GPTQ int4, group {g}": by_gptq(g) for g in groups},
         "SmoothQuant, int8 dynamic": Method(smooth, by_data=True),
-        "int8 static": Method(static, by_data=True),
+        "int8 static": static(8),
+        "int8 static, inputs of 7 bits": static(7),
     }
 
 

@@ -46,7 +46,7 @@ def test_methods_in_both_frameworks(
         assert means[0] == pytest.approx(means[1], abs=2e-4)
         assert float(size) < 0.13 or name == "float32"
         assert codes in ("", "0")
-        assert name in ("SmoothQuant, int8 dynamic", "int8 static") or qparams in ("", "0")
+        assert name.startswith(("SmoothQuant", "int8 static")) or qparams in ("", "0")
     assert float(found["GPTQ int4, group 32"][0].split()[0]) > float(found["int4 weight-only, group 32"][0].split()[0])
 
 
