@@ -28,7 +28,7 @@ def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     return result
 
 
-QUICK = ["int8 weight-only", "int8 dynamic", "int4 weight-only, group 32", "GPTQ int4, group 32", "int8 static"]
+QUICK = ["int8 weight-only", "int4 weight-only, group 32", "GPTQ int4, group 32", "int8 static"]
 
 
 @pytest.mark.parametrize("names", [QUICK, pytest.param(None, marks=pytest.mark.thorough)], ids=["quick", "all"])
