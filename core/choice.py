@@ -1,6 +1,8 @@
 """Checks of arguments that are one of a few things, or counts."""
 
+import re
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import TypeVar
 
 Kind = TypeVar("Kind", bound=StrEnum)
@@ -31,3 +33,16 @@ def check_count(name: str, value: int, least: int) -> None:
     check_int(name, value)
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}")
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a pattern fits a name of parts joined by dots, or that of something around it.
+
+    Patterns are those of `fnmatch`, in which ``*`` stands for dots too, or ``re:`` and a regular expression for the
+    whole name.
+    """
+    parts = name.split(".")
+    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    if pattern.startswith("re:"):
+        return any(re.fullmatch(pattern[3:], one) for one in names)
+    return any(fnmatchcase(one, pattern) for one in names)

@@ -21,7 +21,7 @@ Names are those of the module's attributes joined by dots, as in torch; the part
 A variable of any other module keeps its name and layout. torch itself is not needed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,13 +94,13 @@ def entries(module: nnx.Module) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
-def torch_path(module: nnx.Module, path: tuple[Any, ...]) -> Iterator[str]:
+def torch_path(module: nnx.Module, path: Sequence[object]) -> Iterator[str]:
     """Names of a path in torch: the list inside an ``nnx.Sequential`` has none."""
     here: Any = module
     for name in path:
         if not (isinstance(here, nnx.Sequential) and name == "layers"):
             yield str(name)
-        here = here[name] if isinstance(name, int) else getattr(here, name)
+        here = here[name] if isinstance(name, int) else getattr(here, str(name))
 
 
 def _renamed(part: nnx.Module, name: str) -> str:

@@ -71,7 +71,7 @@ def choose_qparams(q: Quantizer, x: Tensor) -> QParams:
     x = x.detach()
     if is_concrete(x) and x.numel() and takes_absmax(q):
         return QParams(scale_of_absmax(q, x))
-    low, high = _range(q, x) if q.is_usual else _range_of_others(q, flushed(q, x, scale_dtypes(q, x.dtype)[0]))
+    low, high = _range(q, x) if q.is_usual else _range_in(q, x, scale_dtypes(q, x.dtype)[0])
     if is_concrete(x):
         checks.check_finite_statistic(bool((low.isfinite() & high.isfinite()).all()))
     found = _searched(q, x, low, high) if q.scale.statistic in SEARCHED else (low, high)
@@ -277,6 +277,15 @@ def _range(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         return widened(low), widened(high)
     low, high = (percentile_range if q.scale.statistic is Statistic.PERCENTILE else average_range)(q, widened(x))
     return (low.clamp(max=0), high.clamp(min=0)) if q.affine else (low, high)
+
+
+def _range_in(q: Quantizer, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`_range_of_others`, in a dtype: of extremes the ends alone are widened to it, and not all of ``x``."""
+    widens = dtype.itemsize > x.element_size() and not q.arithmetic.flush_subnormals
+    if widens and q.scale.statistic is Statistic.EXTREMES:
+        low, high = _range_of_others(q, x)
+        return low.to(dtype), high.to(dtype)
+    return _range_of_others(q, flushed(q, x, dtype))
 
 
 def _range_of_others(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,10 +10,11 @@ from ...core.contraction import contracts_codes
 from ...core.descriptions import Quantizer
 from ..layers import Axes, Geometry, Layer, Options, contract, laid_out, laid_out_qparams, over_codes
 from ..tensor_quantizer import TensorQuantizer, either, quantizer_of
+from .given import CodedWeight
 
 Array = jax.Array
 Quant = str | Quantizer | TensorQuantizer | None
-Quantizers = tuple[TensorQuantizer | None, TensorQuantizer | None, TensorQuantizer | None]  # of input, weight, output
+Quantizers = tuple[Any, Any, Any]  # of input, weight, output: a `TensorQuantizer`, what has its methods, or None
 
 
 def held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> TensorQuantizer | None:
@@ -36,12 +39,14 @@ def apply(
     w_axes: Axes,
 ) -> Array:
     """The output of a layer; ``axes`` are the transpositions to the layouts that quantizers are meant for."""
-    x, kernel = layer.promote_dtype((x, layer.kernel[...]), dtype=layer.dtype)
+    q_x, q_w, q_y = quantizers
+    stored = layer.kernel[...]
+    kernel = q_w.values(stored, w_axes) if isinstance(q_w, CodedWeight) else stored
+    x, kernel = layer.promote_dtype((x, kernel), dtype=layer.dtype)
     if x.ndim == 0 or x.shape[-1] != layer.in_features:
         raise ValueError(f"`x` must have {layer.in_features} features on its last axis, got shape {x.shape}")
     bias = None if layer.bias is None else layer.bias[...]
-    q_x, q_w, q_y = quantizers
-    if q_x and q_w and contracts_codes(q_x.quantizer, q_w.quantizer, per_token=x_axes is None):
+    if q_x and q_w and _contracts(q_x.quantizer, q_w.quantizer, x_axes is None):
         waits = q_x.waits(), q_w.waits()
         x_qparams, w_qparams = q_x.qparams(x, frozen, x_axes), q_w.qparams(kernel, frozen, w_axes)
         parts = Layer(q_x.quantizer, laid_out(q_w.quantizer, w_axes) or q_w.quantizer, geometry)
@@ -59,6 +64,11 @@ def apply(
         x = x if q_x is None else q_x(x, frozen, x_axes)
         y = contract(geometry, x, kernel if q_w is None else q_w(kernel, frozen, w_axes), bias)
     return y if q_y is None else q_y(y, frozen, x_axes)
+
+
+def _contracts(q_x: Quantizer | None, q_w: Quantizer | None, linear: bool) -> bool:
+    """Whether codes are contracted; None is a quantizer that is off."""
+    return q_x is not None and q_w is not None and contracts_codes(q_x, q_w, per_token=linear)
 
 
 def check_options(options: Options) -> None:

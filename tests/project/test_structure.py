@@ -36,6 +36,8 @@ NOUNS = {
     "granularity",
     "inject",
     "integer_range",
+    "layerwise",
+    "observing",
     "quant",
     "quant_fields",
     "quant_floats",
@@ -70,7 +72,18 @@ VERBS = {
     "operations",
     "scale_rules",
 }
-PTQ_VERBS = {"packing"}  # in the folder ptq of both backends
+# in the folder ptq of both backends
+PTQ_VERBS = {
+    "adaround",
+    "bias_correction",
+    "equalization",
+    "folding",
+    "gptq",
+    "histograms",
+    "observers",
+    "packing",
+    "smoothquant",
+}
 PTQ_APART = {"quantize"}  # calibration: of a model in torch, of a function in JAX
 BOUNDARY = {"arguments"}  # in each room what its own arrays need
 
@@ -97,7 +110,7 @@ def bad_exports(tree: ast.Module) -> list[str]:
     found = []
     guarded = [ast.unparse(node) for node in tree.body[1:3]] in map(guard, BACKENDS)
     for node in tree.body[3 if guarded else 1 :]:
-        plain = isinstance(node, ast.ImportFrom) and node.level in (1, 2) and node.module
+        plain = isinstance(node, ast.ImportFrom) and node.level in (1, 2, 3) and node.module
         if not plain or any(alias.asname != alias.name for alias in node.names):  # type: ignore[attr-defined]
             found.append(ast.unparse(node))
     return found
@@ -227,7 +240,9 @@ def public_signatures(room: str, verb: str) -> dict[str, list[tuple[str, str, ob
     """Name, kind and default of every parameter of every public function that a verb's file defines."""
     module = importlib.import_module(f"samebits.{room.replace('/', '.')}.{verb}")
     names = [name for name, _ in definitions(parsed(ROOT / room / f"{verb}.py")) if is_public(name) and "." not in name]
-    signatures = {name: inspect.signature(getattr(module, name)).parameters.values() for name in names}
+    found = {name: getattr(module, name) for name in names}
+    calls = {name: one.__init__ if inspect.isclass(one) else one for name, one in found.items()}  # flax hides those
+    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items()}
     return {name: [(p.name, p.kind.description, p.default) for p in ps] for name, ps in signatures.items()}
 
 

@@ -18,6 +18,7 @@ from ..loading import load_state_dict as load_state_dict
 from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
+from .given import CodedWeight
 from .kept import Kept, standing_in
 from .proxies import proxy
 from .proxies_of_given_scales import BiasQuantProxy
@@ -166,6 +167,11 @@ def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantize
     return q.replace(**overrides)
 
 
+def watched(held: Any, value: Tensor) -> tuple[Held, Tensor]:
+    """A tensor beside its quantizer, or as an observer passes it on that does not quantize."""
+    return (None, held(value)) if getattr(held, "is_watching", False) else (held, value)
+
+
 class Operand(NamedTuple):
     """A tensor that is contracted, and what its quantizer, if there is one, does to it at this step."""
 
@@ -195,6 +201,8 @@ class Operand(NamedTuple):
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:
     """Tensors beside their quantizers, whose states learn from them: one step of each."""
+    # what is observed, and not quantized yet, is seen once, however often it is contracted
+    pairs = tuple(watched(held, value) for held, value in pairs)
     on = [None if held is None or held.quantizer is None else standing_in(held) for held, _ in pairs]
     waits = [None if one is None else one.waits() for one in on]
     return [
@@ -261,7 +269,11 @@ def contracted(
     waits = x.waits if w.waits is None else w.waits if x.waits is None else x.waits | w.waits
     if q_b is not None and bias is not None:
         bias = q_b.quantized(bias, _prescaled(len(bias), x.qparams, w.qparams), waits)
-    kept: Any = w.held.packed(q_x, w.value) if isinstance(w.held, Kept) and waits is None else w.value
+    kept: Any = w.value
+    if isinstance(w.held, Kept) and waits is None:
+        kept = w.held.packed(q_x, w.value)
+    elif isinstance(w.held, CodedWeight):
+        kept = w.held.packed(q_x, w.value, w.qparams)
     parts = q_x, x.value, x.qparams, q_w, kept, w.qparams, bias
     learned = q_x.learned_bits is not None or q_w.learned_bits is not None
     if waits is None and not learned:

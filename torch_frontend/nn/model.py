@@ -1,13 +1,12 @@
 """Float models made quantized: their layers are swapped, their parameters stay."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from ...core.choice import fits
 from . import activation, attention, conv, conv_transpose, embedding, linear, recurrent
 from .layer import adopted, hold
 
@@ -85,11 +84,11 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
                 module._modules[child] = swapped[id(old)][0]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
-            _use_layers(module)
+            use_layers(module)
     return swapped[id(model)][0] if id(model) in swapped else model
 
 
-def _use_layers(encoder: Any) -> None:
+def use_layers(encoder: Any) -> None:
     """Keeps torch from reading weights past quantized layers, and from nested tensors, which only that path takes."""
     if any(type(layer) in QUANTIZED for layer in encoder.modules()):
         if isinstance(encoder, nn.TransformerEncoder):
@@ -106,15 +105,6 @@ def quantizable(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modu
     for child, module in model._modules.items():
         if module is not None:
             yield from quantizable(module, f"{name}.{child}" if name else child)
-
-
-def fits(pattern: str, name: str) -> bool:
-    """Whether a pattern fits a name, or that of a module around."""
-    parts = name.split(".")
-    names = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    if pattern.startswith("re:"):
-        return any(re.fullmatch(pattern[3:], one) for one in names)
-    return any(fnmatchcase(one, pattern) for one in names)
 
 
 def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:

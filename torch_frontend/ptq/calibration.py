@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from ...core.calibration import Site, site, table
-from ...core.choice import check_number
+from ...core.choice import check_number, fits
 from ...core.descriptions import Quantizer
 from ...core.granularity import PerTensor
 from ...core.scales import ScaleSource
-from ..nn.model import fits, quantizable, quantize_model
+from ..nn.model import quantizable, quantize_model
 from ..quant_tensor import QuantTensor
 from ..tensor_quantizer import quantizer_of
 from .sites import Follower, Functions, Sites, check_patterns, key_of
@@ -60,7 +60,7 @@ def quantize(
         raise ValueError("`model` was quantized before, and has sites of activations already")
     places = dict(quantizable(model))
     layers = {name: layer for name, layer in places.items() if type(layer) in CONTRACTIONS}
-    check_patterns({"include": include, "exclude": exclude}, list(layers), fits)
+    check_patterns({"include": include, "exclude": exclude}, list(layers))
     wanted = [
         name for name in layers if any(fits(p, name) for p in include) and not any(fits(p, name) for p in exclude)
     ]

@@ -85,6 +85,10 @@ class QuantWeight(Tensor):
         """The values as a float tensor of this dtype."""
         return values_of(self)
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """The values as a NumPy array, as ``torch.Tensor.numpy``."""
+        return self.dequantize().numpy(force=force)
+
     @property
     def qparams(self) -> QParams:
         """Scale and zero point."""

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ...core.calibration import KNOWN_RANGES, OBSERVED_FUNCTIONS, function_of
+from ...core.choice import fits
 from ...core.descriptions import Quantizer
 from ...core.scales import ScaleSource
 from ..nn.layer import or_same
@@ -181,7 +182,7 @@ def without_codes(args: Any) -> Any:
     return pytree.tree_map_only(QuantTensor, lambda t: t.dequantize(), args)
 
 
-def check_patterns(given: Mapping[str, Sequence[str]], names: Sequence[str], fits: Any) -> None:
+def check_patterns(given: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
     """ValueError for a pattern that fits no name."""
     for argument, patterns in given.items():
         for pattern in patterns:
