@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 
 from .checks import check_float
@@ -253,6 +254,13 @@ def check_names(argument: str, given: Iterable[str], layers: Iterable[str]) -> N
             raise ValueError(f"`{argument}` has '{name}', which is no layer; layers are {', '.join(known)}")
 
 
+def check_shape(name: str, shape: object, inputs: int) -> None:
+    """ValueError unless it is the shape of an input ``(..., inputs)`` of a layer."""
+    sizes = shape if isinstance(shape, tuple | list) else ()
+    if not sizes or not all(isinstance(size, int) for size in sizes) or sizes[-1] != inputs or min(sizes) < 0:
+        raise ValueError(f"`shapes` of layer '{name}' must be shapes (..., {inputs}), got {shape!r}")
+
+
 def choices(
     plan: Plan,
     place: Place,
@@ -306,15 +314,17 @@ def median_seconds(
     candidate: str = "",
     *,
     warmup: int = 3,
-    repeats: int = 7,
-    least: float = 0.003,
+    least: float = 0.0005,
+    laps: int = 21,
+    enough: float = 0.5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Seconds of one call: the median of ``repeats`` laps, after ``warmup`` calls.
+    """Seconds of one call, after ``warmup`` calls: the median of laps, which others that run meanwhile seldom move.
 
     Args:
         call: computes, and returns when it is done. ``case``, ``candidate``: for timers that go by them; not used.
         least: seconds of a lap, so that it is long beside the clock's steps: calls in it are doubled until it is.
+        laps: how many; fewer, but at least 5, when they take more than ``enough`` seconds.
     """
 
     def lap(times: int) -> float:
@@ -327,7 +337,21 @@ def median_seconds(
     times = 1
     while lap(times) < least and times < 2**16:
         times *= 2
-    return sorted(lap(times) for _ in range(repeats))[repeats // 2] / times
+    found: list[float] = []
+    while len(found) < min(laps, 5) or (len(found) < laps and sum(found) < enough):
+        found.append(lap(times))
+    return median(found) / times
+
+
+@lru_cache
+def samebits_version() -> str:
+    """The version that is installed."""
+    from importlib.metadata import PackageNotFoundError, version  # they cost milliseconds that core alone needs not
+
+    try:
+        return version("samebits")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @lru_cache
