@@ -79,7 +79,7 @@ def _lines(items: Any) -> str:
 
 
 def _null(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if value == inf else value for name, value in seconds.items()}
+    return {name: None if value == inf else float(value) for name, value in seconds.items()}
 
 
 def _infinite(numbers: Mapping[str, Any]) -> dict[str, float]:
