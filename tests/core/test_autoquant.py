@@ -145,12 +145,15 @@ def test_plans_are_kept_in_files(tmp_path: Path) -> None:
 
 def test_a_file_that_is_written_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(
-        '{"samebits_autoquant": 1, "candidates": {"float": null, "int8": {"weight": {"format": '
-        '{"kind": "IntegerFormat", "bits": 8}, "granularity": {"kind": "PerAxis", "axis": 0}}, "act_quant": null, "layout": "plain"}}, "times": [{"framework": "torch '
-        '2.13.0", "samebits": "0.1.0", "device": "cpu", "compiled": false, "rows": 1, "weight": [8, 64], "dtype": '
-        '"float32", "bias": true, "epilogue": "", "seconds": {"float": 0.5, "int8": null}}], "layers": {}}'
-    )
+    path.write_text("""{
+        "samebits_autoquant": 1,
+        "candidates": {"float": null, "int8": {"act_quant": null, "layout": "plain", "weight":
+            {"format": {"kind": "IntegerFormat", "bits": 8}, "granularity": {"kind": "PerAxis", "axis": 0}}}},
+        "times": [{"framework": "torch 2.13.0", "samebits": "0.1.0", "device": "cpu", "compiled": false,
+            "rows": 1, "weight": [8, 64], "dtype": "float32", "bias": true, "epilogue": "",
+            "seconds": {"float": 0.5, "int8": null}}],
+        "layers": {}
+    }""")
     times = {(HERE, SMALL, "float"): 0.5, (HERE, SMALL, "int8"): inf}
     assert load_plan(path) == Plan({"float": None, "int8": of.int8_weight_only()}, times)
 
@@ -191,7 +194,7 @@ def test_damaged_files(tmp_path: Path, damage: Any, message: str) -> None:
 def test_files_of_something_else(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="`path` must be a file that save_plan wrote, got .*plan.json"):
+    with pytest.raises(ValueError, match=r"`path` must be a file that save_plan wrote, got .*plan\.json"):
         load_plan(path)
     with pytest.raises(FileNotFoundError):
         load_plan(tmp_path / "none.json")
