@@ -8,7 +8,7 @@ candidate that comes later. `samebits.core.plan_files` keeps plans as JSON.
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
@@ -244,6 +244,21 @@ def check_epilogue(name: object) -> None:
     """ValueError unless it is one of `EPILOGUES`."""
     if name not in EPILOGUES:
         raise ValueError(f"`epilogue` must be one of {', '.join(map(repr, EPILOGUES))}; got {name!r}")
+
+
+def check_epilogues(epilogues: Mapping[str, str], layers: Iterable[str]) -> None:
+    """ValueError for one of another name, or of a layer that there is not."""
+    check_names("epilogues", epilogues, layers)
+    for name in epilogues.values():
+        check_epilogue(name)
+
+
+def check_layers(layers: Iterable[str], wrong: Sequence[str]) -> None:
+    """ValueError if there is no layer, or some are no linear layers of floats; these are given as text."""
+    if not list(layers):
+        raise ValueError("no layer to quantize: `filter_fn` takes none of them, or the model has none")
+    if wrong:
+        raise ValueError(f"layer {wrong[0]} must be a linear layer that is not quantized yet")
 
 
 def check_names(argument: str, given: Iterable[str], layers: Iterable[str]) -> None:

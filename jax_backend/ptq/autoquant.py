@@ -23,7 +23,8 @@ from ...core.autoquant import (
     Plan,
     Timer,
     check_bound,
-    check_epilogue,
+    check_epilogues,
+    check_layers,
     check_names,
     check_seconds,
     check_shape,
@@ -34,10 +35,12 @@ from ...core.autoquant import (
     samebits_version,
     to_measure,
 )
-from ...core.configs import Config, ModuleConfigs
+from ...core.configs import Config, ModuleConfigs, checked
 from ..arrays import is_concrete
 from ..interop import torch_path
 from .configs import IN_OUT, Filter, is_nnx_linear, is_qarray, is_weight, path_name, quantize_
+from .modules import set_kernel
+from .qarray import quant_array
 from .recording import handed_on
 
 Array = jax.Array
@@ -88,32 +91,41 @@ def autoquant(
             ``shapes``, a name that no layer has, weights with NaN or infinities. RuntimeError: no linear layer was
             called, or the model within ``jax.jit``. TypeError: arguments of another kind.
     """
-    is_module = isinstance(model, nnx.Module)
-    layers = _layers(model, filter_fn)
-    if not layers:
-        raise ValueError("no layer to quantize: `filter_fn` takes none of them, or the model has none")
-    wrong = [name for name, layer in layers.items() if is_module and not is_nnx_linear(name, layer)]
-    if wrong:
-        kind = type(layers[wrong[0]]).__name__
-        raise ValueError(f"layer '{wrong[0]}' ({kind}) must be an nnx.Linear that is not quantized yet")
-    check_bound(max_error)
     if shapes is not None and (example or manual):
         raise ValueError("`shapes` must not be given with `example` or `manual`, which record them")
-    if shapes is None and not is_module:
-        raise ValueError(f"`shapes` must be given for a {type(model).__name__}, which cannot be called")
-    place = _place(compiled is not False)
-    session = _Session(model, layers, Plan() if plan is None else plan, place, max_error, measure, timer, progress)
-    session.filter_fn, session.follows = filter_fn, (_following(model) if is_module else {}) | dict(epilogues or {})
-    check_names("epilogues", epilogues or (), layers)
-    for name in session.follows.values():
-        check_epilogue(name)
+    compiled = compiled is not False
+    session = _session(model, filter_fn, plan, max_error, compiled, epilogues or {}, measure, timer, progress)
     if shapes is not None:
         session.take_shapes(shapes)
+    elif not isinstance(model, nnx.Module):
+        raise ValueError(f"`shapes` must be given for a {type(model).__name__}, which cannot be called")
     elif example:
         session.record(example, {})
     if shapes is None and (manual or not example):
         return _waiting(model, session, manual)
     return session.finish()
+
+
+def _session(
+    model: Any,
+    filter_fn: Filter | None,
+    plan: Plan | None,
+    max_error: float | None,
+    compiled: bool,
+    epilogues: Mapping[str, str],
+    measure: str | None,
+    timer: Timer,
+    progress: Progress | None,
+) -> "_Session":
+    """Of the arguments of `autoquant`, checked."""
+    layers, is_module = _layers(model, filter_fn), isinstance(model, nnx.Module)
+    wrong = [name for name, layer in layers.items() if is_module and not is_nnx_linear(name, layer)]
+    check_layers(layers, [f"'{name}' ({type(layers[name]).__name__})" for name in wrong])
+    check_bound(max_error)
+    check_epilogues(epilogues, layers)
+    follows = (_following(model) if is_module else {}) | dict(epilogues)
+    plan = Plan() if plan is None else plan
+    return _Session(model, layers, plan, _place(compiled), max_error, measure, timer, progress, filter_fn, follows)
 
 
 def _layers(model: Any, filter_fn: Filter | None) -> dict[str, Any]:
@@ -126,6 +138,11 @@ def _layers(model: Any, filter_fn: Filter | None) -> dict[str, Any]:
         leaves, _ = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_qarray)
         named = {path_name(path): leaf for path, leaf in leaves}
     return {name: part for name, part in named.items() if takes(name, part)}
+
+
+def is_layer(part: Any) -> bool:
+    """Whether it is a layer of an nnx model, and not a leaf of a pytree."""
+    return isinstance(part, nnx.Module)
 
 
 def _following(model: nnx.Module) -> dict[str, str]:
@@ -158,8 +175,8 @@ class _Session:
     measure: str | None
     timer: Timer
     progress: Progress | None
-    filter_fn: Filter | None = None
-    follows: dict[str, str] = field(default_factory=dict)  # epilogues
+    filter_fn: Filter | None
+    follows: dict[str, str]  # epilogues
     calls: dict[str, dict[Case, int]] = field(default_factory=dict)
     inputs: dict[tuple[str, Case], Array] = field(default_factory=dict)  # if errors are asked for
 
@@ -182,9 +199,9 @@ class _Session:
 
     def case(self, name: str, shape: Sequence[int], dtype: Any = None) -> Case:
         """What a layer computes on an input of this shape, of its own dtype or another."""
-        layer = self.layers[name]
+        layer: Any = self.layers[name]
         follows = self.follows.get(name, "") if self.place.compiled else ""
-        if not isinstance(layer, nnx.Module):
+        if not is_layer(layer):
             return Case(prod(shape[:-1]), _shape(name, layer), layer.dtype.name, False, follows)
         kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
         found = layer.dtype or jnp.result_type(*(kernel, dtype or kernel, kernel if bias is None else bias))
@@ -231,9 +248,7 @@ class _Session:
             return follows(function(arrays, x))
 
         run, x = jax.jit(layer) if self.place.compiled else layer, _random(case)
-        return check_seconds(
-            self.timer(lambda: jax.block_until_ready(run(arrays, x)), case, candidate), case, candidate
-        )
+        return check_seconds(self.timer(lambda: _done(run(arrays, x)), case, candidate), case, candidate)
 
     def _errors(self, name: str) -> dict[str, float]:
         """The error of each candidate that fits, over all inputs of a layer."""
@@ -256,8 +271,8 @@ class _Session:
 
 def _shape(name: str, layer: Any) -> tuple[int, int]:
     """``(out, in)`` of a layer or leaf."""
-    turned = isinstance(layer, nnx.Module) or name.rpartition(".")[2] in IN_OUT
-    a, b = layer.kernel.shape if isinstance(layer, nnx.Module) else layer.shape
+    turned = is_layer(layer) or name.rpartition(".")[2] in IN_OUT
+    a, b = layer.kernel.shape if is_layer(layer) else layer.shape
     return (b, a) if turned else (a, b)
 
 
@@ -266,16 +281,26 @@ def _program(name: str, layer: Any, config: Config | None) -> tuple[Callable[[An
 
     Weights are arguments: what a program closes over would be dequantized once, when it is compiled.
     """
-    if isinstance(layer, nnx.Module):
-        model: Any = nnx.Sequential(nnx.clone(layer))
-        if config is not None:
-            quantize_(model, ModuleConfigs({"0": config}))
-        graph, state = nnx.split(model.layers[0])
-        leaves, structure = jax.tree.flatten(state)
-        return lambda arrays, x: nnx.merge(graph, jax.tree.unflatten(structure, arrays))(x), leaves
-    key = name.rpartition(".")[2]
-    w = layer if config is None else quantize_({key: layer}, config, lambda *_: True)[key]
-    return lambda arrays, x: x @ (arrays if key in IN_OUT else arrays.T), w
+    is_module = is_layer(layer)
+    turned = is_module or name.rpartition(".")[2] in IN_OUT
+    w: Any = layer.kernel[...] if is_module else layer
+    if config is not None:
+        rows = jnp.asarray(w).T if turned else w
+        made = checked(name, lambda: quant_array(config.weight, rows, None, config.act_quant, config.layout))
+        w = made.T if turned else made
+    if not is_module:
+        return lambda arrays, x: x @ (arrays if turned else arrays.T), w
+    own = nnx.clone(layer)
+    if config is not None:
+        set_kernel(own, w)
+    graph, state = nnx.split(own)
+    leaves, structure = jax.tree.flatten(state)
+    return lambda arrays, x: nnx.merge(graph, jax.tree.unflatten(structure, arrays))(x), leaves
+
+
+def _done(y: Array) -> Array:
+    """The array, when it is computed."""
+    return y.block_until_ready()
 
 
 def _random(case: Case) -> Array:

@@ -22,7 +22,8 @@ from ...core.autoquant import (
     Plan,
     Timer,
     check_bound,
-    check_epilogue,
+    check_epilogues,
+    check_layers,
     check_names,
     check_seconds,
     check_shape,
@@ -92,23 +93,11 @@ def autoquant(
             has, weights with NaN or infinities. RuntimeError: no linear layer was called, or it is under autocast.
             TypeError: arguments of another kind.
     """
-    inner: nn.Module = getattr(model, "_orig_mod", model)
-    layers: dict[str, Any] = dict(taken(inner, is_linear if filter_fn is None else filter_fn))
-    if not layers:
-        raise ValueError("no layer to quantize: `filter_fn` takes none of them, or the model has none")
-    wrong = [name for name, layer in layers.items() if not is_linear(layer, name)]
-    if wrong:
-        raise ValueError(f"layer '{wrong[0]}' must be an nn.Linear that is not quantized yet, got {layers[wrong[0]]}")
-    check_bound(max_error)
     if shapes is not None and (example or manual):
         raise ValueError("`shapes` must not be given with `example` or `manual`, which record them")
+    inner = getattr(model, "_orig_mod", model)
     compiled = inner is not model if compiled is None else compiled
-    place = _place(next(iter(layers.values())).weight, compiled)
-    session = _Session(inner, layers, Plan() if plan is None else plan, place, max_error, measure, timer, progress)
-    session.filter_fn, session.given = filter_fn, dict(epilogues or {})
-    check_names("epilogues", session.given, layers)
-    for name in session.given.values():
-        check_epilogue(name)
+    session = _session(inner, filter_fn, plan, max_error, compiled, epilogues or {}, measure, timer, progress)
     if shapes is not None:
         session.take_shapes(shapes)
     elif example:
@@ -118,6 +107,29 @@ def autoquant(
     else:
         session.finish()
     return model
+
+
+def _session(
+    model: nn.Module,
+    filter_fn: Filter | None,
+    plan: Plan | None,
+    max_error: float | None,
+    compiled: bool,
+    epilogues: Mapping[str, str],
+    measure: str | None,
+    timer: Timer,
+    progress: Progress | None,
+) -> "_Session":
+    """Of the arguments of `autoquant`, checked."""
+    layers: dict[str, Any] = dict(taken(model, is_linear if filter_fn is None else filter_fn))
+    check_layers(
+        layers, [f"'{name}' ({type(one).__name__})" for name, one in layers.items() if not is_linear(one, name)]
+    )
+    check_bound(max_error)
+    check_epilogues(epilogues, layers)
+    place = _place(next(iter(layers.values())).weight, compiled)
+    plan = Plan() if plan is None else plan
+    return _Session(model, layers, plan, place, max_error, measure, timer, progress, filter_fn, dict(epilogues))
 
 
 def _place(weight: Tensor, compiled: bool) -> Place:
@@ -140,8 +152,8 @@ class _Session:
     measure: str | None
     timer: Timer
     progress: Progress | None
-    filter_fn: Filter | None = None
-    given: dict[str, str] = field(default_factory=dict)  # epilogues
+    filter_fn: Filter | None
+    given: dict[str, str]  # epilogues
     calls: dict[str, dict[Case, int]] = field(default_factory=dict)
     inputs: dict[tuple[str, Case], Tensor] = field(default_factory=dict)  # if errors are asked for
     recording: bool = False
@@ -274,15 +286,20 @@ def _trial(weight: Tensor, bias: Tensor | None, case: Case, compiled: bool) -> C
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = F.linear(x, weight, bias)
-        return y if follows is None else follows(y)  # type: ignore[no-any-return]  # torch's functions are Any
+        return y if follows is None else follows(y)
 
     run: Any = layer
     if compiled:  # Dynamo keeps its programs by the code of a function, and few of one
         code = FunctionType(layer.__code__.replace(), globals(), closure=layer.__closure__)
         run = torch.compile(code, fullgraph=True, dynamic=False)
-    if not weight.is_cuda:
-        return lambda: run(x, weight, bias)
-    return lambda: (run(x, weight, bias), torch.cuda.synchronize(weight.device))
+
+    def done() -> object:
+        y = run(x, weight, bias)
+        if weight.is_cuda:
+            torch.cuda.synchronize(weight.device)
+        return y
+
+    return done
 
 
 def _relative_error(y: Tensor, want: Tensor) -> float:
@@ -304,7 +321,6 @@ def _wait(model: nn.Module, session: _Session, manual: bool) -> None:
         handle.remove()
         del own.finalize_autoquant
 
-    @torch.compiler.disable  # a program of the model computes; it does not measure
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         if session.recording:
             return
@@ -312,5 +328,6 @@ def _wait(model: nn.Module, session: _Session, manual: bool) -> None:
         if not manual:
             finalize_autoquant()
 
-    handle = model.register_forward_pre_hook(before, with_kwargs=True)
+    disable: Any = torch.compiler.disable  # a program of the model computes; it does not measure
+    handle = model.register_forward_pre_hook(disable(before), with_kwargs=True)
     own.finalize_autoquant = finalize_autoquant

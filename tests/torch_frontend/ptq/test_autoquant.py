@@ -298,12 +298,17 @@ def half() -> Any:
 REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda: nn.Sequential(nn.ReLU()), {}, ValueError, "no layer to quantize"),
     (Net, {"filter_fn": lambda m, name: False}, ValueError, "no layer to quantize"),
-    (Net, {"filter_fn": lambda m, name: name == "norm"}, ValueError, "layer 'norm' must be an nn.Linear"),
+    (
+        Net,
+        {"filter_fn": lambda m, name: name == "norm"},
+        ValueError,
+        "layer 'norm' .BatchNorm1d. must be a linear layer",
+    ),
     (
         half,
         {"filter_fn": lambda m, name: name == "first"},
         ValueError,
-        "layer 'first' must be an nn.Linear that is not",
+        "layer 'first' .Linear. must be a linear layer that is not",
     ),
     (broken, {}, ValueError, "layer 'twice': "),
     (Net, {"filter_fn": lambda m, name: name == "unused"}, RuntimeError, "none of the layers was called: 'unused'"),
