@@ -33,10 +33,10 @@ class Net(nnx.Module):
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
-        self.first = nnx.Sequential(nnx.Linear(64, 128, rngs=rngs), nnx.relu)
-        self.twice = nnx.Linear(128, 128, use_bias=False, rngs=rngs)
-        self.norm, self.drop = nnx.BatchNorm(128, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
-        self.last, self.unused = nnx.Linear(128, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
+        self.first = nnx.Sequential(nnx.Linear(64, 64, rngs=rngs), nnx.relu)
+        self.twice = nnx.Linear(64, 64, use_bias=False, rngs=rngs)
+        self.norm, self.drop = nnx.BatchNorm(64, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.last, self.unused = nnx.Linear(64, 8, rngs=rngs), nnx.Linear(8, 8, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
         x = self.first(x)
@@ -81,8 +81,8 @@ def test_layers_are_recorded_measured_and_swapped() -> None:
 
     assert autoquant(model, jnp.asarray(X), plan=plan, timer=timer, compiled=False) is model
     f32 = "float32"
-    cases = [Case(5, (128, 64), f32, True), Case(5, (128, 128), f32, False), Case(2, (128, 128), f32, False)]
-    cases.append(Case(5, (8, 128), f32, True))
+    cases = [Case(5, (64, 64), f32, True), Case(5, (64, 64), f32, False), Case(2, (64, 64), f32, False)]
+    cases.append(Case(5, (8, 64), f32, True))
     assert set(seen) == {(case, name) for case in cases for name in NAMES}
     assert len(seen) == 16
     calls = {name: one.calls for name, one in plan.layers.items()}
@@ -99,8 +99,8 @@ def test_recording_changes_nothing_else() -> None:
     before, counts = state(model), int(model.drop.rngs.count[...])
     autoquant(model, jnp.asarray(X), timer=lambda *_: 1.0, plan=plan, epilogues={"last": "tanh"})
     assert (state(model), int(model.drop.rngs.count[...])) == (before, counts)
-    follows = {case.weight: case.epilogue for _, case, _ in plan.times}
-    assert follows == {(128, 64): "relu", (128, 128): "", (8, 128): "tanh"}
+    follows = {(case.weight[0], case.bias): case.epilogue for _, case, _ in plan.times}
+    assert follows == {(64, True): "relu", (64, False): "", (8, True): "tanh"}
 
 
 def test_the_next_call_does_it() -> None:
@@ -269,7 +269,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (Net, {"max_error": -1}, ValueError, "`max_error` must not be negative, got -1"),
     (Net, {"epilogues": {"firs": "relu"}}, ValueError, "`epilogues` has 'firs', which is no layer; layers are "),
     (Net, {"epilogues": {"last": "cube"}}, ValueError, "`epilogue` must be one of"),
-    (Net, {"shapes": {"last": [(1, 128)]}}, ValueError, "`shapes` must not be given with `example`"),
+    (Net, {"shapes": {"last": [(1, 64)]}}, ValueError, "`shapes` must not be given with `example`"),
     (Net, {"measure": "often"}, ValueError, "`measure` must be None or one of"),
     (Net, {"timer": lambda *_: float("nan")}, ValueError, "timer of float, input 5 x .* must give seconds, got nan"),
 ]

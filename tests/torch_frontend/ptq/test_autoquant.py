@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from samebits import core
 from samebits.core import configs as of
@@ -33,7 +32,7 @@ class Net(nn.Module):
         self.unused = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.first(input=x), inplace=True)
+        x = self.first(input=x).relu_()
         x = self.norm(self.act(self.twice(x)) + self.twice(x[:2]).sum())
         return torch.sin(self.last(x))
 
@@ -194,6 +193,22 @@ def test_a_bound_of_the_error() -> None:
         assert plan.layers["0"].refused == tuple(name for name in NAMES[1:] if errors[name] > bound)
     assert plan.layers["0"].chosen == "int8_dynamic"
     assert state(model) == before
+
+
+def test_inputs_that_a_model_changes_later() -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            x.zero_()
+            return y  # type: ignore[no-any-return]
+
+    plan = Plan()
+    autoquant(Changes(), inputs(), plan=plan, timer=lambda *_: 1.0, max_error=1.0)
+    assert plan.layers["layer"].errors["int8_weight_only"] > 0
 
 
 def test_errors_on_shapes_are_those_of_random_numbers() -> None:
