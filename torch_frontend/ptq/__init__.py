@@ -50,6 +50,8 @@ from .observer_modules import disable_fake_quant as disable_fake_quant
 from .observer_modules import disable_observer as disable_observer
 from .observer_modules import enable_fake_quant as enable_fake_quant
 from .observer_modules import enable_observer as enable_observer
+from .onnx_export import OnnxExport as OnnxExport
+from .onnx_export import export_onnx as export_onnx
 from .packing import pack as pack
 from .packing import unpack as unpack
 from .quant_weight import QuantWeight as QuantWeight
