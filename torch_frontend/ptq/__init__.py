@@ -21,6 +21,9 @@ from .bias_correction import corrected_bias as corrected_bias
 from .bias_correction import mean_update as mean_update
 from .calibration import Calibration as Calibration
 from .calibration import quantize as quantize
+from .compressed_tensors import load_compressed_tensors as load_compressed_tensors
+from .compressed_tensors import read_compressed_tensors as read_compressed_tensors
+from .compressed_tensors import save_compressed_tensors as save_compressed_tensors
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
 from .dynamic import quantize_dynamic as quantize_dynamic
