@@ -34,6 +34,7 @@ from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .fuse import fuse_modules as fuse_modules
 from .fuse import fuse_modules_qat as fuse_modules_qat
+from .gguf import save_gguf as save_gguf
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_
