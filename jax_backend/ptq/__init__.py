@@ -26,6 +26,8 @@ from .configs import quantize_ as quantize_
 from .dynamic import quantize_dynamic as quantize_dynamic
 from .equalization import equalization_factors as equalization_factors
 from .equalizing import equalize_ as equalize_
+from .export import export_stablehlo as export_stablehlo
+from .export import load_stablehlo as load_stablehlo
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized

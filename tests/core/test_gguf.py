@@ -31,15 +31,15 @@ METADATA: dict[str, Any] = {
 def numbers() -> Array:
     """Blocks of random numbers, of ties of every layout and their neighbours, of peaks next to powers of two, tiny, 0."""
     draw = np.random.default_rng(0)
-    scale = (2.0 ** draw.integers(-12, 9, (60, 1))).astype(np.float32)
-    ties = draw.choice([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -0.25, -0.75, -2.5, -5, 0, -0.0], (60, 32))
+    scale = (2.0 ** draw.integers(-12, 9, (25, 1))).astype(np.float32)
+    ties = draw.choice([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -0.25, -0.75, -2.5, -5, 0, -0.0], (25, 32))
     floats = ties.astype(np.float32) * scale
     floats[:, 1] = np.nextafter(np.float32(8) * scale[:, 0], np.float32(0))
-    halves = (draw.integers(-254, 255, (60, 32)) / 254).astype(np.float32) * scale
+    halves = (draw.integers(-254, 255, (25, 32)) / 254).astype(np.float32) * scale
     halves[:, 5] = -scale[:, 0]
-    eighths = (draw.integers(-16, 16, (60, 32)) / 16 + 1 / 32).astype(np.float32) * scale
+    eighths = (draw.integers(-16, 16, (25, 32)) / 16 + 1 / 32).astype(np.float32) * scale
     eighths[:, 3], eighths[:, 9] = scale[:, 0], -scale[:, 0]
-    random = draw.standard_normal((60, 32)).astype(np.float32) * scale
+    random = draw.standard_normal((25, 32)).astype(np.float32) * scale
     tiny = draw.standard_normal((6, 32)).astype(np.float32) * np.float32(1e-7)
     near = np.nextafter(floats, draw.choice([-9, 9], floats.shape).astype(np.float32))
     return np.concatenate([random, floats, near, halves, eighths, tiny, np.zeros((1, 32), np.float32)])
