@@ -27,7 +27,7 @@ help:
 	@echo "make mutants  small faults in some modules: do their tests notice? docs/mutants.md (hours; SAMPLE=25 of each module)"
 	@echo "make proofs   every quantizer in every mode on all 16-bit inputs: docs/proofs.md (takes about 20 minutes)"
 	@echo "make certificates   for every input and scale: integers to 8 bits, binary, ternary, float4, MX scales (half an hour)"
-	@echo "make atlas-GROUP  ask the libraries of an environment of their own, GROUP keras, compressed-tensors, gguf or litert: docs/atlas.md"
+	@echo "make atlas-GROUP  ask the libraries of an environment of their own, GROUP keras, compressed-tensors, gguf, litert, bitsandbytes, mlx, openvino or fixed: docs/atlas.md"
 	@echo "make vectors  test vectors of the whole catalog in build/vectors, to be released as they lie there: docs/vectors.md"
 	@echo "make clean    remove the environment and everything built"
 

@@ -123,6 +123,15 @@ class DynamicActivation:
 Config = WeightOnly | DynamicActivation
 
 
+def config_of(value: Config | Quantizer | str) -> Config:
+    """A config, or for a quantizer or its name in the catalog that of the weight alone.
+
+    Raises:
+        TypeError, KeyError, ValueError: as `quantizer`.
+    """
+    return value if isinstance(value, Config) else WeightOnly(quantizer("q", value))
+
+
 @dataclass(frozen=True, init=False)
 class ModuleConfigs:
     """Which layer gets which config: by its exact name, else by a pattern, else ``"_default"``; None leaves it alone.

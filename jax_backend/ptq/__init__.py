@@ -31,6 +31,8 @@ from .export import load_stablehlo as load_stablehlo
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
+from .freezing import quantization_map as quantization_map
+from .freezing import requantize as requantize
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ...core.configs import Config, config_of
 from ...core.descriptions import QParams, Quantizer
 from ...core.layerwise import LayerReport, ModelReport
 from ..quantizer import choose_qparams, dequantize, fake_quantize, quantize
@@ -16,7 +17,6 @@ from .recording import (
     Filter,
     check_batches,
     chosen_layers,
-    quantizer_of,
     record_stage,
     rows_of,
     stages,
@@ -31,7 +31,7 @@ Method = Callable[[Quantizer, Array, Array], Found]
 
 def quantize_layers(
     model: nnx.Module,
-    q: Quantizer | str,
+    q: Config | Quantizer | str,
     batches: Iterable[Any],
     filter_fn: Filter | None,
     name: str,
@@ -52,7 +52,8 @@ def quantize_layers(
     Raises:
         TypeError, ValueError, KeyError: as `gptq_`. The model is then as it was.
     """
-    q = quantizer_of(q)
+    config = config_of(q)
+    q = config.weight
     layers = chosen_layers(model, filter_fn, nnx.Linear)
     check_batches(batches)
     for layer_name, layer in layers.items():
@@ -71,7 +72,7 @@ def quantize_layers(
             codes[layer_name], report = named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
             reports.append(report)
     for layer_name, found in codes.items():
-        store(layers[layer_name], q, *found)
+        store(layers[layer_name], config, *found)
     return ModelReport(tuple(reports), {one: "no batch reaches it" for one in layers if one not in codes})
 
 

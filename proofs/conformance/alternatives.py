@@ -94,4 +94,6 @@ def _differing(record: Record, a: Quantizer, b: Quantizer, block: Block) -> Arra
         return np.asarray(pool(plain_key(a), block, dtype)[one != other])
     x = special_questions(a, block, dtype)
     one, other = (prediction_keys(predict_special(q, block, dtype, kind), kind) for q in (a, b))
-    return np.asarray(x[(one != other) & np.isfinite(x.astype(np.float64))])
+    wide = x.astype(np.float64)
+    inside = (wide >= min(block.ends)) & (wide <= max(block.ends)) if block.ends else np.isfinite(wide)
+    return np.asarray(x[(one != other) & inside])  # beyond its ends a block would have another scale

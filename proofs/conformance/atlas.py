@@ -40,11 +40,13 @@ values that no input tells apart. How a verdict comes about: [fingerprint.md](fi
 This page and `atlas.json` beside it are written by `samebits fingerprint --atlas docs/atlas.md`.
 
 """
+GROUPS = [*dict.fromkeys(peer.extra.removeprefix("peers-") for peer in PEERS if peer.apart)]
 APART = (
     "## Libraries in environments of their own",
     "",
-    "`make atlas-keras`, `make atlas-compressed-tensors`, `make atlas-gguf` and `make atlas-litert` each make one and",
-    "write these rows anew. Tests do not ask these libraries; golden answers of some are in `tests/data/peers.json`.",
+    "`make atlas-GROUP` makes one and writes its rows anew, for the groups",
+    f"{', '.join(GROUPS)}.",
+    "Tests do not ask these libraries; golden answers of some are in `tests/data/peers.json`.",
     "",
 )
 

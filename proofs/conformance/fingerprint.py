@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.descriptions import Quantizer
-from ...core.formats import IntegerFormat
+from ...core.formats import FloatFormat, IntegerFormat
 from . import lattice
 from .alternatives import alternatives, asked_where_they_differ, equal_dialects
 from .asking import Block, Fault, ask, keys
@@ -219,13 +219,18 @@ def _special(
     kept = record.fewest_mistakes(candidates)
     looked_at = set()
     for other in kept[1:]:
-        ordinary = other.replace(nan=kept[0].arithmetic.nan) if isinstance(other.format, IntegerFormat) else other
+        ordinary = other if _overflows_to_nan(other) else other.replace(nan=kept[0].arithmetic.nan)
         if ordinary in looked_at or ordinary == kept[0]:
             continue  # on numbers alone they are the same
         looked_at.add(ordinary)
         if asked_where_they_differ(record, kept[0], other, found):
             kept = record.fewest_mistakes(kept)
     return kept
+
+
+def _overflows_to_nan(q: Quantizer) -> bool:
+    """Whether a number may become NaN, and then what the rule for NaN says."""
+    return isinstance(q.format, FloatFormat) and q.format.has_nan and not q.format.saturate
 
 
 def _agrees(record: Record, q: Quantizer, answers: Answers) -> bool:

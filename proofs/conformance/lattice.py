@@ -22,7 +22,8 @@ from ...core.arithmetic import (
 from ...core.descriptions import Gradient, Quantizer
 from ...core.dialects import dialects
 from ...core.directions import DETERMINISTIC, Rounding
-from ...core.formats import FloatFormat, IntegerFormat
+from ...core.formats import FLOAT8_E4M3FN, FloatFormat, IntegerFormat
+from ...core.granularity import PerGroup
 from ...core.scales import Denominator, Restriction, Statistic
 
 Changes = dict[str, Any]
@@ -72,6 +73,10 @@ RESTRICTIONS = (
     Restriction.POWER_OF_TWO_CEIL,
     Restriction.POWER_OF_TWO_EVEN,
     Restriction.INTEGER,
+)
+# Scales of blocks that are numbers of float8, with one scale of the whole array beside them or without
+LEVELS: tuple[Changes, ...] = tuple(
+    {"restriction": Restriction.QUANTIZED, "scale_format": FLOAT8_E4M3FN, "two_level": whole} for whole in (True, False)
 )
 
 
@@ -174,6 +179,10 @@ def scale_rules(q: Quantizer) -> list[Quantizer]:
         parts += [("statistic", (Statistic.EXTREMES, Statistic.SIGNED_ABSMAX))]
     names = [name for name, _ in parts]
     found = [dict(zip(names, row, strict=True)) for row in product(*(values for _, values in parts))]
+    if isinstance(q.format, FloatFormat) and isinstance(q.granularity, PerGroup):
+        found += [
+            changes | level for changes in found if changes["restriction"] is Restriction.FLOAT for level in LEVELS
+        ]
     return [q.replace(**changes) for changes in found if _allowed(q, changes)]
 
 

@@ -40,7 +40,8 @@ class Record:
     answers: list[Answers] = field(default_factory=list)
     extra: int = 0  # inputs asked once more, or for another purpose
     notes: dict[str, str] = field(default_factory=dict)  # what to say of the target beside its fields
-    _kept: tuple[int, list[tuple[Block, Array, Array]]] = field(default_factory=lambda: (0, []))
+    _kept: tuple[int, int, list[tuple[Block, Array, Array]]] = field(default_factory=lambda: (0, 0, []))
+    _counted: dict[Quantizer, tuple[int, int]] = field(default_factory=dict)  # answers looked at, mistakes in them
 
     @property
     def asked(self) -> int:
@@ -78,11 +79,15 @@ class Record:
 
     def mistakes(self, q: Quantizer) -> int:
         """How many answers a candidate does not explain."""
-        return sum(self._wrong(q, block, x, got) for block, x, got in self._merged())
+        seen, wrong = self._counted.get(q, (0, 0))
+        if seen < len(self.answers):  # of the answers that came since
+            wrong += sum(self._wrong(q, block, x, got) for block, x, got in self._merged(seen))
+            self._counted[q] = len(self.answers), wrong
+        return wrong
 
     def fewest_mistakes(self, candidates: Sequence[Quantizer]) -> list[Quantizer]:
         """The candidates that explain most; where some explain everything, the others are looked at no longer."""
-        left = list(candidates)
+        left = [q for q in candidates if not self._counted.get(q, (0, 0))[1]]
         for block, x, got in self._merged():
             left = [q for q in left if not self._wrong(q, block, x, got)]
         if left:
@@ -94,18 +99,18 @@ class Record:
         kind = self.target.kind
         return int((prediction_keys(predict(q, block, x, kind), kind) != got).sum())
 
-    def _merged(self) -> list[tuple[Block, Array, Array]]:
-        """The answers of every block in one array, those of special ones first, which tell most apart."""
-        if self._kept[0] != len(self.answers):
+    def _merged(self, first: int = 0) -> list[tuple[Block, Array, Array]]:
+        """The answers from some on, of every block in one array, those of special ones first, which tell most apart."""
+        if self._kept[:2] != (first, len(self.answers)):
             by_block: dict[Block, list[Answers]] = {}
-            for a in sorted(self.answers, key=lambda a: not a.special):
+            for a in sorted(self.answers[first:], key=lambda a: not a.special):
                 by_block.setdefault(a.block, []).append(a)
             merged = [
                 (block, np.concatenate([a.x for a in own]), np.concatenate([a.keys for a in own]))
                 for block, own in by_block.items()
             ]
-            self._kept = len(self.answers), merged
-        return self._kept[1]
+            self._kept = first, len(self.answers), merged
+        return self._kept[2]
 
     def first_mistake(self, q: Quantizer, unless: Quantizer | None = None) -> Evidence | None:
         """The smallest input whose answer a candidate does not explain, an ordinary one where there is one.

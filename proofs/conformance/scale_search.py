@@ -1,7 +1,7 @@
 """Which scale rule a target has that chooses its own scale: asked with blocks of known ends.
 
-A target that gives codes gives its parameters with them. Of one that gives values, the scale is the smallest positive
-value of a block that holds numbers all around one step.
+A target that gives codes gives its parameters with them. Of one that gives values, the scale is seen in the smallest
+positive value of a block that holds numbers all around one step; with a codebook, in the value of its peak.
 """
 
 from typing import Any
@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.descriptions import QParams, Quantizer
+from ...core.formats import CodebookFormat, FloatFormat, Format
 from ...core.granularity import PerGroup, PerTensor
 from ...core.quantizer import choose_qparams
+from ...core.scales import Restriction
 from . import lattice
 from .asking import Block, Fault, arranged, ask, checked, raw_answer, shown
 from .chosen import said_of_scales
@@ -38,7 +40,7 @@ ENDS: tuple[Ends, ...] = (
     (-2.75, 2.0),
     (-7.984375, 3.1),
 )
-SHIFTED: tuple[Ends, ...] = ((5.0, 6.0), (-6.0, -5.0), (0.0, 4.0), (-4.0, 0.0), (0.1, 1.7))
+SHIFTED: tuple[Ends, ...] = ((5.0, 6.0), (-6.0, -5.0), (0.0, 4.0), (-4.0, 0.0), (0.1, 1.7), (-1.75, 0.5))
 SMALL_ENDS: tuple[Ends, ...] = (
     (0.0, 0.0),
     (-1e-45, 0.0),
@@ -75,11 +77,15 @@ def observed(record: Record, ends: Ends) -> Block | None:
         scale = float(np.asarray(found[1].scale).reshape(-1)[0])
         zero = None if found[1].zero_point is None else float(np.asarray(found[1].zero_point).reshape(-1)[0])
         return Block(scale, zero, known)
-    ramp = _ramp(target, known)
+    unit = _smallest(target.quantizer.format)
+    ramp = rounded if unit is None else _ramp(target, known, unit)
     record.extra += len(ramp)
     values = ask(target, Block(1.0, None, known), ramp).astype(np.float64)
-    steps = values[np.isfinite(values) & (values > 0)]
-    return Block(float(steps.min()), None, known) if len(steps) and not target.quantizer.affine else None
+    steps = values[np.isfinite(values) & (values > 0)] if unit is not None else np.abs(values[np.isfinite(values)])
+    if not len(steps) or target.quantizer.affine:
+        return None
+    scale = steps.max() / target.quantizer.format.hi if unit is None else steps.min() / unit
+    return Block(float(scale), None, known) if scale else None
 
 
 def find_scale_rule(record: Record, best: Quantizer) -> tuple[Quantizer, dict[str, str], Evidence | None]:
@@ -123,11 +129,22 @@ def block_of(q: Quantizer, ends: Ends, dtype: str) -> Array:
     return row if isinstance(q.granularity, PerTensor) else np.stack([row, row])
 
 
-def _ramp(target: Target, ends: Ends) -> Array:
+def _smallest(format: Format) -> float | None:
+    """The smallest positive number of a format; None of a codebook, where a multiple of it need not tell the scale."""
+    match format:
+        case CodebookFormat():
+            return None
+        case FloatFormat():
+            return 2.0 ** (format.min_exponent - format.mantissa_bits)
+        case _:
+            return 1.0
+
+
+def _ramp(target: Target, ends: Ends, unit: float) -> Array:
     """Numbers around one step of any scale that the ends may have, up to the ends."""
     peak = max(abs(ends[0]), abs(ends[1]))
     hi = max(target.quantizer.format.hi, 1)
-    steps = np.concatenate([np.linspace(0.4, 3.2, RAMP - 6) / hi, [1 / 4, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.0]])
+    steps = np.concatenate([np.linspace(0.4, 3.2, RAMP - 6) * (unit / hi), [1 / 4, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.0]])
     return np.minimum(steps * peak, max(ends[1], 0.0)).astype(numpy_dtype(target.dtype))
 
 
@@ -205,6 +222,7 @@ def _fields(left: list[Quantizer]) -> dict[str, str]:
     names += ["range", "zero_point_rule", "zero_point_rounding"] if left[0].affine else ["denominator", "restriction"]
     if not left[0].affine:
         names.append("statistic")
+        names += ["two_level"] if left[0].scale.restriction is Restriction.QUANTIZED else []
     found = {}
     for name in names:
         values = list(dict.fromkeys(str(field_of(q, name)) for q in left))

@@ -1,7 +1,7 @@
 """Quantized weights as files hold them: codes, scales and zero points, one row for each block.
 
 A safetensors file holds them as tensors beside each other: codes (int8 or uint8) under the name of the weight, scales
-under that name and ``_scale`` or the like. A GGUF file holds blocks of 32.
+under that name and ``_scale`` or the like; or codes in words (`packed`). A GGUF file holds blocks of 32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ from ...core.formats import IntegerFormat
 from ...core.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..inputs.checkpoint import FLOATS, StoredTensor, mapped_values, stored_tensors
 from .gguf_file import BLOCK, Blocks, FileError, read_gguf
+from .packed import WHOLE, Words, integers, out_of_words
 
 Array = NDArray[Any]
 CODES = ("", "_q", ".q", ".int_data", ".qdata", "_codes", ".codes", "_quantized", ".quantized")
 SCALES = ("_scale", "_scales", ".scale", ".scales", "_absmax")
 ZEROS = ("_zero_point", "_zero_points", ".zero_point", "_zeros", ".zeros", "_zero")
-WHOLE = {"I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "I32": np.dtype(np.int32), "I64": np.dtype(np.int64)}
 
 
 @dataclass(frozen=True)
@@ -101,23 +101,45 @@ def _of_safetensors(path: Path, original: Path, floats: Mapping[str, StoredTenso
     held = {t.name: t for t in stored_tensors(path)}
     found = []
     for name, entry in floats.items():
+        x = np.asarray(mapped_values(original, entry))
+        words = out_of_words(path, held, name, x)
+        if words is not None:
+            found.append(_of_words(name, words, x))
+            continue
         codes = _first(held, name, CODES, WHOLE)
         scale = _first(held, name, SCALES, FLOATS)
         if codes is None or scale is None or codes.dtype not in ("I8", "U8"):
             continue
         zero = _first(held, name, ZEROS, WHOLE)
-        x = np.asarray(mapped_values(original, entry))
         if codes.shape != x.shape:
             raise FileError(f"{path}: {codes.name} has shape {codes.shape}, and {x.shape} in {original}")
         found.append(_of_tensors(path, name, x, codes, scale, zero))
     return found
 
 
+def _of_words(name: str, words: Words, x: Array) -> Stored:
+    size = x.shape[1] // words.scale.shape[1]
+    rows = [v[:, words.order].reshape(-1, size) for v in (x, words.codes)]
+    q = Quantizer(format=IntegerFormat(words.bits, signed=words.signed), granularity=PerAxis(0))
+    zero = None
+    if words.zero is not None:
+        q, zero = q.replace(zero_point=ZeroPoint.MIN_MAX), words.zero.reshape(-1).astype(np.int32)
+    shuffled = "" if (np.diff(words.order) == 1).all() else ", columns in the order of their groups"
+    layout = f"{words.layout}, {PerGroup(size)}, scale {_spelled(words.scale.dtype)}{shuffled}"
+    scale = words.scale.reshape(-1).astype(np.float32)
+    return Stored(name, layout, q, rows[0], rows[1], scale, zero, words.scale.dtype)
+
+
+def _spelled(dtype: np.dtype[Any]) -> str:
+    """As safetensors spells it."""
+    return next(name for name, known in FLOATS.items() if known == dtype)
+
+
 def _of_tensors(
     path: Path, name: str, x: Array, codes: StoredTensor, scale: StoredTensor, zero: StoredTensor | None
 ) -> Stored:
-    whole, steps = _integers(path, codes), np.asarray(mapped_values(path, scale))
-    points = None if zero is None else _integers(path, zero)
+    whole, steps = integers(path, codes), np.asarray(mapped_values(path, scale))
+    points = None if zero is None else integers(path, zero)
     granularity = _granularity(path, scale, x.shape)
     rows = [v.reshape(-1, v.shape[-1]) for v in (split_blocks(v, granularity) for v in (x, whole))]
     if points is not None and not points.any():
@@ -141,12 +163,6 @@ def _first(
     names = [f"{base}{ending}" for base in (name, stem) if base for ending in endings]
     names += [f"{stem}{ending}" for ending in endings if ending.startswith(".")]
     return next((held[n] for n in names if n in held and held[n].dtype in dtypes), None)
-
-
-def _integers(path: Path, tensor: StoredTensor) -> Array:
-    dtype: Any = WHOLE[tensor.dtype]
-    values = np.memmap(path, dtype, "r", tensor.offset, tensor.shape or (1,))
-    return np.asarray(values).reshape(tensor.shape).astype(np.int64)
 
 
 def _granularity(path: Path, scale: StoredTensor, shape: tuple[int, ...]) -> Granularity:

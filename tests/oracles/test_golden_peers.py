@@ -19,7 +19,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samebits.core import PerTensor, QParams, Quantizer, catalog, choose_qparams, dialects, fake_quantize, quantize
+from samebits.core import (
+    PerGroup,
+    PerTensor,
+    QParams,
+    Quantizer,
+    catalog,
+    choose_qparams,
+    dialects,
+    fake_quantize,
+    quantize,
+)
 from samebits.proofs.conformance.targets import Target, resolve
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges
@@ -64,12 +74,15 @@ GIVEN = [
     Case("compressed_tensors.fake_quantize", "compressed_tensors", "int8_per_tensor"),
     Case("compressed_tensors.fake_quantize.bfloat16", "compressed_tensors", "int8_per_tensor"),
     Case("compressed_tensors.fake_quantize.float8", "compressed_tensors", "float8_e4m3fn_per_tensor"),
+    Case("compressed_tensors.fake_quantize.float4", "compressed_tensors", "float4_e2m1_per_tensor"),
     Case("litert.QUANTIZE", "litert", SIGNED_AFFINE),
     Case("litert.QUANTIZE.uint8", "litert", "uint8_affine_per_tensor"),
     Case("litert.QUANTIZE.reference", "litert_reference", SIGNED_AFFINE),
     Case("litert.QUANTIZE.uint8.reference", "litert_reference", "uint8_affine_per_tensor"),
     Case("ai_edge_quantizer.uniform_quantize", "ai_edge_quantizer", SIGNED_AFFINE),
     Case("ai_edge_quantizer.uniform_quantize.symmetric", "ai_edge_quantizer", "int8_per_tensor", narrow=True),
+    Case("nncf.do_integer_quantization", "ai_edge_quantizer", "uint8_affine_per_tensor"),
+    Case("qonnx.int_quant", "brevitas", SIGNED_AFFINE),
 ]
 CHOSEN = [
     Case("compressed_tensors.calculate_qparams", "compressed_tensors", "int8_per_tensor"),
@@ -77,6 +90,15 @@ CHOSEN = [
     Case("ai_edge_quantizer.uniform_quantize.chosen", "ai_edge_quantizer", "int8_per_tensor", narrow=True),
     Case("ai_edge_quantizer.uniform_quantize.affine.chosen", "ai_edge_quantizer", SIGNED_AFFINE),
 ]
+# Of blocks with a scale of their own: what each target gives, as a quantizer of ours
+BLOCKS = {
+    "compressed_tensors.mxfp4": catalog["mxfp4_e2m1_even"].replace(zero_point_order="before_rounding"),
+    "compressed_tensors.mxfp6": catalog["mxfp6_e2m3"].replace(
+        restriction="power_of_two_even", zero_point_order="before_rounding"
+    ),
+    "bitsandbytes.quantize_4bit.nf4": catalog["nf4_per_group64"].replace(division="reciprocal"),
+    "mlx.quantize.mxfp8": catalog["mxfp8_e4m3_rceil"],
+}
 
 
 def parameters(q: Quantizer, scale: np.float32, zero: int, dtype: np.dtype[Any]) -> QParams:
@@ -162,6 +184,33 @@ def record_chosen(case: Case) -> dict[str, Any]:
     return {"x": rows(q).tobytes().hex(), "scales": np.stack(scales).tobytes().hex(), "zero_points": zeros}
 
 
+def size_of(q: Quantizer) -> int:
+    assert isinstance(q.granularity, PerGroup)
+    return q.granularity.size
+
+
+def of_blocks(q: Quantizer, count: int) -> Array:
+    """Float32 numbers, one row of so many blocks: those of some magnitude, half of them knife edges at the scale."""
+    rng, size = np.random.default_rng(0), size_of(q)
+    x = (rng.standard_normal((count, size)) * 2.0 ** rng.integers(-20, 20, (count, 1))).astype(np.float32)
+    for row, scale in zip(x, choose_qparams(q, x).scale.reshape(-1), strict=True):
+        edges = knife_edges(q.replace(granularity=PerTensor()), scale, None, row.dtype)
+        edges = edges[np.abs(edges) < np.abs(row).max()]
+        at = np.abs(row).argsort()[: size // 2]  # the largest stays
+        row[at] = rng.choice(edges, len(at))
+    return x.reshape(1, -1)
+
+
+def record_blocks(target: str) -> dict[str, str]:
+    """Asks 1000 blocks, which must agree; keeps the first."""
+    x, q = of_blocks(BLOCKS[target], 1000), BLOCKS[target]
+    theirs = np.asarray(resolve(target).function(x, None))
+    assert_same_bits(theirs, fake_quantize(q, x), call=target, inputs=x)
+    print(f"{target}: 0 of {x.size:,} differ")
+    first = slice(0, 12 * size_of(q))
+    return {"x": x[0, first].tobytes().hex(), "answers": theirs[0, first].tobytes().hex()}
+
+
 def same_parameters(q: Quantizer, x: Array, scale: Array, zero: int) -> None:
     ours = choose_qparams(q, x)
     assert_same_bits(np.asarray(scale, np.float32), ours.scale, call=f"scale of {q}", inputs=x)
@@ -170,12 +219,16 @@ def same_parameters(q: Quantizer, x: Array, scale: Array, zero: int) -> None:
 
 def write() -> None:
     """The file: what is installed anew, the rest as it was."""
-    found = {key: dict(KEPT.get(key, {})) for key in ("versions", "given", "chosen")}
+    found = {key: dict(KEPT.get(key, {})) for key in ("versions", "given", "chosen", "blocks")}
     for case in [*GIVEN, *CHOSEN]:
         if find_spec(case.library) is not None:
             found["versions"][case.library] = version(case.library)
             key, record = ("given", record_given) if case in GIVEN else ("chosen", record_chosen)
             found[key][case.target] = record(case)
+    for target in BLOCKS:
+        if find_spec(library := target.partition(".")[0]) is not None:
+            found["versions"][library] = version(library)
+            found["blocks"][target] = record_blocks(target)
     FILE.write_text(json.dumps(found, indent=1) + "\n")
 
 
@@ -205,6 +258,13 @@ def test_parameters(case: Case) -> None:
         same_parameters(q, row, np.asarray(scale), zero)
 
 
+@pytest.mark.parametrize("target", BLOCKS)
+def test_blocks(target: str) -> None:
+    x, answers = (unpacked(KEPT["blocks"][target][key], np.float32).reshape(1, -1) for key in ("x", "answers"))
+    assert x.size >= 12 * 32
+    assert_same_bits(answers, fake_quantize(BLOCKS[target], x), call=target, inputs=x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_scale_of_zero_is_replaced_in_every_dtype(dtype: str) -> None:
     """compressed-tensors takes epsilon of the dtype; the dialect that of float32."""
@@ -218,7 +278,9 @@ def test_a_scale_of_zero_is_replaced_in_every_dtype(dtype: str) -> None:
 def test_every_dialect_of_such_a_library_is_kept() -> None:
     assert {*KEPT["given"]} == {case.target for case in GIVEN}
     assert {*KEPT["chosen"]} == {case.target for case in CHOSEN}
-    assert {*KEPT["versions"]} == {case.library for case in [*GIVEN, *CHOSEN]}
+    assert {*KEPT["blocks"]} == {*BLOCKS}
+    libraries = {case.library for case in [*GIVEN, *CHOSEN]} | {target.partition(".")[0] for target in BLOCKS}
+    assert {*KEPT["versions"]} == libraries
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ PTQ_VERBS = {
     "packing",
     "smoothquant",
 }
-PTQ_APART = {"quantize"}  # calibration: of a model in torch, of a function in JAX
+PTQ_APART = {"quantization_map", "quantize", "requantize"}  # of a model in torch, of a function in JAX
 BOUNDARY = {"arguments"}  # in each room what its own arrays need
 
 EAGER = ("core", *BACKENDS)  # rooms that import what they export
@@ -241,8 +241,8 @@ def public_signatures(room: str, verb: str) -> dict[str, list[tuple[str, str, ob
     module = importlib.import_module(f"samebits.{room.replace('/', '.')}.{verb}")
     names = [name for name, _ in definitions(parsed(ROOT / room / f"{verb}.py")) if is_public(name) and "." not in name]
     found = {name: getattr(module, name) for name in names}
-    calls = {name: one.__init__ if inspect.isclass(one) else one for name, one in found.items()}  # flax hides those
-    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items()}
+    calls = {name: vars(one).get("__init__") if inspect.isclass(one) else one for name, one in found.items()}
+    signatures = {name: inspect.signature(one).parameters.values() for name, one in calls.items() if one is not None}
     return {name: [(p.name, p.kind.description, p.default) for p in ps] for name, ps in signatures.items()}
 
 

@@ -196,7 +196,8 @@ class Operand(NamedTuple):
         q = self.quantizer
         if self.held is None or q is None or self.waits is not None:
             return self.quantized() if self.held is not None else self.value
-        return quantized_tensor(q, self.value, self.qparams, self.held.training)
+        value = self.quantized() if isinstance(self.held, CodedWeight) else self.value  # of codes: they are had again
+        return quantized_tensor(q, value, self.qparams, self.held.training)
 
 
 def operands(*pairs: tuple[Held, Tensor]) -> list[Operand]:

@@ -32,6 +32,9 @@ from .equalizing import equalize_ as equalize_
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
+from .freezing import freeze as freeze
+from .freezing import quantization_map as quantization_map
+from .freezing import requantize as requantize
 from .fuse import fuse_modules as fuse_modules
 from .fuse import fuse_modules_qat as fuse_modules_qat
 from .gguf import save_gguf as save_gguf

@@ -70,7 +70,7 @@ def quantize(
     rules: dict[str, Any] = {name: {"weight_quant": weights} if name in wanted else None for name in places}
     model = quantize_model(model, rules).eval()
     if q is not None:
-        _prepare(model, wanted, Sites(q))
+        prepare_sites(model, wanted, q)
     return model
 
 
@@ -80,14 +80,16 @@ def _of_activations(q: Quantizer) -> Quantizer:
     return q
 
 
-def _prepare(model: nn.Module, names: Sequence[str], sites: Sites) -> None:
-    """Hooks at the layers, and around the forward pass of the model; copies and pickles of the model have them too."""
+def prepare_sites(model: nn.Module, names: Sequence[str], q: Quantizer) -> Sites:
+    """Hooks at these layers, and around the forward pass of the model; its copies and pickles have them too."""
+    sites = Sites(q)
     for name in names:
         layer = model.get_submodule(name)
         layer.register_forward_pre_hook(partial(_enter, sites, name))
         layer.register_forward_hook(partial(_leave, sites, name), always_call=True)
     model.add_module(NAME, sites.eval())
     model.forward = partial(_forward, model)
+    return sites
 
 
 def _forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.configs import Config, config_of
 from ...core.descriptions import QParams, Quantizer
 from ...core.layerwise import LayerReport, ModelReport
 from ..quantizer import choose_qparams, dequantize, fake_quantize, quantize
@@ -16,7 +17,6 @@ from .recording import (
     check_batches,
     chosen_layers,
     evaluating,
-    quantizer_of,
     record_stage,
     rows_of,
     stages,
@@ -30,7 +30,7 @@ Method = Callable[[Quantizer, Tensor, Tensor], Found]
 
 def quantize_layers(
     model: nn.Module,
-    q: Quantizer | str,
+    q: Config | Quantizer | str,
     batches: Iterable[Any],
     filter_fn: Filter | None,
     name: str,
@@ -51,7 +51,8 @@ def quantize_layers(
     Raises:
         TypeError, ValueError, KeyError: as `gptq_`. The model is then as it was.
     """
-    q = quantizer_of(q)
+    config = config_of(q)
+    q = config.weight
     layers = chosen_layers(model, filter_fn, nn.Linear)
     check_batches(batches)
     for layer_name, layer in layers.items():
@@ -71,7 +72,7 @@ def quantize_layers(
                 codes[layer_name], report = named(layer_name, _better, q, w, hessian, rows, layer_name, name, method)
                 reports.append(report)
     for layer_name, found in codes.items():
-        store(layers[layer_name], q, *found)
+        store(layers[layer_name], config, *found)
     return ModelReport(tuple(reports), {one: "no batch reaches it" for one in layers if one not in codes})
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.configs import Config
 from ...core.descriptions import QParams, Quantizer
 from ...core.layerwise import LayerReport, ModelReport, check_adaround, check_gptq
 from .adaround import adaround
@@ -18,7 +19,7 @@ from .storing import dense
 
 def gptq_(
     model: nn.Module,
-    q: Quantizer | str,
+    q: Config | Quantizer | str,
     batches: Iterable[Any],
     filter_fn: Filter | None = None,
     blocksize: int = 128,
@@ -35,7 +36,7 @@ def gptq_(
     layer gets the weights that are rounded to nearest.
 
     Args:
-        q: a quantizer of matrices (out, in), or its name in the catalog.
+        q: a quantizer of matrices (out, in), or its name in the catalog; or a config (`samebits.core.configs`).
         batches: an iterable that can be run through again. Each is the argument of the model, or a list or tuple of
             arguments, or a dict of keywords.
         filter_fn: ``filter_fn(layer, name)`` says whether a linear layer is quantized; None: all are.
@@ -61,7 +62,7 @@ def gptq_(
 
 def adaround_(
     model: nn.Module,
-    q: Quantizer | str,
+    q: Config | Quantizer | str,
     batches: Iterable[Any],
     filter_fn: Filter | None = None,
     steps: int = 500,
@@ -72,7 +73,7 @@ def adaround_(
     """Quantizes the weights of linear layers by AdaRound, in place; layer by layer, as `gptq_` does.
 
     Args:
-        q: a quantizer of integers for matrices (out, in), or its name in the catalog.
+        q: a quantizer of integers for matrices (out, in), or its name in the catalog; or a config.
         batches, filter_fn, progress: as `gptq_`.
         steps, rate, penalty: as `adaround`.
     Returns:

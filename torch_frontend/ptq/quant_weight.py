@@ -25,7 +25,7 @@ from ..arguments import check_qparams, check_tensor
 from ..arrays import dtype_name, is_concrete, narrowed, wide_dtype
 from ..quantizer import choose_qparams, quantize
 from .packing import pack, unpack
-from .products import dynamic_linear
+from .products import dynamic_linear, few_rows
 
 Handler = Callable[..., Any]
 
@@ -84,6 +84,10 @@ class QuantWeight(Tensor):
     def dequantize(self) -> Tensor:
         """The values as a float tensor of this dtype."""
         return values_of(self)
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The values as a NumPy array, as ``torch.Tensor.numpy``."""
+        return self.dequantize().numpy(force=force)
 
     @property
     def qparams(self) -> QParams:
@@ -264,7 +268,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x, w = (t.dequantize() if isinstance(t, QuantWeight) else t for t in (input, weight))
         return F.linear(x, w, bias)
     if weight.act_quant is None:
-        return F.linear(input, values_of(weight), bias)
+        y = few_rows(input, weight.quantizer, codes_of(weight), weight.qparams, bias)
+        return F.linear(input, values_of(weight), bias) if y is None else y
     return dynamic_linear(
         weight.act_quant, input, weight.quantizer, codes_of(weight), weight.qparams, weight.dtype, bias
     )

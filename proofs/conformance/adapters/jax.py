@@ -9,6 +9,7 @@ from ....core.catalog import catalog
 from ....core.descriptions import QParams
 from ...modes.arrays import to_jax
 from ..targets import Function, Target
+from .ml_dtypes import E8M0
 
 Array = NDArray[Any]
 CASTS = {
@@ -22,6 +23,7 @@ def targets() -> dict[str, Target]:
     """The casts of JAX, by name."""
     note = "a cast: the scale is 1"
     found = [Target(f"jax.{c}", _cast(c), catalog[n], scales=(1.0,), note=note) for c, n in CASTS.items()]
+    found.append(Target("jax.float8_e8m0fnu", _cast("float8_e8m0fnu"), E8M0, scales=(1.0,), note=note))
     return {target.name: target for target in found}
 
 

@@ -11,6 +11,7 @@ from ....core.formats import IntegerFormat
 from ....core.granularity import PerTensor
 from ...modes.arrays import to_numpy, to_torch
 from ..targets import Kind, Target
+from .ml_dtypes import E8M0
 
 Array = NDArray[Any]
 INT8, UINT8 = catalog["int8_per_tensor"], catalog["uint8_affine_per_tensor"]
@@ -38,9 +39,10 @@ def targets() -> dict[str, Target]:
     ]
     learnable = "torch.fake_quantize_learnable_per_tensor_affine"
     found.append(Target(learnable, _learnable, UINT8, note="with the scale and zero point as tensors that are learned"))
+    casts = {cast: catalog[name] for cast, name in CASTS.items()} | {"float8_e8m0fnu": E8M0}
     found += [
-        Target(f"torch.{cast}", _cast(cast), catalog[name], scales=(1.0,), note="a cast: the scale is 1")
-        for cast, name in CASTS.items()
+        Target(f"torch.{cast}", _cast(cast), q, scales=(1.0,), note="a cast: the scale is 1")
+        for cast, q in casts.items()
     ]
     return {target.name: target for target in found}
 

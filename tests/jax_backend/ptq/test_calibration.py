@@ -1,5 +1,6 @@
 """Calibration by walking a jaxpr: the sites, scales and codes that torch's flow has, under jit, grad and vmap."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from samebits.core import catalog
 from samebits.jax_backend import choose_qparams, fake_quantize, linear
-from samebits.jax_backend.ptq import Calibration, quantize
+from samebits.jax_backend.ptq import Calibration, quantization_map, quantize, requantize
 from samebits.jax_backend.ptq.calibration import Quantized
 from samebits.torch_frontend import ptq
 
@@ -174,3 +175,21 @@ def _fail_after(_: object) -> None:
 def test_without_streamlining_every_site_stays() -> None:
     _, calibration = calibrated(lambda x: jnp.log(x @ jnp.eye(8) + 10), streamline=False)
     assert [site.name for site in calibration.report if site.kept] == ["linear_0.input", "linear_0", "log_0"]
+
+
+@pytest.mark.parametrize("activations", ["int8_per_tensor", "uint8_affine_per_tensor"])
+def test_functions_are_made_again(activations: str) -> None:
+    torch.manual_seed(0)
+    function = function_of(Block())
+    quantized = quantize(function, activations=activations)
+    with pytest.raises(ValueError, match="must be calibrated"):
+        quantization_map(quantized)
+    with Calibration():
+        quantized(jnp.asarray(BATCHES[0]))
+    described = json.loads(json.dumps(quantization_map(quantized)))
+    again = requantize(function, described)
+    np.testing.assert_array_equal(again(jnp.asarray(BATCHES[1])), quantized(jnp.asarray(BATCHES[1])))
+    assert quantization_map(again) == described
+    del described["sites"]
+    with pytest.raises(ValueError, match="got no sites"):
+        requantize(function, described)

@@ -15,6 +15,7 @@ from samebits.core import PerGroup, catalog
 from samebits.core.gptq import gptq as core_gptq
 from samebits.jax_backend.ptq import gptq, gptq_
 from samebits.jax_backend.ptq.gptq import hessian_update, inverse_factor, output_error
+from samebits.jax_backend.ptq.modules import QuantizedLinear, kernel_of
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend.ptq import gptq_ as torch_gptq_
 from samebits.torch_frontend.ptq.gptq import inverse_factor as torch_inverse_factor
@@ -136,13 +137,15 @@ def test_models_have_the_codes_of_torch(model: Block, in_torch: TorchBlock, batc
     report = gptq_(model, BITS4, batches)
     expected = torch_gptq_(in_torch, BITS4, [torch.tensor(np.asarray(x)) for x in batches])
     for name, one, other in zip(LAYERS, report.layers, expected.layers, strict=True):
-        kernel, weight = getattr(model, name).kernel[...], getattr(in_torch, name).weight.detach()
-        assert_same_bits(weight.numpy(), kernel.T)
+        ours, theirs = kernel_of(getattr(model, name)).T, getattr(in_torch, name).weight
+        assert_same_bits(theirs.codes.numpy(), ours.codes)
+        assert_same_bits(theirs.scale.numpy(), ours.scale)
+        assert_same_bits(theirs.dequantize().numpy(), ours.dequantize())
         assert (one.name, one.method, one.rows) == (other.name, "gptq", other.rows)
         assert one.after == pytest.approx(other.after, rel=1e-5)  # of inputs that differ in their last bits
         assert one.before == pytest.approx(other.before, rel=1e-5)
         assert one.after < 0.95 * one.before
-        assert type(getattr(model, name)) is nnx.Linear
+        assert type(getattr(model, name)) is QuantizedLinear
     assert report.skipped == expected.skipped == {"unused": "no batch reaches it"}
 
 

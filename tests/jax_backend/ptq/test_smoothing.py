@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from samebits.jax_backend.ptq import adaround_, correct_biases_, equalize_, smooth_
+from samebits.jax_backend.ptq.modules import kernel_of
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import ptq as torch_ptq
 
@@ -154,7 +155,7 @@ def test_learned_rounding_and_biases_are_those_of_torch(
     torch_ptq.correct_biases_(in_torch, original, of_torch(batches), chosen)
     assert all(one.after < 1e-6 * one.before for one in corrected.layers)
     for name in ("out", "down"):
-        assert_same_bits(getattr(in_torch, name).weight.detach().numpy(), getattr(model, name).kernel[...].T)
+        assert_same_bits(getattr(in_torch, name).weight.codes.numpy(), kernel_of(getattr(model, name)).T.codes)
         got, want = getattr(model, name).bias[...], getattr(in_torch, name).bias.detach().numpy()
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
     assert report.layers[0].after < report.layers[0].before

@@ -5,6 +5,7 @@ start JAX operation by operation take seconds each: `make thorough`.
 """
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,10 @@ def test_every_peer_is_asked_here() -> None:
     here = [peer for peer in peers.PEERS if not peer.apart]
     assert {peer.library: peers.missing(peer) for peer in here if peers.missing(peer)} == {}
     assert {*names()} - {*APART} <= {*atlas.installed()}
-    assert {peer.extra for peer in peers.PEERS if peer.apart} == {
-        f"peers-{group}" for group in ("keras", "compressed-tensors", "gguf", "litert")
-    }
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {peer.extra for peer in peers.PEERS} <= {*offered, "proofs"}
+    assert all(f"| `{group}` |" in (ROOT / "docs" / "fingerprint.md").read_text() for group in atlas.GROUPS)
+    assert all(group in (ROOT / "Makefile").read_text() for group in atlas.GROUPS)
 
 
 def test_rows_of_what_is_not_installed_are_kept(tmp_path: Path) -> None:

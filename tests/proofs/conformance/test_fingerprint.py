@@ -110,6 +110,25 @@ def test_the_scale_of_values_is_seen_in_them() -> None:
     assert "half_range" in verdict.fields["denominator"]
 
 
+# Formats whose smallest number is not 1, and a codebook: what the specification chooses, as a target that gives values
+OF_VALUES = {
+    "mxfp4_e2m1_even": {"restriction": "power_of_two_even"},
+    "mxfp6_e2m3": {"restriction": "power_of_two_floor"},
+    "float8_e4m3fn_per_tensor": {"restriction": "float", "rounding": "ties_to_even"},
+    "nvfp4": {"restriction": "quantized", "two_level": "True"},
+    "nf4_per_group64": {"restriction": "float", "division": "divide"},
+}
+
+
+@pytest.mark.parametrize("name", OF_VALUES)
+def test_the_scale_of_floats_is_seen_in_their_values(name: str) -> None:
+    """Their smallest positive value is half a step, or less: it is no scale."""
+    q = catalog[name]
+    verdict = fingerprint(Target(name, lambda x, qparams: fake_quantize(q, x), q, chooses=True))
+    assert verdict.recognised, verdict.smallest
+    assert {field: verdict.fields[field] for field in OF_VALUES[name]} == OF_VALUES[name]
+
+
 def off_by_one_above_ten(x: Array, qparams: QParams) -> Array:
     """Ours, but for an inverted rounding of the codes beyond 100."""
     codes = x / qparams.scale

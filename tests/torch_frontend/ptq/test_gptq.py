@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from samebits.core import PerGroup, catalog
+from samebits.core.configs import DynamicActivation
 from samebits.core.gptq import gptq as core_gptq
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import choose_qparams, fake_quantize
-from samebits.torch_frontend.ptq import gptq, gptq_
+from samebits.torch_frontend.ptq import QuantWeight, gptq, gptq_, load_quantized, save_quantized
 from samebits.torch_frontend.ptq.gptq import hessian_update, inverse_factor, output_error
+from samebits.torch_frontend.ptq.storing import dense
 
 from ...core.test_gptq import QUANTIZERS, REFUSED, SETTINGS
 from ...layerwise_inputs import layer, statistics
@@ -140,7 +143,7 @@ def test_layers_see_what_quantized_ones_before_them_give(model: Block, batches: 
     plain = copy.deepcopy(model)
     report = gptq_(model, BITS4, batches)
     for name, w_hat in expected.items():
-        assert_same_bits(w_hat, model.get_submodule(name).weight.detach())
+        assert_same_bits(w_hat, dense(model.get_submodule(name)))
     assert [one.name for one in report.layers] == list(LAYERS)
     assert report.skipped == {"unused": "no batch reaches it"}
     assert torch.equal(model.unused.weight, plain.unused.weight)
@@ -157,7 +160,7 @@ def test_a_layer_is_never_worse_than_rounding_to_nearest(model: Block, batches: 
             assert (one.method == "nearest") == (one.after == one.before)
             if one.method == "nearest":
                 w = model.get_submodule(one.name).weight.detach()
-                assert_same_bits(fake_quantize(catalog[q], w), changed.get_submodule(one.name).weight.detach())
+                assert_same_bits(fake_quantize(catalog[q], w), dense(changed.get_submodule(one.name)))
 
 
 def test_where_gptq_is_worse_the_layer_is_rounded_to_nearest() -> None:
@@ -176,7 +179,7 @@ def test_where_gptq_is_worse_the_layer_is_rounded_to_nearest() -> None:
         if by_gptq > nearest:
             worse += 1
             assert report.method == "nearest"
-            assert_same_bits(fake_quantize(q, w), linear.weight.detach())
+            assert_same_bits(fake_quantize(q, w), dense(linear))
     assert worse >= 3
 
 
@@ -198,7 +201,8 @@ def test_modes_and_gradients_stay(model: Block, batches: list[Tensor]) -> None:
     assert model.training
     assert model.drop.training
     assert not model.norm.training
-    assert model.up.weight.requires_grad
+    assert isinstance(model.up.weight, QuantWeight)
+    assert model.down.weight.requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -235,7 +239,7 @@ def test_a_layer_that_is_called_twice_sees_both_inputs() -> None:
     expected = gptq(catalog[BITS4], linear.weight.detach(), hessian)[2]
     (report,) = gptq_(nn.Sequential(linear, linear), BITS4, [x]).layers
     assert report.rows == 100
-    assert_same_bits(expected, linear.weight.detach())
+    assert_same_bits(expected, dense(linear))
 
 
 def with_nan(batches: list[Tensor]) -> list[Tensor]:
@@ -290,3 +294,18 @@ def test_a_call_that_fails_leaves_the_model(
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert model.training
+
+
+def test_configs_say_how_codes_are_kept(model: Block, batches: list[Tensor], tmp_path: Path) -> None:
+    plain = copy.deepcopy(model)
+    gptq_(plain, BITS4, batches)
+    config = DynamicActivation("int8_affine_per_token", BITS4, layout="packed")
+    gptq_(model, config, batches)
+    up: Any = model.up.weight
+    assert (up.act_quant, up.code_layout) == (config.activation, "packed")
+    assert 2 * up.codes.numel() == up.numel()
+    assert_same_bits(up.dequantize(), dense(plain.up))
+    save_quantized(model, tmp_path / "model.safetensors")
+    other = Block().eval()
+    load_quantized(other, tmp_path / "model.safetensors")
+    assert_same_bits(other(batches[0]).detach(), model.eval()(batches[0]).detach())

@@ -12,6 +12,7 @@ from samebits.core import catalog
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import choose_qparams, fake_quantize, quantize
 from samebits.torch_frontend.ptq import adaround_, correct_biases_, gptq_
+from samebits.torch_frontend.ptq.storing import dense
 
 from .test_gptq import BITS4, LAYERS, Block
 
@@ -37,7 +38,7 @@ def test_adaround_of_a_model(model: Block, batches: list[Tensor]) -> None:
     for one in report.layers:
         assert one.method == "adaround"
         assert one.after < one.before
-        w, w_hat = (m.get_submodule(one.name).weight.detach() for m in (plain, model))
+        w, w_hat = (dense(m.get_submodule(one.name)) for m in (plain, model))
         qparams = choose_qparams(q, w)
         codes = quantize(q, w_hat, qparams)
         assert_same_bits(fake_quantize(q, w_hat, qparams), w_hat)  # numbers of that scale
