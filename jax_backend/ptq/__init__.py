@@ -33,6 +33,8 @@ from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
+from .gguf import block_codes as block_codes
+from .gguf import block_values as block_values
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_

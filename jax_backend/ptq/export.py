@@ -1,7 +1,7 @@
 """Quantized JAX models as StableHLO, by `jax.export`: programs in files, which need neither the model nor samebits.
 
-A program has the bits of the function under `jax.jit`: it is what XLA is given. Weights of an nnx model, and arrays that
-a function closes over, are constants in it. A `QArray` may also be an argument; samebits must be imported then.
+A program has the bits of the function under `jax.jit`: it is what XLA is given. Weights of an nnx model, and arrays
+that a function closes over, are constants in it. A `QArray` may be an argument too; samebits must be imported then.
 """
 
 import json
@@ -84,7 +84,7 @@ def _function(model: nnx.Module | Function) -> Function:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     if isinstance(leaf, jax.ShapeDtypeStruct | jax.Array | np.ndarray | np.generic):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # type: ignore[no-untyped-call]
     raise TypeError(f"`args` must be pytrees of arrays, got {leaf!r}")
 
 
@@ -97,7 +97,8 @@ def _of_any_length(arg: Any, scope: export.SymbolicScope) -> Any:
     if not _is_batch(arg):
         return arg
     text = ", ".join(["batch", *map(str, arg.shape[1:])])
-    return jax.ShapeDtypeStruct(export.symbolic_shape(f"({text},)", scope=scope), arg.dtype)
+    shape = export.symbolic_shape(f"({text},)", scope=scope)
+    return jax.ShapeDtypeStruct(shape, arg.dtype)  # type: ignore[no-untyped-call]
 
 
 def _text_of_static(static: Any) -> bytes:

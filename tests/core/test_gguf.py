@@ -4,6 +4,7 @@
 environment with it: ``python -c "from tests.core import test_gguf as t; t.record()"``.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from samebits.core.gguf import LAYOUTS, Blocks, blocks_of, bytes_of, stored, values_of, write_gguf
+from samebits.core.gguf import block_codes, block_values
+from samebits.core.gguf_files import LAYOUTS, Blocks, bytes_of, stored, write_gguf
 from samebits.proofs.conformance.gguf_file import read_gguf
 
 Array = NDArray[Any]
@@ -29,7 +31,7 @@ METADATA: dict[str, Any] = {
 
 
 def numbers() -> Array:
-    """Blocks of random numbers, of ties of every layout and their neighbours, of peaks next to powers of two, tiny, 0."""
+    """Random blocks, ties of every layout and their neighbours, peaks next to powers of two, tiny blocks, zeros."""
     draw = np.random.default_rng(0)
     scale = (2.0 ** draw.integers(-12, 9, (25, 1))).astype(np.float32)
     ties = draw.choice([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, -0.25, -0.75, -2.5, -5, 0, -0.0], (25, 32))
@@ -47,12 +49,23 @@ def numbers() -> Array:
 
 def tensors(blocks: dict[str, Any]) -> dict[str, Any]:
     """Those of the file."""
-    return {**blocks, "half": np.linspace(0, 1, 10).astype(np.float16).reshape(2, 5), "b": np.arange(7, dtype=np.float32)}
+    return {
+        **blocks,
+        "half": np.linspace(0, 1, 10).astype(np.float16).reshape(2, 5),
+        "b": np.arange(7, dtype=np.float32),
+    }
+
+
+def blocks_of(layout: str, x: Array) -> Blocks:
+    return stored(layout, *block_codes(layout, x))
+
+
+def values_of(blocks: Blocks) -> Array:
+    return block_values(blocks.layout, blocks.codes, blocks.scale)
 
 
 def record() -> None:
-    import gguf
-
+    gguf: Any = import_module("gguf")
     x, found = numbers(), {}
     writer = gguf.GGUFWriter(FILE.with_suffix(".gguf"), "mine")
     writer.add_string("general.name", "é")

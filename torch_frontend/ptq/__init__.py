@@ -37,7 +37,9 @@ from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
 from .fuse import fuse_modules as fuse_modules
 from .fuse import fuse_modules_qat as fuse_modules_qat
-from .gguf import save_gguf as save_gguf
+from .gguf import block_codes as block_codes
+from .gguf import block_values as block_values
+from .gguf_models import save_gguf as save_gguf
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_

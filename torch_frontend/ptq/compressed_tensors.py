@@ -106,12 +106,12 @@ def read_compressed_tensors(folder: AnyPath) -> dict[str, Tensor]:
                 raise ValueError(f"`folder`: no group has the name '{layer}' among its targets, got {sorted(schemes)}")
             own = {key: tensors[f"{layer}.{key}"] for key in (*PARTS, "weight") if f"{layer}.{key}" in tensors}
             try:
-                found[f"{layer}.weight"] = _weight(own, schemes[layer], schemes[layer].get("format") or config["format"])
+                found[f"{layer}.weight"] = _weight(
+                    own, schemes[layer], schemes[layer].get("format") or config["format"]
+                )
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"`folder`, layer '{layer}': {error.args[0]}") from error
-        elif part not in PARTS and f"{layer}.weight_scale" not in tensors:
-            found[name] = tensor
-        elif part not in (*PARTS, "weight"):
+        elif (part not in PARTS and f"{layer}.weight_scale" not in tensors) or part not in (*PARTS, "weight"):
             found[name] = tensor
     return found
 
@@ -131,7 +131,9 @@ def scheme_of(w: QuantWeight) -> dict[str, Any]:
     q, act = w.quantizer, w.act_quant
     integers = isinstance(q.format, IntegerFormat) and q.format.bits <= 8
     if not (integers or q.format == FLOAT8_E4M3FN) or q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
-        raise ValueError(f"must be integers of at most 8 bits or float8_e4m3fn, with zero points that are codes; got {q}")
+        raise ValueError(
+            f"must be integers of at most 8 bits or float8_e4m3fn, with zero points that are codes; got {q}"
+        )
     match q.granularity:
         case PerTensor():
             strategy: dict[str, Any] = {"strategy": "tensor", "group_size": None}
@@ -140,7 +142,9 @@ def scheme_of(w: QuantWeight) -> dict[str, Any]:
         case PerGroup(size=size, axis=-1 | 1):
             strategy = {"strategy": "group", "group_size": size}
         case _:
-            raise ValueError(f"must have scales per tensor, per axis 0, or by group along the inputs, got {q.granularity}")
+            raise ValueError(
+                f"must have scales per tensor, per axis 0, or by group along the inputs, got {q.granularity}"
+            )
     if w.dtype != torch.float32:
         raise ValueError(f"must stand for float32, since readers take the dtype of the scales; got {w.dtype}")
     weights = _arguments(q) | strategy | {"dynamic": False}
@@ -215,7 +219,9 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
 def unpack_words(words: Tensor, bits: int, length: int) -> Tensor:
     """The codes of `pack_words`, int8 ``(rows, length)``. ValueError for words of another number of codes."""
     if words.dtype != torch.int32 or words.shape[-1] != -(-length * bits // 32):
-        raise ValueError(f"must be int32 words of {length} codes of {bits} bits, got {words.dtype} {tuple(words.shape)}")
+        raise ValueError(
+            f"must be int32 words of {length} codes of {bits} bits, got {words.dtype} {tuple(words.shape)}"
+        )
     places = torch.arange(32, dtype=torch.int32)
     stream = ((words.unsqueeze(-1) >> places) & 1).flatten(1)[:, : length * bits].reshape(len(words), length, bits)
     codes = (stream << torch.arange(bits, dtype=torch.int32)).sum(-1) - (1 << (bits - 1))
@@ -254,16 +260,13 @@ def _format(of: Mapping[str, Any]) -> Any:
 
 
 def _granularity(of: Mapping[str, Any]) -> Granularity:
-    match of["strategy"]:
-        case "tensor":
-            return PerTensor()
-        case "channel":
-            return PerAxis(0)
-        case "token":
-            return PerToken()
-        case "group":
-            return PerGroup(of["group_size"])
-    raise ValueError(f"its strategy must be tensor, channel, token or group, got {of['strategy']!r}")
+    strategy = of["strategy"]
+    if strategy == "group":
+        return PerGroup(of["group_size"])
+    known: dict[str, Granularity] = {"tensor": PerTensor(), "channel": PerAxis(0), "token": PerToken()}
+    if strategy not in known:
+        raise ValueError(f"its strategy must be tensor, channel, token or group, got {strategy!r}")
+    return known[strategy]
 
 
 def _others(model: nn.Module, groups: Mapping[str, Any]) -> list[str]:

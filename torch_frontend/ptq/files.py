@@ -124,5 +124,6 @@ def _weight(name: str, entry: Entry, tensors: dict[str, Tensor]) -> QuantWeight:
 
 
 def require() -> None:
+    """ImportError, with the line that says what to install, without safetensors."""
     if line := lacking("files", "a file of quantized weights"):
         raise ImportError(line)

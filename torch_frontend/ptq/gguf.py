@@ -1,85 +1,83 @@
-"""Torch models in GGUF files: the codes of that format's own tools, or weights that its layouts hold as they are."""
+"""GGUF: the codes and scales of blocks of 32 numbers; see `samebits.core.gguf`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...core.choice import fits
-from ...core.formats import FLOAT4_E2M1, IntegerFormat
-from ...core.gguf import BLOCK, Blocks, Value, blocks_of, check_layout, stored, write_gguf
-from ...core.granularity import PerGroup
-from .files import Path
-from .quant_weight import QuantWeight, codes_of
-
-HELD = {IntegerFormat(8): ("Q8_0", 0), IntegerFormat(4): ("Q4_0", 8), FLOAT4_E2M1: ("MXFP4", 0)}  # and what is added
+from ...core.directions import Rounding
+from ...core.gguf_files import BLOCK, NUMBERS, check_blocks, check_layout
+from ..arguments import check_tensor
+from ..arrays import is_concrete
+from ..rounding import round_to_integer
 
 
-def save_gguf(
-    model: nn.Module,
-    path: Path,
-    layout: str = "Q8_0",
-    metadata: Mapping[str, Value] | None = None,
-    *,
-    keep: Sequence[str] = (),
-) -> dict[str, str]:
-    """Writes the parameters and buffers of a model as a GGUF file, under the names of its ``state_dict``.
+def block_codes(layout: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and scales of numbers, as GGUF's tools choose them.
 
-    Floats with two axes or more, whose last one is a multiple of 32, become blocks of ``layout``, with the codes that
-    GGUF's own tools give (`samebits.core.gguf`). A `QuantWeight` keeps its codes where a layout has the same: int8 and
-    int4 in groups of 32 with scales that are float16 numbers, mxfp4. All else stays float32, or float16, bfloat16.
-
-    Args:
-        layout: ``"Q8_0"``, ``"Q4_0"`` or ``"MXFP4"``.
-        metadata: as `samebits.core.gguf.write_gguf`; ``general.architecture`` is ``"samebits"`` unless given.
-        keep: patterns of names (`fnmatch`, or ``re:`` and a regular expression) of tensors that stay floats.
-    Returns:
-        The layout of each tensor, by name.
+    Args, Returns:
+        As `samebits.core.gguf.block_codes`.
     Raises:
-        ValueError: another layout, a pattern that fits nothing, a weight whose codes no layout holds, numbers that are
-            not finite. TypeError: tensors of other dtypes. They name the tensor. Nothing is written then.
+        TypeError: no float tensor. ValueError: another layout or length; in eager mode NaN, infinities, scales that
+            float16 does not hold.
     """
+    check_tensor("x", x)
+    check_blocks(layout, tuple(x.shape))
+    with torch.no_grad():
+        rows = x.detach().to(torch.float32).reshape(-1, BLOCK)
+        if is_concrete(x) and not bool(rows.isfinite().all()):
+            raise ValueError("`x` must be finite, got NaN or infinities")
+        codes, d = {"Q8_0": _q8_0, "Q4_0": _q4_0, "MXFP4": _mxfp4}[layout](rows)
+        scale = d if layout == "MXFP4" else d.to(torch.float16).to(torch.float32)
+        if is_concrete(x) and not bool(scale.isfinite().all()):
+            raise ValueError(f"`x` must have scales that float16 holds, got {float(d.abs().max())}")
+    dtype = torch.int8 if layout == "Q8_0" else torch.uint8
+    return codes.to(dtype).reshape(x.shape), scale.reshape(*x.shape[:-1], x.shape[-1] // BLOCK)
+
+
+def block_values(layout: str, codes: Tensor, scale: Tensor) -> Tensor:
+    """The numbers that codes and scales of `block_codes` stand for, float32. ValueError for another layout."""
     check_layout(layout)
-    state = {name: value for name, value in model.state_dict().items() if value.dtype != torch.int64}  # counters
-    for pattern in keep:
-        if not any(fits(pattern, name) for name in state):
-            raise ValueError(f"`keep`: '{pattern}' fits no tensor; tensors are {', '.join(state)}")
-    tensors: dict[str, Any] = {}
-    for name, value in state.items():
-        stays = any(fits(pattern, name) for pattern in keep)
-        try:
-            tensors[name] = _stored(value, None if stays else layout)
-        except ValueError as error:
-            raise ValueError(f"`{name}`: {error.args[0]}") from error
-    write_gguf(path, tensors, {"general.architecture": "samebits", **(metadata or {})})
-    return {name: one.layout if isinstance(one, Blocks) else str(one.dtype) for name, one in tensors.items()}
+    blocks = codes.reshape(*codes.shape[:-1], -1, BLOCK)
+    if layout == "MXFP4":
+        sizes = torch.tensor(NUMBERS, dtype=torch.float32, device=codes.device) / 2
+        numbers = torch.where(blocks > 7, -1.0, 1.0) * sizes[(blocks & 7).long()]
+    else:
+        numbers = blocks.to(torch.float32) - (8 if layout == "Q4_0" else 0)
+    return (numbers * scale.unsqueeze(-1)).flatten(-2)
 
 
-def _stored(x: Tensor, layout: str | None) -> Any:
-    """A tensor as the file has it."""
-    if isinstance(x, QuantWeight):
-        return _held(x)
-    if layout is not None and x.is_floating_point() and x.ndim > 1 and x.shape[-1] % BLOCK == 0:
-        return blocks_of(layout, x.detach().cpu().float().numpy())
-    x = x.detach().cpu()
-    if x.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return x.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return x.numpy()
+def _peak(rows: Tensor) -> Tensor:
+    """The first number of largest magnitude of each row; of the places of the largest, the smallest."""
+    sizes = rows.abs()
+    places = torch.arange(BLOCK, device=rows.device).expand(rows.shape)
+    first = torch.where(sizes == sizes.amax(1, keepdim=True), places, BLOCK).amin(1, keepdim=True)
+    return rows.gather(1, first)
 
 
-def _held(w: QuantWeight) -> Blocks:
-    """The codes of a weight in the layout that has them."""
-    q = w.quantizer
-    layout, shift = HELD.get(q.format, (None, 0))  # type: ignore[call-overload]
-    by_block = isinstance(q.granularity, PerGroup) and q.granularity == PerGroup(BLOCK, q.granularity.axis)
-    if layout is None or not by_block or q.affine or w.transposed or w.dtype != torch.float32:
-        raise ValueError(
-            f"GGUF holds codes of int8, int4 and mxfp4 in groups of {BLOCK} without zero points, got {w!r}; write the "
-            "float model instead"
-        )
-    codes = codes_of(w).cpu().numpy().astype(np.int16) + shift
-    return stored(layout, codes, w.scale.cpu().numpy().reshape(*w.shape[:-1], -1))
+def _times_reciprocal(rows: Tensor, d: Tensor) -> Tensor:
+    inverse = d.reciprocal()
+    return rows * torch.where(inverse.isfinite(), inverse, 0.0)
+
+
+def _q8_0(rows: Tensor) -> tuple[Tensor, Tensor]:
+    d = rows.abs().amax(1, keepdim=True) / torch.full((), 127.0, device=rows.device)
+    return round_to_integer(_times_reciprocal(rows, d), Rounding.TIES_TO_AWAY), d
+
+
+def _q4_0(rows: Tensor) -> tuple[Tensor, Tensor]:
+    d = _peak(rows) / torch.full((), -8.0, device=rows.device)
+    return (_times_reciprocal(rows, d) + 8.5).floor().clamp(max=15), d
+
+
+def _mxfp4(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the candidates in falling order the last that is no worse is the first of the best."""
+    size = rows.abs().amax(1, keepdim=True)
+    logarithm = torch.log2(torch.where(size > 0, size, 1.0).double()).to(torch.float32)
+    place = torch.where(size > 0, logarithm.floor() - 2, -127.0)
+    exponent = place.clamp(min=-127).double()
+    half = torch.exp2(exponent - 1).to(torch.float32)  # exact: torch's float64 powers of two are
+    codes, smallest = torch.zeros_like(rows), torch.full_like(rows, torch.inf)
+    for code in range(15, -1, -1):
+        error = (half * (NUMBERS[code & 7] * (-1 if code > 7 else 1)) - rows).abs()
+        better = error <= smallest
+        codes, smallest = torch.where(better, code, codes), torch.where(better, error, smallest)
+    return torch.where(place < -127, 0, codes), torch.exp2(exponent).to(torch.float32)

@@ -130,7 +130,7 @@ class Graph:
         return out
 
     def quantize(self, x: str, act: Activation) -> Codes:
-        """Codes of a value. By `QuantizeLinear`, or written out where that would meet another pair, or finds a scale."""
+        """Codes of a value: by `QuantizeLinear`, or written out where that would meet another pair, or finds scales."""
         known = self._of_codes.get(x)
         if known is not None and known.activation == act and act.scale is not None and act.scale < LARGEST_SCALE:
             return known
@@ -197,9 +197,7 @@ class Graph:
         place = self.add("Sub", self.number(low), self.add("Round", self.add("Div", least, scale)))
         zero = self.add("Clip", place, self.number(low), self.number(high))
         shifted = self.add("Add", zero, self.number(act.shift))
-        return Codes(
-            self._bytes(self.add("Round", self.add("Div", x, scale)), shifted, act), act, scale, zero
-        )
+        return Codes(self._bytes(self.add("Round", self.add("Div", x, scale)), shifted, act), act, scale, zero)
 
     def note(self, name: str, what: str) -> None:
         """That the bits of a value are those of its operator."""

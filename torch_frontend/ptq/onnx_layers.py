@@ -49,7 +49,7 @@ def activation(held: Any, dynamic: bool) -> Activation | None:
     """How what a layer holds quantizes an activation; None where it does nothing.
 
     Raises:
-        ValueError: what has no form in ONNX, or scales that have no state; or, unless ``dynamic``, depend on the tensor.
+        ValueError: what has no form in ONNX, scales without a state; or, unless ``dynamic``, of the tensor at hand.
     """
     q = None if held is None else held.quantizer
     if q is None:
@@ -175,12 +175,12 @@ def _products(scale: float, scales: Array) -> Array:
 
 
 def emit(graph: Graph, x: str, layer: Layer, name: str, conv: dict[str, Any] | None, form: str) -> str:
-    """The nodes of a layer; ``conv``: the attributes of a convolution, None for a linear layer. The name is returned."""
+    """The nodes of a layer, and the name of its value; ``conv``: attributes of a convolution, None if it is linear."""
     w = layer.weight
     last = name if layer.out is None else f"{name}_sum"
-    codes = form == "integer" and isinstance(w, Weight) and layer.act is not None
-    if codes and contracts_codes(layer.act.q, w.q, per_token=conv is None):
-        y = _integers(graph, x, layer.act, w, layer.bias, last, conv)
+    act = layer.act if form == "integer" else None
+    if act is not None and isinstance(w, Weight) and contracts_codes(act.q, w.q, per_token=conv is None):
+        y = _integers(graph, x, act, w, layer.bias, last, conv)
     else:
         y = _values(graph, x, layer, last, conv)
     return y if layer.out is None else graph.dequantize(graph.quantize(y, layer.out), name)
@@ -276,5 +276,3 @@ def _dequantized(graph: Graph, w: Weight, name: str, deep: bool) -> str:
     stored = graph.narrow(codes, bits, signed, name)
     values = graph.add("DequantizeLinear", stored, graph.constant(scale, f"{name}_scale"), *zeros, **attributes)
     return graph.add("Reshape", values, graph.integers(w.codes.shape)) if deep else values
-
-

@@ -32,9 +32,9 @@ def by_definition(config: Any, x: NDArray[Any]) -> NDArray[Any]:
 def test_a_model_in_a_file_has_the_bits_of_core_without_the_model(tmp_path: Path) -> None:
     """At lengths of the batch that it was not exported with, in a process that imports jax alone."""
     config = of.int8_dynamic_activation_int8_weight()
-    model = nnx.Sequential(nnx.Linear(64, 24, rngs=nnx.Rngs(0)))
-    model.layers[0].kernel.value = jnp.asarray(weight().T)
-    model.layers[0].bias.value = jnp.asarray(BIAS)
+    layer = nnx.Linear(64, 24, rngs=nnx.Rngs(0))
+    layer.kernel, layer.bias = nnx.Param(jnp.asarray(weight().T)), nnx.Param(jnp.asarray(BIAS))
+    model = nnx.Sequential(layer)
     quantize_(model, config)
     data = export_stablehlo(model, jnp.zeros((2, 64)), path=tmp_path / "m.stablehlo", batch=True)
     assert data == (tmp_path / "m.stablehlo").read_bytes()
@@ -60,12 +60,12 @@ def test_weights_of_codes_as_arguments() -> None:
     other = quant_array(config.weight, jnp.asarray(-weight()), None, config.act_quant)
     assert_same_bits(jax.jit(linear)(x, other, BIAS), program.call(x, other, BIAS))
     unlike = quant_array(of.int8_weight_only().weight, jnp.asarray(weight()))
-    with pytest.raises(ValueError, match="PyTree|structure"):
+    with pytest.raises(ValueError, match=r"PyTree|structure"):
         program.call(x, unlike, BIAS)
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="`model` must be an nnx.Module or a function, got 3"):
+    with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module or a function, got 3"):
         export_stablehlo(3, jnp.zeros(2))
     with pytest.raises(TypeError, match="`args` must be pytrees of arrays, got 'x'"):
         export_stablehlo(lambda x: x, "x")

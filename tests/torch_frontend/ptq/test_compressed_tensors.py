@@ -8,6 +8,7 @@ environment with it:
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,14 @@ CHANNEL: dict[int, Any] = {bits: {"granularity": PerAxis(0)} for bits in range(2
 
 
 def record() -> None:
-    """Writes `FOLDER` by compressed-tensors: the config is ours, read by it; the tensors are what it makes of values."""
-    from compressed_tensors.compressors import BaseCompressor
-    from compressed_tensors.quantization import QuantizationConfig
-
+    """Writes `FOLDER` by compressed-tensors: our config, as it reads it, and what it makes of the values."""
     save_compressed_tensors(model(), FOLDER)
     described = json.loads((FOLDER / "config.json").read_text())
-    read = QuantizationConfig(**described["quantization_config"])
-    own, tensors = layers(), {}
+    read = import_module("compressed_tensors.quantization").QuantizationConfig(**described["quantization_config"])
+    registry = import_module("compressed_tensors.compressors").BaseCompressor
+    own, tensors = layers(), dict[str, Tensor]()
     for group in read.config_groups.values():
-        compressor = BaseCompressor.get_value_from_registry(group.format or read.format)
+        compressor = registry.get_value_from_registry(group.format or read.format)
         for name in group.targets:
             w = own[name]
             shape = (1,) if not w.scale.ndim else (len(w), -1)
@@ -133,8 +132,9 @@ def test_its_files_are_read() -> None:
     for name, w in want.items():
         read = found[f"{name}.weight"]
         assert isinstance(read, QuantWeight), name
-        assert read.quantizer.format == w.quantizer.format and read.act_quant == w.act_quant, name
-        assert torch.equal(read.codes, w.codes) and torch.equal(read.scale, w.scale), name
+        assert (read.quantizer.format, read.act_quant) == (w.quantizer.format, w.act_quant), name
+        for mine, theirs in ((w.codes, read.codes), (w.scale, read.scale)):
+            assert torch.equal(mine, theirs), name
         assert torch.equal(read.dequantize(), w.dequantize()), name
 
 
@@ -150,7 +150,8 @@ def test_a_model_comes_back(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mine"}')
     save_compressed_tensors(first, tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
-    assert written["model_type"] == "mine" and written["quantization_config"]["ignore"] == ["3"]
+    assert written["model_type"] == "mine"
+    assert written["quantization_config"]["ignore"] == ["3"]
     load_compressed_tensors(second, tmp_path)
     x = torch.randn(4, 64)
     with torch.no_grad():

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from samebits.core.configs import WeightOnly, int8_weight_only, mx
-from samebits.core.gguf import blocks_of, values_of
-from samebits.core.granularity import PerGroup
 from samebits.core.catalog import catalog
+from samebits.core.configs import WeightOnly, int8_weight_only, mx
+from samebits.core.gguf import block_codes, block_values
+from samebits.core.granularity import PerGroup
 from samebits.proofs.conformance.gguf_file import read_gguf
+from samebits.torch_frontend.ptq import gguf_models as of_torch
 from samebits.torch_frontend.ptq import quantize_, save_gguf
-from samebits.torch_frontend.ptq import gguf as of_torch
 
 
 def model() -> nn.Sequential:
@@ -25,15 +25,17 @@ def test_floats_become_blocks(tmp_path: Path) -> None:
     floats = model()
     layouts = save_gguf(floats, tmp_path / "a.gguf", "Q4_0", {"general.name": "x"}, keep=["1.*"])
     blocks = [name for name, layout in layouts.items() if layout == "Q4_0"]
-    assert blocks == ["0.weight"] and layouts["3.weight"] == layouts["1.weight"] == "float32"
+    assert blocks == ["0.weight"]
+    assert layouts["3.weight"] == layouts["1.weight"] == "float32"
     assert "2.num_batches_tracked" not in layouts
     found: Any = read_gguf(tmp_path / "a.gguf")
-    want = blocks_of("Q4_0", floats[0].weight.detach().numpy())
-    assert (found["0.weight"].codes == want.codes).all() and (found["0.weight"].scale == want.scale).all()
+    codes, scale = block_codes("Q4_0", floats[0].weight.detach().numpy())
+    assert (found["0.weight"].codes == codes).all()
+    assert (found["0.weight"].scale == scale).all()
     assert found["1.weight"] == "F32"
 
 
-@pytest.mark.parametrize("config", [mx("mxfp4_e2m1"), "int8", "int4"], ids=str)
+@pytest.mark.parametrize("config", [mx("mxfp4_e2m1"), "int8", "int4"], ids=["mxfp4", "int8", "int4"])
 def test_codes_that_a_layout_holds_are_kept(config: Any, tmp_path: Path) -> None:
     quantized = nn.Sequential(nn.Linear(64, 32))
     if isinstance(config, str):  # scales that are powers of two are float16 numbers
@@ -41,7 +43,9 @@ def test_codes_that_a_layout_holds_are_kept(config: Any, tmp_path: Path) -> None
         config = WeightOnly(q.replace(granularity=PerGroup(32), restriction="power_of_two"))
     quantize_(quantized, config)
     held = of_torch._held(quantized[0].weight)
-    assert torch.equal(torch.from_numpy(values_of(held)), quantized[0].weight.dequantize())
+    assert torch.equal(
+        torch.from_numpy(block_values(held.layout, held.codes, held.scale)), quantized[0].weight.dequantize()
+    )
     assert save_gguf(quantized, tmp_path / "a.gguf")["0.weight"] == held.layout
 
 
