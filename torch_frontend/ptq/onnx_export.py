@@ -60,7 +60,8 @@ def export_onnx(
     Raises:
         ImportError: without onnx (``pip install 'samebits[onnx]'``).
         TypeError: inputs that are no float32 tensors. ValueError: another form, a model in training, one that cannot be
-            traced, a layer, function or quantizer without a form in ONNX. They name it. Nothing is written then.
+            traced, hooks (so a model of `quantize`, whose activations hooks quantize), a layer, function or quantizer
+            without a form in ONNX. They name it. Nothing is written then.
     """
     if line := lacking("onnx", "export_onnx"):
         raise ImportError(line)
@@ -74,7 +75,7 @@ def export_onnx(
         raise ValueError("`model` must be in evaluation: call model.eval()")
     traced = _traced(model)
     with torch.no_grad():
-        _Ranks(traced).run(*given)
+        _Shapes(traced).run(*given)
     graph = Graph()
     ends = _converted(traced, graph, form)
     made = _model(traced, graph, given, ends)
@@ -85,8 +86,8 @@ def export_onnx(
     return OnnxExport(made, tuple(graph.inexact))
 
 
-class _Ranks(fx.Interpreter):
-    """Runs a graph, and keeps how many axes each tensor has. ValueError where that fails, or is not in float32."""
+class _Shapes(fx.Interpreter):
+    """Runs a graph, and keeps the shapes. ValueError where that fails, or is not in float32."""
 
     def run_node(self, n: fx.Node) -> Any:
         name = n.target if n.op == "call_module" else n.name
@@ -97,7 +98,7 @@ class _Ranks(fx.Interpreter):
         if isinstance(y, Tensor):
             if y.dtype != torch.float32:
                 raise ValueError(f"'{name}': must give float32, got {y.dtype}")
-            n.meta["rank"] = y.ndim
+            n.meta["shape"] = tuple(y.shape)
         return y
 
 
@@ -111,6 +112,8 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     for name, part in model.named_modules():
         if isinstance(part, ObserverModule):
             raise ValueError(f"`model` must be converted: '{name}' observes; call convert")
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):  # as `quantize` sets them
+            raise ValueError(f"`model` must have no hooks and no forward of an instance, which are not seen: '{name}'")
     root = model if type(model) not in MODULES else nn.Sequential(model).eval()  # a layer alone has no parts to trace
     try:
         return fx.GraphModule(root, Tracer().trace(root))
@@ -130,11 +133,11 @@ def _converted(traced: fx.GraphModule, graph: Graph, form: str) -> list[str]:
             values[node] = node.name
         elif node.op == "get_attr":
             values[node] = graph.constant(_attribute(traced, str(node.target)).detach().numpy(), node.name)
-        elif "rank" not in node.meta:
+        elif "shape" not in node.meta:
             continue  # a length, as a reshape takes it
         else:
             values[node] = _value(traced, graph, node, values.__getitem__, form)
-        graph.ranks[values[node]] = node.meta["rank"]
+        graph.ranks[values[node]] = len(node.meta["shape"])
     raise ValueError("`model` must give something")
 
 
@@ -143,6 +146,8 @@ def _value(traced: fx.GraphModule, graph: Graph, node: fx.Node, named: Callable[
     try:
         if node.op != "call_module":
             return function(graph, node, named)
+        if len(node.args) != 1 or node.kwargs:
+            raise ValueError("it must be called with one argument, by position")
         layer = traced.get_submodule(str(node.target))
         if isinstance(layer, DeQuantStub):
             return named(node.args[0])
@@ -150,8 +155,9 @@ def _value(traced: fx.GraphModule, graph: Graph, node: fx.Node, named: Callable[
         if emits is None:
             raise ValueError(f"{type(layer).__name__} has no form in this export")
         return emits(graph, layer, named(node.args[0]), node.name, form)
-    except ValueError as error:
-        raise ValueError(f"'{node.target if node.op == 'call_module' else node.name}': {error.args[0]}") from error
+    except (ValueError, IndexError) as error:
+        reason = "it must have its arguments by position" if isinstance(error, IndexError) else error.args[0]
+        raise ValueError(f"'{node.target if node.op == 'call_module' else node.name}': {reason}") from error
 
 
 def _attribute(traced: fx.GraphModule, path: str) -> Tensor:

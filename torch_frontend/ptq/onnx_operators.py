@@ -42,10 +42,18 @@ def _conv(graph: Graph, layer: Any, x: str, name: str, form: str) -> str:
     return emit(graph, x, layer_of(layer, dynamic=False), name, sizes, form)
 
 
+def _windows(graph: Graph, layer: Any, x: str) -> int:
+    """In how many axes a layer pools. ValueError unless its input is a batch."""
+    n = int(type(layer).__name__[-2])
+    if graph.ranks[x] != n + 2:
+        raise ValueError(f"its input must be a batch, of {n + 2} axes, got {graph.ranks[x]}")
+    return n
+
+
 def _max_pool(graph: Graph, layer: Any, x: str, name: str, _: str) -> str:
-    n = graph.ranks[x] - 2
-    if layer.return_indices:
-        raise ValueError("`return_indices` must be False")
+    n = _windows(graph, layer, x)
+    if layer.return_indices or (layer.ceil_mode and layer.padding not in (0, (0,) * n)):
+        raise ValueError("`return_indices` must be False, and `ceil_mode` where there is padding")
     sizes = _sizes(n, layer.kernel_size, layer.stride, layer.padding)
     dilations = [layer.dilation] * n if isinstance(layer.dilation, int) else list(layer.dilation)
     return graph.add("MaxPool", x, name=name, dilations=dilations, ceil_mode=int(layer.ceil_mode), **sizes)
@@ -54,13 +62,14 @@ def _max_pool(graph: Graph, layer: Any, x: str, name: str, _: str) -> str:
 def _mean(graph: Graph, layer: Any, x: str, name: str, _: str) -> str:
     if getattr(layer, "divisor_override", None) is not None or layer.ceil_mode:
         raise ValueError("`divisor_override` and `ceil_mode` must not be given")
-    sizes = _sizes(graph.ranks[x] - 2, layer.kernel_size, layer.stride, layer.padding)
+    sizes = _sizes(_windows(graph, layer, x), layer.kernel_size, layer.stride, layer.padding)
     graph.note(name, "a mean")
     return graph.add("AveragePool", x, name=name, count_include_pad=int(layer.count_include_pad), **sizes)
 
 
 def _global_mean(graph: Graph, layer: Any, x: str, name: str, _: str) -> str:
     sizes = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,)
+    _windows(graph, layer, x)
     if set(sizes) != {1}:
         raise ValueError(f"`output_size` must be 1, got {layer.output_size}")
     graph.note(name, "a mean")
@@ -200,7 +209,10 @@ def function(graph: Graph, node: fx.Node, named: Callable[[Any], Any]) -> str:
         axes = dict(zip(("start", "end"), args[1:], strict=False))
         return flattened(graph, named(args[0]), name, **{**given, **axes})  # type: ignore[arg-type]
     if target in (torch.reshape, "reshape", "view"):
-        return _reshaped(graph, named(args[0]), name, args[1:])
+        kept = _length(node) == _length(args[0])
+        return _reshaped(graph, named(args[0]), name, args[1:], kept)
+    if target == F.dropout and node.kwargs.get("training", args[2] if len(args) > 2 else True) is not False:
+        raise ValueError("`training` must be False")
     if target in ("contiguous", "detach", F.dropout):
         return graph.add("Identity", named(args[0]), name=name)
     if target in (torch.permute, "permute"):
@@ -209,11 +221,29 @@ def function(graph: Graph, node: fx.Node, named: Callable[[Any], Any]) -> str:
     raise ValueError(f"{getattr(target, '__name__', target)} has no form in this export")
 
 
-def _reshaped(graph: Graph, x: str, name: str, sizes: Any) -> str:
+def _length(node: Any) -> int:
+    """Of axis 0, in the example."""
+    length: int = node.meta["shape"][0]
+    return length
+
+
+def _is_batch(size: Any) -> bool:
+    """Whether a size is ``x.shape[0]`` or ``x.size(0)``."""
+    if not isinstance(size, fx.Node):
+        return False
+    if size.op == "call_method" and size.target == "size":
+        return tuple(size.args[1:]) == (0,)
+    whole = size.args[0] if size.target is operator.getitem and size.args[1] == 0 else None
+    return isinstance(whole, fx.Node) and (
+        (whole.target is getattr and whole.args[1] == "shape") or (whole.target == "size" and len(whole.args) == 1)
+    )
+
+
+def _reshaped(graph: Graph, x: str, name: str, sizes: Any, kept: bool) -> str:
     """A reshape that keeps axis 0, whatever the batch is, and has numbers for the others."""
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
     first, *rest = sizes
-    if not all(isinstance(size, int) for size in rest) or (isinstance(first, int) and first != -1):
+    if not all(isinstance(size, int) for size in rest) or not (first == -1 or (_is_batch(first) and kept)):
         raise ValueError(f"a reshape must keep axis 0 (x.shape[0], or -1) and have numbers behind, got {tuple(sizes)}")
     return graph.add("Reshape", x, graph.integers([-1 if first == -1 else 0, *rest]), name=name)
 

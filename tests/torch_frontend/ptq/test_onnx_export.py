@@ -1,5 +1,6 @@
 """Exported models in onnxruntime: the bits of the model at every level of optimization, where they are promised."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from samebits.core.granularity import PerTensor
 from samebits.proofs.inputs.compare import same_bits
 from samebits.torch_frontend import contraction_bound
 from samebits.torch_frontend import nn as qnn
-from samebits.torch_frontend.ptq import convert, default_qconfig, export_onnx, prepare, quantize_
+from samebits.torch_frontend.ptq import Calibration, convert, default_qconfig, export_onnx, prepare, quantize, quantize_
 
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 AFFINE = "uint8_affine_per_tensor"
@@ -217,9 +218,24 @@ class Loop(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Sine(nn.Module):
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
+        return torch.sigmoid(self.layer(x))
+
+
+class Calls(nn.Module):
+    """A model that is one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def quantized(**changes: Any) -> nn.Module:
@@ -232,7 +248,13 @@ def quantized(**changes: Any) -> nn.Module:
         (quantized(), "qoperator", "`form` must be one of integer, qdq, got 'qoperator'"),
         (quantized().train(), "integer", r"`model` must be in evaluation: call model.eval\(\)"),
         (Loop().eval(), "integer", "`model` must be one that torch.fx can trace"),
-        (Sine().eval(), "integer", "'sin': sin has no form in this export"),
+        (Calls(torch.sin).eval(), "integer", "'sin': sin has no form in this export"),
+        (Calls(F.dropout).eval(), "integer", "'dropout': `training` must be False"),
+        (Calls(lambda x: x.reshape(2, 4)).eval(), "integer", "'reshape': a reshape must keep axis 0"),
+        (Calls(lambda x: x.reshape(x.shape[1], -1)).eval(), "integer", "'reshape': a reshape must keep axis 0"),
+        (Calls(lambda x: torch.relu(input=x)).eval(), "integer", "'relu': it must have its arguments by position"),
+        (Calls(lambda x: torch.add(x, x, alpha=2)).eval(), "integer", "'add': it must have no keywords, got .'alpha'"),
+        (nn.Sequential(nn.MaxPool1d(2)).eval(), "integer", "'0': its input must be a batch, of 3 axes, got 2"),
         (nn.Sequential(nn.Bilinear(4, 4, 2)).eval(), "integer", "'0': Bilinear.forward"),
         (quantized(input_quant="int8_per_tensor"), "qdq", "'0': its scale comes from the tensor at hand"),
         (quantized(input_quant=constant("int16_per_tensor", 0.1)), "integer", "at most 8 bits"),
@@ -251,6 +273,16 @@ def test_what_has_no_form_is_named(model: nn.Module, form: str, says: str, tmp_p
     with pytest.raises(ValueError, match=says):
         export_onnx(model, numbers(2, 4), tmp_path / "model.onnx", form)
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_hooks_are_refused_since_their_quantizers_would_be_lost() -> None:
+    with torch.no_grad(), Calibration():
+        quantize(calibrated := Gate(), weights="int8_per_channel", activations="int8_per_tensor")(numbers(8, 4))
+    hooked = quantized()
+    hooked[0].register_forward_pre_hook(lambda layer, args: None)
+    for model, name in ((calibrated.eval(), ""), (hooked, "0")):
+        with pytest.raises(ValueError, match=f"`model` must have no hooks and no forward of an instance.*: '{name}'"):
+            export_onnx(model, numbers(2, 4))
 
 
 def test_other_dtypes_and_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
