@@ -21,6 +21,7 @@ from .source import BACKENDS, ROOMS, ROOT, definitions, imported_names, is_publi
 NOUNS = {
     "affine",
     "arithmetic",
+    "autoquant",
     "bytes_of_codes",
     "calibration",
     "catalog",
@@ -39,6 +40,7 @@ NOUNS = {
     "integer_range",
     "layerwise",
     "observing",
+    "plan_files",
     "quant",
     "quant_fields",
     "quant_floats",
