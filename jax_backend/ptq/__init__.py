@@ -28,11 +28,15 @@ from .configs import quantize_ as quantize_
 from .dynamic import quantize_dynamic as quantize_dynamic
 from .equalization import equalization_factors as equalization_factors
 from .equalizing import equalize_ as equalize_
+from .export import export_stablehlo as export_stablehlo
+from .export import load_stablehlo as load_stablehlo
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
+from .gguf import block_codes as block_codes
+from .gguf import block_values as block_values
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_
