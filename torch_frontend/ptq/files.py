@@ -33,7 +33,7 @@ def write_quantized(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         ImportError: without safetensors (``pip install 'samebits[files]'``). ValueError: a transposed weight.
     """
-    _require()
+    require()
     from safetensors.torch import save_file
 
     entries: dict[str, Entry] = {}
@@ -48,12 +48,18 @@ def write_quantized(tensors: Mapping[str, Tensor], path: Path) -> None:
         parts = (value.codes, value.scale, *([] if value.zero_point is None else [value.zero_point]))
         entries[name] = entry
         stored |= zip(parts_of(name, entry), parts, strict=True)
+    save_file(unshared(stored), path, metadata_of(entries))
+
+
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each with storage of its own, as a file has them."""
     seen: set[int] = set()
-    for name, tensor in stored.items():  # a file has no shared storage
+    own = {}
+    for name, tensor in tensors.items():
         pointer = tensor.untyped_storage().data_ptr()
-        stored[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
+        own[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
         seen.add(pointer)
-    save_file(stored, path, metadata_of(entries))
+    return own
 
 
 def read_quantized(path: Path) -> dict[str, Tensor]:
@@ -63,7 +69,7 @@ def read_quantized(path: Path) -> dict[str, Tensor]:
         ImportError: as `save_quantized`. FileNotFoundError: no such file. ValueError: a file of something else, of
             another version, or damaged; codes that are none, scales of another shape. TypeError: another dtype.
     """
-    _require()
+    require()
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,7 +92,12 @@ def load_quantized(model: nn.Module, path: Path) -> None:
         As `read_quantized`; and ValueError for tensors that the model does not have, that are missing, or of another
         shape, TypeError for another dtype. All name the tensor.
     """
-    found, own = read_quantized(path), model.state_dict(keep_vars=True)
+    put(model, read_quantized(path))
+
+
+def put(model: nn.Module, found: dict[str, Tensor]) -> None:
+    """Sets the parameters and buffers of a model to these; errors as `load_quantized`."""
+    own = model.state_dict(keep_vars=True)
     own = {name: value for name, value in own.items() if name in found or name.rpartition(".")[2] != COUNTER}
     check_names(own, found, {})
     made: dict[int, Tensor] = {}  # what was shared stays shared
@@ -122,6 +133,7 @@ def _weight(name: str, entry: Entry, tensors: dict[str, Tensor]) -> QuantWeight:
         raise type(error)(f"`{name}` of the file: {error}") from error
 
 
-def _require() -> None:
+def require() -> None:
+    """ImportError, with the line that says what to install, without safetensors."""
     if line := lacking("files", "a file of quantized weights"):
         raise ImportError(line)
