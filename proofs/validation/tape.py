@@ -80,7 +80,7 @@ class Tape:
 
     def keep(self, tensor: Tensor) -> int:
         """A new number for a tensor, whatever it was before."""
-        self.values.append(tensor)
+        self.values.append(tensor.detach() if tensor.requires_grad else tensor)
         self.numbers[tensor] = len(self.values) - 1
         return len(self.values) - 1
 

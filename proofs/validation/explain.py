@@ -1,0 +1,115 @@
+"""Which usual mistake gives the numbers that the port gives: each is tried on the recorded steps of torch.
+
+A mistake explains a value when every element lies within twice the error bound of what torch would have computed with
+it, as for a right port. It is tried at every step that it fits, at one alone and at all of a kind.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.requirements import explaining
+from ..modes.arrays import to_numpy
+
+with explaining(__name__):
+    import torch
+
+from . import layouts, mistakes
+from .bounds import TINY
+from .record import Call, Recording
+from .tape import Change, Tape
+
+Array = NDArray[Any]
+MOST = 3  # explanations that are given
+
+
+def allowed(error: Any) -> Array:
+    """How far two programs may lie apart that are both within an error of exact arithmetic."""
+    return np.asarray(2 * to_numpy(error).astype(np.float64) + TINY)
+
+
+def distances(a: Array, b: Array) -> Array:
+    """``|a - b|`` in float64; 0 between equal infinities and NaN, infinite beside any other."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        far = np.abs(x - y)
+        return np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, np.where(np.isnan(far), np.inf, far))
+
+
+def explanations(recording: Recording, target: int, sources: Collection[int], got: Array) -> tuple[str, ...]:
+    """Names of mistakes that give a value which lies beyond its bound, the likeliest first."""
+    tape, found = recording.tape, list[str]()
+    expected = to_numpy(tape.values[target])
+    if not np.issubdtype(expected.dtype, np.floating) and expected.dtype != np.bool_ and expected.shape == got.shape:
+        shift = np.unique(got.astype(np.int64) - expected.astype(np.int64))
+        if shift.size == 1:
+            found.append(f"off by one: every number {shift[0]:+d}" if abs(shift[0]) == 1 else f"every number {shift[0]:+d}")
+    for name, changes in candidates(tape, tape.steps_between(target, sources)):
+        if name not in found and _gives(tape, target, sources, changes, got):
+            found.append(name)
+            if len(found) == MOST:
+                break
+    return tuple(found)
+
+
+def candidates(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, dict[int, Change]]]:
+    """Every mistake that the steps allow: one at a time, then all of a name at once, then those of several steps."""
+    together: dict[str, dict[int, Change]] = defaultdict(dict)
+    for rule in (*mistakes.RULES, *layouts.RULES):
+        for number in steps:
+            for name, change in rule(tape, tape.steps[number]):
+                together[name].setdefault(number, change)
+                yield name, {number: change}
+    for several in layouts.OF_SEVERAL:
+        yield from several(tape, steps)
+    yield from ((name, changes) for name, changes in together.items() if len(changes) > 1)
+
+
+def _gives(tape: Tape, target: int, sources: Collection[int], changes: dict[int, Change], got: Array) -> bool:
+    """Whether changed steps give a value; a change that does not fit gives none."""
+    try:
+        with torch.no_grad():
+            made = tape.again(target, sources, changes, bound=False)
+            value = to_numpy(made.value)
+            if value.shape != got.shape or not _near(value, got):
+                return False
+            made = tape.again(target, sources, changes)
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return False
+    if made.error is None:
+        return bool((distances(value, got) == 0).all())
+    return bool((distances(value, got) <= allowed(made.error)).all())
+
+
+def _near(value: Array, got: Array) -> bool:
+    """Whether bounds are worth computing: most mistakes are far from most numbers."""
+    far = distances(value, got)
+    size = max(float(np.abs(got.astype(np.float64)).max(initial=0)), 1e-30)
+    return bool(np.isfinite(far).all()) and float(far.max(initial=0)) <= 0.05 * size
+
+
+def elsewhere(recording: Recording, parent: Call, call: Call, got: Array, order: Sequence[str]) -> tuple[str, ...]:
+    """What an input of a part of a module is, if it is another value of that module; and the order of its parts."""
+    found = list[str]()
+    mine = [part.path for part in parent.parts]
+    earlier = [path for path in mine[: mine.index(call.path)] if path in order and call.path in order]
+    late = [path for path in earlier if order.index(path) > order.index(call.path)]
+    if late:
+        kind = " (pre-norm instead of post-norm)" if "norm" in call.kind.lower() else ""
+        found.append(f"layer order{kind}: {call.path} comes before {late[0]}, in torch after it")
+    early = [p for p in mine[mine.index(call.path) + 1 :] if p in order and call.path in order]
+    early = [path for path in early if order.index(path) < order.index(call.path)]
+    if early and not late:
+        kinds = {part.path: part.kind for part in parent.parts}
+        kind = " (post-norm instead of pre-norm)" if "norm" in kinds[early[0]].lower() else ""
+        found.append(f"layer order{kind}: {call.path} comes after {early[0]}, in torch before it")
+    places = [(f"input of {parent.path or 'the model'}", i) for i in parent.inputs]
+    places += [(f"output of {part.path}", i) for part in parent.parts if part is not call for i in part.outputs]
+    for name, number in places:
+        value = to_numpy(recording.value(number))
+        if value.shape == got.shape and value.dtype == got.dtype and not distances(value, got).any():
+            found.append(f"is given the {name}")
+    return tuple(dict.fromkeys(found))
