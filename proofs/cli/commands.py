@@ -16,6 +16,7 @@ import typer
 from . import vectors
 from .atlas import atlas
 from .fingerprint import fingerprint
+from .validate import validate
 
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
@@ -271,6 +272,7 @@ def catalog(json: Json = False) -> None:
 vectors.register(app)
 app.command()(fingerprint)
 app.command()(atlas)
+app.command()(validate)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:

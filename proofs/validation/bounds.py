@@ -53,6 +53,9 @@ SLOPES = {  # largest slope of a function that is not steep anywhere
     "gelu": 1.13,
     "mish": 1.1,
 }
+CONSTANT = frozenset(
+    "ones_like zeros_like full_like empty_like new_zeros new_ones new_full new_empty zero fill".split()
+)
 CANCEL = frozenset(("silu", "gelu", "mish", "hardswish"))
 EXACT_SLOPES = frozenset(("relu", "abs", "clamp", "clamp_min", "clamp_max", "threshold", "relu6"))
 Errors = tuple[Tensor | None, str]
@@ -84,7 +87,7 @@ def error_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Ten
     if not out.is_floating_point():
         exact = not any(bool(leaf.error.any()) for leaf in tensors)
         return (_zeros(out), "") if exact else (None, f"{name} decides by numbers that are not exact")
-    if not tensors:
+    if not tensors or name in CONSTANT:
         return _zeros(out), ""
     rule = RULES.get(name)
     if rule is None or (position and name not in MOVES):
@@ -154,8 +157,13 @@ def _product(a: Tensor, ea: Tensor, b: Tensor, eb: Tensor) -> Tensor:
 def _divides(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
     (_, ea), (b, eb) = (_parts(args[0]), _parts(args[1])) if name == "div" else (_parts(1.0), _parts(args[0]))
     room = (b.abs() - eb).clamp_min(0)
-    grown = torch.where((ea == 0) & (eb == 0), 0.0, (ea + out.abs() * eb) / room)
-    return grown + 2 * unit(dtype) * out.abs()  # or a product with the reciprocal
+    grown = ea + torch.where(eb == 0, 0.0, out.abs() * eb)
+    return _ratio(grown, room) + 2 * unit(dtype) * out.abs()  # or a product with the reciprocal
+
+
+def _ratio(error: Tensor, room: Tensor) -> Tensor:
+    """What is exact adds nothing, not even where there is no room."""
+    return torch.where(error == 0, 0.0, error / room)
 
 
 def _sums(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
@@ -215,6 +223,10 @@ def _slopes(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, 
 def _powers(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
     """Powers and roots, by the slope at the end of the interval where it is steepest."""
     x, e = _parts(args[0])
+    if name == "pow" and _tensor(args[1]):
+        power, error = _parts(args[1])
+        steep = error * torch.log(x.abs() + e).abs() + power.abs() * _ratio(e, (x.abs() - e).clamp_min(0))
+        return out.abs() * (torch.expm1(steep) + 2 * ULPS * unit(dtype)) + TINY
     p = {"sqrt": 0.5, "rsqrt": -0.5}.get(name) or float(args[1])
     edge = x.abs() + e if p >= 1 else (x.abs() - e).clamp_min(0)
     grown = torch.where(e == 0, 0.0, abs(p) * edge ** (p - 1) * e)
@@ -226,7 +238,7 @@ def _exponents(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtyp
     own = 2 * ULPS * unit(dtype)
     if name in ("exp", "expm1"):
         return torch.exp(x) * (torch.expm1(e) + own) + TINY
-    return torch.where(e == 0, 0.0, e / (x - e).clamp_min(0)) + own * out.abs()  # log, log1p
+    return _ratio(e, (x - e).clamp_min(0)) + own * out.abs()  # log, log1p
 
 
 def _softmaxes(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
@@ -330,7 +342,7 @@ def _spreads(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype,
     error = (2 * d * ed + ed * ed).mean(axes, keepdim=keep) * share
     if name == "var":
         return error + gamma(n + 4, dtype) * out.abs()
-    return torch.where(error == 0, 0.0, error / out.clamp_min(TINY)) + gamma(n + 6, dtype) * out.abs()
+    return _ratio(error, out.clamp_min(TINY)) + gamma(n + 6, dtype) * out.abs()
 
 
 Rule = Callable[[str, Any, Any, Tensor, torch.dtype, int], Tensor]

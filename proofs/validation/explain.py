@@ -46,7 +46,9 @@ def explanations(recording: Recording, target: int, sources: Collection[int], go
     if not np.issubdtype(expected.dtype, np.floating) and expected.dtype != np.bool_ and expected.shape == got.shape:
         shift = np.unique(got.astype(np.int64) - expected.astype(np.int64))
         if shift.size == 1:
-            found.append(f"off by one: every number {shift[0]:+d}" if abs(shift[0]) == 1 else f"every number {shift[0]:+d}")
+            found.append(
+                f"off by one: every number {shift[0]:+d}" if abs(shift[0]) == 1 else f"every number {shift[0]:+d}"
+            )
     for name, changes in candidates(tape, tape.steps_between(target, sources)):
         if name not in found and _gives(tape, target, sources, changes, got):
             found.append(name)
@@ -79,33 +81,35 @@ def _gives(tape: Tape, target: int, sources: Collection[int], changes: dict[int,
             made = tape.again(target, sources, changes)
     except (RuntimeError, IndexError, TypeError, ValueError):
         return False
-    if made.error is None:
-        return bool((distances(value, got) == 0).all())
-    return bool((distances(value, got) <= allowed(made.error)).all())
+    far = distances(value, got)
+    return bool(((far == 0) | (far <= (0 if made.error is None else allowed(made.error)))).all())
 
 
 def _near(value: Array, got: Array) -> bool:
     """Whether bounds are worth computing: most mistakes are far from most numbers."""
     far = distances(value, got)
-    size = max(float(np.abs(got.astype(np.float64)).max(initial=0)), 1e-30)
+    finite = got[np.isfinite(got)].astype(np.float64)
+    size = max(float(np.abs(finite).max(initial=0)), 1e-30)
     return bool(np.isfinite(far).all()) and float(far.max(initial=0)) <= 0.05 * size
 
 
 def elsewhere(recording: Recording, parent: Call, call: Call, got: Array, order: Sequence[str]) -> tuple[str, ...]:
     """What an input of a part of a module is, if it is another value of that module; and the order of its parts."""
     found = list[str]()
-    mine = [part.path for part in parent.parts]
-    earlier = [path for path in mine[: mine.index(call.path)] if path in order and call.path in order]
-    late = [path for path in earlier if order.index(path) > order.index(call.path)]
-    if late:
-        kind = " (pre-norm instead of post-norm)" if "norm" in call.kind.lower() else ""
-        found.append(f"layer order{kind}: {call.path} comes before {late[0]}, in torch after it")
-    early = [p for p in mine[mine.index(call.path) + 1 :] if p in order and call.path in order]
-    early = [path for path in early if order.index(path) < order.index(call.path)]
-    if early and not late:
-        kinds = {part.path: part.kind for part in parent.parts}
-        kind = " (post-norm instead of pre-norm)" if "norm" in kinds[early[0]].lower() else ""
-        found.append(f"layer order{kind}: {call.path} comes after {early[0]}, in torch before it")
+    mine, kinds = [part.path for part in parent.parts], {part.path: part.kind for part in parent.parts}
+    for other in mine if call.path in order else ():
+        if other not in order or (mine.index(other) < mine.index(call.path)) == (
+            order.index(other) < order.index(call.path)
+        ):
+            continue
+        sooner, later = sorted((call.path, other), key=order.index)  # in JAX; the other way in torch
+        norms = [path for path in (sooner, later) if "norm" in kinds[path].lower()]
+        kind = ""
+        if len(norms) == 1:
+            words = ("pre-norm instead of post-norm", "post-norm instead of pre-norm")
+            kind = f" ({words[norms[0] == later]})"
+        found.append(f"layer order{kind}: {sooner} comes before {later}, in torch after it")
+        break
     places = [(f"input of {parent.path or 'the model'}", i) for i in parent.inputs]
     places += [(f"output of {part.path}", i) for part in parent.parts if part is not call for i in part.outputs]
     for name, number in places:

@@ -112,7 +112,9 @@ def follow(
         found.reached.add(path)
         active.add(id(module))
         try:
-            return _beside(found, stack, recording, calls[number], there, lambda *x, **y: original(module, *x, **y), a, k)
+            return _beside(
+                found, stack, recording, calls[number], there, lambda *x, **y: original(module, *x, **y), a, k
+            )
         finally:
             active.discard(id(module))
 
@@ -146,7 +148,9 @@ def _beside(
         if parent is not None:
             got = to_numpy(leaves[at])
             found.observations.append(
-                Observation(parent, call, there, "input", position, number, layout.to_torch(got) if _fits(layout, got) else got)
+                Observation(
+                    parent, call, there, "input", position, number, layout.to_torch(got) if _fits(layout, got) else got
+                )
             )
         leaves[at] = _given(recording.value(number), leaves[at], layout)
     if parent is not None:
@@ -250,7 +254,9 @@ def _patched(kinds: set[type], intercepted: Callable[..., Any]) -> Iterator[None
                 kind.__call__ = own  # type: ignore[assignment]
 
 
-def order_of_calls(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], watched: Mapping[str, Any]) -> list[str]:
+def order_of_calls(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], watched: Mapping[str, Any]
+) -> list[str]:
     """Paths of the modules of a JAX model in the order in which it calls them; those that it does not call last.
 
     Raises:

@@ -53,8 +53,9 @@ def windows(tape: Tape, step: Step) -> Found:
         if padded:
             counts = len(step.args) > 5 and not step.args[5]
             word = "counted" if counts else "not counted"
-            yield f"padding convention: filled places are {word} in means", lambda s, a, k: F.avg_pool2d(
-                *a[:4], count_include_pad=counts
+            yield (
+                f"padding convention: filled places are {word} in means",
+                lambda s, a, k: F.avg_pool2d(*a[:4], count_include_pad=counts),
             )
     if step.name == "max_pool2d_with_indices":
         yield "mean pooling instead of max", lambda s, a, k: F.avg_pool2d(*a[:4])
@@ -117,7 +118,10 @@ def axes(tape: Tape, step: Step) -> Found:
         ndim = tape.values[step.args[0].number].ndim
         for axis in range(ndim) if len(step.args[1]) == 1 else ():
             if axis != step.args[1][0] % ndim:
-                yield f"swapped axes: {step.name} over axis {axis} instead of {step.args[1][0] % ndim}", constant(1, [axis])
+                yield (
+                    f"swapped axes: {step.name} over axis {axis} instead of {step.args[1][0] % ndim}",
+                    constant(1, [axis]),
+                )
 
 
 def head_counts(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes]]:
@@ -132,7 +136,10 @@ def head_counts(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes
         heads, size = after[-2:]
         for other in range(1, heads * size + 1):
             if other != heads and (heads * size) % other == 0:
-                yield f"wrong head count: {other} instead of {heads}", _resized(tape, steps, after[0], heads, size, other)
+                yield (
+                    f"wrong head count: {other} instead of {heads}",
+                    _resized(tape, steps, after[0], heads, size, other),
+                )
         return
 
 
@@ -143,9 +150,11 @@ def _resized(tape: Tape, steps: Sequence[int], rows: int, heads: int, size: int,
     def resize(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         sizes = list(args[1])
         n = args[0].numel()
-        guesses = [sizes, [new.get(v, v) for v in sizes]] + [
-            [new[v] if i in (j, j + 1) and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))
-        ] + [[new[v] if i == j and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))]
+        guesses = (
+            [sizes, [new.get(v, v) for v in sizes]]
+            + [[new[v] if i in (j, j + 1) and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))]
+            + [[new[v] if i == j and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))]
+        )
         for guess in guesses[1:] + guesses[:1]:
             fits = torch.Size(guess).numel() == n if s.name != "expand" else _expands(args[0].shape, guess)
             if fits and (s.name != "expand" or guess != sizes or _expands(args[0].shape, sizes)):
@@ -239,7 +248,11 @@ def _of_angles(tape: Tape, steps: Sequence[int], turned: Changes, angles: Callab
     made = {out for n in turned for out in tape.steps[n].outputs}
     for number in steps:  # what only moves the turned vector is it still
         step = tape.steps[number]
-        if step.name in ("view", "_unsafe_view", "reshape", "flatten") and isinstance(step.args[0], Ref) and step.args[0].number in made:
+        if (
+            step.name in ("view", "_unsafe_view", "reshape", "flatten")
+            and isinstance(step.args[0], Ref)
+            and step.args[0].number in made
+        ):
             made |= set(step.outputs)
     found: Changes = {}
     for number in steps:
@@ -254,14 +267,18 @@ def _of_angles(tape: Tape, steps: Sequence[int], turned: Changes, angles: Callab
 
 def others_weights(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes]]:
     """The parameters of another module of the same shapes."""
-    used = {arg.number for n in steps for arg in tape.steps[n].args if isinstance(arg, Ref) and arg.number in tape.names}
+    used = {
+        arg.number for n in steps for arg in tape.steps[n].args if isinstance(arg, Ref) and arg.number in tape.names
+    }
     homes = {tape.names[number].rpartition(".")[0] for number in used}
     by_name = {name: number for number, name in tape.names.items()}
     for home in homes if len(homes) == 1 else ():
         mine = {number: tape.names[number].removeprefix(f"{home}.") for number in used}
         for other in dict.fromkeys(name.rpartition(".")[0] for name in by_name):
             theirs = {number: by_name.get(f"{other}.{name}") for number, name in mine.items()}
-            if other == home or any(v is None or tape.values[v].shape != tape.values[k].shape for k, v in theirs.items()):
+            if other == home or any(
+                v is None or tape.values[v].shape != tape.values[k].shape for k, v in theirs.items()
+            ):
                 continue
             yield f"weights of {other}", _exchanged(tape, steps, theirs)
 

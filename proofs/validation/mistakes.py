@@ -90,7 +90,11 @@ def variances(tape: Tape, step: Step) -> Found:
     """Divided by n - 1 or by n; root mean squares; statistics of the batch."""
     if step.name in ("var", "std"):
         biased = step.kwargs.get("correction", 1) == 0
-        name = "unbiased variance (n - 1) instead of biased (n)" if biased else "biased variance (n) instead of unbiased (n - 1)"
+        name = (
+            "unbiased variance (n - 1) instead of biased (n)"
+            if biased
+            else "biased variance (n) instead of unbiased (n - 1)"
+        )
         yield name, lambda s, a, k: s.op(*a, **{**k, "correction": int(biased)})
     if step.name == "native_layer_norm":
         axes = [-i - 1 for i in range(len(step.args[1]))]

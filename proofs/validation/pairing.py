@@ -86,7 +86,10 @@ def paired(
     found = {"": ""} | dict(given or {})
     _check_given(found, torch_parts, jax_parts)
     _by_name(found, torch_parts, jax_parts)
-    left = [[p for p, part in parts.items() if part.leaf and p not in taken] for parts, taken in _sides(found, torch_parts, jax_parts)]
+    left = [
+        [p for p, part in parts.items() if part.leaf and p not in taken]
+        for parts, taken in _sides(found, torch_parts, jax_parts)
+    ]
     if all(left) and order is not None:
         _by_order(found, torch_parts, jax_parts, *order())
     _by_contents(found, torch_parts, jax_parts)
@@ -150,7 +153,9 @@ def _by_order(
 ) -> None:
     """Layers of one kind and size, as often in either model, one after the other."""
     taken = set(found.values())
-    here = _grouped((p for p in in_torch if p and torch_parts[p].leaf and p not in found), lambda p: torch_parts[p].sort)
+    here = _grouped(
+        (p for p in in_torch if p and torch_parts[p].leaf and p not in found), lambda p: torch_parts[p].sort
+    )
     there = _grouped((p for p in in_jax if p and jax_parts[p].leaf and p not in taken), lambda p: jax_parts[p].sort)
     for sort, paths in here.items():
         if sort[1] and len(paths) == len(there.get(sort, ())):

@@ -22,7 +22,9 @@ def promises_bits(module: Any) -> bool:
 
     if not atomic(module):
         return False
-    weight, given = (getattr(getattr(module, name, None), "quantizer", None) for name in ("weight_quant", "input_quant"))
+    weight, given = (
+        getattr(getattr(module, name, None), "quantizer", None) for name in ("weight_quant", "input_quant")
+    )
     if not hasattr(module, "weight"):
         return True
     if not isinstance(weight, Quantizer) or not isinstance(given, Quantizer):

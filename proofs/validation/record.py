@@ -45,7 +45,9 @@ class Recording:
         return self.tape.values[number]
 
 
-def record(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], followed: Sequence[str]) -> Recording:
+def record(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], followed: Sequence[str]
+) -> Recording:
     """Runs a model under a tape.
 
     Attention that torch would compute by one fused kernel is computed step by step, so that its steps can be seen.
@@ -93,7 +95,9 @@ def record(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
     return Recording(tape, calls)
 
 
-def _watch(open_hooks: ExitStack, module: nn.Module, path: str, begins: Callable[..., Any], ends: Callable[..., Any]) -> None:
+def _watch(
+    open_hooks: ExitStack, module: nn.Module, path: str, begins: Callable[..., Any], ends: Callable[..., Any]
+) -> None:
     before = module.register_forward_pre_hook(
         lambda m, args, kwargs: begins(path, type(m).__name__, (args, kwargs)) and None, with_kwargs=True
     )

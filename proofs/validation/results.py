@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
+
+FAR = 1e20  # times a bound that is nothing but the smallest number
 
 
 class ValidationError(ValueError):
@@ -131,8 +134,18 @@ class Validation:
 
 
 def _line(row: Row) -> str:
-    reason = row.reason or ("no reason known" if row.ratio is None else f"{row.ratio:.3g} times its bound")
-    return f"{row.place}: {reason}; {_explained(row.explanations)}"
+    return f"{row.place}: {distance_in_words(row)}; {_explained(row.explanations)}"
+
+
+def distance_in_words(row: Row) -> str:
+    """How far apart a row is: in multiples of its bound where that says something."""
+    if row.reason:
+        return row.reason
+    if row.ratio is None:
+        return "no bound is known"
+    if row.ratio > FAR:
+        return "other numbers, where nothing is rounded" if row.distance < inf else "special values on one side alone"
+    return f"{row.ratio:.3g} times its bound"
 
 
 def _explained(explanations: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ values that are given, to a target. Modules do not matter here: a step is a step
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ...core.requirements import explaining
@@ -38,14 +39,16 @@ class Step:
     @property
     def name(self) -> str:
         """Of the operation, without namespace, overload and the mark of operations in place: ``add``."""
-        return str(self.op.overloadpacket.__name__).rstrip("_") if self.inplace else str(self.op.overloadpacket.__name__)
+        return (
+            str(self.op.overloadpacket.__name__).rstrip("_") if self.inplace else str(self.op.overloadpacket.__name__)
+        )
 
     @property
     def inplace(self) -> bool:
         """Whether it changes its first argument."""
         return bool(self.op._schema.is_mutable)
 
-    @property
+    @cached_property
     def inputs(self) -> list[int]:
         """Numbers of the values that it takes."""
         return [leaf.number for leaf in tree_leaves([self.args, dict(self.kwargs)], is_leaf=_is_ref) if _is_ref(leaf)]
@@ -115,9 +118,13 @@ class Tape:
 
         for number in self.steps_between(target, sources):
             step = self.steps[number]
+            if not bound and number not in changes and not any(ref in known for ref in step.inputs):
+                continue  # gives what was recorded
             args, kwargs = tree_map(get, [step.args, dict(step.kwargs)], is_leaf=_is_ref)
             filled = tree_map(self._exact, [args, kwargs], is_leaf=_is_leaf)
-            anew = number in changes or any(ref in known and known[ref].value is not self.values[ref] for ref in step.inputs)
+            anew = number in changes or any(
+                ref in known and known[ref].value is not self.values[ref] for ref in step.inputs
+            )
             if number in changes:
                 results = _changed(changes[number], step, *filled, bound=bound)
             else:
@@ -142,7 +149,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One operation: its arguments are noted before it, its results after it."""
         tape, kwargs = self.tape, kwargs or {}
-        noted = tree_map(lambda leaf: Ref(tape.number(leaf)) if isinstance(leaf, Tensor) else leaf, [tuple(args), kwargs])
+        noted = tree_map(
+            lambda leaf: Ref(tape.number(leaf)) if isinstance(leaf, Tensor) else leaf, [tuple(args), kwargs]
+        )
         inplace = func._schema.is_mutable and bool(args) and isinstance(args[0], Tensor)
         if inplace:
             tape.values[noted[0][0].number] = args[0].clone()

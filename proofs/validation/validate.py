@@ -88,7 +88,9 @@ def validate(
     return Validation(tuple(rows), tuple(found.items()), unpaired, whole, following.stopped)
 
 
-def _arguments(model: Model, inputs: Inputs, side: str, convert: Callable[[Array], Any]) -> tuple[list[Any], dict[str, Any]]:
+def _arguments(
+    model: Model, inputs: Inputs, side: str, convert: Callable[[Array], Any]
+) -> tuple[list[Any], dict[str, Any]]:
     """What a model is called with."""
     named: dict[str, Array] = {}
     if isinstance(inputs, Mapping):
@@ -131,7 +133,9 @@ def _parts_of_torch(model: Model) -> dict[str, Part]:
     found: dict[str, Part] = {}
     hidden: list[str] = []
     for path, module in model.named_modules():
-        if any(path.startswith(f"{one}.") for one in hidden if one) or isinstance(module, nn.ModuleList | nn.ModuleDict):
+        if any(path.startswith(f"{one}.") for one in hidden if one) or isinstance(
+            module, nn.ModuleList | nn.ModuleDict
+        ):
             continue
         if path and atomic(module):
             hidden.append(path)
@@ -176,7 +180,9 @@ def _check_alike(model: Model, there: tuple[list[Any], dict[str, Any]], run: Rec
     if len(own) == len(given) and all(a.size == b.size for a, b in zip(own, given, strict=True)):
         return
     shapes = [[tuple(x.shape) for x in side] for side in (given, own)]
-    raise ValidationError(f"the models must be given the same numbers, got shapes {shapes[0]} in torch and {shapes[1]} in JAX")
+    raise ValidationError(
+        f"the models must be given the same numbers, got shapes {shapes[0]} in torch and {shapes[1]} in JAX"
+    )
 
 
 def _rows(
@@ -196,8 +202,17 @@ def _rows(
     for path, calls in run.calls.items():
         if path and path not in following.reached and path in pairs and not following.stopped:
             rows.append(
-                Row(path, pairs[path], "output", calls[0].kind, Verdict.BEYOND, np.inf, np.inf, reason="JAX does not call it",
-                    explanations=("a layer is missing",))
+                Row(
+                    path,
+                    pairs[path],
+                    "output",
+                    calls[0].kind,
+                    Verdict.BEYOND,
+                    np.inf,
+                    np.inf,
+                    reason="JAX does not call it",
+                    explanations=("a layer is missing",),
+                )
             )
     return rows
 
@@ -211,25 +226,39 @@ def _judged(run: Recording, seen: Observation, sources: Collection[int], module:
         return Row(*names, Verdict.BEYOND, np.inf, np.inf, expected.size, expected.size, reason)
     if seen.got.dtype != expected.dtype and expected.dtype.kind in "fV":
         reason = f"dtype {seen.got.dtype.name} instead of {expected.dtype.name}"
-        return Row(*names, Verdict.BEYOND, float(distances(expected, seen.got).max(initial=0)), np.inf, expected.size, expected.size, reason)
+        return Row(
+            *names,
+            Verdict.BEYOND,
+            float(distances(expected, seen.got).max(initial=0)),
+            np.inf,
+            expected.size,
+            expected.size,
+            reason,
+        )
     found = differences(expected, seen.got.astype(expected.dtype))
     if found.same:
         return Row(*names, Verdict.SAME, compared=expected.size)
     far = distances(expected, seen.got)
     counts = {"differing": found.differing, "compared": expected.size}
     if seen.what == "output" and module is not None and promises_bits(module):
-        row = Row(*names, Verdict.BEYOND, float(far.max()), np.inf, **counts, reason="other bits, where bits are promised")
+        row = Row(
+            *names, Verdict.BEYOND, float(far.max()), np.inf, **counts, reason="other bits, where bits are promised"
+        )
         return replace(row, example=_example(run, seen, expected, far, np.zeros(far.shape)))
     with torch.no_grad():
         made = run.tape.again(seen.value, sources)
     if made.error is None:
-        return Row(*names, Verdict.UNBOUNDED, float(far.max()), None, **counts, reason=f"no bound is known of {made.reason}")
+        return Row(
+            *names, Verdict.UNBOUNDED, float(far.max()), None, **counts, reason=f"no bound is known of {made.reason}"
+        )
     bound = allowed(made.error)
     with np.errstate(invalid="ignore"):
         ratio = float(np.where(far == 0, 0.0, far / bound).max())
     if not (far > bound).any():
         return Row(*names, Verdict.WITHIN, float(far.max()), ratio, **counts)
-    return Row(*names, Verdict.BEYOND, float(far.max()), ratio, **counts, example=_example(run, seen, expected, far, bound))
+    return Row(
+        *names, Verdict.BEYOND, float(far.max()), ratio, **counts, example=_example(run, seen, expected, far, bound)
+    )
 
 
 def _example(run: Recording, seen: Observation, expected: Array, far: Array, bound: Array) -> Example:
@@ -240,7 +269,10 @@ def _example(run: Recording, seen: Observation, expected: Array, far: Array, bou
     given = [to_numpy(run.value(number)) for number in (*last, *inside.inputs)]
     x = next((v for v in given if v.ndim and v.dtype.kind == "f" and v.shape[0] == (expected.shape or (0,))[0]), None)
     if x is not None and wrong.shape[1]:
-        shared = next((i for i, (a, b) in enumerate(zip(x.shape[:-1], expected.shape, strict=False)) if a != b), min(x.ndim - 1, expected.ndim))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(x.shape[:-1], expected.shape, strict=False)) if a != b),
+            min(x.ndim - 1, expected.ndim),
+        )
         shared = max(min(shared, x.ndim), 1)
         exactly = x.shape == expected.shape and not inside.parts and shared == x.ndim - 1
         sizes = np.abs(x.astype(np.float64)).reshape(*x.shape[:shared], -1).max(-1)
