@@ -117,7 +117,7 @@ def _pairs(given: list[str]) -> dict[str, str]:
     for one in given:
         if one.count("=") != 1:
             raise ValidationError(f"--pair must be TORCH=JAX, got {one!r}")
-    return dict(one.split("=") for one in given)  # type: ignore[misc]
+    return dict(one.split("=") for one in given)
 
 
 def as_data(found: Any, command: str, seconds: float) -> dict[str, Any]:

@@ -30,11 +30,11 @@ with explaining(__name__):
 
 ULPS = 8  # of exponentials, error functions and the like, in any library
 TINY = 2.0**-126  # what is smaller may become 0
-MOVES = frozenset(
+MOVES = (
     "view _unsafe_view reshape t transpose permute expand slice select unsqueeze squeeze clone contiguous alias detach"
     " split split_with_sizes chunk unbind index_select index gather embedding repeat flip roll cat stack lift_fresh"
     " constant_pad_nd neg copy tril triu unfold diagonal movedim squeeze_dims slice_scatter view_as_real"
-    " repeat_interleave pixel_shuffle reflection_pad2d replication_pad2d upsample_nearest2d".split()
+    " repeat_interleave pixel_shuffle reflection_pad2d replication_pad2d upsample_nearest2d"
 )
 SLOPES = {  # largest slope of a function that is not steep anywhere
     "tanh": 1.0,
@@ -53,9 +53,7 @@ SLOPES = {  # largest slope of a function that is not steep anywhere
     "gelu": 1.13,
     "mish": 1.1,
 }
-CONSTANT = frozenset(
-    "ones_like zeros_like full_like empty_like new_zeros new_ones new_full new_empty zero fill".split()
-)
+CONSTANT = "ones_like zeros_like full_like empty_like new_zeros new_ones new_full new_empty zero fill"
 CANCEL = frozenset(("silu", "gelu", "mish", "hardswish"))
 EXACT_SLOPES = frozenset(("relu", "abs", "clamp", "clamp_min", "clamp_max", "threshold", "relu6"))
 Errors = tuple[Tensor | None, str]
@@ -87,10 +85,10 @@ def error_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Ten
     if not out.is_floating_point():
         exact = not any(bool(leaf.error.any()) for leaf in tensors)
         return (_zeros(out), "") if exact else (None, f"{name} decides by numbers that are not exact")
-    if not tensors or name in CONSTANT:
+    if not tensors or name in CONSTANT.split():
         return _zeros(out), ""
     rule = RULES.get(name)
-    if rule is None or (position and name not in MOVES):
+    if rule is None or (position and rule is not _moves):
         return None, name
     error = rule(name, args, kwargs, out.double(), out.dtype, position)
     return error.expand(out.shape), ""
@@ -172,13 +170,13 @@ def _sums(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, po
     op = torch.ops.aten.mean if name == "mean" else torch.ops.aten.sum
     sizes, errors = (op(t.contiguous(), *rest) for t in (x.abs(), e.expand(x.shape)))
     n = x.numel() // max(out.numel(), 1)
-    return errors + gamma(n + 2, dtype) * sizes
+    return torch.as_tensor(errors + gamma(n + 2, dtype) * sizes)
 
 
 def _norms(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
     x, e = _parts(args[0])
     errors = torch.ops.aten.linalg_vector_norm(e.expand(x.shape).contiguous(), *args[1:])
-    return errors + gamma(x.numel() // max(out.numel(), 1) + 4, dtype) * out
+    return torch.as_tensor(errors + gamma(x.numel() // max(out.numel(), 1) + 4, dtype) * out)
 
 
 def _contracts(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:
@@ -259,7 +257,7 @@ def _normalises(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dty
     (x, e), eps = _parts(args[0]), float(args[-1])
     weights = (args[2], args[3]) if name == "native_layer_norm" else (args[1], args[2])
     if name == "native_layer_norm":
-        n, shape = prod(args[1]), x.shape
+        n, shape = prod(args[1]), tuple(x.shape)
     else:
         n, shape = x[0].numel() // args[6], (1, -1, *(1 for _ in x.shape[2:]))
     rows, errors = x.reshape(-1, n), e.expand(x.shape).reshape(-1, n)
@@ -347,7 +345,7 @@ def _spreads(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype,
 
 Rule = Callable[[str, Any, Any, Tensor, torch.dtype, int], Tensor]
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(MOVES, _moves),
+    **dict.fromkeys(MOVES.split(), _moves),
     "_to_copy": _converts,
     **dict.fromkeys(("add", "sub", "rsub"), _adds),
     "mul": _multiplies,

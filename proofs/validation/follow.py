@@ -177,7 +177,7 @@ def _replaced(found: Following, recording: Recording, call: Call, parent: Call |
 
 
 def _matched(expected: Sequence[Array], leaves: Sequence[Any]) -> dict[int, tuple[int, Layout]]:
-    """Which argument of JAX is which of torch's, with its layout: the next one of that kind, of a fitting shape first."""
+    """Which argument of JAX is which of torch's, and its layout: the next of that kind, of a fitting shape first."""
     free = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
     found: dict[int, tuple[int, Layout]] = {}
     for strict in (True, False):
@@ -244,14 +244,14 @@ def _patched(kinds: set[type], intercepted: Callable[..., Any]) -> Iterator[None
                 return intercepted(self, _original, args, kwargs)
 
             kept.append((kind, vars(kind).get("__call__")))
-            kind.__call__ = call  # type: ignore[assignment]
+            kind.__call__ = call  # type: ignore[method-assign]
         yield
     finally:
         for kind, own in kept:
             if own is None:
                 del kind.__call__
             else:
-                kind.__call__ = own  # type: ignore[assignment]
+                kind.__call__ = own  # type: ignore[method-assign]
 
 
 def order_of_calls(

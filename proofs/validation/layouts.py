@@ -1,4 +1,4 @@
-"""The usual mistakes of a port in axes, heads, places and windows; as `mistakes`, step by step, and of several steps."""
+"""The usual mistakes of a port in axes, heads, places and windows; as `mistakes`, of one step or of several."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,20 +22,32 @@ def places(tape: Tape, step: Step) -> Found:
         word = f"off by one: places {by:+d}"
         if step.name == "embedding":
             rows = tape.values[step.args[0].number].shape[0]
-            yield word, changed({1: lambda i, by=by, n=rows: (i + by).clamp(0, n - 1)})
+            yield word, changed({1: _shifted(by, rows)})
         if step.name == "slice" and _is_table(tape, step) and len(step.args) > 3 and step.args[1] == 0:
             rows = tape.values[step.args[0].number].shape[0]
             begin, end = step.args[2] + by, min(step.args[3], rows) + by
             if begin >= 0 and end <= rows:
-                yield word, lambda s, a, k, b=begin, e=end: other_args(s, a, k, {2: b, 3: e})
+                yield word, _sliced(begin, end)
         if step.name == "arange":
-            yield word, lambda s, a, k, by=by: s.op(*a, **k) + by
+            yield word, _more(by)
     if step.name == "select" and _is_table(tape, step):
         rows = tape.values[step.args[0].number].shape[step.args[1]]
         for row in range(min(rows, 8)):
             if row != step.args[2] % rows:
                 name = tape.names.get(step.args[0].number, "the table")
                 yield f"wrong row of {name}: {row} instead of {step.args[2]} (token type)", constant(2, row)
+
+
+def _shifted(by: int, rows: int) -> Callable[[Any], Any]:
+    return lambda places: (places + by).clamp(0, rows - 1)
+
+
+def _sliced(begin: int, end: int) -> Change:
+    return lambda step, args, kwargs: other_args(step, args, kwargs, {2: begin, 3: end})
+
+
+def _more(by: int) -> Change:
+    return lambda step, args, kwargs: step.op(*args, **kwargs) + by
 
 
 def _is_table(tape: Tape, step: Step) -> bool:
@@ -49,16 +61,16 @@ def windows(tape: Tape, step: Step) -> Found:
             yield name, _padded(sides)
     if step.name == "avg_pool2d":
         yield "max pooling instead of mean", lambda s, a, k: F.max_pool2d(*a[:4])
-        padded = len(step.args) > 3 and any(step.args[3])
-        if padded:
+        if len(step.args) > 3 and any(step.args[3]):
             counts = len(step.args) > 5 and not step.args[5]
             word = "counted" if counts else "not counted"
-            yield (
-                f"padding convention: filled places are {word} in means",
-                lambda s, a, k: F.avg_pool2d(*a[:4], count_include_pad=counts),
-            )
+            yield f"padding convention: filled places are {word} in means", _counting(counts)
     if step.name == "max_pool2d_with_indices":
         yield "mean pooling instead of max", lambda s, a, k: F.avg_pool2d(*a[:4])
+
+
+def _counting(padding: bool) -> Change:
+    return lambda step, args, kwargs: step.op(*args[:4], args[4] if len(args) > 4 else False, padding)
 
 
 def _paddings(tape: Tape, step: Step) -> Iterator[tuple[str, list[tuple[int, int]]]]:
@@ -91,7 +103,7 @@ def _padded(sides: Sequence[tuple[int, int]]) -> Change:
 
 
 def axes(tape: Tape, step: Step) -> Found:
-    """A reshape where axes were to be swapped, and the reverse; heads split in another order; parts in another order."""
+    """A reshape where axes were to be swapped; heads split in another order; parts in another order."""
     if step.name in ("transpose", "permute"):
         shape = tape.values[step.outputs[0] or 0].shape
         yield "swapped axes: reshape instead of a transposition", lambda s, a, k: a[0].reshape(shape)
@@ -229,7 +241,7 @@ def _by_halves(source: int) -> Change:
         x = torch.stack([args[0][1], -args[0][0]], -1).flatten(-2)
         half = x.shape[-1] // 2
         y = torch.cat([-x[..., half:], x[..., :half]], -1)
-        return y.unflatten(-1, (half, 2))
+        return y.reshape(*y.shape[:-1], half, 2)
 
     return change
 
@@ -292,8 +304,12 @@ def _exchanged(tape: Tape, steps: Sequence[int], theirs: Mapping[int, Any]) -> C
             if isinstance(arg, Ref) and arg.number in theirs
         }
         if at:
-            found[number] = lambda s, a, k, new=at: other_args(s, a, k, new)
+            found[number] = _with(at)
     return found
+
+
+def _with(new: Mapping[int, Tensor]) -> Change:
+    return lambda step, args, kwargs: other_args(step, args, kwargs, new)
 
 
 RULES = (places, windows, axes)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from ...core.requirements import explaining
 
 with explaining(__name__):
@@ -56,6 +58,11 @@ def constant(position: int, value: Any) -> Change:
     return lambda step, args, kwargs: other_args(step, args, kwargs, {position: value})
 
 
+def applied(function: Callable[[Tensor], Tensor]) -> Change:
+    """The change to a function of the first argument alone."""
+    return lambda step, args, kwargs: function(args[0])
+
+
 def activations(tape: Tape, step: Step) -> Found:
     """Another activation; of a gelu written out by hand, the other one."""
     own = {"gelu": "tanh gelu" if step.kwargs.get("approximate") == "tanh" else "erf gelu"}.get(step.name, step.name)
@@ -63,7 +70,7 @@ def activations(tape: Tape, step: Step) -> Found:
     if own in ACTIVATIONS:
         for name, function in ACTIVATIONS.items():
             if name != own:
-                yield f"{name} instead of {own}", lambda s, a, k, f=function: f(a[0])
+                yield f"{name} instead of {own}", applied(function)
     if step.name == "erf":
 
         def by_tanh(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -106,7 +113,7 @@ def variances(tape: Tape, step: Step) -> Found:
                 var = d.square().sum(axes, keepdim=True) / (n - correction)
                 y = d * torch.rsqrt(var + a[4])
                 y = y if a[2] is None else y * a[2]
-                return y if a[3] is None else y + a[3]
+                return torch.as_tensor(y if a[3] is None else y + a[3])
 
             return change
 
@@ -157,8 +164,7 @@ def _operand(at: int) -> Change:
     """One operand alone, in the shape of the result."""
 
     def change(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
-        kept: Tensor = args[at].expand(shape).clone()
+        kept: Tensor = args[at].expand(_shape(args)).clone()
         return kept
 
     return change
@@ -182,14 +188,13 @@ def masks(tape: Tape, step: Step) -> Found:
         yield "mask polarity: what is to be seen is hidden", lambda s, a, k: s.op(a[0].logical_not(), *a[1:], **k)
         yield "the mask is not used", lambda s, a, k: (a[1] + 0 * a[2].nan_to_num(0, 0, 0)).expand(_shape(a))
         yield "the mask is not used", lambda s, a, k: (a[2] + 0 * a[1].nan_to_num(0, 0, 0)).expand(_shape(a))
-    if step.name == "_to_copy" and isinstance(step.args[0], Ref):
-        if tape.values[step.args[0].number].dtype == torch.bool or _is_mask(tape.values[step.args[0].number]):
-            yield "pooling without mask: filled places count", lambda s, a, k: torch.ones_like(s.op(*a, **k))
-            yield "mask polarity: what is to be seen is hidden", lambda s, a, k: 1 - s.op(*a, **k)
+    if step.name == "_to_copy" and isinstance(step.args[0], Ref) and _is_mask(tape.values[step.args[0].number]):
+        yield "pooling without mask: filled places count", lambda s, a, k: torch.ones_like(s.op(*a, **k))
+        yield "mask polarity: what is to be seen is hidden", lambda s, a, k: 1 - s.op(*a, **k)
 
 
 def _shape(args: Sequence[Tensor]) -> torch.Size:
-    return torch.broadcast_shapes(*(arg.shape for arg in args))
+    return torch.Size(np.broadcast_shapes(*(tuple(arg.shape) for arg in args)))
 
 
 def _is_mask(value: Tensor) -> bool:
@@ -223,7 +228,11 @@ def weights(tape: Tape, step: Step) -> Found:
         if isinstance(arg, Ref) and arg.number in tape.names and tape.values[arg.number].dtype == torch.float32:
             for dtype in (torch.bfloat16, torch.float16):
                 name = f"weight rounded to {str(dtype).removeprefix('torch.')}"
-                yield name, changed({i: lambda w, d=dtype: w.to(d).float()})
+                yield name, changed({i: _rounded(dtype)})
+
+
+def _rounded(dtype: torch.dtype) -> Callable[[Any], Any]:
+    return lambda weight: weight.to(dtype).float()
 
 
 RULES: tuple[Rule, ...] = (

@@ -2,8 +2,8 @@
 
 1. Names that become the same by `plain_name` are the same: case, separators and the usual words for one thing
    (``q_proj``, ``query``; ``norm``, ``LayerNorm``, ``ln``; ``layer_0``, ``layers.0``, ``h.0``) are evened out.
-2. Layers that are left are paired by the kind of layer and the size of their weights, in order of execution, where either
-   model has as many of them.
+2. Layers that are left are paired by the kind of layer and the size of their weights, in order of execution, where
+   either model has as many of them.
 3. A module that is left and holds the partners of what another holds, and nothing else, is its partner.
 """
 
@@ -11,8 +11,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .results import ValidationError
+
+Key = TypeVar("Key")
 
 WORDS = {  # the usual words for one thing
     "query": "q wq query q_proj q_lin to_q query_proj",
@@ -137,8 +140,8 @@ def _from_first_number(path: str) -> str:
     return ".".join(words[next((i for i, word in enumerate(words) if word.isdigit()), 0) :])
 
 
-def _grouped(paths: Iterable[str], name_of: Callable[[str], object]) -> dict[object, list[str]]:
-    groups: dict[object, list[str]] = defaultdict(list)
+def _grouped(paths: Iterable[str], name_of: Callable[[str], Key]) -> dict[Key, list[str]]:
+    groups: dict[Key, list[str]] = defaultdict(list)
     for path in paths:
         groups[name_of(path)].append(path)
     return groups

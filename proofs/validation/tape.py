@@ -14,8 +14,8 @@ from ...core.requirements import explaining
 with explaining(__name__):
     import torch
     from torch import Tensor
-    from torch.utils._pytree import tree_leaves, tree_map
     from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves, tree_map
     from torch.utils.weak import WeakIdKeyDictionary
 
 from .bounds import error_of
@@ -120,15 +120,15 @@ class Tape:
             step = self.steps[number]
             if not bound and number not in changes and not any(ref in known for ref in step.inputs):
                 continue  # gives what was recorded
-            args, kwargs = tree_map(get, [step.args, dict(step.kwargs)], is_leaf=_is_ref)
-            filled = tree_map(self._exact, [args, kwargs], is_leaf=_is_leaf)
+            plain = tree_map(get, [step.args, dict(step.kwargs)], is_leaf=_is_ref)
+            args, kwargs = tree_map(self._exact, plain, is_leaf=_is_leaf)
             anew = number in changes or any(
                 ref in known and known[ref].value is not self.values[ref] for ref in step.inputs
             )
             if number in changes:
-                results = _changed(changes[number], step, *filled, bound=bound)
+                results = _changed(changes[number], step, args, kwargs, bound=bound)
             else:
-                results = _run(step, *filled, self._recorded(step), bound=bound, anew=anew)
+                results = _run(step, args, kwargs, self._recorded(step), bound=bound, anew=anew)
             known |= {out: one for out, one in zip(step.outputs, results, strict=False) if out is not None}
         return known[target] if target in known else _exact(self.values[target])
 
@@ -139,11 +139,11 @@ class Tape:
         return [None if out is None else self.values[out] for out in step.outputs]
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is on, every operation goes onto its tape."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Is a port right? A torch model and a JAX model on the same inputs, layer by layer, each difference beside its bound."""
+"""Is a port right? A torch and a JAX model on the same inputs, layer by layer, each difference beside its bound."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from .explain import allowed, distances, elsewhere, explanations
 from .follow import Following, Observation, follow, order_of_calls
 from .pairing import Part, paired
 from .promises import atomic, promises_bits
-from .record import Call, Recording, one_line, record, tensors_of
+from .record import Recording, one_line, record
 from .results import Example, Row, Validation, ValidationError, Verdict
 
 Array = NDArray[Any]
@@ -103,9 +103,9 @@ def _arguments(
     if not named:
         raise ValidationError("`inputs` must hold an array, got none")
     for name, value in named.items():
-        if value.dtype == object or value.dtype.kind in "USVc" and value.dtype.name != "bfloat16":
+        if value.dtype == object or (value.dtype.kind in "USVc" and value.dtype.name != "bfloat16"):
             raise ValidationError(f"`inputs`: {name!r} must be numbers, got dtype {value.dtype}")
-        if side == "jax" and value.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        if side == "jax" and value.dtype == np.float64 and not _wide():
             raise ValidationError(f"`inputs`: {name!r} is float64, which JAX rounds to float32; give float32")
     converted = {name: convert(value) for name, value in named.items()}
     call = model.forward if isinstance(model, nn.Module) else model
@@ -119,12 +119,17 @@ def _arguments(
 
 def _to_jax(x: Array) -> Any:
     """For JAX, which has integers of 32 bits."""
-    if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and not jax.config.read("jax_enable_x64"):
+    if x.dtype.itemsize == 8 and x.dtype.kind in "iu" and not _wide():
         ends = np.iinfo(np.int32)
         if x.size and (x.min() < ends.min or x.max() > ends.max):
             raise ValidationError(f"`inputs` must fit 32 bits in JAX, got {x.min()} to {x.max()}")
         x = x.astype(np.int32)
     return to_jax(x)
+
+
+def _wide() -> bool:
+    """Whether JAX has 64 bits."""
+    return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
 
 
 def _parts_of_torch(model: Model) -> dict[str, Part]:
@@ -239,25 +244,25 @@ def _judged(run: Recording, seen: Observation, sources: Collection[int], module:
     if found.same:
         return Row(*names, Verdict.SAME, compared=expected.size)
     far = distances(expected, seen.got)
-    counts = {"differing": found.differing, "compared": expected.size}
+    counts = found.differing, expected.size
     if seen.what == "output" and module is not None and promises_bits(module):
         row = Row(
-            *names, Verdict.BEYOND, float(far.max()), np.inf, **counts, reason="other bits, where bits are promised"
+            *names, Verdict.BEYOND, float(far.max()), np.inf, *counts, reason="other bits, where bits are promised"
         )
         return replace(row, example=_example(run, seen, expected, far, np.zeros(far.shape)))
     with torch.no_grad():
         made = run.tape.again(seen.value, sources)
     if made.error is None:
         return Row(
-            *names, Verdict.UNBOUNDED, float(far.max()), None, **counts, reason=f"no bound is known of {made.reason}"
+            *names, Verdict.UNBOUNDED, float(far.max()), None, *counts, reason=f"no bound is known of {made.reason}"
         )
     bound = allowed(made.error)
     with np.errstate(invalid="ignore"):
         ratio = float(np.where(far == 0, 0.0, far / bound).max())
     if not (far > bound).any():
-        return Row(*names, Verdict.WITHIN, float(far.max()), ratio, **counts)
+        return Row(*names, Verdict.WITHIN, float(far.max()), ratio, *counts)
     return Row(
-        *names, Verdict.BEYOND, float(far.max()), ratio, **counts, example=_example(run, seen, expected, far, bound)
+        *names, Verdict.BEYOND, float(far.max()), ratio, *counts, example=_example(run, seen, expected, far, bound)
     )
 
 
