@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from samebits.jax_backend.interop import load_state_dict, state_dict
 
 WORDS, HIDDEN, HEADS, WIDE, PLACES, EPSILON = 32, 16, 2, 24, 12, 1e-5
-RIGHT = ""
+Mistakes = frozenset[str]
+RIGHT: Mistakes = frozenset()
+EPSILONS = frozenset(("epsilon", "other epsilon"))
 
 
 class TorchBlock(nn.Module):
@@ -72,60 +74,57 @@ class TorchEncoder(nn.Module):
 class JaxNorm(nnx.Module):
     """A layer norm with room for mistakes."""
 
-    def __init__(self, mistake: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, mistakes: Mistakes, rngs: nnx.Rngs) -> None:
         self.weight, self.bias = nnx.Param(jnp.ones(HIDDEN)), nnx.Param(jnp.zeros(HIDDEN))
-        self.mistake = mistake
+        self.mistakes = mistakes
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight, bias = self.weight[...], self.bias[...]
-        if self.mistake == "scale and bias":
+        if "scale and bias" in self.mistakes:
             weight, bias = bias, weight
         d = x - x.mean(-1, keepdims=True)
-        var = (d * d).sum(-1, keepdims=True) / (HIDDEN - (self.mistake == "unbiased"))
-        return (
-            d * jax.lax.rsqrt(var + {"epsilon": 1e-12, "other epsilon": 1e-6}.get(self.mistake, EPSILON)) * weight
-            + bias
-        )
+        var = (d * d).sum(-1, keepdims=True) / (HIDDEN - ("unbiased" in self.mistakes))
+        epsilon = 1e-12 if "epsilon" in self.mistakes else 1e-6 if "other epsilon" in self.mistakes else EPSILON
+        return d * jax.lax.rsqrt(var + epsilon) * weight + bias
 
 
 class JaxBlock(nnx.Module):
     """The port of `TorchBlock`."""
 
-    def __init__(self, mistake: str, rngs: nnx.Rngs, interleaved: bool = False) -> None:
+    def __init__(self, mistakes: Mistakes, rngs: nnx.Rngs, interleaved: bool = False) -> None:
         self.query, self.key, self.value, self.out = (nnx.Linear(HIDDEN, HIDDEN, rngs=rngs) for _ in range(4))
-        self.norm1, self.norm2 = JaxNorm(RIGHT if "epsilon" in mistake else mistake, rngs), JaxNorm(RIGHT, rngs)
+        self.norm1, self.norm2 = JaxNorm(mistakes - EPSILONS, rngs), JaxNorm(RIGHT, rngs)
         self.up, self.down = nnx.Linear(HIDDEN, WIDE, rngs=rngs), nnx.Linear(WIDE, HIDDEN, rngs=rngs)
-        self.mistake, self.interleaved = mistake, interleaved != (mistake == "rotary")
+        self.mistakes, self.interleaved = mistakes, interleaved != ("rotary" in mistakes)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        m = self.mistake
+        m = self.mistakes
         rows, length, _ = x.shape
-        if m == "pre-norm":
+        if "pre-norm" in m:
             return self.mlp(x + self.attention(self.norm1(x), mask, rows, length))
         return self.mlp(self.norm1(x + self.attention(x, mask, rows, length)))
 
     def attention(self, x: jax.Array, mask: jax.Array, rows: int, length: int) -> jax.Array:
-        m = self.mistake
-        heads = HEADS // 2 if m == "head count" else HEADS
+        m = self.mistakes
         parts = [f(x) for f in (self.query, self.key, self.value)]
-        if m == "head order":
-            q, k, v = (part.reshape(rows, length, -1, heads).swapaxes(2, 3).swapaxes(1, 2) for part in parts)
+        if "head order" in m:
+            q, k, v = (part.reshape(rows, length, -1, HEADS).swapaxes(2, 3).swapaxes(1, 2) for part in parts)
         else:
-            q, k, v = (part.reshape(rows, length, heads, -1).swapaxes(1, 2) for part in parts)
+            q, k, v = (part.reshape(rows, length, HEADS, -1).swapaxes(1, 2) for part in parts)
         q, k = self.turned(q), self.turned(k)
-        scores = q @ k.swapaxes(-1, -2) / (1.0 if m == "no 1/sqrt(d)" else math.sqrt(q.shape[-1]))
-        seen = mask if m != "mask polarity" else ~mask
-        if m != "no mask":
+        scores = q @ k.swapaxes(-1, -2) / (1.0 if "no 1/sqrt(d)" in m else math.sqrt(q.shape[-1]))
+        seen = mask if "mask polarity" not in m else ~mask
+        if "no mask" not in m:
             scores = jnp.where(seen[:, None, None, :], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-2 if m == "softmax axis" else -1)
+        weights = jax.nn.softmax(scores, axis=-2 if "softmax axis" in m else -1)
         y = weights @ v
-        return self.out((y if m == "merge" else y.swapaxes(1, 2)).reshape(rows, length, HIDDEN))
+        return self.out((y if "merge" in m else y.swapaxes(1, 2)).reshape(rows, length, HIDDEN))
 
     def mlp(self, x: jax.Array) -> jax.Array:
         wide = self.up(x)
-        m = self.mistake
-        wide = jax.nn.relu(wide) if m == "relu" else jax.nn.gelu(wide, approximate=m == "tanh gelu")
-        return self.norm2(self.down(wide) if m == "no residual" else x + self.down(wide))
+        m = self.mistakes
+        wide = jax.nn.relu(wide) if "relu" in m else jax.nn.gelu(wide, approximate="tanh gelu" in m)
+        return self.norm2(self.down(wide) if "no residual" in m else x + self.down(wide))
 
     def turned(self, x: jax.Array) -> jax.Array:
         half = x.shape[-1] // 2
@@ -142,19 +141,19 @@ class JaxBlock(nnx.Module):
 class JaxEncoder(nnx.Module):
     """The port of `TorchEncoder`."""
 
-    def __init__(self, mistake: str, rngs: nnx.Rngs, interleaved: bool = False) -> None:
+    def __init__(self, mistakes: Mistakes, rngs: nnx.Rngs, interleaved: bool = False) -> None:
         self.words, self.places, self.types = (nnx.Embed(n, HIDDEN, rngs=rngs) for n in (WORDS, PLACES, 2))
-        self.norm = JaxNorm(mistake if "epsilon" in mistake else RIGHT, rngs)
-        self.block = JaxBlock(mistake, rngs, interleaved)
-        self.mistake = mistake
+        self.norm = JaxNorm(mistakes & EPSILONS, rngs)
+        self.block = JaxBlock(mistakes, rngs, interleaved)
+        self.mistakes = mistakes
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        begin = int(self.mistake == "off by one")
+        begin = int("off by one" in self.mistakes)
         x = self.words(ids) + self.places.embedding[...][begin : begin + ids.shape[1]]
-        x = x + self.types.embedding[...][int(self.mistake == "token type")]
+        x = x + self.types.embedding[...][int("token type" in self.mistakes)]
         x = self.block(self.norm(x), mask)
         counted = (
-            jnp.ones_like(mask[..., None], x.dtype) if self.mistake == "pooling" else mask[..., None].astype(x.dtype)
+            jnp.ones_like(mask[..., None], x.dtype) if "pooling" in self.mistakes else mask[..., None].astype(x.dtype)
         )
         return (x * counted).sum(1) / counted.sum(1)
 
@@ -177,43 +176,41 @@ class TorchImages(nn.Module):
 class JaxImages(nnx.Module):
     """Its port, with channels last inside."""
 
-    def __init__(self, mistake: str, rngs: nnx.Rngs) -> None:
-        padding: Any = "SAME" if mistake == "padding" else ((1, 1), (1, 1))
+    def __init__(self, mistakes: Mistakes, rngs: nnx.Rngs) -> None:
+        padding: Any = "SAME" if "padding" in mistakes else ((1, 1), (1, 1))
         self.conv = nnx.Conv(3, 6, (3, 3), strides=2, padding=padding, rngs=rngs)
-        self.norm = nnx.BatchNorm(6, use_running_average=mistake != "batch statistics", rngs=rngs)
+        self.norm = nnx.BatchNorm(6, use_running_average="batch statistics" not in mistakes, rngs=rngs)
         self.head = nnx.Linear(24, 5, rngs=rngs)
-        self.mistake = mistake
+        self.mistakes = mistakes
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.nn.relu(self.norm(self.conv(x)))
-        x = nnx.max_pool(x, (2, 2), (2, 2)) if self.mistake == "max pooling" else nnx.avg_pool(x, (2, 2), (2, 2))
-        return self.head((x if self.mistake == "flatten" else x.transpose(0, 3, 1, 2)).reshape(len(x), -1))
+        x = nnx.max_pool(x, (2, 2), (2, 2)) if "max pooling" in self.mistakes else nnx.avg_pool(x, (2, 2), (2, 2))
+        return self.head((x if "flatten" in self.mistakes else x.transpose(0, 3, 1, 2)).reshape(len(x), -1))
 
 
-def encoders(mistake: str = RIGHT, interleaved: bool = False) -> tuple[TorchEncoder, JaxEncoder]:
+def encoders(mistakes: Mistakes = RIGHT, interleaved: bool = False) -> tuple[TorchEncoder, JaxEncoder]:
     """The model and its port, of the same weights but for mistakes of these."""
-    model, port = TorchEncoder(interleaved).eval(), JaxEncoder(mistake, nnx.Rngs(0), interleaved)
+    model, port = TorchEncoder(interleaved).eval(), JaxEncoder(mistakes, nnx.Rngs(0), interleaved)
     draw(model)
     load(model, port)
     block = port.block
-    match mistake:
-        case "transposed":
-            block.query.kernel[...] = block.query.kernel[...].T
-        case "no bias":
-            block.up.bias[...] = 0 * block.up.bias[...]
-        case "other weights":
-            for name in ("kernel", "bias"):
-                held = getattr(block.key, name)[...]
-                getattr(block.key, name)[...] = getattr(block.query, name)[...]
-                getattr(block.query, name)[...] = held
-        case "bfloat16":
-            block.down.kernel[...] = block.down.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    if "transposed" in mistakes:
+        block.out.kernel[...] = block.out.kernel[...].T
+    if "no bias" in mistakes:
+        block.up.bias[...] = 0 * block.up.bias[...]
+    if "bfloat16" in mistakes:
+        block.down.kernel[...] = block.down.kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
+    for name in ("kernel", "bias") if "other weights" in mistakes else ():
+        held = getattr(block.key, name)[...]
+        getattr(block.key, name)[...] = getattr(block.query, name)[...]
+        getattr(block.query, name)[...] = held
     return model, port
 
 
-def images(mistake: str = RIGHT) -> tuple[TorchImages, JaxImages]:
+def images(mistakes: Mistakes = RIGHT) -> tuple[TorchImages, JaxImages]:
     """The other model and its port."""
-    model, port = TorchImages().eval(), JaxImages(mistake, nnx.Rngs(0))
+    model, port = TorchImages().eval(), JaxImages(mistakes, nnx.Rngs(0))
     draw(model)
     load(model, port)
     return model, port
