@@ -243,12 +243,13 @@ def _softmaxes(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtyp
     x, e = _parts(args[0])
     axis, u = args[1], unit(dtype)
     n, top = x.shape[axis], x.amax(axis, keepdim=True)
-    below = torch.where(x.isneginf() | top.isneginf(), 0.0, (top - x).abs() + top.abs() * (name == "_log_softmax"))
+    below = torch.where(x.isneginf() | top.isneginf(), 0.0, (top - x).abs())
+    share = out.exp() if name == "_log_softmax" else out
     worst = e.expand(x.shape).amax(axis, keepdim=True)
-    relative = torch.expm1(2 * worst + u * (below + (out * below.nan_to_num()).sum(axis, keepdim=True)))
+    relative = torch.expm1(2 * worst + u * (below + (share * below.nan_to_num()).sum(axis, keepdim=True)))
     relative = relative + gamma(n + 2, dtype) + 2 * 2 * ULPS * u
     if name == "_log_softmax":
-        return relative + 2 * u * out.abs()
+        return relative + 4 * u * (out.abs() + below.abs())
     return out * relative + TINY
 
 

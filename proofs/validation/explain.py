@@ -60,7 +60,7 @@ def explanations(recording: Recording, target: int, sources: Collection[int], go
 def candidates(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, dict[int, Change]]]:
     """Every mistake that the steps allow: one at a time, then all of a name at once, then those of several steps."""
     together: dict[str, dict[int, Change]] = defaultdict(dict)
-    for rule in (*mistakes.RULES, *layouts.RULES):
+    for rule in (*mistakes.RULES, *layouts.RULES, *mistakes.LAST):
         for number in steps:
             for name, change in rule(tape, tape.steps[number]):
                 together[name].setdefault(number, change)
@@ -82,15 +82,23 @@ def _gives(tape: Tape, target: int, sources: Collection[int], changes: dict[int,
     except (RuntimeError, IndexError, TypeError, ValueError):
         return False
     far = distances(value, got)
-    return bool(((far == 0) | (far <= (0 if made.error is None else allowed(made.error)))).all())
+    if made.error is None:
+        return not far.any()
+    bound = allowed(made.error)
+    says = bound <= _size(got)  # a bound as large as the numbers explains nothing
+    return bool(((far == 0) | ((far <= bound) & says)).all())
 
 
 def _near(value: Array, got: Array) -> bool:
     """Whether bounds are worth computing: most mistakes are far from most numbers."""
     far = distances(value, got)
+    return bool(np.isfinite(far).all()) and float(far.max(initial=0)) <= 0.05 * _size(got)
+
+
+def _size(got: Array) -> float:
+    """The largest finite number."""
     finite = got[np.isfinite(got)].astype(np.float64)
-    size = max(float(np.abs(finite).max(initial=0)), 1e-30)
-    return bool(np.isfinite(far).all()) and float(far.max(initial=0)) <= 0.05 * size
+    return max(float(np.abs(finite).max(initial=0)), 1e-30)
 
 
 def elsewhere(recording: Recording, parent: Call, call: Call, got: Array, order: Sequence[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .explain import allowed, distances, elsewhere, explanations
 from .follow import Following, Observation, follow, order_of_calls
 from .pairing import Part, paired
 from .promises import atomic, promises_bits
-from .record import Recording, one_line, record
+from .record import Call, Recording, one_line, record
 from .results import Example, Row, Validation, ValidationError, Verdict
 
 Array = NDArray[Any]
@@ -200,7 +200,10 @@ def _rows(
         sources = {*inside.inputs, *(number for part in inside.parts for number in part.outputs)}
         if seen.value in sources and differences(run.value(seen.value), seen.got).same:
             continue  # handed on as it is
-        row = _judged(run, seen, sources, modules.get(seen.call.path))
+        module = modules.get(seen.call.path)
+        if seen.what == "output" and module is not None and atomic(module):
+            sources |= _contracted(run, seen.call)  # quantized operands have the same bits everywhere
+        row = _judged(run, seen, sources, module)
         if explain and row.verdict is Verdict.BEYOND:
             row = replace(row, explanations=_explained(run, following, seen, sources))
         rows.append(row)
@@ -220,6 +223,13 @@ def _rows(
                 )
             )
     return rows
+
+
+def _contracted(run: Recording, call: Call) -> set[int]:
+    """What the contractions of a call take."""
+    steps = run.tape.steps[slice(*call.steps)]
+    names = ("mm", "bmm", "addmm", "baddbmm", "convolution")
+    return {number for step in steps if step.name in names for number in step.inputs}
 
 
 def _judged(run: Recording, seen: Observation, sources: Collection[int], module: nn.Module | None) -> Row:

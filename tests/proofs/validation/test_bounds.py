@@ -37,7 +37,11 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None, tuple[A
     "gelu": (F.gelu, lambda x: jax.nn.gelu(x, approximate=False), (X,)),
     "tanh gelu": (lambda x: F.gelu(x, approximate="tanh"), lambda x: jax.nn.gelu(x, approximate=True), (X,)),
     "silu": (F.silu, jax.nn.silu, (X,)),
-    "elementary": (lambda x: x.tanh() + x.sigmoid() * x.exp(), lambda x: jnp.tanh(x) + jax.nn.sigmoid(x) * jnp.exp(x), (X,)),
+    "elementary": (
+        lambda x: x.tanh() + x.sigmoid() * x.exp(),
+        lambda x: jnp.tanh(x) + jax.nn.sigmoid(x) * jnp.exp(x),
+        (X,),
+    ),
     "roots": (lambda x: (x.square() + 1).sqrt() * (x * x + 1).rsqrt(), None, (X,)),
     "logarithm": (lambda x: (x.abs() + 1).log(), lambda x: jnp.log(jnp.abs(x) + 1), (X,)),
     "layer norm": (NORM, None, (X + 5,)),
@@ -48,10 +52,10 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None, tuple[A
     "spread": (lambda x: x.std(-1) + x.var(-1, correction=0), lambda x: x.std(-1, ddof=1) + x.var(-1), (X,)),
     "attention": (
         lambda x, y: F.scaled_dot_product_attention(x[:, None], y[:, None], x[:, None]),
-        lambda x, y: jax.nn.softmax(x[:, None] @ y[:, None].swapaxes(-1, -2) / np.sqrt(32).astype(np.float32), -1) @ x[:, None],
+        lambda x, y: jax.nn.softmax(x @ y.swapaxes(-1, -2) / np.float32(32**0.5), -1)[:, None] @ x[:, None],
         (X, Y),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
