@@ -21,6 +21,8 @@ def show_validation(found: Validation, seconds: float, *, every: bool) -> None:
         console.print(_table(shown))
     for row in found.beyond:
         _show(console, row)
+    for row in found.hinted:
+        console.print(f"{row.place}: within its bound, but nearer with {' or '.join(row.hints)}", style="yellow")
     for side, paths in zip(("torch", "JAX"), found.unpaired, strict=True):
         if paths:
             console.print(f"without a partner in {side}: {', '.join(paths)}", style="yellow")

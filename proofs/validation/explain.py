@@ -24,6 +24,8 @@ from .tape import Change, Tape
 
 Array = NDArray[Any]
 MOST = 3  # explanations that are given
+NEARER = 8
+NOISE = 2.0**-18  # of the largest number: 64 roundings
 
 
 def allowed(error: Any) -> Array:
@@ -87,6 +89,22 @@ def _gives(tape: Tape, target: int, sources: Collection[int], changes: dict[int,
     bound = allowed(made.error)
     says = bound <= _size(got)  # a bound as large as the numbers explains nothing
     return bool(((far == 0) | ((far <= bound) & says)).all())
+
+
+def nearer(recording: Recording, target: int, sources: Collection[int], got: Array) -> tuple[str, ...]:
+    """Mistakes with which a value within its bound is `NEARER` times as near, where it is off by more than noise."""
+    tape, found = recording.tape, dict[str, float]()
+    far = float(distances(to_numpy(tape.values[target]), got).max(initial=0))
+    if got.dtype.kind != "f" or far < NOISE * _size(got):
+        return ()
+    for rule in mistakes.QUIET:
+        for number in tape.steps_between(target, sources):
+            for name, change in rule(tape, tape.steps[number]):
+                with torch.no_grad():
+                    value = to_numpy(tape.again(target, sources, {number: change}, bound=False).value)
+                if value.shape == got.shape and (off := float(distances(value, got).max(initial=0))) * NEARER <= far:
+                    found.setdefault(name, off)
+    return tuple(sorted(found, key=lambda name: found[name]))[:MOST]
 
 
 def _near(value: Array, got: Array) -> bool:

@@ -1,6 +1,7 @@
 """The usual mistakes of a port in axes, heads, places and windows; as `mistakes`, of one step or of several."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from ...core.requirements import explaining
@@ -14,6 +15,8 @@ from .mistakes import Found, changed, constant, other_args
 from .tape import Change, Ref, Step, Tape
 
 Changes = dict[int, Change]
+Shape = tuple[int, ...]
+VIEWS = ("view", "_unsafe_view", "reshape")
 
 
 def places(tape: Tape, step: Step) -> Found:
@@ -107,7 +110,7 @@ def axes(tape: Tape, step: Step) -> Found:
     if step.name in ("transpose", "permute"):
         shape = tape.values[step.outputs[0] or 0].shape
         yield "swapped axes: reshape instead of a transposition", lambda s, a, k: a[0].reshape(shape)
-    if step.name in ("view", "_unsafe_view", "reshape") and isinstance(step.args[0], Ref):
+    if step.name in VIEWS and isinstance(step.args[0], Ref):
         before, after = tape.values[step.args[0].number].shape, tape.values[step.outputs[0] or 0].shape
         if len(after) == len(before) + 1 and after[:-2] == before[:-1]:
             yield (
@@ -140,7 +143,7 @@ def head_counts(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes
     """Another number of heads: sizes of all views after the first split."""
     for number in steps:
         step = tape.steps[number]
-        if step.name not in ("view", "_unsafe_view", "reshape") or not isinstance(step.args[0], Ref):
+        if step.name not in VIEWS or not isinstance(step.args[0], Ref):
             continue
         before, after = tape.values[step.args[0].number].shape, tape.values[step.outputs[0] or 0].shape
         if len(after) != len(before) + 1 or after[:-2] != before[:-1]:
@@ -150,28 +153,13 @@ def head_counts(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes
             if other != heads and (heads * size) % other == 0:
                 yield (
                     f"wrong head count: {other} instead of {heads}",
-                    _resized(tape, steps, after[0], heads, size, other),
+                    _resized(tape, steps, size, heads, other),
                 )
         return
 
 
-def _resized(tape: Tape, steps: Sequence[int], rows: int, heads: int, size: int, other: int) -> Changes:
-    """Changes of every view and expansion: the old sizes become the new ones; what the scale of scores is, too."""
-    new = {heads: other, size: heads * size // other, rows * heads: rows * other}
-
-    def resize(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        sizes = list(args[1])
-        n = args[0].numel()
-        guesses = (
-            [sizes, [new.get(v, v) for v in sizes]]
-            + [[new[v] if i in (j, j + 1) and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))]
-            + [[new[v] if i == j and v in new else v for i, v in enumerate(sizes)] for j in range(len(sizes))]
-        )
-        for guess in guesses[1:] + guesses[:1]:
-            fits = torch.Size(guess).numel() == n if s.name != "expand" else _expands(args[0].shape, guess)
-            if fits and (s.name != "expand" or guess != sizes or _expands(args[0].shape, sizes)):
-                return s.op(args[0], guess, **kwargs)
-        return s.op(*args, **kwargs)
+def _resized(tape: Tape, steps: Sequence[int], size: int, heads: int, other: int) -> Changes:
+    """Changes of every view and expansion behind the first split, to what fits; and of the scale of scores."""
 
     def rescale(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         power = next((p for p in (0.5, 0.25, -0.5, -0.25) if abs(size**p - args[1]) < 1e-6), None)
@@ -180,15 +168,45 @@ def _resized(tape: Tape, steps: Sequence[int], rows: int, heads: int, size: int,
     found: Changes = {}
     for number in steps:
         step = tape.steps[number]
-        if step.name in ("view", "_unsafe_view", "reshape", "expand"):
-            found[number] = resize
-        elif step.name in ("mul", "div") and isinstance(step.args[1], float):
+        if step.name in ("mul", "div") and isinstance(step.args[1], float):
             found[number] = rescale
+        elif step.name in (*VIEWS, "expand") and isinstance(step.args[0], Ref):
+            shapes = [tuple(tape.values[i].shape) for i in (step.args[0].number, step.outputs[0] or 0)]
+            splits = shapes[1][-2:] == (heads, size) and shapes[1][:-2] == shapes[0][:-1]
+            found[number] = _to(shapes[0], shapes[1], (other, heads * size // other) if splits else ())
     return found
 
 
-def _expands(shape: Sequence[int], sizes: Sequence[int]) -> bool:
-    return len(sizes) == len(shape) and all(a in (1, b) or b == -1 for a, b in zip(shape, sizes, strict=True))
+def _to(before: Shape, after: Shape, split: Shape) -> Change:
+    def change(s: Step, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        now = tuple(args[0].shape)
+        if split:
+            sizes = (*now[:-1], *split)
+        elif s.name == "expand":
+            pairs = zip(now, before, after[-len(before) :], strict=True)
+            sizes = after[: -len(before)] + tuple(n if b == a else a for n, b, a in pairs)
+        else:
+            sizes = _viewed(now, before, after)
+        return s.op(args[0], list(sizes), **kwargs)
+
+    return change
+
+
+def _viewed(now: Shape, before: Shape, after: Shape) -> Shape:
+    """The sizes of a view of another shape: axes go together whose products agree, the last of them takes the rest."""
+    found, i, j = list[int](), 0, 0
+    while j < len(after):
+        begin, start, left, right = i, j, 1, 1
+        while i < len(before) and (left != right or i == begin):
+            left, i = left * before[i], i + 1
+            while right < left and j < len(after):
+                right, j = right * after[j], j + 1
+        if j == start:  # axes of length 1
+            right, j = right * after[j], j + 1
+        total = prod(now[begin:i])
+        *leading, last = after[start:j]
+        found += [*leading, total // prod(leading) if total != prod(before[begin:i]) else last]
+    return tuple(found)
 
 
 def rotary(tape: Tape, steps: Sequence[int]) -> Iterator[tuple[str, Changes]]:
@@ -260,11 +278,7 @@ def _of_angles(tape: Tape, steps: Sequence[int], turned: Changes, angles: Callab
     made = {out for n in turned for out in tape.steps[n].outputs}
     for number in steps:  # what only moves the turned vector is it still
         step = tape.steps[number]
-        if (
-            step.name in ("view", "_unsafe_view", "reshape", "flatten")
-            and isinstance(step.args[0], Ref)
-            and step.args[0].number in made
-        ):
+        if step.name in VIEWS and isinstance(step.args[0], Ref) and step.args[0].number in made:
             made |= set(step.outputs)
     found: Changes = {}
     for number in steps:

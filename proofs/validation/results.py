@@ -61,6 +61,7 @@ class Row:
         differing, compared: elements of other bits, of all.
         reason: of a difference that is none of numbers: shape, dtype, or the operation that has no bound.
         explanations: usual mistakes that give the numbers of JAX within their bound, the likeliest first.
+        hints: of a row within its bound, mistakes with which it would be much nearer; a worst case hides small ones.
         example: of a row beyond its bound.
     """
 
@@ -75,6 +76,7 @@ class Row:
     compared: int = 0
     reason: str = ""
     explanations: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
     example: Example | None = None
 
     @property
@@ -111,6 +113,11 @@ class Validation:
         return tuple(row for row in self.rows if row.verdict is Verdict.BEYOND)
 
     @property
+    def hinted(self) -> tuple[Row, ...]:
+        """Rows within their bound that a mistake would bring much nearer."""
+        return tuple(row for row in self.rows if row.hints)
+
+    @property
     def first(self) -> Row | None:
         """The first of them."""
         return next(iter(self.beyond), None)
@@ -130,6 +137,7 @@ class Validation:
         counts = {verdict: sum(row.verdict is verdict for row in self.rows) for verdict in Verdict}
         lines = [", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)]
         lines += [_line(row) for row in self.rows if row.verdict in (Verdict.BEYOND, Verdict.UNBOUNDED)]
+        lines += [f"{row.place}: within its bound, but nearer with {' or '.join(row.hints)}" for row in self.hinted]
         return "\n".join(lines + ([f"stopped: {self.stopped}"] if self.stopped else []))
 
 

@@ -18,7 +18,7 @@ with explaining(__name__):
     from flax import nnx
     from torch import nn
 
-from .explain import allowed, distances, elsewhere, explanations
+from .explain import allowed, distances, elsewhere, explanations, nearer
 from .follow import Following, Observation, follow, order_of_calls
 from .pairing import Part, paired
 from .promises import atomic, promises_bits
@@ -206,6 +206,8 @@ def _rows(
         row = _judged(run, seen, sources, module)
         if explain and row.verdict is Verdict.BEYOND:
             row = replace(row, explanations=_explained(run, following, seen, sources))
+        if explain and row.verdict is Verdict.WITHIN:
+            row = replace(row, hints=nearer(run, seen.value, sources, seen.got))
         rows.append(row)
     for path, calls in run.calls.items():
         if path and path not in following.reached and path in pairs and not following.stopped:

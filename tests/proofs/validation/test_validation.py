@@ -146,6 +146,17 @@ def test_a_variance_that_cancels_is_named() -> None:
     assert named(found) == {"0": "variance as the mean of squares less the squared mean, which cancels"}
 
 
+def test_a_mistake_within_the_bound_is_hinted_at() -> None:
+    """An epsilon of 1e-5 beside a variance of 1 changes less than the worst case of rounding 256 numbers."""
+    model = nn.Sequential(nn.LayerNorm(256, eps=1e-12))
+    ports = (nnx.LayerNorm(256, epsilon=e, use_fast_variance=False, rngs=nnx.Rngs(0)) for e in (1e-12, 1e-5))
+    x = np.random.default_rng(0).normal(size=(9, 256)).astype(np.float32)
+    right, wrong = (validate(model, nnx.Sequential(port), x) for port in ports)
+    assert right.right
+    assert right.hinted == ()
+    assert {row.place: row.hints[0] for row in wrong.hinted} == {"0": "epsilon 1e-05 instead of 1e-12"}
+
+
 def test_functions_and_compiled_parts_are_compared_too() -> None:
     found = validate(
         lambda x: torch.nn.functional.silu(x),
