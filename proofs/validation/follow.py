@@ -120,7 +120,7 @@ def follow(
 
     kinds = {type(watched[there]) for there in pairs.values() if there in watched}
     try:
-        with jax.disable_jit(), _patched(kinds, intercepted):
+        with _patched(kinds, intercepted):
             active.add(id(model))
             _beside(found, stack, recording, recording.root, "", model, tuple(args), dict(kwargs))
     except Exception as error:
@@ -157,7 +157,8 @@ def _beside(
         found.order.setdefault(id(parent), []).append(call.path)
     stack.append(call)
     args, kwargs = jax.tree.unflatten(tree, leaves)
-    y = run(*args, **kwargs)
+    with jax.disable_jit(bool(call.parts)):  # what holds no parts runs as its users run it
+        y = run(*args, **kwargs)
     stack.pop()
     return _replaced(found, recording, call, parent, there, y)
 
@@ -252,6 +253,27 @@ def _patched(kinds: set[type], intercepted: Callable[..., Any]) -> Iterator[None
                 del kind.__call__
             else:
                 kind.__call__ = own  # type: ignore[method-assign]
+
+
+def alone(
+    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[Any]
+) -> list[Array]:
+    """Results of a JAX model by itself, run as `follow` runs it: ``leaves``, its innermost modules, each as one piece.
+
+    Raises:
+        ValidationError: the model raises an exception.
+    """
+    known = {id(module) for module in leaves}
+
+    def whole(module: Any, original: Callable[..., Any], a: Any, k: Any) -> Any:
+        with jax.disable_jit(id(module) not in known):
+            return original(module, *a, **k)
+
+    try:
+        with jax.disable_jit(bool(leaves)), _patched({type(module) for module in leaves}, whole):
+            return [to_numpy(leaf) for leaf in jax.tree.leaves(model(*args, **kwargs))]
+    except Exception as error:
+        raise ValidationError(f"the JAX model failed: {one_line(error)}") from error
 
 
 def order_of_calls(

@@ -19,10 +19,10 @@ with explaining(__name__):
     from torch import nn
 
 from .explain import allowed, distances, elsewhere, explanations, nearer
-from .follow import Following, Observation, follow, order_of_calls
+from .follow import Following, Observation, alone, follow, order_of_calls
 from .pairing import Part, paired
 from .promises import atomic, promises_bits
-from .record import Call, Recording, one_line, record
+from .record import Call, Recording, record
 from .results import Example, Row, Validation, ValidationError, Verdict
 
 Array = NDArray[Any]
@@ -84,7 +84,8 @@ def validate(
         tuple(p for p, part in torch_parts.items() if part.leaf and part.shapes and p not in found),
         tuple(p for p, part in jax_parts.items() if part.leaf and part.shapes and p not in found.values()),
     )
-    whole = _whole(run, jax_model, there)
+    results = alone(jax_model, *there, [watched[p] for p, part in jax_parts.items() if part.leaf and p in watched])
+    whole = _whole(run, results)
     return Validation(tuple(rows), tuple(found.items()), unpaired, whole, following.stopped)
 
 
@@ -310,13 +311,8 @@ def _explained(run: Recording, following: Following, seen: Observation, sources:
     return found
 
 
-def _whole(run: Recording, model: Model, there: tuple[list[Any], dict[str, Any]]) -> float:
+def _whole(run: Recording, results: Sequence[Array]) -> float:
     """How far the results of the models lie apart when each goes its own way."""
-    try:
-        with jax.disable_jit():
-            leaves = [to_numpy(leaf) for leaf in jax.tree.leaves(model(*there[0], **there[1]))]
-    except Exception as error:
-        raise ValidationError(f"the JAX model failed: {one_line(error)}") from error
     expected = [to_numpy(run.value(number)) for number in run.root.outputs]
-    pairs = [(a, b) for a, b in zip(expected, leaves, strict=False) if a.shape == b.shape]
+    pairs = [(a, b) for a, b in zip(expected, results, strict=False) if a.shape == b.shape]
     return max((float(distances(a, b).max(initial=0)) for a, b in pairs), default=np.inf)
