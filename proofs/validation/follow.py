@@ -78,6 +78,7 @@ class Following:
     observations: list[Observation] = field(default_factory=list)
     order: dict[int, list[str]] = field(default_factory=dict)  # by id of torch's call: its parts as JAX calls them
     reached: set[str] = field(default_factory=set)  # paths in torch
+    hidden: bool = False  # whether modules ran that cannot be followed: traced, or copies such as nnx.jit makes
     stopped: str = ""
 
 
@@ -99,10 +100,12 @@ def follow(
     """
     found, stack, counts = Following(), list[Call](), dict[str, int]()
     partners = {id(watched[there]): (here, there) for here, there in pairs.items() if here and there in watched}
-    active = set[int]()
+    active, known = set[int](), {id(module) for module in watched.values()}
 
     def intercepted(module: Any, original: Callable[..., Any], a: Any, k: Any) -> Any:
-        if id(module) not in partners or id(module) in active or _traced((a, k)):
+        followed = id(module) in known and not _traced((a, k))
+        found.hidden |= not followed
+        if id(module) not in partners or id(module) in active or not followed:
             return original(module, *a, **k)
         path, there = partners[id(module)]
         number = counts[path] = counts.get(path, -1) + 1

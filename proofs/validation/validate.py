@@ -76,6 +76,11 @@ def validate(
     run = record(torch_model, *here, list(found))
     _check_alike(jax_model, there, run)
     following = follow(jax_model, *there, run, watched, found)
+    lost = [path for path in found if path in run.calls and path and path not in following.reached]
+    if lost and following.hidden and not following.stopped:  # they are part of what is around them
+        found = {here: there for here, there in found.items() if here not in lost}
+        run = record(torch_model, *here, list(found))
+        following = follow(jax_model, *there, run, watched, found)
     modules = dict(torch_model.named_modules()) if isinstance(torch_model, nn.Module) else {}
     rows = _rows(run, following, modules, found, explain=explain)
     if following.stopped and not any(row.verdict is Verdict.BEYOND for row in rows):

@@ -18,7 +18,7 @@ from samebits.proofs.validation.results import Validation, ValidationError, Verd
 from samebits.torch_frontend import nn as torch_nn
 
 from ...project.source import ROOT
-from .ports import HIDDEN, PLACES, RIGHT, WIDE, WORDS, encoders, images, pictures, sentences
+from .ports import HIDDEN, PLACES, RIGHT, WIDE, WORDS, encoders, images, load, pictures, sentences
 
 # What is planted, at which place it must be found, and the words that must come first. Each mistake of a run is at a
 # place of its own: none may hide another.
@@ -164,6 +164,33 @@ def test_functions_and_compiled_parts_are_compared_too() -> None:
         np.ones((2, 3), np.float32),
     )
     assert named(found) == {"the model": "sigmoid gelu (x * sigmoid(1.702 x)) instead of silu"}
+
+
+def test_parts_under_a_transformation_belong_to_what_is_around_them() -> None:
+    class Port(nnx.Module):
+        def __init__(self, hidden: nnx.Module) -> None:
+            self.first, self.second = hidden.layers  # type: ignore[attr-defined]
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return nnx.jit(lambda second, x: second(x))(self.second, jax.nn.relu(self.first(x)))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.second(torch.relu(self.first(x)))
+            return y
+
+    model, port = Model(), Port(nnx.Sequential(*(nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i in range(2))))
+    load(model, port)
+    found = validate(model, port, X)
+    assert found.right
+    assert [row.place for row in found.rows] == ["first", "the model"]
+    assert found.unpaired == (("second",), ("second",))
+    port.second.bias[...] = 0 * port.second.bias[...]
+    assert named(validate(model, port, X)) == {"the model": "bias is missing"}
 
 
 def test_an_operation_without_a_rule_is_not_judged() -> None:
