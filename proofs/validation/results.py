@@ -1,10 +1,13 @@
 """What a validation says: a verdict on every output and on what a module computes between its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
+from typing import Any
 
+Model = Callable[..., Any]
+Inputs = Mapping[str, Any] | Sequence[Any] | Any
 FAR = 1e20  # times a bound that is nothing but the smallest number
 
 
