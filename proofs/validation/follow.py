@@ -79,6 +79,7 @@ class Following:
     order: dict[int, list[str]] = field(default_factory=dict)  # by id of torch's call: its parts as JAX calls them
     reached: set[str] = field(default_factory=set)  # paths in torch
     hidden: bool = False  # whether modules ran that cannot be followed: traced, or copies such as nnx.jit makes
+    results: str = ""  # of the model, where it does not give as many as torch
     stopped: str = ""
 
 
@@ -170,6 +171,8 @@ def _replaced(found: Following, recording: Recording, call: Call, parent: Call |
     """The outputs of a call, noted, as torch has them."""
     leaves, tree = jax.tree.flatten(y)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+    if parent is None and len(places) != len(call.outputs):
+        found.results = f"{len(places)} results instead of {len(call.outputs)}"
     for position, (at, number) in enumerate(zip(places, call.outputs, strict=False)):
         got, expected = to_numpy(leaves[at]), to_numpy(recording.value(number))
         layout = _layout(expected, got)

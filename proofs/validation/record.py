@@ -107,11 +107,11 @@ def _watch(
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Tensors in tuples, lists, mappings and dataclasses that are mappings too, in order."""
+    """Tensors in tuples, lists and mappings, in order; of mappings in that of their keys, as JAX has it."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
-        return [leaf for one in value.values() for leaf in tensors_of(one)]
+        return [leaf for key in sorted(value, key=str) for leaf in tensors_of(value[key])]
     if isinstance(value, tuple | list):
         return [leaf for one in value for leaf in tensors_of(one)]
     return []

@@ -195,6 +195,9 @@ def _rows(
         if explain and row.verdict is Verdict.WITHIN:
             row = replace(row, hints=nearer(run, seen.value, sources, seen.got))
         rows.append(row)
+    if following.results:
+        root = run.root.kind
+        rows.append(Row("", "", "output", root, Verdict.BEYOND, np.inf, np.inf, reason=following.results))
     for path, calls in run.calls.items():
         if path and path not in following.reached and path in pairs and not following.stopped:
             rows.append(

@@ -99,7 +99,9 @@ def test_planted_mistakes_are_named(run: dict[str, tuple[str, str]]) -> None:
 @pytest.mark.parametrize("run", [{}, *OF_IMAGES], ids=lambda run: ", ".join(run) or "right")
 def test_planted_mistakes_with_channels_last(run: dict[str, tuple[str, str]]) -> None:
     x, y = pictures()
-    found = validate(*images(frozenset(run)), x, jax_inputs=y)
+    found = validate(*images(frozenset(run)), {"torch.x": x, "jax.x": y})
+    if not run:
+        assert validate(*images(), x, jax_inputs=y) == found
     assert named(found) == dict(run.values())
     assert found.right == (not run)
 
@@ -307,6 +309,12 @@ def test_a_missing_layer_and_another_shape_are_differences() -> None:
         ("the model", "shape (2, 3) instead of (2, 4)"),
         ("1", "JAX does not call it"),
     ]
+
+
+def test_results_that_are_not_there_are_a_difference() -> None:
+    found = validate(lambda x: {"b": x, "a": x + 1}, lambda x: x + 1, X)
+    assert [row.reason for row in found.beyond] == ["1 results instead of 2"]
+    assert validate(lambda x: {"b": x, "a": x + 1}, lambda x: {"a": x + 1, "b": x}, X).right
 
 
 def test_modules_are_called_as_before_when_it_is_over() -> None:
