@@ -149,7 +149,7 @@ def _multiplies(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dty
 def _product(a: Tensor, ea: Tensor, b: Tensor, eb: Tensor) -> Tensor:
     """Errors of operands in a product; what is exact adds nothing, not even beside an infinity."""
     parts = [torch.where(e == 0, 0.0, v.abs() * e) for v, e in ((a, eb), (b, ea))]
-    return parts[0] + parts[1] + ea * eb
+    return parts[0] + parts[1] + torch.where((ea == 0) | (eb == 0), 0.0, ea * eb)
 
 
 def _divides(name: str, args: Any, kwargs: Any, out: Tensor, dtype: torch.dtype, position: int) -> Tensor:

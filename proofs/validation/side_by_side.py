@@ -258,32 +258,38 @@ def _judged(run: Recording, seen: Observation, sources: Collection[int], module:
             *names, Verdict.UNBOUNDED, float(far.max()), None, *counts, reason=f"no bound is known of {made.reason}"
         )
     bound = allowed(made.error)
-    with np.errstate(invalid="ignore"):
-        ratio = float(np.where(far == 0, 0.0, far / bound).max())
-    if not (far > bound).any():
+    finite = np.isfinite(bound) & np.isfinite(far)
+    shares = np.where(finite, far, np.where(np.isinf(far), np.inf, 0.0)) / np.where(finite, bound, 1.0)
+    ratio = float(shares.max())
+    if not _outside(far, bound).any():
+        if (np.isinf(bound) & (far > 0)).any():
+            return Row(
+                *names, Verdict.UNBOUNDED, float(far.max()), None, *counts, reason="rounding may change anything"
+            )
         return Row(*names, Verdict.WITHIN, float(far.max()), ratio, *counts)
     return Row(
         *names, Verdict.BEYOND, float(far.max()), ratio, *counts, example=_example(run, seen, expected, far, bound)
     )
 
 
+def _outside(far: Array, bound: Array) -> Array:
+    """Where a distance lies beyond its bound; special values on one side alone lie beyond any."""
+    return np.asarray((far > 0) & (~(far <= bound) | np.isinf(far)))
+
+
 def _example(run: Recording, seen: Observation, expected: Array, far: Array, bound: Array) -> Example:
     """Of the elements beyond the bound the one whose input is smallest: the row of the input that its index names."""
-    wrong = np.argwhere(far > bound)
+    wrong = np.argwhere(_outside(far, bound))
     inside = seen.call if seen.what == "output" or seen.parent is None else seen.parent
     last = inside.parts[-1].outputs if inside.parts and seen.what == "output" else inside.inputs
     given = [to_numpy(run.value(number)) for number in (*last, *inside.inputs)]
     x = next((v for v in given if v.ndim and v.dtype.kind == "f" and v.shape[0] == (expected.shape or (0,))[0]), None)
     if x is not None and wrong.shape[1]:
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(x.shape[:-1], expected.shape, strict=False)) if a != b),
-            min(x.ndim - 1, expected.ndim),
-        )
-        shared = max(min(shared, x.ndim), 1)
-        exactly = x.shape == expected.shape and not inside.parts and shared == x.ndim - 1
+        pairs = zip(x.shape[:-1], expected.shape, strict=False)
+        unlike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(x.ndim - 1, expected.ndim))
+        shared = max(unlike, 1)  # axes of the input that are axes of the value, too
         sizes = np.abs(x.astype(np.float64)).reshape(*x.shape[:shared], -1).max(-1)
         wrong = wrong[np.argsort([sizes[tuple(at[:shared])] for at in wrong], kind="stable")]
-        del exactly
     at = tuple(int(i) for i in wrong[0])
     shown: tuple[float, ...] = ()
     if x is not None and at:

@@ -202,6 +202,14 @@ def test_an_operation_without_a_rule_is_not_judged() -> None:
     assert not found.right
 
 
+@pytest.mark.parametrize(("wrong", "verdict"), [(1 / 14, Verdict.UNBOUNDED), (np.nan, Verdict.BEYOND)])
+def test_a_bound_that_is_infinite_excuses_no_special_value(wrong: float, verdict: Verdict) -> None:
+    x = np.array([14.0], np.float32)  # all of its digits are lost, and may be lost otherwise
+    found = validate(lambda x: 1 / ((x + 1e8 + 1e8) - 2e8), lambda x: x * 0 + wrong, x)
+    assert [row.verdict for row in found.rows] == [verdict]
+    assert not found.right
+
+
 def quantized(weight: str = "int8_per_channel", **more: Any) -> tuple[nn.Module, nnx.Module]:
     """A quantized layer between float functions, in both."""
     torch.manual_seed(0)
