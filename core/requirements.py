@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             }
         ),
         "files": MappingProxyType({"safetensors": "0.5"}),
+        "onnx": MappingProxyType({"onnx": "1.23"}),
         "cluster": MappingProxyType({"distributed": "2026.8"}),
     }
 )

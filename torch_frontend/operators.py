@@ -3,7 +3,8 @@
 ``samebits::first_run``: in compiled code, see `recomputation`. ``samebits::inference_only``: in exported programs,
 whose autograd would differentiate the operations of the forward pass: a backward pass raises instead. Decompositions
 (``ExportedProgram.run_decompositions``) dissolve it. ``samebits::same_parameter``: in traced sums of tensors with
-codes, which need one scale.
+codes, which need one scale. ``samebits::int8_rows``: torch's product of bfloat16 rows with int8 codes, of which the
+compiler has a version that takes no constant scales.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 LIBRARY = torch.library.Library("samebits", "DEF")  # type: ignore[no-untyped-call]  # its operators exist for as long as this object does
 LIBRARY.define("first_run(Tensor mark) -> Tensor")  # type: ignore[no-untyped-call]
 LIBRARY.define("inference_only(Tensor value, Tensor[] inputs) -> Tensor")  # type: ignore[no-untyped-call]
+LIBRARY.define("int8_rows(Tensor x, Tensor codes) -> Tensor")  # type: ignore[no-untyped-call]
 LIBRARY.define("same_parameter(Tensor a, Tensor b) -> Tensor")  # type: ignore[no-untyped-call]
 
 
@@ -50,6 +52,15 @@ class _InferenceOnly(torch.autograd.Function):
         )
 
 
+def _int8_rows(x: Tensor, codes: Tensor) -> Tensor:
+    ones = torch.ones(codes.shape[0], dtype=x.dtype, device=x.device)
+    return torch.ops.aten._weight_int8pack_mm(x.contiguous(), codes, ones)  # type: ignore[no-any-return]
+
+
+def _shape_of_rows(x: Tensor, codes: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], codes.shape[0])
+
+
 def _same_parameter(a: Tensor, b: Tensor) -> Tensor:
     if not bool((a == b).all()):
         raise RuntimeError(
@@ -68,3 +79,5 @@ LIBRARY.impl("first_run", torch.empty_like, "Meta")  # type: ignore[no-untyped-c
 LIBRARY.impl("inference_only", _inference_only, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 LIBRARY.impl("same_parameter", _same_parameter, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 LIBRARY.impl("same_parameter", _shape_of_both, "Meta")  # type: ignore[no-untyped-call]
+LIBRARY.impl("int8_rows", _int8_rows, "CPU")  # type: ignore[no-untyped-call]
+LIBRARY.impl("int8_rows", _shape_of_rows, "Meta")  # type: ignore[no-untyped-call]

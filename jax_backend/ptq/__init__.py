@@ -3,6 +3,7 @@
 Weights by configs (`quantize_`), scales of activations from data (`quantize`, `Calibration`), static quantization in
 PyTorch's steps (`prepare`, calibrate, `convert`), dynamic quantization; weights that keep the outputs of their layers
 (`gptq_`, `adaround_`), factors between layers (`smooth_`, `equalize_`), and biases that keep means (`correct_biases_`).
+The fastest config for each layer, by measuring (`autoquant`).
 """
 
 from ...core.observing import Observer as Observer
@@ -17,6 +18,7 @@ from .adaround import adaround as adaround
 from .affine import choose_qparams_affine as choose_qparams_affine
 from .affine import dequantize_affine as dequantize_affine
 from .affine import quantize_affine as quantize_affine
+from .autoquant import autoquant as autoquant
 from .bias_correction import corrected_bias as corrected_bias
 from .bias_correction import mean_update as mean_update
 from .calibration import Calibration as Calibration
@@ -26,11 +28,16 @@ from .configs import quantize_ as quantize_
 from .dynamic import quantize_dynamic as quantize_dynamic
 from .equalization import equalization_factors as equalization_factors
 from .equalizing import equalize_ as equalize_
+from .export import export_stablehlo as export_stablehlo
+from .export import load_stablehlo as load_stablehlo
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
+from .files import write_quantized as write_quantized
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
+from .gguf import block_codes as block_codes
+from .gguf import block_values as block_values
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_

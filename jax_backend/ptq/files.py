@@ -4,6 +4,7 @@ Names and axes are those of torch. Of nnx models as `samebits.jax_backend.intero
 of two axes lies in the file as ``weight``, ``(out, in)``, and ``w`` as ``w``, ``(out, in)``.
 """
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -29,22 +30,35 @@ def save_quantized(model: Any, path: Path) -> None:
     """Writes the arrays of a pytree, or the variables of an nnx model, as a safetensors file.
 
     Raises:
-        ImportError: without safetensors (``pip install 'samebits[files]'``). TypeError: a leaf that is no array.
+        TypeError: a leaf that is no array. Else as `write_quantized`.
+    """
+    write_quantized(_named(model), path)
+
+
+def write_quantized(tensors: Mapping[str, Any], path: Path) -> None:
+    """Writes arrays by name, `QArray` ``(out, in)`` among them, as a safetensors file; `read_quantized` gives them.
+
+    Names and layouts are those of the file.
+
+    Raises:
+        ImportError: without safetensors (``pip install 'samebits[files]'``). ValueError: a transposed weight.
     """
     _require()
     from safetensors.numpy import save_file
 
     entries: dict[str, Entry] = {}
-    tensors: dict[str, Any] = {}
-    for name, value in _named(model).items():
+    stored: dict[str, Any] = {}
+    for name, value in tensors.items():
         if not isinstance(value, QArray):
-            tensors[name] = np.ascontiguousarray(value)
+            stored[name] = np.asarray(value, order="C")  # ascontiguousarray would give a scalar an axis
             continue
+        if value.transposed:
+            raise ValueError(f"`{name}` must not be transposed to be saved")
         entry = Entry(value.quantizer, value.act_quant, value.code_layout, value.length, jnp.dtype(value.dtype).name)
         parts = (value.codes, value.scale, *([] if value.zero_point is None else [value.zero_point]))
         entries[name] = entry
-        tensors |= zip(parts_of(name, entry), map(np.asarray, parts), strict=True)
-    save_file(tensors, path, metadata_of(entries))
+        stored |= zip(parts_of(name, entry), map(np.asarray, parts), strict=True)
+    save_file(stored, path, metadata_of(entries))
 
 
 def read_quantized(path: Path) -> dict[str, Any]:

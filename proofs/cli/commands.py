@@ -16,6 +16,7 @@ import typer
 from . import vectors
 from .atlas import atlas
 from .fingerprint import fingerprint
+from .quantize import quantize
 from .validate import validate
 
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -272,6 +273,7 @@ def catalog(json: Json = False) -> None:
 vectors.register(app)
 app.command()(fingerprint)
 app.command()(atlas)
+app.command()(quantize)
 app.command()(validate)
 
 

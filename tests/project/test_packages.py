@@ -26,7 +26,7 @@ DEPENDENCIES: list[str] = PROJECT["project"]["dependencies"]
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 NEEDED = {
     "core": [],
-    "torch_frontend": ["torch", "files"],
+    "torch_frontend": ["torch", "files", "onnx"],
     "jax_backend": ["jax", "files"],
     "proofs": ["proofs", "torch", "jax", "cluster"],
 }

@@ -21,6 +21,7 @@ from .source import BACKENDS, ROOMS, ROOT, definitions, imported_names, is_publi
 NOUNS = {
     "affine",
     "arithmetic",
+    "autoquant",
     "bytes_of_codes",
     "calibration",
     "catalog",
@@ -33,11 +34,13 @@ NOUNS = {
     "directions",
     "dialects",
     "formats",
+    "gguf_files",
     "granularity",
     "inject",
     "integer_range",
     "layerwise",
     "observing",
+    "plan_files",
     "quant",
     "quant_fields",
     "quant_floats",
@@ -78,6 +81,7 @@ PTQ_VERBS = {
     "bias_correction",
     "equalization",
     "folding",
+    "gguf",
     "gptq",
     "histograms",
     "observers",
@@ -319,8 +323,18 @@ def test_proofs_offers_its_names_lazily() -> None:
 
 def test_proofs_says_what_its_rooms_are() -> None:
     rooms = sorted(path.parent.name for path in (ROOT / "proofs").glob("*/__init__.py"))
-    known_rooms = ["certificates", "check", "cli", "conformance", "divergence", "inputs", "laws", "modes", "validation"]
-    assert rooms == known_rooms
+    assert rooms == [
+        "certificates",
+        "check",
+        "cli",
+        "conformance",
+        "divergence",
+        "inputs",
+        "laws",
+        "modes",
+        "quantizing",
+        "validation",
+    ]
     for room in rooms:
         assert len(ast.get_docstring(parsed(ROOT / "proofs" / room / "__init__.py")) or "") > 100
         imported = set(imported_names(parsed(ROOT / "proofs" / room / "__init__.py"), f"samebits.proofs.{room}"))

@@ -3,6 +3,7 @@
 Weights by configs (`quantize_`), scales of activations from data (`quantize`, `Calibration`), static quantization in
 PyTorch's steps (`prepare`, calibrate, `convert`), dynamic quantization; weights that keep the outputs of their layers
 (`gptq_`, `adaround_`), factors between layers (`smooth_`, `equalize_`), and biases that keep means (`correct_biases_`).
+The fastest config for each layer, by measuring (`autoquant`).
 """
 
 from ...core.observing import Observer as Observer
@@ -17,10 +18,14 @@ from .adaround import adaround as adaround
 from .affine import choose_qparams_affine as choose_qparams_affine
 from .affine import dequantize_affine as dequantize_affine
 from .affine import quantize_affine as quantize_affine
+from .autoquant import autoquant as autoquant
 from .bias_correction import corrected_bias as corrected_bias
 from .bias_correction import mean_update as mean_update
 from .calibration import Calibration as Calibration
 from .calibration import quantize as quantize
+from .compressed_tensors import load_compressed_tensors as load_compressed_tensors
+from .compressed_tensors import read_compressed_tensors as read_compressed_tensors
+from .compressed_tensors import save_compressed_tensors as save_compressed_tensors
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
 from .dynamic import quantize_dynamic as quantize_dynamic
@@ -29,11 +34,15 @@ from .equalizing import equalize_ as equalize_
 from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
+from .files import write_quantized as write_quantized
 from .freezing import freeze as freeze
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
 from .fuse import fuse_modules as fuse_modules
 from .fuse import fuse_modules_qat as fuse_modules_qat
+from .gguf import block_codes as block_codes
+from .gguf import block_values as block_values
+from .gguf_models import save_gguf as save_gguf
 from .gptq import gptq as gptq
 from .gptq import hessian_update as hessian_update
 from .models import adaround_ as adaround_
@@ -53,6 +62,8 @@ from .observer_modules import disable_fake_quant as disable_fake_quant
 from .observer_modules import disable_observer as disable_observer
 from .observer_modules import enable_fake_quant as enable_fake_quant
 from .observer_modules import enable_observer as enable_observer
+from .onnx_export import OnnxExport as OnnxExport
+from .onnx_export import export_onnx as export_onnx
 from .packing import pack as pack
 from .packing import unpack as unpack
 from .quant_weight import QuantWeight as QuantWeight

@@ -41,7 +41,7 @@ def quantize_(model: nn.Module, config: Config | ModuleConfigs, filter_fn: Filte
             already, with a number of inputs that its group size does not divide, or with NaN or infinities. The layer
             is named.
     """
-    layers = dict(_taken(model, is_linear if filter_fn is None else filter_fn))
+    layers = dict(taken(model, is_linear if filter_fn is None else filter_fn))
     configs = chosen(config, layers)
     for name, own in configs.items():
         check_weight(name, own.weight, tuple(_weight(name, layers[name]).shape))
@@ -73,7 +73,7 @@ def _parts(p: Tensor) -> list[Tensor]:
     return [part for part in (p.codes, p.scale, p.zero_point) if part is not None]
 
 
-def _taken(module: nn.Module, takes: Filter, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+def taken(module: nn.Module, takes: Filter, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The outermost modules that a filter takes, each once, with their names."""
     seen: set[int] = set()
 

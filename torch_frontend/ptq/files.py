@@ -1,5 +1,6 @@
 """Quantized torch models in files, in the layout of `samebits.core.quantized_files`, which JAX reads too."""
 
+from collections.abc import Mapping
 from os import PathLike
 
 import torch
@@ -21,29 +22,44 @@ def save_quantized(model: nn.Module, path: Path) -> None:
     """Writes the parameters and buffers of a model, those that are in its ``state_dict``, as a safetensors file.
 
     Raises:
+        As `write_quantized`.
+    """
+    write_quantized(model.state_dict(), path)
+
+
+def write_quantized(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors by name, `QuantWeight` among them, as a safetensors file; `read_quantized` gives them back.
+
+    Raises:
         ImportError: without safetensors (``pip install 'samebits[files]'``). ValueError: a transposed weight.
     """
-    _require()
+    require()
     from safetensors.torch import save_file
 
     entries: dict[str, Entry] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
+    stored: dict[str, Tensor] = {}
+    for name, value in tensors.items():
         if not isinstance(value, QuantWeight):
-            tensors[name] = value
+            stored[name] = value
             continue
         if value.transposed:
             raise ValueError(f"`{name}` must not be transposed to be saved")
         entry = Entry(value.quantizer, value.act_quant, value.code_layout, value.length, dtype_name(value.dtype))
         parts = (value.codes, value.scale, *([] if value.zero_point is None else [value.zero_point]))
         entries[name] = entry
-        tensors |= zip(parts_of(name, entry), parts, strict=True)
+        stored |= zip(parts_of(name, entry), parts, strict=True)
+    save_file(unshared(stored), path, metadata_of(entries))
+
+
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, each with storage of its own, as a file has them."""
     seen: set[int] = set()
-    for name, tensor in tensors.items():  # a file has no shared storage
+    own = {}
+    for name, tensor in tensors.items():
         pointer = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
+        own[name] = tensor.detach().clone().contiguous() if pointer in seen else tensor.detach().contiguous()
         seen.add(pointer)
-    save_file(tensors, path, metadata_of(entries))
+    return own
 
 
 def read_quantized(path: Path) -> dict[str, Tensor]:
@@ -53,7 +69,7 @@ def read_quantized(path: Path) -> dict[str, Tensor]:
         ImportError: as `save_quantized`. FileNotFoundError: no such file. ValueError: a file of something else, of
             another version, or damaged; codes that are none, scales of another shape. TypeError: another dtype.
     """
-    _require()
+    require()
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -76,7 +92,12 @@ def load_quantized(model: nn.Module, path: Path) -> None:
         As `read_quantized`; and ValueError for tensors that the model does not have, that are missing, or of another
         shape, TypeError for another dtype. All name the tensor.
     """
-    found, own = read_quantized(path), model.state_dict(keep_vars=True)
+    put(model, read_quantized(path))
+
+
+def put(model: nn.Module, found: dict[str, Tensor]) -> None:
+    """Sets the parameters and buffers of a model to these; errors as `load_quantized`."""
+    own = model.state_dict(keep_vars=True)
     own = {name: value for name, value in own.items() if name in found or name.rpartition(".")[2] != COUNTER}
     check_names(own, found, {})
     made: dict[int, Tensor] = {}  # what was shared stays shared
@@ -112,6 +133,7 @@ def _weight(name: str, entry: Entry, tensors: dict[str, Tensor]) -> QuantWeight:
         raise type(error)(f"`{name}` of the file: {error}") from error
 
 
-def _require() -> None:
+def require() -> None:
+    """ImportError, with the line that says what to install, without safetensors."""
     if line := lacking("files", "a file of quantized weights"):
         raise ImportError(line)

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 from ...core.contraction import contracts_codes
 from ...core.descriptions import QParams, Quantizer
+from ...core.formats import IntegerFormat
+from ...core.granularity import PerAxis, PerTensor, PerToken
 from .. import exact, int8, routes
+from .. import operators as operators
 from ..arguments import check_tensor
 from ..arrays import (
     apply,
@@ -30,6 +33,9 @@ from ..convolution import Layer
 from ..grid import decode
 from ..packed import follows_tensor
 from ..quantizer import choose_qparams, fake_quantize
+
+FEW = 16  # rows up to which torch's kernel over codes is faster than values
+WHOLE = 32  # inputs of which it takes multiples only: with others it is wrong, and says nothing
 
 
 def dynamic_linear(
@@ -70,6 +76,33 @@ def dynamic_linear(
     if is_concrete(x, like):
         return apply_plainly(_WithGradientOf, y, like)
     return apply(_WithGradientOf, y, like)
+
+
+def few_rows(x: Tensor, q_w: Quantizer, codes: Tensor, w_qparams: QParams, bias: Tensor | None) -> Tensor | None:
+    """``x @ w.T + bias`` of bfloat16 rows by torch's kernel over int8 codes, which reads half of what values are.
+
+    ``fl(fl(sum x * code) * s + bias)``: the sum in float32 in any order, rounded to bfloat16; then in float32, and
+    rounded again. Within ``2**-8 * sum |x * code * s|`` of the exact product, as with values of bfloat16.
+
+    Args:
+        x: ``(..., in)``; ``codes``: ``(out, in)``; ``bias``: ``(out,)``.
+    Returns:
+        ``(..., out)``, bfloat16. None where the kernel does not fit, has more than `FEW` rows, or gradients are wanted.
+    """
+    whole = isinstance(q_w.format, IntegerFormat) and not q_w.affine and q_w.usual
+    by_row = q_w.granularity in (PerTensor(), PerAxis(0), PerToken())
+    if not (whole and by_row and x.dtype == torch.bfloat16 and codes.dtype == torch.int8 and codes.ndim == 2):
+        return None
+    if x.ndim == 0 or x.shape[-1] != codes.shape[1] or codes.shape[1] % WHOLE or not codes.is_contiguous():
+        return None
+    if not (x.is_cpu and 0 < math.prod(x.shape[:-1]) <= FEW) or records_gradient(x, bias) or under_autocast(x):
+        return None
+    if torch.compiler.is_exporting():  # a program is to run where samebits is not
+        return None
+    total = torch.ops.samebits.int8_rows(x.detach().reshape(-1, x.shape[-1]), codes)
+    y = total.float() * (w_qparams.scale.reshape(1, -1) if w_qparams.scale.ndim else w_qparams.scale)
+    y = y if bias is None else y + bias.detach().float()
+    return narrowed(y, x.dtype).reshape(*x.shape[:-1], codes.shape[0])
 
 
 class _WithGradientOf(torch.autograd.Function):

@@ -7,6 +7,7 @@ where `samebits.core.contraction.contracts_codes` allows it codes are contracted
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ..arguments import check_qparams, check_tensor
 from ..arrays import dtype_name, is_concrete, narrowed, wide_dtype
 from ..quantizer import choose_qparams, quantize
 from .packing import pack, unpack
-from .products import dynamic_linear
+from .products import dynamic_linear, few_rows
 
 Handler = Callable[..., Any]
 
@@ -70,9 +71,9 @@ class QuantWeight(Tensor):
     ) -> "QuantWeight":
         """Of its parts, unchecked."""
         shape = (*codes.shape[:-1], length)
-        made: QuantWeight = Tensor._make_wrapper_subclass(
-            cls, shape[::-1] if transposed else shape, dtype=dtype, device=codes.device
-        )
+        shape = shape[::-1] if transposed else shape
+        with _ordinary(codes):
+            made: QuantWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=codes.device)
         made.codes, made.scale, made.zero_point = codes, scale, zero_point
         made.quantizer, made.act_quant, made.code_layout = quantizer, act_quant, layout
         made.length, made.transposed = length, transposed
@@ -152,8 +153,17 @@ class QuantWeight(Tensor):
                 raise TypeError(
                     f"{func} would change a QuantWeight in place, whose codes could not follow: dequantize() it first"
                 )
-        args, kwargs = pytree.tree_map_only(QuantWeight, values_of, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        held = next((value.codes for value in pytree.tree_leaves(args) if isinstance(value, QuantWeight)), None)
+        with _ordinary(held if func.is_view else None):
+            args, kwargs = pytree.tree_map_only(QuantWeight, values_of, (args, kwargs or {}))
+            return func(*args, **kwargs)
+
+
+def _ordinary(codes: Tensor | None) -> AbstractContextManager[Any]:
+    """Outside inference mode, for views of a weight that was made outside it, which must not be inference tensors."""
+    if codes is None or not torch.is_inference_mode_enabled() or codes.is_inference():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def quant_weight(
@@ -268,7 +278,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x, w = (t.dequantize() if isinstance(t, QuantWeight) else t for t in (input, weight))
         return F.linear(x, w, bias)
     if weight.act_quant is None:
-        return F.linear(input, values_of(weight), bias)
+        y = few_rows(input, weight.quantizer, codes_of(weight), weight.qparams, bias)
+        return F.linear(input, values_of(weight), bias) if y is None else y
     return dynamic_linear(
         weight.act_quant, input, weight.quantizer, codes_of(weight), weight.qparams, weight.dtype, bias
     )

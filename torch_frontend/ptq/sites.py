@@ -47,6 +47,10 @@ class Sites(nn.Module):
         self.follower: Follower | None = None  # while scales are found
         self.calibrated = False
 
+    def forward(self, x: Any) -> Any:
+        """What it is given: ``nn.Sequential`` calls whatever is in it."""
+        return x
+
     def quantized(self, name: str, x: Any) -> Any:
         """``x`` with the codes that its site gives it; as it is where there is none."""
         if not isinstance(x, Tensor) or not x.is_floating_point():

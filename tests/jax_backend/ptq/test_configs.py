@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from samebits.core import configs as of
 from samebits.core.configs import ModuleConfigs
-from samebits.jax_backend import interop
+from samebits.jax_backend import interop, ptq
 from samebits.jax_backend.nn import QuantLinear
 from samebits.jax_backend.ptq import (
     QArray,
@@ -132,6 +132,26 @@ def test_pytrees_in_files(tmp_path: Path) -> None:
         load_quantized({"c": jnp.zeros(3)}, file)
     with pytest.raises(TypeError, match="`model` must hold arrays alone"):
         save_quantized({"a": "text"}, file)
+
+
+def test_tensors_in_files(tmp_path: Path) -> None:
+    """By name, without a model, in both frameworks: the same bytes, also of a tensor without axes."""
+    w, one = weight(), np.float32(0.5)
+    q = of.int4_weight_only(16).weight
+    mine: dict[str, Any] = {"a.scale": jnp.asarray(one), "b": ptq.quant_array(q, jnp.asarray(w), None, None, "packed")}
+    theirs = {"a.scale": torch.tensor(one), "b": in_torch.quant_weight(q, torch.tensor(w), None, None, "packed")}
+    a, b = tmp_path / "a", tmp_path / "b"
+    ptq.write_quantized(mine, a)
+    in_torch.write_quantized(theirs, b)
+    assert a.read_bytes() == b.read_bytes()
+    read = read_quantized(a)
+    assert read["a.scale"].shape == ()
+    assert_same_bits(read["b"].codes, mine["b"].codes)
+    save_quantized({"a": jnp.asarray(one)}, a)
+    assert load_quantized({"a": jnp.zeros(())}, a)["a"] == one
+    for room, turned in ((ptq, mine["b"].T), (in_torch, theirs["b"].t())):
+        with pytest.raises(ValueError, match="`b` must not be transposed"):
+            room.write_quantized({"b": turned}, a)
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:

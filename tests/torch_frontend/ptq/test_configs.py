@@ -196,6 +196,21 @@ def test_operators() -> None:
     assert "int8 per axis 0, plain, activations int8 per token" in repr(held)
 
 
+def test_views_in_inference_mode() -> None:
+    """Of a weight that was made outside it, as of one that was made inside."""
+    w, x = torch.randn(8, 64), torch.randn(2, 64)
+    q = of.int8_weight_only().weight
+    outside = quant_weight(q, w)
+    with torch.inference_mode():
+        for held in (outside, nn.Parameter(outside, requires_grad=False), quant_weight(q, w)):
+            assert isinstance(held[:5], QuantWeight)
+            assert isinstance(held.detach(), QuantWeight)
+            assert_same_bits(outside.dequantize()[:5], held[:5].dequantize())
+            assert_same_bits(outside.dequantize()[2], held[2])
+            assert_same_bits(outside.dequantize(), held.view(8, 64).dequantize())
+            assert_same_bits(x @ outside.dequantize().t(), x @ held.t())
+
+
 def test_other_shapes_and_dtypes() -> None:
     held = layer(DYNAMIC)
     x = torch.from_numpy(rows())
@@ -316,3 +331,44 @@ def test_convolutions_take_values() -> None:
     quantize_(conv, INT8, lambda module, name: True)
     values: Tensor = conv.weight.dequantize()
     assert_same_bits(F.conv2d(x, values, conv.bias), conv(x))
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("config", [of.int8_weight_only(), of.intx_weight_only(4), of.WeightOnly("int8_per_tensor")])
+def test_few_rows_of_bfloat16_lie_within_the_bound_of_values(rows: int, config: of.WeightOnly) -> None:
+    torch.manual_seed(rows)
+    layer = nn.Linear(96, 40).bfloat16()
+    quantize_(layer, config)
+    x, bias = torch.randn(2, rows, 96).bfloat16()[0], layer.bias.detach().double()
+    held: Any = layer.weight
+    w = core.dequantize(config.weight, codes_of(held).numpy(), core.QParams(held.scale.numpy()))
+    wide = torch.from_numpy(w).double()
+    exact, size = x.double() @ wide.T + bias, x.double().abs() @ wide.abs().T + bias.abs()
+    torch.compiler.reset()
+    with torch.no_grad():
+        for y in (layer(x), torch.compile(layer, fullgraph=True)(x)):
+            assert y.dtype == torch.bfloat16
+            assert ((y.double() - exact).abs() <= 2.0**-8 * size).all()
+    assert layer(x).requires_grad  # the bias is a parameter: by values
+
+
+def test_few_rows_with_special_values() -> None:
+    layer = nn.Linear(32, 3, bias=False).bfloat16()
+    quantize_(layer, of.int8_weight_only())
+    x = torch.zeros(3, 32).bfloat16()
+    x[0, 5], x[1, 2], x[2, :2] = torch.nan, -0.0, torch.tensor([1e-40, 3e38])
+    with torch.no_grad():
+        y = layer(x)
+        assert y[0].isnan().all()
+        assert (y[1] == 0).all()
+        assert layer(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("inputs", [1, 16, 24, 33, 48])
+def test_inputs_that_the_kernel_does_not_take_go_by_values(inputs: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, 5).bfloat16()
+    quantize_(layer, of.int8_weight_only())
+    x = torch.randn(2, inputs).bfloat16()
+    with torch.no_grad():
+        assert_same_bits(layer(x), F.linear(x, layer.weight.dequantize(), layer.bias))

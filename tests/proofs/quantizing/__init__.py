@@ -1,0 +1,1 @@
+"""Quantizing checkpoints and models, by plans and rules of thumb."""
