@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .modes.execution import MODES as MODES
     from .modes.execution import Implementation as Implementation
     from .modes.execution import implementation as implementation
+    from .validation.validate import validate as validate
 
 _PLACES = {
     "certify": "certificates.certify",
@@ -39,6 +40,7 @@ _PLACES = {
     "MODES": "modes.execution",
     "Implementation": "modes.execution",
     "implementation": "modes.execution",
+    "validate": "validation.validate",
 }
 
 

@@ -17,6 +17,7 @@ from . import vectors
 from .atlas import atlas
 from .fingerprint import fingerprint
 from .quantize import quantize
+from .validate import validate
 
 AGREEMENT, DIFFERENCE, USAGE, INTERRUPTED = 0, 1, 2, 130
 Item = TypeVar("Item")
@@ -273,6 +274,7 @@ vectors.register(app)
 app.command()(fingerprint)
 app.command()(atlas)
 app.command()(quantize)
+app.command()(validate)
 
 
 def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> Iterator[Item]:

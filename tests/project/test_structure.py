@@ -333,6 +333,7 @@ def test_proofs_says_what_its_rooms_are() -> None:
         "laws",
         "modes",
         "quantizing",
+        "validation",
     ]
     for room in rooms:
         assert len(ast.get_docstring(parsed(ROOT / "proofs" / room / "__init__.py")) or "") > 100
