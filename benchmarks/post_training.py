@@ -142,6 +142,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
+    words = memory()  # first: memory that was freed before is used again
     found = []
     for batch in arguments.batch:
         torch._dynamo.reset()
@@ -152,7 +153,6 @@ def main() -> None:
         cells = [row(samples, program) for samples in found]
         table.add_row(program, *cells)
         lines.append(f"| {' | '.join((program, *cells))} |")
-    words = memory()
     Console().print(table, *words)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join([*lines, "", *words]) + "\n")
