@@ -230,12 +230,14 @@ def test_designs_hold_every_pair_of_values() -> None:
     assert set(core.scales.OF_OTHERS) <= set(RULES)
 
 
+@pytest.mark.thorough
 def test_points_of_the_lattice_op_by_op() -> None:
     with jax.disable_jit():
         for q, dtype in points(LATTICE, UNSIGNED):
             check_codes_and_values(q, dtype, values_only=True)
 
 
+@pytest.mark.thorough
 def test_scale_rules_op_by_op() -> None:
     with jax.disable_jit():
         for q, dtype in points(RULES, UNSIGNED):

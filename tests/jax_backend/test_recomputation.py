@@ -66,7 +66,8 @@ def trained(q: Quantizer, around: Callable[[Any, Any], Any], *, jit: bool) -> li
 
 
 EAGERLY = ("delay", "stochastic")  # each with two kinds of state; what the others compute is compiled, here too
-CASES = [*((name, True) for name in QUANTIZERS), *((name, False) for name in EAGERLY)]
+THOROUGH = [pytest.param(name, False, marks=pytest.mark.thorough) for name in EAGERLY]
+CASES = [*((name, True) for name in QUANTIZERS), *THOROUGH]
 
 
 @pytest.mark.parametrize(("name", "jit"), CASES)

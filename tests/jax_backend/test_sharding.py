@@ -76,7 +76,13 @@ def of_source(name: str, source: str) -> Quantizer:
 
 @pytest.mark.parametrize(
     "name",
-    ["shard_map", "straight_through_in_shard_map", "layers_in_shard_map", "explicit", "explicit_layers"],
+    [
+        "shard_map",
+        "straight_through_in_shard_map",
+        "layers_in_shard_map",
+        "explicit",
+        pytest.param("explicit_layers", marks=pytest.mark.thorough),
+    ],
 )
 def test_four_devices(name: str) -> None:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"

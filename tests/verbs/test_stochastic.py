@@ -161,6 +161,7 @@ def test_torch_compiled() -> None:
         assert_same_bits(wanted("int8", seed)[1] * b.numpy() + b.numpy(), inside)
 
 
+@pytest.mark.thorough
 def test_torch_compiled_with_a_seed_that_is_no_tensor() -> None:
     """Of random bits that depend on no input inductor unfolds every round anew, and never ends."""
     x = data("int8")[0]

@@ -125,6 +125,7 @@ class Convolutions(nnx.Module):
         return self.two(jax.nn.relu(self.one(x)))
 
 
+@pytest.mark.thorough
 def test_ranges_become_equal() -> None:
     model, x = Convolutions(nnx.Rngs(1)), jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
     model.one.kernel[...] = model.one.kernel[...] * jnp.exp2(jnp.arange(-4.0, 4.0)).reshape(1, 1, 1, 8)

@@ -126,6 +126,7 @@ def test_both_frameworks_have_the_same_bits(name: str, qconfig: str) -> None:
         assert_same_bits(torch_converted(torch.from_numpy(x)), converted(to_jax(x)), call="torch and jax")
 
 
+@pytest.mark.thorough
 def test_training() -> None:
     model: Any = prepare_qat(mlp(), default_qat_qconfig)
     model.train()
