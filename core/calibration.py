@@ -11,7 +11,6 @@ KNOWN_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
         "hardsigmoid": (0.0, 1.0),
         "softmax": (0.0, 1.0),
         "tanh": (-1.0, 1.0),
-        "hardtanh": (-1.0, 1.0),  # with its usual limits
         "relu6": (0.0, 6.0),
         "softsign": (-1.0, 1.0),
         "sin": (-1.0, 1.0),
@@ -28,6 +27,7 @@ OBSERVED_FUNCTIONS = (
     "elu",
     "exp",
     "gelu",
+    "hardtanh",  # whose limits are arguments
     "layer_norm",
     "leaky_relu",
     "log",

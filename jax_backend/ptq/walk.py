@@ -21,6 +21,7 @@ Array = jax.Array
 
 FUNCTIONS = frozenset((*KNOWN_RANGES, *OBSERVED_FUNCTIONS))
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
+JAX_NAMES = {"hard_sigmoid": "hardsigmoid", "hard_tanh": "hardtanh", "soft_sign": "softsign"}
 PRIMITIVES = {"logistic": "sigmoid", "tanh": "tanh", "log": "log", "erf": "erf", "sin": "sin", "cos": "cos"}
 MOVES = ("broadcast_in_dim", "copy", "expand_dims", "reshape", "rev", "slice", "squeeze", "stop_gradient", "transpose")
 KEEPING = ("relu",)  # functions whose result keeps the scale of codes
@@ -89,7 +90,8 @@ class Walk:
 
     def _operation(self, eqn: Any, values: Sequence[Value], makers: Any) -> Sequence[Value]:
         kind, inner = eqn.primitive.name, _inner(eqn)
-        name = eqn.params.get("name", "") if inner is not None else PRIMITIVES.get(kind, "")
+        called = eqn.params.get("name", "")
+        name = JAX_NAMES.get(called, called) if inner is not None else PRIMITIVES.get(kind, "")
         if kind == "div" and _is_softmax(eqn, makers):
             name = "softmax"
         if all(v.constant for v in values):

@@ -85,7 +85,7 @@ def prepare_sites(model: nn.Module, names: Sequence[str], q: Quantizer) -> Sites
     sites = Sites(q)
     for name in names:
         layer = model.get_submodule(name)
-        layer.register_forward_pre_hook(partial(_enter, sites, name))
+        layer.register_forward_pre_hook(partial(_enter, sites, name), with_kwargs=True)
         layer.register_forward_hook(partial(_leave, sites, name), always_call=True)
     model.add_module(NAME, sites.eval())
     model.forward = partial(_forward, model)
@@ -98,6 +98,7 @@ def _forward(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         Calibration.active.adopt(model)
     elif not sites.calibrated:
         raise RuntimeError("calibration never run: call the model on some batches within `with Calibration():` first")
+    sites.depth = 0  # whatever an exception in the call before left
     with Functions(sites):
         result = type(model).forward(model, *args, **kwargs)
     return _values(result)
@@ -110,14 +111,14 @@ def _values(result: Any) -> Any:
     return type(result)(map(_values, result)) if type(result) in (tuple, list) else result
 
 
-def _enter(sites: Sites, name: str, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    x = args[0]
+def _enter(sites: Sites, name: str, layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    x = args[0] if args else next(iter(kwargs.values()))  # these layers take one tensor
     if not isinstance(x, QuantTensor):
         x = sites.quantized(f"{name}.input", x)
     if sites.follower is not None:
         sites.follower.used(name, (x,), {}, as_codes=isinstance(x, QuantTensor))
     sites.depth += 1
-    return (x, *args[1:])
+    return (x,), {}
 
 
 def _leave(sites: Sites, name: str, layer: nn.Module, args: tuple[Any, ...], result: Any) -> Any:

@@ -26,6 +26,8 @@ Map = dict[str, dict[str, str]]
 def freeze(model: nn.Module) -> None:
     """Makes the weights of layers codes, in place; outputs keep their bits. Weights can no longer be trained.
 
+    Layers of several weights, attention and recurrent ones, stay as they are.
+
     Args:
         model: made by `quantize`, or with other layers of `nn` whose weights have a scale of their own.
     Raises:

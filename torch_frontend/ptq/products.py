@@ -82,7 +82,8 @@ def few_rows(x: Tensor, q_w: Quantizer, codes: Tensor, w_qparams: QParams, bias:
     """``x @ w.T + bias`` of bfloat16 rows by torch's kernel over int8 codes, which reads half of what values are.
 
     ``fl(fl(sum x * code) * s + bias)``: the sum in float32 in any order, rounded to bfloat16; then in float32, and
-    rounded again. Within ``2**-8 * sum |x * code * s|`` of the exact product, as with values of bfloat16.
+    rounded again. Within ``2**-8 * sum |x * code * s|`` of the exact product, as with values of bfloat16, while the sum
+    of ``x * code`` stays in the range of float32: it overflows at ``|x|`` of 2**120 and more, before values do.
 
     Args:
         x: ``(..., in)``; ``codes``: ``(out, in)``; ``bias``: ``(out,)``.

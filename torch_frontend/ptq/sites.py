@@ -102,6 +102,8 @@ class Functions(TorchFunctionMode):
         sites, name, kwargs = self.sites, name_of(func), kwargs or {}
         if sites.depth:
             return func(*args, **kwargs)
+        turn = self.turns.get(name, 0)  # counted also where codes pass: they may be numbers when a site is gone
+        self.turns[name] = turn + 1
         if sites.follower is not None:
             sites.follower.taken(name, args, kwargs)
         if name in RESCALING:
@@ -114,11 +116,7 @@ class Functions(TorchFunctionMode):
         if sites.follower is not None:
             reader = name or getattr(func, "__name__", "others").strip("_")
             sites.follower.used(reader, args, kwargs, as_codes=isinstance(result, QuantTensor))
-        if name not in FUNCTIONS:
-            return result
-        turn = self.turns.get(name, 0)
-        self.turns[name] = turn + 1
-        return sites.quantized(f"{name}_{turn}", result)
+        return sites.quantized(f"{name}_{turn}", result) if name in FUNCTIONS else result
 
 
 class Follower:

@@ -145,6 +145,22 @@ def test_under_transformations() -> None:
     assert jnp.any(slope != 0)
 
 
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (jax.nn.hard_sigmoid, "hardsigmoid_0"),
+        (jax.nn.soft_sign, "softsign_0"),
+        (jax.nn.relu6, "relu6_0"),
+        (jax.nn.hard_tanh, "hardtanh_0"),
+        (jax.nn.leaky_relu, "leaky_relu_0"),
+        (jax.nn.silu, "silu_0"),
+    ],
+)
+def test_functions_of_jax_have_their_sites(function: Callable[[jax.Array], jax.Array], name: str) -> None:
+    _, calibration = calibrated(lambda x: function(x) @ jnp.eye(8))
+    assert [site.name for site in calibration.report if site.kept] == [name]
+
+
 def test_what_is_called_without_scales_says_so() -> None:
     quantized = quantize(lambda x: x @ jnp.eye(8))
     with pytest.raises(RuntimeError, match="calibration never run"):

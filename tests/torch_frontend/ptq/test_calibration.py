@@ -228,6 +228,50 @@ def _fail_after(_: object) -> None:
     raise ZeroDivisionError
 
 
+class TwoOfAKind(nn.Module):
+    """A relu of codes that are taken away, and behind it one whose numbers a layer contracts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(F.relu(self.a(x)))
+        return self.b(input=F.relu(torch.maximum(y, y) * 7 - 1))
+
+
+def test_functions_keep_their_turn_when_a_site_before_them_is_gone() -> None:
+    model = TwoOfAKind()
+    found = by_name(calibrated(model))
+    assert not found["a"].kept
+    assert found["relu_1"].kept
+    seen: list[Any] = []
+    model.b.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(BATCHES[0])
+    assert isinstance(seen[0], QuantTensor)
+    assert seen[0].scale.item() == found["relu_1"].scale
+
+
+def test_limits_that_are_arguments_are_observed() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Hardtanh(-3, 3), nn.Linear(8, 4))
+    quantize(model, activations="int8_per_tensor")
+    with torch.no_grad(), Calibration() as calibration:
+        model(100 * BATCHES[0])
+    assert by_name(calibration)["hardtanh_0"].scale == pytest.approx(3 / 127, rel=1e-2)
+
+
+def test_a_call_that_failed_changes_nothing_for_the_next() -> None:
+    model = Network()
+    calibrated(model)
+    with torch.no_grad():
+        y = model(BATCHES[0])
+        for bad in (BATCHES[0][..., :3], BATCHES[0].to(torch.float8_e4m3fn), torch.full((1, 8), torch.inf).long()):
+            with pytest.raises((RuntimeError, TypeError, ValueError)):
+                model(bad)
+            assert torch.equal(model(BATCHES[0]), y)
+
+
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
 def test_momentum_outside_is_refused(momentum: float) -> None:
     with pytest.raises(ValueError, match="`momentum` must lie in"):
