@@ -12,9 +12,6 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from ...core.catalog import catalog
-from ...core.checks import check_quantizer
-from ...core.descriptions import Quantizer
 from ..arrays import is_concrete
 
 Array = jax.Array
@@ -22,13 +19,6 @@ Filter = Callable[[nnx.Module, str], bool]
 Take = Callable[[str, Array], None]
 Batches = Iterable[Any]
 Kind = TypeVar("Kind", bound=nnx.Module)
-
-
-def quantizer_of(q: Quantizer | str) -> Quantizer:
-    """A quantizer, or the one of that name in the catalog. TypeError, KeyError for anything else."""
-    q = catalog[q] if isinstance(q, str) else q
-    check_quantizer(q)
-    return q
 
 
 def named_modules(model: nnx.Module) -> dict[str, nnx.Module]:

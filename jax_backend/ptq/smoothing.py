@@ -9,12 +9,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from ...core.configs import quantizer
 from ...core.descriptions import Quantizer
 from ...core.layerwise import LayerReport, ModelReport, check_alpha
 from ..quantizer import fake_quantize
 from .folding import multiply_columns
 from .pairs import NORMS, Changes, Pair, checked_pairs, find_pairs, fold, put_into
-from .recording import check_batches, named_modules, quantizer_of, record, rows_of
+from .recording import check_batches, named_modules, record, rows_of
 from .smoothquant import smoothing_factors
 from .storing import dense
 
@@ -53,7 +54,7 @@ def smooth_(
             finite, an ``alpha`` out of range. TypeError, KeyError: an argument of the wrong kind. The model is then as
             it was.
     """
-    q_x, q_w = quantizer_of(act_quant), quantizer_of(weight_quant)
+    q_x, q_w = quantizer("act_quant", act_quant), quantizer("weight_quant", weight_quant)
     candidates = list(alphas) if alpha == "search" else [alpha]
     for one in candidates:
         check_alpha(one)  # type: ignore[arg-type]

@@ -42,11 +42,7 @@ def quantize(
     from ..quantizing.plan import plan, read_description
     from .commands import AGREEMENT, _command
 
-    for file in (output, report):
-        if file and not file.parent.is_dir():
-            _refuse(f"{file}: no such directory: {file.parent}")
-    if output and output.exists() and model.exists() and output.samefile(model):
-        _refuse(f"{output}: must be another file than the model")
+    _check_files(model, output, report)
     beside = model.with_suffix(".layers.json")
     if description is None and not recommend and beside.is_file():
         description = beside
@@ -79,6 +75,15 @@ def quantize(
     }
     _show(result, found, advised, report, json)
     raise typer.Exit(AGREEMENT)
+
+
+def _check_files(model: Path, output: Path | None, report: Path | None) -> None:
+    """Refuses what could not be written."""
+    for file in (output, report):
+        if file and not file.parent.is_dir():
+            _refuse(f"{file}: no such directory: {file.parent}")
+    if output and output.exists() and model.exists() and output.samefile(model):
+        _refuse(f"{output}: must be another file than the model")
 
 
 def _show(result: dict[str, Any], found: Any, advised: Any, report: Path | None, json: bool) -> None:

@@ -7,20 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...core.catalog import catalog
-from ...core.checks import check_quantizer
-from ...core.descriptions import Quantizer
-
 Filter = Callable[[nn.Module, str], bool]
 Take = Callable[[str, Tensor], None]
 Kind = TypeVar("Kind", bound=nn.Module)
-
-
-def quantizer_of(q: Quantizer | str) -> Quantizer:
-    """A quantizer, or the one of that name in the catalog. TypeError, KeyError for anything else."""
-    q = catalog[q] if isinstance(q, str) else q
-    check_quantizer(q)
-    return q
 
 
 def chosen_layers(model: nn.Module, filter_fn: Filter | None, kind: type[Kind]) -> dict[str, Kind]:

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from ...core.configs import quantizer
 from ...core.descriptions import Quantizer
 from ...core.layerwise import LayerReport, ModelReport, check_alpha
 from ..quantizer import fake_quantize
 from .folding import divide_rows, multiply_columns
 from .graph import POSITIVE, POSITIVE_FUNCTIONS, POSITIVE_METHODS, Kinds, Pair, checked_pairs, find_pairs
-from .recording import check_batches, evaluating, quantizer_of, record, rows_of, run
+from .recording import check_batches, evaluating, record, rows_of, run
 from .smoothquant import smoothing_factors
 from .storing import dense
 
@@ -58,7 +59,7 @@ def smooth_(
             finite, an ``alpha`` out of range. TypeError, KeyError: an argument of the wrong kind. The model is then as
             it was.
     """
-    q_x, q_w = quantizer_of(act_quant), quantizer_of(weight_quant)
+    q_x, q_w = quantizer("act_quant", act_quant), quantizer("weight_quant", weight_quant)
     candidates = list(alphas) if alpha == "search" else [alpha]
     for one in candidates:
         check_alpha(one)  # type: ignore[arg-type]

@@ -159,7 +159,7 @@ def nan(batches: list[Tensor]) -> list[Tensor]:
         (lambda b: b, {"pairs": [("norm", ["q", "k"])]}, ValueError, "`pairs` must not change what the model computes"),
         (lambda b: b, {"pairs": [("norm", ["unused"])]}, ValueError, "calibration never run: no batch reaches"),
         (lambda b: b, {"pairs": []}, ValueError, "no layer can be smoothed"),
-        (lambda b: b, {"act_quant": 8}, TypeError, "`q` must be a Quantizer"),
+        (lambda b: b, {"act_quant": 8}, TypeError, "`act_quant` must be a Quantizer"),
         (lambda b: b, {"weight_quant": "int9"}, KeyError, "int9"),
     ],
 )

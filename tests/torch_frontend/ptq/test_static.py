@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import MovingAverageMinMaxObserver
 
 from samebits.core import QParams
 from samebits.core import matmul as core_matmul
@@ -327,9 +328,6 @@ def test_what_is_contracted_often_is_observed_once() -> None:
     assert_same_bits(state.high, prepared.input_quant.high)
 
 
-# --- training, and batch normalization ----------------------------------------------------------------------------
-
-
 def normed() -> nn.Module:
     torch.manual_seed(1)
     model = nn.Sequential(
@@ -391,8 +389,6 @@ def test_first_step_of_training_observes_as_torch() -> None:
     """The parameters after two steps are those of torch.ao's moving averages."""
     torch.manual_seed(0)
     model: Any = prepare_qat(nn.Sequential(nn.Linear(4, 3)).train(), default_qat_qconfig)
-    from torch.ao.quantization import MovingAverageMinMaxObserver
-
     reference = MovingAverageMinMaxObserver(quant_min=0, quant_max=127)
     for k in (1, 3):
         x = torch.randn(8, 4) * k
