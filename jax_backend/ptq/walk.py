@@ -21,7 +21,13 @@ Array = jax.Array
 
 FUNCTIONS = frozenset((*KNOWN_RANGES, *OBSERVED_FUNCTIONS))
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint")
-JAX_NAMES = {"hard_sigmoid": "hardsigmoid", "hard_tanh": "hardtanh", "soft_sign": "softsign"}
+# What `jax.nn` calls the functions that it compiles; a function of a user that has such a name is taken for it
+CALLED = ("elu", "leaky_relu", "log_softmax", "relu", "relu6", "selu", "sigmoid", "silu", "softmax", "softplus")
+COMPILED = dict(zip(CALLED, CALLED, strict=True)) | {
+    "hard_sigmoid": "hardsigmoid",
+    "hard_tanh": "hardtanh",
+    "soft_sign": "softsign",
+}
 PRIMITIVES = {"logistic": "sigmoid", "tanh": "tanh", "log": "log", "erf": "erf", "sin": "sin", "cos": "cos"}
 MOVES = ("broadcast_in_dim", "copy", "expand_dims", "reshape", "rev", "slice", "squeeze", "stop_gradient", "transpose")
 KEEPING = ("relu",)  # functions whose result keeps the scale of codes
@@ -90,8 +96,7 @@ class Walk:
 
     def _operation(self, eqn: Any, values: Sequence[Value], makers: Any) -> Sequence[Value]:
         kind, inner = eqn.primitive.name, _inner(eqn)
-        called = eqn.params.get("name", "")
-        name = JAX_NAMES.get(called, called) if inner is not None else PRIMITIVES.get(kind, "")
+        name = PRIMITIVES.get(kind, "") if inner is None else COMPILED.get(eqn.params.get("name", ""), "")
         if kind == "div" and _is_softmax(eqn, makers):
             name = "softmax"
         if all(v.constant for v in values):

@@ -161,6 +161,16 @@ def test_functions_of_jax_have_their_sites(function: Callable[[jax.Array], jax.A
     assert [site.name for site in calibration.report if site.kept] == [name]
 
 
+def test_functions_of_users_are_looked_into() -> None:
+    @jax.jit
+    def normalize(x: jax.Array) -> jax.Array:
+        return 100 * jnp.tanh(x)
+
+    quantized, calibration = calibrated(lambda x: normalize(x) @ jnp.eye(8))
+    assert {site.name for site in calibration.report} == {"tanh_0", "linear_0.input", "linear_0"}
+    assert jnp.abs(quantized(jnp.asarray(BATCHES[0]))).max() > 50
+
+
 def test_what_is_called_without_scales_says_so() -> None:
     quantized = quantize(lambda x: x @ jnp.eye(8))
     with pytest.raises(RuntimeError, match="calibration never run"):
