@@ -178,10 +178,17 @@ def contracted_codes(
     layer: Layer, a: Array, x_scale: Array, b: Array, w_scale: Array, bias: Array | None, dtype: DTypeLike
 ) -> Array:
     """The output of a layer whose operands are `centred_codes`, rounded once to ``dtype``."""
-    geometry = layer.geometry
     acc = _sums(layer, a, b)
-    if geometry.stride is not None:  # XLA leaves out products with the padding, but 0 * NaN is NaN
-        acc = jnp.where(_spoiled(geometry, b), jnp.nan, acc)
+    if layer.geometry.stride is not None:  # XLA leaves out products with the padding, but 0 * NaN is NaN
+        acc = jnp.where(_spoiled(layer.geometry, b), jnp.nan, acc)
+    return scaled_sums(layer, acc, x_scale, w_scale, bias, dtype)
+
+
+def scaled_sums(
+    layer: Layer, acc: Array, x_scale: Array, w_scale: Array, bias: Array | None, dtype: DTypeLike
+) -> Array:
+    """The output of a layer whose contraction of codes is ``acc``, correctly rounded."""
+    geometry = layer.geometry
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
     if 0 in (layer.q_x.scale.floor, layer.q_w.scale.floor):  # then scales may be subnormal

@@ -51,6 +51,7 @@ from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .operations import round_to_dtype, working_dtype
 from .parameters import choose_by_rule, is_other_rule
+from .platforms import by_platform, has_kernels
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import given_parameters
 from .scaling import affine_scale, restrict_scale, symmetric_scale
@@ -325,6 +326,24 @@ def _codes_and_zero_points(
 def _fake_quantized(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
 ) -> Array:
+    ordinary = partial(_by_lax, q)
+    if has_kernels():
+        from . import pallas  # takes longer to import than it is to everybody worth
+
+        if pallas.fits(q, x, bit_width):
+
+            def kernel(platform: str, x: Array, scale: Array, zero_point: Array | None, *_: None) -> Array:
+                value: Array = pallas.fake_quantized(platform, q, x, scale, zero_point)
+                return value
+
+            return by_platform(kernel, ordinary, x, scale, zero_point, seed, bit_width)
+    return ordinary(x, scale, zero_point, seed, bit_width)
+
+
+def _by_lax(
+    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
+) -> Array:
+    """`fake_quantize` without checks, by the kernels that every platform has."""
     given = scale
     if q.scale.signed:
         x, scale = with_positive_scales(q, x, scale)

@@ -5,6 +5,7 @@ those of the contraction of the dequantized values.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from ...core.contraction import contracts_codes, largest_code
 from ...core.descriptions import QParams, Quantizer
 from .. import kernels
 from ..grid import decode
-from ..layers import Geometry, Layer, centred_codes, contract, contracted_codes
+from ..layers import Geometry, Layer, centred_codes, contract, contracted_codes, scaled_sums
+from ..platforms import by_platform, has_kernels
 from ..quantizer import choose_qparams, dequantize, fake_quantize
 
 Array = jax.Array
@@ -77,12 +79,33 @@ def _over_stored(
     q_x, q_w = quantizers
     like = _values(q_x, x, QParams(x_scale, x_zero), q_w, codes, QParams(w_scale, w_zero), bias)
     fixed, fixed_bias = lax.stop_gradient(x), None if bias is None else lax.stop_gradient(bias)
-    a = centred_codes(q_x, fixed, x_scale, x_zero, None, small=True)
-    b = kernels.centred(q_w, decode(q_w, codes, w_scale.dtype), w_scale, w_zero)
-    b = b.astype(jnp.bfloat16) if largest_code(q_w) <= 256 and b.dtype == np.float32 else b
-    y = contracted_codes(Layer(q_x, q_w, ROWS), a, x_scale, b, w_scale, fixed_bias, x.dtype)
+    layer = Layer(q_x, q_w, ROWS)
+
+    def by_lax(x: Array, x_scale: Array, x_zero: Array | None, codes: Array, w_zero: Array | None) -> Array:
+        a = centred_codes(q_x, x, x_scale, x_zero, None, small=True)
+        b = kernels.centred(q_w, decode(q_w, codes, w_scale.dtype), w_scale, w_zero)
+        b = b.astype(jnp.bfloat16) if largest_code(q_w) <= 256 and b.dtype == np.float32 else b
+        return contracted_codes(layer, a, x_scale, b, w_scale, fixed_bias, x.dtype)
+
+    def by_pallas(platform: str, x: Array, x_scale: Array, x_zero: Array | None, codes: Array, w_zero: Any) -> Array:
+        from .. import pallas
+
+        acc = pallas.sums(platform, q_x, q_w, x, x_scale, x_zero, codes, w_zero)
+        return scaled_sums(layer, acc, x_scale, w_scale, fixed_bias, x.dtype)
+
+    operands = (fixed, x_scale, x_zero, codes, w_zero)
+    if has_kernels() and _fits_kernel(q_x, fixed, q_w, codes):
+        y = by_platform(by_pallas, by_lax, *operands)
+    else:
+        y = by_lax(*operands)
     result: Array = _with_derivative_of(y, like)
     return result
+
+
+def _fits_kernel(q_x: Quantizer, x: Array, q_w: Quantizer, codes: Array) -> bool:
+    from .. import pallas  # only where there may be one
+
+    return pallas.fits_products(q_x, x, q_w, codes)
 
 
 def _values(
