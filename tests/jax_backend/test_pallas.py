@@ -13,6 +13,7 @@ from samebits import core
 from samebits import jax_backend as jb
 from samebits.core import QParams, Quantizer, catalog
 from samebits.jax_backend import pallas, platforms
+from samebits.jax_backend.ieee import from_one_to_two
 from samebits.jax_backend.pallas import integers
 from samebits.jax_backend.ptq.products import dynamic_linear
 from samebits.jax_backend.quantizer import _fake_quantized
@@ -75,14 +76,14 @@ def test_quotients_that_a_division_guesses_wrongly(monkeypatch: pytest.MonkeyPat
     s = np.float32(rng.uniform(0.01, 1))
     x = halves * s  # near the halves, on either side
     wanted = core.fake_quantize(q, x, QParams(s))
-    real = integers.from_one_to_two
+    place = f"{integers.__name__}.from_one_to_two"
 
     def spoiled(significand: Any, dtype: Any) -> Any:
         """Off by up to 3 units in the last place, this way and that."""
         noise = (significand * 7919 >> 5) % 4
-        return real(jnp.minimum(significand + noise, (1 << 24) - 1), dtype)
+        return from_one_to_two(jnp.minimum(significand + noise, (1 << 24) - 1), dtype)
 
-    monkeypatch.setattr(integers, "from_one_to_two", spoiled)
+    monkeypatch.setattr(place, spoiled)
     scales = jnp.full(x.shape, s)
     codes = integers.clamped_codes(q, jnp.asarray(x), scales, jnp.int32(0))
     assert_same_bits(np.asarray(codes).astype(np.float32) * s + 0, wanted)
@@ -157,7 +158,7 @@ def test_what_has_no_exact_sums_is_left_to_lax() -> None:
     assert pallas.fits_products(int8, x, rows, codes)
     assert not pallas.fits_products(int8, x, catalog["int4_per_group32"], codes)
     assert not pallas.fits_products(int8.replace(bits=12), x, rows, codes)
-    assert not pallas.fits_products(int8, x, rows, jax.ShapeDtypeStruct((1, 2**18), np.int8))  # type: ignore[arg-type]
+    assert not pallas.fits_products(int8, x, rows, jax.ShapeDtypeStruct((1, 2**18), np.int8))
 
 
 # --- platforms --------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ REASONS = {
     "torch_frontend/arrays.py pieces ->": "as many tensors, and None where they are None, as were given",
     "jax_backend/arithmetic_gradients.py ": WIDTHS,
     "jax_backend/nn/given.py ": "what a quantizer waits for: nothing",
+    "jax_backend/pallas/quantizer.py options ->": "arguments of ``pallas_call``",
+    "jax_backend/platforms.py by_platform(arrays)": "arrays, or None",
     "jax_backend/ptq/": "pytrees, and what they hold; what models take; a bool, or an array in traced code",
     "jax_backend/arithmetics.py ": WIDTHS,
     "jax_backend/arrays.py ": WIDTHS,
