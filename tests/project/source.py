@@ -1,9 +1,11 @@
 """The project's source as the tests of it see it: its files, what they import and define."""
 
 import ast
+import importlib.util
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("torch_frontend", "jax_backend")
@@ -48,3 +50,13 @@ def definitions(tree: ast.Module | ast.ClassDef, prefix: str = "") -> Iterator[t
 def is_public(name: str) -> bool:
     """Whether no part of a dotted name starts with an underscore."""
     return not any(part.startswith("_") for part in name.split("."))
+
+
+def example(name: str) -> ModuleType:
+    """A program as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

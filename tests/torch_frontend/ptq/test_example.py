@@ -1,24 +1,12 @@
 """The examples `static_digits.py` and `calibrate_functions.py`: what they print, and the exit code."""
 
-import importlib.util
 import re
 import sys
-from types import ModuleType
 
 import jax
 import pytest
 
-from ...project.source import ROOT
-
-
-def example(name: str) -> ModuleType:
-    """A program as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from ...project.source import example
 
 
 def test_it_finds_no_difference(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
