@@ -80,7 +80,7 @@ def test_other_flows_in_float64(tmp_path: Any) -> None:
             adaround_(model[3], "int4_per_group32", [torch.randn(8, 64, dtype=torch.float64)], steps=2)
             correct_biases_(model, mlp(torch.float64), data)
             save_quantized(model, tmp_path / "model.safetensors")
-            again = load_quantized(mlp(torch.float64), tmp_path / "model.safetensors")
+            load_quantized(again := mlp(torch.float64), tmp_path / "model.safetensors")
             assert_same_bits(again(data[0]), model(data[0]))
 
 
