@@ -25,6 +25,7 @@ from .configs import (
     int4_weight_only,
     int8_dynamic_activation_int8_weight,
     int8_weight_only,
+    nothing_to_quantize,
 )
 
 FLOAT = "float"  # the candidate that leaves a layer as it is
@@ -256,7 +257,7 @@ def check_epilogues(epilogues: Mapping[str, str], layers: Iterable[str]) -> None
 def check_layers(layers: Iterable[str], wrong: Sequence[str]) -> None:
     """ValueError if there is no layer, or some are no linear layers of floats; these are given as text."""
     if not list(layers):
-        raise ValueError("no layer to quantize: `filter_fn` takes none of them, or the model has none")
+        raise nothing_to_quantize()
     if wrong:
         raise ValueError(f"layer {wrong[0]} must be a linear layer that is not quantized yet")
 

@@ -175,7 +175,7 @@ def chosen(config: object, names: Iterable[str]) -> dict[str, Config]:
     """
     found = list(names)
     if not found:
-        raise ValueError("no layer to quantize: `filter_fn` takes none of them, or the model has none")
+        raise nothing_to_quantize()
     if isinstance(config, Config):
         return dict.fromkeys(found, config)
     if not isinstance(config, ModuleConfigs):
@@ -219,6 +219,18 @@ def checked(name: str, make: Callable[[], Made]) -> Made:
         return make()
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer '{name}': {error}") from error
+
+
+def nothing_to_quantize() -> ValueError:
+    """The error for a model of which no layer is chosen."""
+    return ValueError(
+        "no layer to quantize: `filter_fn` takes none of them, or the model has none, or they are quantized already"
+    )
+
+
+def quantized_already(name: str, weight: object) -> ValueError:
+    """The error for a layer whose weight is codes where one of floats is asked for."""
+    return ValueError(f"layer '{name}' is quantized already: {weight!r}; leave it out, or begin with the float model")
 
 
 def _spoken(q: Quantizer, dialect: str | None) -> Quantizer:

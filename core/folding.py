@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import scale_dtype
 from .layerwise import check_factors
 
 Array = NDArray[Any]
@@ -18,7 +19,8 @@ def divide_rows(p: Array, factors: Array) -> Array:
     """A weight or bias whose first axis is what the layer gives, each row divided by its factor.
 
     Args:
-        p: float32, bfloat16 or float16, ``(n, ...)``; 16 bits are divided in float32 and rounded once more.
+        p: any floating-point dtype, ``(n, ...)``; divided in float64 for float64, else in float32, and rounded once
+            more to 16 bits.
         factors: float32, ``(n,)``, positive and finite.
     Returns:
         Shape and dtype of ``p``.
@@ -27,11 +29,11 @@ def divide_rows(p: Array, factors: Array) -> Array:
     """
     check_factors(factors.shape, p.shape[:1], bool((factors > 0).all() and np.isfinite(factors).all()))
     column = factors.reshape(-1, *(1 for _ in p.shape[1:]))
-    return (p.astype(np.float32) / column).astype(p.dtype)
+    return (p.astype(scale_dtype(p.dtype.name)) / column).astype(p.dtype)
 
 
 def multiply_columns(w: Array, factors: Array) -> Array:
     """A weight whose second axis is what the layer takes, each column times its factor; else as `divide_rows`."""
     check_factors(factors.shape, w.shape[1:2], bool((factors > 0).all() and np.isfinite(factors).all()))
     row = factors.reshape(1, -1, *(1 for _ in w.shape[2:]))
-    return (w.astype(np.float32) * row).astype(w.dtype)
+    return (w.astype(scale_dtype(w.dtype.name)) * row).astype(w.dtype)

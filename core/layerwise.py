@@ -143,7 +143,7 @@ def check_ranges(first: Sequence[int], second: Sequence[int], finite: bool) -> N
     if tuple(first) != tuple(second) or len(first) != 1:
         raise ValueError(f"ranges must have one and the same axis, got shapes {tuple(first)} and {tuple(second)}")
     if not finite:
-        raise ValueError("ranges must be finite, got NaN or an infinity: look for it in the recorded inputs")
+        raise ValueError("ranges must be finite, got NaN or an infinity: look for it in weights and recorded inputs")
 
 
 def check_mean(bias: Sequence[int], w: Sequence[int], w_hat: Sequence[int], mean: Sequence[int], finite: bool) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from ...core.descriptions import QParams, Quantizer
 from ..layers import Axes, laid_out, laid_out_qparams
@@ -47,14 +48,23 @@ class GivenQuantizer(nnx.Module):
 
 
 class CodedWeight(GivenQuantizer):
-    """Of a weight that a layer keeps as integer codes, under the name of the weight."""
+    """Of a weight that a layer keeps as integer codes, under the name of the weight.
+
+    Args:
+        quantizer, qparams: as `GivenQuantizer`.
+        dtype: of the weight before.
+    """
+
+    def __init__(self, quantizer: Quantizer, qparams: QParams, dtype: DTypeLike = np.float32) -> None:
+        super().__init__(quantizer, qparams)
+        self.dtype = np.dtype(dtype)
 
     def values(self, codes: Array, axes: Axes) -> Array:
         """The values of codes, in their layout; ``codes.transpose(axes)`` are those of the quantizer."""
-        lying = laid_out(self.quantizer, axes)
+        lying, qparams = laid_out(self.quantizer, axes), self.qparams(codes)
         if lying is None:
-            return dequantize(self.quantizer, codes.transpose(axes), self.qparams(codes)).transpose(np.argsort(axes))
-        return dequantize(lying, codes, laid_out_qparams(self.qparams(codes), axes))
+            return dequantize(self.quantizer, codes.transpose(axes), qparams, self.dtype).transpose(np.argsort(axes))
+        return dequantize(lying, codes, laid_out_qparams(qparams, axes), self.dtype)
 
 
 def quantized_as_laid_out(q: Quantizer, x: Array, qparams: QParams, axes: Axes | None) -> Array:

@@ -36,7 +36,8 @@ def quantize_(model: Any, config: Config | ModuleConfigs, filter_fn: Filter | No
     """Makes weights `QArray`: of a pytree in a new one, of an nnx model in place, its layers `QuantizedLinear`.
 
     Weights named ``kernel`` or ``w`` lie as ``(in, out)``, and are quantized as ``(out, in)``: codes are those that
-    torch has. Others lie as ``(out, in)``.
+    torch has. Others lie as ``(out, in)``. A kernel that layers of an nnx model share stays shared where they get the
+    same config.
 
     Args:
         config: of all of these weights, or by their names: keys and attributes joined by dots, in nnx models as
@@ -97,12 +98,20 @@ def _of_model(model: nnx.Module, config: Config | ModuleConfigs, takes: Filter) 
     named = {".".join(torch_path(model, path)): part for path, part in nnx.iter_modules(model)}
     layers = {name: part for name, part in named.items() if takes(name, part)}
     configs = chosen(config, layers)
-    new = {}
+    new: dict[tuple[int, Config], QArray] = {}
+    keys: dict[str, tuple[int, Config]] = {}
     for name, own in configs.items():
         layer: Any = layers[name]
         if not is_nnx_linear(name, layer):
             raise ValueError(f"layer '{name}' ({type(layer).__name__}) must be an nnx.Linear that is not quantized yet")
-        new[name] = _quantized(own, name, layer.kernel[...], True)
-    for name, kernel in new.items():
-        set_kernel(layers[name], kernel)
+        if layer.kernel[...].ndim != 2:  # of layers that nnx.vmap made
+            raise ValueError(f"layer '{name}' must have a kernel of two axes, got shape {layer.kernel[...].shape}")
+        keys[name] = id(layer.kernel), own
+        if keys[name] not in new:
+            new[keys[name]] = _quantized(own, name, layer.kernel[...], True)
+    variables: dict[tuple[int, Config], Any] = {}
+    for name, key in keys.items():
+        held: Any = layers[name]
+        set_kernel(held, new[key])
+        held.kernel = variables.setdefault(key, held.kernel)
     return model

@@ -1,11 +1,13 @@
-"""Factors between two layers, folded into the weights of both; see `samebits.core.folding`."""
+"""Factors between two layers, folded into the weights of both; see `samebits.core.folding`.
+
+Of numbers below the smallest normal one nothing is promised, since XLA takes them for zero.
+"""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ...core.layerwise import check_factors
-from ..arrays import divide, narrow, product
+from ..arrays import divide, narrow, product, widen, widen_exactly
 
 Array = jax.Array
 
@@ -14,7 +16,8 @@ def divide_rows(p: Array, factors: Array) -> Array:
     """A weight or bias whose first axis is what the layer gives, each row divided by its factor.
 
     Args:
-        p: float32, bfloat16 or float16, ``(n, ...)``; 16 bits are divided in float32 and rounded once more.
+        p: any floating-point dtype, ``(n, ...)``; divided in float64 for float64, else in float32, and rounded once
+            more to 16 bits.
         factors: float32, ``(n,)``, positive and finite.
     Returns:
         Shape and dtype of ``p``.
@@ -35,14 +38,16 @@ def multiply_columns(w: Array, factors: Array) -> Array:
 
 @jax.jit
 def _divided(p: Array, factors: Array) -> Array:
-    column = jnp.broadcast_to(factors.reshape(-1, *(1 for _ in p.shape[1:])), p.shape)
-    return narrow(divide(p.astype(np.float32), column), p.dtype)
+    wide = widen(p)
+    column = jnp.broadcast_to(widen_exactly(factors, wide.dtype).reshape(-1, *(1 for _ in p.shape[1:])), p.shape)
+    return narrow(divide(wide, column), p.dtype)
 
 
 @jax.jit
 def _multiplied(w: Array, factors: Array) -> Array:
-    row = jnp.broadcast_to(factors.reshape(1, -1, *(1 for _ in w.shape[2:])), w.shape)
-    return narrow(product(w.astype(np.float32), row), w.dtype)
+    wide = widen(w)
+    row = jnp.broadcast_to(widen_exactly(factors, wide.dtype).reshape(1, -1, *(1 for _ in w.shape[2:])), w.shape)
+    return narrow(product(wide, row, signed_zero=True), w.dtype)
 
 
 def _positive(factors: Array) -> bool:

@@ -22,7 +22,7 @@ from .recording import (
     stages,
     weights_of_codes,
 )
-from .storing import dense, store
+from .storing import check_floats, dense, scaled_for, store
 
 Array = jax.Array
 Found = tuple[Array, QParams]
@@ -55,6 +55,7 @@ def quantize_layers(
     config = config_of(q)
     q = config.weight
     layers = chosen_layers(model, filter_fn, nnx.Linear)
+    check_floats(layers)
     check_batches(batches)
     for layer_name, layer in layers.items():
         named(layer_name, check, q, tuple(dense(layer).shape))
@@ -112,7 +113,7 @@ def _better(
 
 def _kernel(q: Quantizer, codes: Array, qparams: QParams, dtype: Any) -> Array:
     """The kernel (in, out) that these codes stand for."""
-    return dequantize(q, codes, qparams).T.astype(dtype)
+    return dequantize(q, codes, scaled_for(dtype, qparams), dtype).T
 
 
 def named(name: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -13,6 +13,7 @@ from ..layers import Axes
 from ..nn.given import quantized_as_laid_out
 from ..quantizer import choose_qparams
 from .observers import init, is_fed, observe, observed_qparams
+from .storing import scaled_for
 
 Array = jax.Array
 _PLACES = count(1)  # of arrays that were remembered
@@ -75,13 +76,13 @@ class ObserverModule(nnx.Module):
             self.histogram.set_value(state.histogram)
 
     def qparams(self, x: Array, use_running_average: bool | None = None, axes: Axes | None = None) -> QParams:
-        """Parameters for ``x.transpose(axes)``, which is remembered first."""
+        """Parameters for ``x.transpose(axes)``, which is remembered first; scales in the dtype that it asks for."""
         laid = jax.lax.stop_gradient(x if axes is None else x.transpose(axes))
         self.watch(laid, use_running_average)
         if self.observer.kind is ObserverKind.PLACEHOLDER:
             return choose_qparams(self.observer.quantizer, laid)
         state = observe(self.observer, init(self.observer), laid) if self.fresh else self.state
-        return observed_qparams(self.observer, state)
+        return scaled_for(x.dtype, observed_qparams(self.observer, state))
 
     def waits(self) -> None:
         """Nothing is delayed."""

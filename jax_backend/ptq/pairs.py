@@ -10,6 +10,7 @@ from flax import nnx
 
 from .folding import divide_rows, multiply_columns
 from .recording import Batches, handed_on, named_modules, run
+from .storing import check_floats
 
 Array = jax.Array
 Pair = tuple[str, Sequence[str]]  # a layer, and those that alone read what it gives
@@ -22,7 +23,7 @@ LAYERS = (nnx.Linear, nnx.Conv)
 def find_pairs(model: nnx.Module, batches: Batches) -> list[Pair]:
     """Linear layers that get the very array that a norm or a linear layer gave, when the first batch runs.
 
-    Whether something else reads it too is not seen.
+    Whether something else reads it too is not seen. ValueError: there is no batch.
     """
     modules = {
         name: module for name, module in named_modules(model).items() if isinstance(module, (*NORMS, nnx.Linear))
@@ -39,6 +40,8 @@ def find_pairs(model: nnx.Module, batches: Batches) -> list[Pair]:
         for batch in batches:
             run(model, batch)
             break
+        else:
+            raise ValueError("`batches` is empty: calibration never run")
     return [(producer, tuple(dict.fromkeys(readers))) for producer, readers in pairs.items()]
 
 
@@ -47,7 +50,7 @@ def checked_pairs(model: nnx.Module, pairs: Sequence[Pair], producers: tuple[Any
 
     Raises:
         TypeError: pairs of another form. ValueError: a name that is no layer, another kind, other channels, a name
-            twice.
+            twice, a layer that is quantized already.
     """
     modules, seen, checked = named_modules(model), set[str](), list[Pair]()
     for pair in pairs:
@@ -57,6 +60,7 @@ def checked_pairs(model: nnx.Module, pairs: Sequence[Pair], producers: tuple[Any
             if not isinstance(modules.get(name), allowed) or parameter(modules[name], "weight") is None:
                 names = ", ".join(kind.__name__ for kind in allowed)
                 raise ValueError(f"`pairs`: '{name}' must be a layer with a weight, of kind {names}")
+        check_floats({name: modules[name] for name in (pair[0], *pair[1])})
         if not pair[1] or len({pair[0], *pair[1]}) != 1 + len(pair[1]) or seen & {*pair[1]}:
             raise ValueError(f"`pairs`: every reader must be in one pair, once, and no pair empty, got {pair!r}")
         seen |= {*pair[1]}

@@ -28,6 +28,7 @@ from ..tensor_quantizer import TensorQuantizer
 from ..variables import Given
 from .observer_modules import ObserverModule
 from .observers import observed_qparams
+from .storing import check_floats
 
 Array = jax.Array
 QConfigs = QConfig | Mapping[str, QConfig | None] | None
@@ -78,8 +79,9 @@ def prepare(model: nnx.Module, qconfig: QConfigs = None, *, inplace: bool = Fals
     Returns:
         The prepared model, whose outputs are those of ``model``.
     Raises:
-        TypeError: no `QConfig`. ValueError: a model that is prepared, a pattern that fits no layer, or no layer to
-            quantize. The model is then as it was. Warns of layers with a matrix that nothing quantizes.
+        TypeError: no `QConfig`. ValueError: a model that is prepared, a pattern that fits no layer, a layer that is
+            quantized already, or none to quantize. The model is then as it was. Warns of layers with a matrix that
+            nothing quantizes.
     """
     return _prepared(model, qconfig, inplace, trains=False)
 
@@ -202,7 +204,9 @@ def _sites(model: nnx.Module, qconfig: QConfigs) -> list[Site]:
         fitting = [value for pattern, value in patterns.items() if pattern == "*" or fits(pattern, name)]
         chosen = vars(part).get("qconfig", fitting[-1] if fitting else None)
         if chosen is not None and not isinstance(chosen, QConfig):
-            raise TypeError(f"'{name}': its qconfig must be a QConfig or None, got {chosen!r}")
+            raise TypeError(f"'{name}': its qconfig must be a QConfig of samebits or None, got {chosen!r}")
+        if chosen is not None:
+            check_floats({name: part})
         if chosen is not None and _is_site(part):
             found.append(Site(name, part, chosen))
         elif chosen is not None and any(isinstance(v, nnx.Param) and v[...].ndim > 1 for v in vars(part).values()):
@@ -283,4 +287,4 @@ def _constant(layer: Any, role: str, held: ObserverModule) -> dict[str, Any]:
     kernel = layer.kernel[...]
     qparams = held.qparams(kernel, True, axes)
     codes = quantize(q, kernel.transpose(axes), qparams).transpose(np.argsort(axes))
-    return {"kernel": Given(codes), role: CodedWeight(q, qparams)}
+    return {"kernel": Given(codes), role: CodedWeight(q, qparams, kernel.dtype)}

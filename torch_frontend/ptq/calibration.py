@@ -29,6 +29,7 @@ from ..nn.model import quantizable, quantize_model
 from ..quant_tensor import QuantTensor
 from ..tensor_quantizer import quantizer_of
 from .sites import Follower, Functions, Sites, check_patterns, key_of
+from .storing import check_floats
 
 CONTRACTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NAME = "activation_sites"  # of the module that holds the quantizers, in the model
@@ -66,6 +67,7 @@ def quantize(
     ]
     if not wanted:
         raise ValueError(f"`model` must have a layer to quantize, one of {', '.join(k.__name__ for k in CONTRACTIONS)}")
+    check_floats({name: layers[name] for name in wanted})
     q = None if activations is None else _of_activations(quantizer_of("activations", activations))
     rules: dict[str, Any] = {name: {"weight_quant": weights} if name in wanted else None for name in places}
     model = quantize_model(model, rules).eval()

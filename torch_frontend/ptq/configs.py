@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ...core import checks
-from ...core.configs import Config, ModuleConfigs, check_weight, checked, chosen
+from ...core.configs import Config, ModuleConfigs, check_weight, checked, chosen, quantized_already
 from ..arrays import dtype_name
 from . import weight_operators as weight_operators
 from .quant_weight import QuantWeight, quant_weight
@@ -93,7 +93,9 @@ def taken(module: nn.Module, takes: Filter, name: str = "") -> Iterator[tuple[st
 def _weight(name: str, layer: nn.Module) -> Tensor:
     w = layer._parameters.get("weight")
     if isinstance(w, QuantWeight):
-        raise ValueError(f"layer '{name}' is quantized already: {w!r}")
+        raise quantized_already(name, w)
+    if isinstance(w, nn.parameter.UninitializedParameter):
+        raise ValueError(f"layer '{name}' ({type(layer).__name__}) has no weight yet: call the model once before")
     if w is None or dtype_name(w.dtype) not in checks.FLOATS or not w.ndim:
         got = "none" if w is None else f"{dtype_name(w.dtype)} {tuple(w.shape)}"
         raise ValueError(f"layer '{name}' ({type(layer).__name__}) must have a floating-point `weight`, got {got}")

@@ -13,7 +13,7 @@ from ...core.observing import Observer, ObserverKind, QConfig, default_dynamic_q
 from ..nn.layer import adopted
 from ..nn.model import KINDS
 from ..tensor_quantizer import TensorQuantizer
-from .observers import init, observe, observed_qparams
+from .observer_modules import ObserverModule
 from .plan import Site, sites
 from .static import coded_weight
 
@@ -110,7 +110,7 @@ def _dynamic(site: Site, qconfig: QConfig) -> nn.Module:
 
 
 def _coded(layer: Any, name: str, observer: Observer) -> nn.Module:
-    qparams = observed_qparams(observer, observe(observer, init(observer), getattr(layer, name)))
+    qparams = ObserverModule(observer, fresh=True).qparams(getattr(layer, name))
     return coded_weight(layer, name, observer.quantizer, qparams)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .storing import check_floats
+
 Pair = tuple[str, Sequence[str]]  # a layer, and those that alone read what it gives
 
 
@@ -121,7 +123,7 @@ def checked_pairs(model: nn.Module, pairs: Sequence[Pair], kinds: Kinds) -> list
 
     Raises:
         TypeError: pairs of another form. ValueError: a name that is no layer, another kind, other channels, a name
-            twice.
+            twice, a layer that is quantized already.
     """
     modules, seen, checked = dict(model.named_modules()), set[str](), list[Pair]()
     for pair in pairs:
@@ -132,6 +134,7 @@ def checked_pairs(model: nn.Module, pairs: Sequence[Pair], kinds: Kinds) -> list
             if not isinstance(modules.get(name), allowed) or getattr(modules[name], "weight", None) is None:
                 names = ", ".join(kind.__name__ for kind in allowed)
                 raise ValueError(f"`pairs`: '{name}' must be a layer with a weight, of kind {names}")
+        check_floats({name: modules[name] for name in (producer, *readers)})
         if not readers or len({producer, *readers}) != 1 + len(readers) or seen & {*readers}:
             raise ValueError(f"`pairs`: every reader must be in one pair, once, and no pair empty, got {pair!r}")
         seen |= {*readers}

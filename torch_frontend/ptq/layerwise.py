@@ -22,7 +22,7 @@ from .recording import (
     stages,
     weights_of_codes,
 )
-from .storing import dense, store
+from .storing import check_floats, dense, scaled_for, store
 
 Found = tuple[Tensor, QParams]
 Method = Callable[[Quantizer, Tensor, Tensor], Found]
@@ -54,6 +54,7 @@ def quantize_layers(
     config = config_of(q)
     q = config.weight
     layers = chosen_layers(model, filter_fn, nn.Linear)
+    check_floats(layers)
     check_batches(batches)
     for layer_name, layer in layers.items():
         named(layer_name, check, q, tuple(layer.weight.shape))
@@ -114,7 +115,7 @@ def _better(
 
 def _weight(q: Quantizer, codes: Tensor, qparams: QParams, old: Tensor) -> Tensor:
     """The weight that these codes stand for, as a parameter in the dtype of the old one."""
-    return nn.Parameter(dequantize(q, codes, qparams).to(old.dtype), requires_grad=False)
+    return nn.Parameter(dequantize(q, codes, scaled_for(old.dtype, qparams), old.dtype), requires_grad=False)
 
 
 def named(name: str, function: Callable[..., Any], *args: Any) -> Any:

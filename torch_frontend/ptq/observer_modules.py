@@ -22,6 +22,7 @@ from ...core.scales import Denominator, ScaleSource, Statistic
 from ..quantizer import choose_qparams, fake_quantize
 from ..states import give_shape
 from .observers import init, is_fed, observe, observed_qparams
+from .storing import scaled_for
 
 DTYPES = {torch.qint8: (8, True), torch.int8: (8, True), torch.quint8: (8, False), torch.uint8: (8, False)}
 DTYPES |= {torch.int16: (16, True), torch.uint16: (16, False)}
@@ -113,12 +114,12 @@ class ObserverModule(nn.Module):
         return scale, torch.zeros_like(scale, dtype=torch.int32) if zero is None else zero
 
     def qparams(self, x: Tensor) -> QParams:
-        """Parameters for ``x``, which is remembered first."""
+        """Parameters for ``x``, which is remembered first; scales in the dtype that it asks for."""
         self.watch(x)
         if self.observer.kind is ObserverKind.PLACEHOLDER:
             return choose_qparams(self.observer.quantizer, x)
         state = observe(self.observer, init(self.observer), x) if self.fresh else self.state
-        return observed_qparams(self.observer, state)
+        return scaled_for(x.dtype, observed_qparams(self.observer, state))
 
     def waits(self) -> None:
         """Nothing is delayed."""

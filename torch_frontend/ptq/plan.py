@@ -9,6 +9,7 @@ from torch import nn
 from ...core.choice import fits
 from ...core.observing import QConfig
 from ..nn.batch_norm import FoldedBatchNorm
+from .storing import check_floats
 
 QConfigs = QConfig | Mapping[str, QConfig | None] | None
 UNSET: Any = object()
@@ -33,8 +34,9 @@ def sites(model: nn.Module, qconfig: QConfigs, kinds: tuple[type[nn.Module], ...
             modules have as an attribute.
         seen: what is said where there is none.
     Raises:
-        TypeError: no `QConfig`. ValueError: a pattern that fits no layer, a layer of two names with two of them, or no
-            layer that is quantized. Warns of layers with a matrix that have a `QConfig` and are of no such kind.
+        TypeError: no `QConfig`. ValueError: a pattern that fits no layer, a layer of two names with two of them, one
+            that is quantized already, or no layer that is quantized. Warns of layers with a matrix that have a
+            `QConfig` and are of no such kind.
     """
     given = dict(qconfig) if isinstance(qconfig, Mapping) else {}
     overall = None if isinstance(qconfig, Mapping) else qconfig
@@ -55,6 +57,7 @@ def sites(model: nn.Module, qconfig: QConfigs, kinds: tuple[type[nn.Module], ...
         for other in found:
             if other.layer is site.layer and other.qconfig != site.qconfig:
                 raise ValueError(f"'{site.name}' and '{other.name}' are one layer, with two qconfigs")
+    check_floats({site.name: site.layer for site in found})
     if not found:
         raise ValueError(f"`model` has no layer to quantize: {seen}; layers are {', '.join(names) or 'none'}")
     if others:
@@ -84,5 +87,5 @@ def _chosen(name: str, layer: nn.Module, around: Any, given: Mapping[str, Any], 
         fitting = [value for pattern, value in given.items() if fits(pattern, name)]
         chosen = fitting[-1] if fitting else around if around is not UNSET else overall
     if chosen is not None and not isinstance(chosen, QConfig):
-        raise TypeError(f"'{name}': its qconfig must be a QConfig or None, got {chosen!r}")
+        raise TypeError(f"'{name}': its qconfig must be a QConfig of samebits or None, got {chosen!r}")
     return chosen

@@ -122,6 +122,25 @@ def embedding(
     return F.embedding(input, weight.dequantize(), padding_idx, None, norm_type, scale_grad_by_freq, sparse)
 
 
+def _emptied(func: Any, w: QuantWeight, device: Any = None, dtype: Any = None, **_: Any) -> Any:
+    """Of a weight without data one on a device, to be loaded into; else values are."""
+    if w.device.type != "meta" or device is None or dtype not in (None, w.dtype):
+        return NotImplemented
+    return w.with_parts(lambda part: torch.empty_like(part, device=device))
+
+
+def share_memory_(weight: QuantWeight) -> QuantWeight:
+    """``torch.Tensor.share_memory_`` of the tensors inside."""
+    for part in weight.__tensor_flatten__()[0]:
+        getattr(weight, part).share_memory_()
+    return weight
+
+
+def is_shared(weight: QuantWeight) -> bool:
+    """``torch.Tensor.is_shared`` of the tensors inside."""
+    return all(getattr(weight, part).is_shared() for part in weight.__tensor_flatten__()[0])
+
+
 def dequantize(weight: QuantWeight) -> Tensor:
     """`QuantWeight.dequantize`."""
     with without_autocast(weight):
@@ -133,6 +152,7 @@ HANDLERS.update(
         aten.detach.default: _alike,
         aten.clone.default: lambda func, w, **_: w.with_parts(lambda part: part.clone()),
         aten.alias.default: _aliased,
+        aten.empty_like.default: _emptied,
         aten.view.default: _viewed,
         aten._to_copy.default: _moved,
         aten.t.default: _transposed,
@@ -147,4 +167,6 @@ HANDLERS.update(
 )
 FUNCTIONS[F.embedding] = embedding
 FUNCTIONS[Tensor.dequantize] = dequantize
+FUNCTIONS[Tensor.share_memory_] = share_memory_
+FUNCTIONS[Tensor.is_shared] = is_shared
 FUNCTIONS[torch.dequantize] = dequantize

@@ -168,7 +168,11 @@ def test_none_leaves_a_layer_as_it_is() -> None:
         (ValueError, "has no layer to quantize", lambda: prepare(nnx.Sequential(nnx.relu), default_qconfig)),
         (ValueError, "must not be prepared yet", lambda: prepare(prepare(mlp(), default_qconfig), default_qconfig)),
         (ValueError, "'conv3' fits no layer; layers are", lambda: prepare(mlp(), {"conv3": default_qconfig})),
-        (TypeError, "'0': its qconfig must be a QConfig or None", lambda: prepare(mlp(), "int8_per_tensor")),
+        (
+            TypeError,
+            "'0': its qconfig must be a QConfig of samebits or None",
+            lambda: prepare(mlp(), "int8_per_tensor"),
+        ),
         (ValueError, "must be prepared", lambda: convert(mlp())),
         (
             RuntimeError,
