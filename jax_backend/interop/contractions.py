@@ -118,7 +118,9 @@ def _attention_to_flax(layer: nn.MultiheadAttention, axes: Axes) -> Arguments:
     same = layer.kdim == layer.vdim == layer.embed_dim
     require(same, f"kdim={layer.kdim}, vdim={layer.vdim}; both must be embed_dim, {layer.embed_dim}")
     require(layer.bias_k is None and not layer.add_zero_attn, "add_bias_kv or add_zero_attn; flax has neither")
-    require(layer.batch_first, "batch_first=False; flax has the batch first (the weights are those of batch_first=True)")
+    require(
+        layer.batch_first, "batch_first=False; flax has the batch first (the weights are those of batch_first=True)"
+    )
     return {
         "num_heads": layer.num_heads,
         "in_features": layer.embed_dim,

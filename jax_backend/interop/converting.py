@@ -15,7 +15,7 @@ from ...torch_frontend.nn import TensorQuantizer as TorchQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .layouts import Path, Place, chains, described, parts_of, places
 from .modules import BatchNorm, Embed, Sequential
-from .pairs import Pair, function_of, of_flax, of_torch
+from .pairs import Pair, of_flax, of_torch
 from .state import load_state_dict, state_dict
 from .tensors import numpy_to_tensor, tensor_to_numpy
 from .translation import ANY, Arguments, Axes, Refused, require
@@ -26,7 +26,10 @@ OWN = "has a forward of its own: write its counterpart, and give `modules={%s: b
 
 
 def to_flax(
-    model: nn.Module, *, modules: Mapping[type[nn.Module], Callable[[Any], Any]] | None = None, rngs: nnx.Rngs | None = None
+    model: nn.Module,
+    *,
+    modules: Mapping[type[nn.Module], Callable[[Any], Any]] | None = None,
+    rngs: nnx.Rngs | None = None,
 ) -> Any:
     """A torch model of the layers in `pairs` as a flax nnx model, with its weights and in its mode.
 
@@ -142,7 +145,9 @@ class _Making:
             taken = name in _parameters(theirs)
             require(held is None or taken, f"{name}; {_name(theirs)} has none")
             if taken:
-                found[name] = None if held is None else self.quantizer(name, held, weight if name == "weight_quant" else None)
+                found[name] = (
+                    None if held is None else self.quantizer(name, held, weight if name == "weight_quant" else None)
+                )
         return found
 
     def quantizer(self, name: str, held: Any, shape: tuple[int, ...] | None) -> Any:
@@ -186,7 +191,9 @@ class _ToFlax(_Making):
         first = next(layer.parameters(recurse=False), None)
         if first is not None:
             dtype = tensor_to_numpy(first.detach()[:0]).dtype
-            require(jax.dtypes.canonicalize_dtype(dtype) == dtype, f"{dtype} parameters; JAX needs jax_enable_x64 for them")
+            require(
+                jax.dtypes.canonicalize_dtype(dtype) == dtype, f"{dtype} parameters; JAX needs jax_enable_x64 for them"
+            )
             arguments["param_dtype"] = dtype
         if _takes(flax, "rngs"):
             arguments["rngs"] = self.rngs
@@ -226,7 +233,9 @@ class _ToTorch(_Making):
         if not isinstance(layer, nnx.Module):
             return self._function(layer, pair, axes & pair.axes)
         arguments = pair.translation.to_torch(layer, axes & pair.axes)
-        weight = next((v[...] for n in ("kernel", "embedding", "scale") if (v := getattr(layer, n, None)) is not None), None)
+        weight = next(
+            (v[...] for n in ("kernel", "embedding", "scale") if (v := getattr(layer, n, None)) is not None), None
+        )
         if isinstance(layer, nnx.MultiHeadAttention):
             weight = layer.query.kernel[...]
         torch_class = pair.torch_class
@@ -271,7 +280,9 @@ def _load(model: nn.Module, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None
     missing = [name for name, tensor in held.items() if name not in given and not _is_spare(name, tensor, taken)]
     unexpected = sorted(given.keys() - held.keys())
     if missing or unexpected:
-        raise ValueError(f"the torch model must hold what the flax model holds, got missing {missing}, unexpected {unexpected}")
+        raise ValueError(
+            f"the torch model must hold what the flax model holds, got missing {missing}, unexpected {unexpected}"
+        )
     model.load_state_dict(given, strict=False)
 
 
@@ -314,7 +325,9 @@ def _tied_in_flax(model: Any) -> dict[Path, str]:
     for path, part in nnx.iter_modules(model) if isinstance(model, nnx.Module) else ():
         where = tuple(torch_path(model, path))
         for name, variable in vars(part).items():
-            if isinstance(variable, nnx.Variable) and owners.setdefault(id(variable), ".".join(where)) != ".".join(where):
+            if isinstance(variable, nnx.Variable) and owners.setdefault(id(variable), ".".join(where)) != ".".join(
+                where
+            ):
                 tied[where] = f"shares `{name}` with `{owners[id(variable)]}`"
     return tied
 
@@ -327,9 +340,10 @@ def _why_not(layer: nn.Module) -> str:
 
 
 def _name(layer: Any) -> str:
-    """The class of a layer, or the function."""
-    kind = layer if inspect.isclass(layer) else type(layer) if isinstance(layer, nn.Module | nnx.Module) else function_of(layer)
-    return getattr(kind, "__name__", None) or repr(kind)
+    """The class of a layer, or the name of a function."""
+    if isinstance(layer, nn.Module | nnx.Module):
+        return type(layer).__name__
+    return getattr(getattr(layer, "func", layer), "__name__", None) or repr(layer)
 
 
 def _parameters(kind: type[Any]) -> Mapping[str, inspect.Parameter]:

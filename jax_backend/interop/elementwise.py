@@ -25,7 +25,9 @@ def _flatten_to_flax(layer: nn.Flatten, axes: Axes) -> Arguments:
 
 
 def _flatten_to_torch(layer: Any, axes: Axes) -> Arguments:
-    require(0 in axes or layer.channels_last, "channels_last=False behind images, whose elements torch has in another order")
+    require(
+        0 in axes or layer.channels_last, "channels_last=False behind images, whose elements torch has in another order"
+    )
     return {"start_dim": layer.start_dim, "end_dim": layer.end_dim}
 
 
@@ -78,7 +80,9 @@ def _mean_to_flax(layer: Any, axes: Axes) -> Arguments:
 def _mean_to_torch(keywords: Mapping[str, Any], axes: Axes) -> Arguments:
     (n,) = axes
     found = {"axis": keywords.get("axis"), "keepdims": keywords.get("keepdims")}
-    require(found == {"axis": tuple(range(1, n + 1)), "keepdims": True}, f"{found}; a mean of all pixels alone is a pooling")
+    require(
+        found == {"axis": tuple(range(1, n + 1)), "keepdims": True}, f"{found}; a mean of all pixels alone is a pooling"
+    )
     return {"output_size": 1}
 
 

@@ -1,6 +1,7 @@
 """A function of torch inside a JAX program, with gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .tensors import check_bits, dtype_in_numpy, numpy_to_tensor, tensor_to_numpy
+from ...core.checks import keeps_subnormals
+from .tensors import check_bits, check_leaf, dtype_in_numpy, numpy_to_tensor, tensor_to_numpy
 
 Results = Any  # a pytree of `jax.ShapeDtypeStruct`
 
@@ -42,6 +44,8 @@ def jax_function(
 
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
+        for leaf in leaves:
+            check_leaf(leaf)
 
         def over_leaves(tensors: Sequence[Tensor]) -> Any:
             args, kwargs = jax.tree.unflatten(structure, tensors)
@@ -53,10 +57,23 @@ def jax_function(
     return call
 
 
+@contextmanager
+def keeping_subnormals() -> Iterator[None]:
+    """Computes with subnormal numbers, as torch does elsewhere: threads of XLA take them for zero, and go on to."""
+    flushes = not keeps_subnormals()
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushes)
+
+
 class _Host:
     """A function of a list of tensors that JAX calls, and what pulls cotangents of its results back."""
 
-    def __init__(self, function: Callable[[Sequence[Tensor]], Any], name: str, results: Results, vmap_method: str) -> None:
+    def __init__(
+        self, function: Callable[[Sequence[Tensor]], Any], name: str, results: Results, vmap_method: str
+    ) -> None:
         self.function, self.name, self.results, self.vmap_method = function, name, results, vmap_method
 
     def shapes(self, leaves: Sequence[Any]) -> Results:
@@ -83,7 +100,7 @@ class _Host:
 
     def run(self, expected: Results, leaves: Sequence[Any]) -> Any:
         """The results as NumPy arrays, of tensors that are copies of these."""
-        with torch.no_grad():
+        with torch.no_grad(), keeping_subnormals():
             found = self.function([numpy_to_tensor(np.array(leaf)) for leaf in leaves])
         return jax.tree.map(self._checked, expected, found)
 
@@ -91,7 +108,10 @@ class _Host:
         if not isinstance(result, Tensor):
             raise TypeError(f"results of `{self.name}` must be tensors, got {result!r}")
         array = tensor_to_numpy(result)
-        if array.shape[max(array.ndim - len(expected.shape), 0) :] != tuple(expected.shape) or array.dtype != expected.dtype:
+        if (
+            array.shape[max(array.ndim - len(expected.shape), 0) :] != tuple(expected.shape)
+            or array.dtype != expected.dtype
+        ):
             raise ValueError(
                 f"`{self.name}` must give shape {tuple(expected.shape)} and dtype {expected.dtype}, as "
                 f"`result_shape_dtypes` says, got shape {array.shape} and dtype {array.dtype}"

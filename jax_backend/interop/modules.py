@@ -118,13 +118,14 @@ class BatchNorm(nnx.BatchNorm):
         if count < 2:
             raise ValueError(f"`x` must have more than one value for each feature in training, got shape {x.shape}")
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = wide.mean(others)
-        squares = jnp.square(wide - mean).sum(others)
-        self._learn(lax.stop_gradient(mean), lax.stop_gradient(squares / (count - 1)))
+        mean = wide.mean(others, keepdims=True)
+        squares = jnp.square(wide - mean).sum(others, keepdims=True)
+        self._learn(*(lax.stop_gradient(v.reshape(-1)) for v in (mean, squares / (count - 1))))
         y = (wide - mean) * lax.rsqrt(squares / count + self.epsilon)
-        y = y if self.scale is None else y * self.scale[...]
-        y = y if self.bias is None else y + self.bias[...]
-        return y.astype(jnp.result_type(x, self.param_dtype) if self.dtype is None else self.dtype)
+        for parameter, combine in ((self.scale, jnp.multiply), (self.bias, jnp.add)):
+            if parameter is not None:
+                y = combine(y, parameter[...].astype(y.dtype).reshape(mean.shape))
+        return y.astype(jnp.promote_types(x.dtype, self.param_dtype) if self.dtype is None else self.dtype)
 
     def _learn(self, mean: Array, variance: Array) -> None:
         batches = self.num_batches_tracked[...] + 1

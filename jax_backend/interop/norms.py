@@ -5,6 +5,7 @@ Functions take a layer, and the numbers of axes that images may have where it st
 
 from typing import Any
 
+import jax.numpy as jnp
 import torch
 from flax import nnx
 from torch import nn
@@ -35,7 +36,9 @@ def _norm_to_torch(layer: Any, axes: Axes) -> Arguments:
     scale, bias = layer.scale is not None, getattr(layer, "bias", None) is not None
     require(scale or not bias, "a bias without a scale")
     more = {"bias": bias} if isinstance(layer, nnx.LayerNorm) and scale else {}
-    return {"normalized_shape": layer.num_features, "eps": layer.epsilon, "elementwise_affine": scale, **more}
+    unset = isinstance(layer, nnx.RMSNorm) and layer.epsilon == float(jnp.finfo(layer.param_dtype).eps)
+    epsilon = None if unset else layer.epsilon  # as torch has it by default
+    return {"normalized_shape": layer.num_features, "eps": epsilon, "elementwise_affine": scale, **more}
 
 
 def _check_norm(layer: Any) -> None:

@@ -18,7 +18,7 @@ from .contractions import ATTENTION, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR, QU
 from .elementwise import DROPOUT, FLATTEN, GELU, MEAN, NOTHING, POOL, SOFTMAX
 from .modules import BatchNorm, Embed, Flatten
 from .norms import BATCH_NORM, GROUP_NORM, NORM
-from .translation import ANY, IMAGES, ROWS, Axes, Translation, only, renamed
+from .translation import ANY, IMAGES, ROWS, Axes, Translation, each, only, renamed
 
 
 class Pair(NamedTuple):
@@ -100,16 +100,14 @@ def of_torch(layer: nn.Module) -> Pair | None:
 
 
 def of_flax(layer: Any) -> Iterator[Pair]:
-    """The rows of a layer or function of flax."""
-    kind = function_of(layer) if not isinstance(layer, nnx.Module) else type(layer)
-    spatial = getattr(layer, "axes", None) if isinstance(layer, BatchNorm) else None
-    if spatial is None and hasattr(layer, "kernel_size"):
-        spatial = (len(layer.kernel_size),)
-    for pair in PAIRS:
-        if pair.flax is kind and (spatial is None or pair.axes & set(spatial)):
-            yield pair
-
-
-def function_of(layer: Any) -> Any:
-    """The function itself, of one with keywords."""
-    return getattr(layer, "func", layer)
+    """The rows of a layer or function of flax, those alone for as many axes as it says."""
+    kind = type(layer) if isinstance(layer, nnx.Module) else getattr(layer, "func", layer)
+    keywords = getattr(layer, "keywords", {})
+    numbers: Axes = ANY
+    if kind is BatchNorm:
+        numbers = frozenset(layer.axes)
+    elif window := getattr(layer, "kernel_size", None) or keywords.get("window_shape"):
+        numbers = axes(len(window))
+    elif kind is jnp.mean:
+        numbers = axes(len(each(keywords.get("axis"), 1)))
+    return (pair for pair in PAIRS if pair.flax is kind and pair.axes & numbers)

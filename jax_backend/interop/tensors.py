@@ -38,7 +38,11 @@ def tensor_to_array(tensor: Tensor, *, copy: bool | None = None) -> jax.Array:
             round.
     """
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
-        what = tensor if not isinstance(tensor, Tensor) else f"one of layout {tensor.layout}, quantized={tensor.is_quantized}"
+        what = (
+            tensor
+            if not isinstance(tensor, Tensor)
+            else f"one of layout {tensor.layout}, quantized={tensor.is_quantized}"
+        )
         raise TypeError(f"`tensor` must be a dense torch.Tensor, got {what!r}")
     check_bits("tensor", dtype_in_numpy(tensor.dtype))
     plain = tensor.detach().resolve_conj().resolve_neg()
@@ -67,7 +71,9 @@ def array_to_tensor(array: jax.Array, *, copy: bool | None = None) -> Tensor:
     try:
         tensor: Tensor = torch.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise TypeError(f"`array` must be dense, on one device, and of a dtype that torch has, got {array.dtype}") from error
+        raise TypeError(
+            f"`array` must be dense, on one device, and of a dtype that torch has, got {array.dtype}"
+        ) from error
     return tensor.clone() if copy else tensor
 
 
@@ -99,6 +105,14 @@ def check_bits(name: str, dtype: "np.dtype[Any]") -> None:
     """TypeError for a dtype that JAX would round to 32 bits."""
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise TypeError(f"`{name}` of dtype {dtype} needs 64-bit types in JAX; use `with jax.enable_x64(True):`")
+
+
+def check_leaf(leaf: object, *others: type) -> None:
+    """TypeError unless it is an array of NumPy or JAX that JAX holds as it is, a number, or of these types."""
+    if not isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic, jax.Array, *others)):
+        raise TypeError(f"arguments must be pytrees of arrays and numbers, got {leaf!r}")
+    if isinstance(leaf, np.ndarray | np.generic):
+        check_bits("an argument", leaf.dtype)
 
 
 def _is_dense(tensor: Tensor) -> bool:

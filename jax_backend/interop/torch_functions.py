@@ -5,13 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 from torch import Tensor
 
-from .tensors import array_to_tensor, tensor_to_array
-
-NUMBERS = (bool, int, float, complex)
+from .tensors import array_to_tensor, check_leaf, tensor_to_array
 
 
 def torch_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,8 +32,7 @@ def torch_function(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
         for leaf in leaves:
-            if not isinstance(leaf, (*NUMBERS, Tensor, np.ndarray, np.generic, jax.Array)):
-                raise TypeError(f"arguments must be pytrees of tensors, arrays and numbers, got {leaf!r}")
+            check_leaf(leaf, Tensor)
 
         def over_leaves(leaves: Sequence[Any]) -> Any:
             args, kwargs = jax.tree.unflatten(structure, leaves)
