@@ -2,8 +2,9 @@
 
     python examples/train_in_jax_serve_in_torch.py [--epochs N]
 
-Trains flax layers with optax from random weights, 4 bits for weights and 8 for the input of every layer; converts the model to
-torch; runs all 1,797 digits, JAX compiled, torch eager and compiled. Exit code 1 if a logit differs in any bit.
+Trains flax layers with optax from random weights, 4 bits for weights and 8 for the input of every layer; converts the
+model to torch; runs all 1,797 digits, JAX compiled, torch eager and compiled. Exit code 1 if a bit of a logit
+differs.
 """
 
 import argparse

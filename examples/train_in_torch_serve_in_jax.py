@@ -2,8 +2,8 @@
 
     python examples/train_in_torch_serve_in_jax.py [--epochs N]
 
-Trains from random weights, 4 bits for weights and 8 for the input of every layer; converts the model to flax; runs both on all
-1,797 digits, torch eager and JAX compiled. Exit code 1 if a logit differs in any bit.
+Trains from random weights, 4 bits for weights and 8 for the input of every layer; converts the
+model to flax; runs both on all 1,797 digits, torch eager and JAX compiled. Exit code 1 if a logit differs in any bit.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from flax import nnx
 from torch import nn
 
 from .modules import Embed
-from .translation import Arguments, Axes, Translation, each, margins, plain, require
+from .translation import ZEROS, Arguments, Axes, Translation, each, margins, plain, require
 
 
 def _linear_to_flax(layer: nn.Linear, axes: Axes) -> Arguments:
@@ -17,6 +17,7 @@ def _linear_to_flax(layer: nn.Linear, axes: Axes) -> Arguments:
         "in_features": layer.in_features,
         "out_features": layer.out_features,
         "use_bias": layer.bias is not None,
+        "kernel_init": ZEROS,
     }
 
 
@@ -43,6 +44,7 @@ def _conv_to_flax(layer: Any, axes: Axes) -> Arguments:
         "kernel_dilation": layer.dilation,
         "feature_group_count": layer.groups,
         "use_bias": layer.bias is not None,
+        "kernel_init": ZEROS,
     }
 
 
@@ -84,6 +86,7 @@ def _transposed_to_flax(layer: Any, axes: Axes) -> Arguments:
         "padding": tuple((r - p, r - p + more) for r, p, more in sides),
         "kernel_dilation": layer.dilation,
         "use_bias": layer.bias is not None,
+        "kernel_init": ZEROS,
         "transpose_kernel": True,
     }
 
@@ -125,6 +128,7 @@ def _attention_to_flax(layer: nn.MultiheadAttention, axes: Axes) -> Arguments:
         "num_heads": layer.num_heads,
         "in_features": layer.embed_dim,
         "use_bias": layer.in_proj_bias is not None,
+        "kernel_init": ZEROS,
         "dropout_rate": layer.dropout,
         "broadcast_dropout": False,
         "decode": False,
@@ -152,7 +156,7 @@ def _embedding_to_flax(layer: nn.Embedding, axes: Axes) -> Arguments:
     require(layer.max_norm is None, f"max_norm={layer.max_norm}; flax leaves rows as they are")
     require(not layer.scale_grad_by_freq and not layer.sparse, "scale_grad_by_freq or sparse; flax has neither")
     padding = {} if layer.padding_idx is None else {"padding_idx": layer.padding_idx}
-    return {"num_embeddings": layer.num_embeddings, "features": layer.embedding_dim, **padding}
+    return {"num_embeddings": layer.num_embeddings, "features": layer.embedding_dim, "embedding_init": ZEROS, **padding}
 
 
 def _embedding_to_torch(layer: nnx.Embed, axes: Axes) -> Arguments:

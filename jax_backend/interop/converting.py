@@ -14,7 +14,7 @@ from torch import nn
 from ...torch_frontend.nn import TensorQuantizer as TorchQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .layouts import Path, Place, chains, described, parts_of, places
-from .modules import BatchNorm, Embed, Sequential
+from .modules import Embed, Sequential
 from .pairs import Pair, of_flax, of_torch
 from .state import load_state_dict, state_dict
 from .tensors import numpy_to_tensor, tensor_to_numpy

@@ -24,14 +24,14 @@ def jax_function(
     """A function of torch as a function of JAX arrays, also under ``jax.jit``, that ``jax.vjp`` differentiates.
 
     It is called on the host, by ``jax.pure_callback``, with tensors of its own on the CPU. Gradients are those of
-    ``torch.autograd``, of any order, by calling it again; there is no forward mode. What it closes over has no gradient.
+    ``torch.autograd``, of any order, by calling it again; no forward mode. What it closes over has no gradient.
 
     Args:
         function: of tensors in pytrees, without effects: it may be called more than once, or not at all.
-        result_shape_dtypes: pytree of ``jax.ShapeDtypeStruct`` of its results; None to find them by a trial with tensors
-            without values, once for each program.
-        vmap_method: of ``jax.pure_callback``: what becomes of it under ``jax.vmap``. ``sequential``: a call for each
-            element.
+        result_shape_dtypes: pytree of ``jax.ShapeDtypeStruct`` of its results; None to find them by a trial with
+            tensors without values, once for each program.
+        vmap_method: of ``jax.pure_callback``: what becomes of it under ``jax.vmap``. ``sequential``: a call for
+            each element.
     Returns:
         The function of the same pytrees with arrays for tensors; numbers become arrays. Arrays of integers and bool
         have no gradient. Results are arrays.

@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A layer, its path, and how many axes images may have there; no number where that contradicts the layers before."""
+    """A layer, its path, and how many axes images may have there; none where that contradicts the layers before."""
 
     path: Path
     layer: Any

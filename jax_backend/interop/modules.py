@@ -31,7 +31,7 @@ class Sequential(nnx.Sequential):
 
 
 class Flatten(nnx.Module):
-    """Flattens axes as ``torch.nn.Flatten`` does, of images with channels last too: elements come in the order of torch.
+    """Flattens axes as ``torch.nn.Flatten`` does; of images with channels last too, in the order of torch.
 
     Args:
         start_dim, end_dim: the axes, counted as torch counts them.

@@ -1,4 +1,4 @@
-"""The table of pairs: a layer of torch, its layer or function of flax, and how one is made from the other. A row a line.
+"""The table of pairs: a layer of torch, its layer or function of flax, and how one is made from the other.
 
 Of two rows with one layer of torch the first is used, of several with one of flax that whose images have as many axes.
 Layers of samebits take what their classes have of arguments ``*_quant``; that needs no column.

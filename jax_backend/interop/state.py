@@ -21,10 +21,10 @@ Names are those of the module's attributes joined by dots, as in torch; the part
     `TensorQuantizer`      ``step``              ``step``, int64, here uint32
     =====================  ====================  =================================================
 
-The projections of ``MultiHeadAttention`` are the tensors of torch's ``MultiheadAttention``: ``in_proj_weight``, those of
-query, key and value below each other, ``in_proj_bias``, ``out_proj.weight`` and ``out_proj.bias``. A transposed
-convolution has names of torch with ``transpose_kernel=True`` only, which is torch's; attention without grouped keys, norms of
-queries and other widths of keys than of queries. A variable of any other module keeps its name and layout.
+The projections of ``MultiHeadAttention`` are the tensors of torch's ``MultiheadAttention``: ``in_proj_weight``, those
+of query, key and value below each other, ``in_proj_bias``, ``out_proj.weight`` and ``out_proj.bias``. A transposed
+convolution has names of torch with ``transpose_kernel=True`` only, as torch has it; attention without grouped keys,
+norms of queries, and other widths of keys than of queries. A variable of any other module keeps its name and layout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,11 +122,12 @@ def torch_path(module: nnx.Module, path: Sequence[object]) -> Iterator[str]:
 
 
 def attentions(module: nnx.Module) -> Iterator[tuple[str, nnx.MultiHeadAttention]]:
-    """The attention layers of a module whose projections torch holds in one tensor, with the beginnings of their names."""
+    """The attention layers whose projections torch holds in one tensor, behind the beginnings of their names."""
     for path, part in nnx.iter_modules(module):
-        if isinstance(part, nnx.MultiHeadAttention) and not part.normalize_qk:
-            if {part.num_kv_heads} == {part.num_heads} and part.in_features == part.in_kv_features == part.out_features:
-                yield "".join(f"{name}." for name in torch_path(module, path)), part
+        if not isinstance(part, nnx.MultiHeadAttention) or part.normalize_qk or part.num_kv_heads != part.num_heads:
+            continue
+        if part.in_features == part.in_kv_features == part.out_features:
+            yield "".join(f"{name}." for name in torch_path(module, path)), part
 
 
 def join_projections(tensors: dict[str, Tensor], prefix: str) -> None:

@@ -62,8 +62,8 @@ def array_to_tensor(array: jax.Array, *, copy: bool | None = None) -> Tensor:
         array: of any shape, 0-d and empty too; of a dtype that torch has.
         copy: True for memory of its own.
     Raises:
-        TypeError: no array with values, as inside ``jax.jit``, where `jax_function` is what can be used; or a dtype that
-            torch does not have.
+        TypeError: no array with values, as inside ``jax.jit``, where `jax_function` can be used; or a dtype that torch
+            does not have.
     """
     if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         hint = "; inside a transformation of JAX use `jax_function`" if isinstance(array, jax.core.Tracer) else ""

@@ -12,10 +12,10 @@ from .tensors import array_to_tensor, check_leaf, tensor_to_array
 
 
 def torch_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of JAX as a function of torch tensors, compiled by ``jax.jit``, that ``torch.autograd`` differentiates.
+    """A function of JAX as one of torch tensors, compiled by ``jax.jit``, that ``torch.autograd`` differentiates.
 
-    Gradients are those of ``jax.vjp``, of any order: a backward pass computes the function again inside its program, and
-    keeps arguments alone. Where a graph of ``torch.compile`` meets it, the graph breaks. Memory is shared as
+    Gradients are those of ``jax.vjp``, of any order: a backward pass computes the function again inside its program,
+    and arguments alone are kept. Where a graph of ``torch.compile`` meets it, the graph breaks. Memory is shared as
     `tensor_to_array` and `array_to_tensor` say, and results are finished when it returns.
 
     Args:

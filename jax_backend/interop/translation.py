@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from flax import nnx
 
+ZEROS = nnx.initializers.zeros_init()  # weights that are not drawn, since they are replaced
 Axes = frozenset[int]
 Arguments = dict[str, Any]
 ROWS: Axes = frozenset({0})

@@ -335,7 +335,7 @@ def test_classes_of_ones_own_are_made_by_functions() -> None:
     with pytest.raises(TypeError, match=r"`1` \(FlaxDoubled\): has a forward of its own"):
         interop.to_torch(flax)
     assert_same_model(model, interop.to_torch(flax, modules={FlaxDoubled: lambda layer: Doubled()}))
-    with pytest.raises(ValueError, match="missing 1.bias, 1.weight; unexpected 1.inner.bias, 1.inner.weight"):
+    with pytest.raises(ValueError, match=r"missing 1\.bias, 1\.weight; unexpected 1\.inner"):
         interop.to_flax(model, modules={Doubled: lambda layer: nnx.Linear(3, 3, rngs=nnx.Rngs(0))})
 
 
@@ -457,7 +457,7 @@ def test_flax_models_of_ones_own() -> None:
     assert found[2].approximate == "tanh"
     assert not found.training
     assert validate(found, model, x, jax_inputs=channels_last(x)).right
-    with pytest.raises(TypeError, match="`model` must be a torch.nn.Module, got"):
+    with pytest.raises(TypeError, match=r"`model` must be a torch\.nn\.Module, got"):
         interop.to_flax(model)
     with pytest.raises(ValueError, match=r"`start_dim` must be 1 or 2 and `end_dim` -1 for images .*, got 0 and -1"):
         interop.Flatten(0)

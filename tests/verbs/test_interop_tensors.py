@@ -1,4 +1,4 @@
-"""Tensors and arrays of the two frameworks: every bit arrives, memory is shared where it can be, the rest is refused."""
+"""Tensors and arrays of the two frameworks: every bit arrives, memory is shared where it can be."""
 
 import subprocess
 import sys
