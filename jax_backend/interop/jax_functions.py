@@ -96,7 +96,7 @@ class _Host:
             raise TypeError(f"results of `{self.name}` must be tensors, got {result!r}")
         dtype = dtype_in_numpy(result.dtype)
         check_bits(f"the result of {self.name}", dtype)
-        return jax.ShapeDtypeStruct(tuple(result.shape), dtype)
+        return _shaped(tuple(result.shape), dtype)
 
     def run(self, expected: Results, leaves: Sequence[Any]) -> Any:
         """The results as NumPy arrays, of tensors that are copies of these."""
@@ -124,7 +124,7 @@ class _Host:
         A gradient of torch is the conjugate of a cotangent of JAX, which matters to complex numbers alone.
         """
         count, wanted = len(leaves), _inexact(leaves)
-        results = [jax.ShapeDtypeStruct(leaves[index].shape, leaves[index].dtype) for index in wanted]
+        results = [_shaped(leaves[index].shape, leaves[index].dtype) for index in wanted]
 
         def pull(tensors: Sequence[Tensor]) -> list[Tensor]:
             keeps = torch.is_grad_enabled()  # where this is differentiated itself
@@ -168,3 +168,7 @@ _call.defvjp(_call_forward, _call_backward)
 def _inexact(leaves: Sequence[Any]) -> list[int]:
     """Which of these have gradients."""
     return [index for index, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]

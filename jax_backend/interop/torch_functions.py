@@ -83,7 +83,8 @@ class _Call(torch.autograd.Function):
         tensors = [value for value in values if isinstance(value, Tensor)]
         arrays = [tensor_to_array(value) if isinstance(value, Tensor) else value for value in values]
         # tensors may be written to as soon as this returns
-        leaves, tree = jax.tree.flatten(jax.block_until_ready(program.compiled(arrays)))
+        found = jax.block_until_ready(program.compiled(arrays))  # type: ignore[no-untyped-call]
+        leaves, tree = jax.tree.flatten(found)
         structure.append(tree)
         given = {tensor.data_ptr() for tensor in tensors}
         results = [array_to_tensor(jnp.asarray(leaf)) for leaf in leaves]

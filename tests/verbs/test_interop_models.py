@@ -175,9 +175,6 @@ def test_a_network_of_images_flattens_them_in_the_order_of_torch() -> None:
     found = validate(model, flax, x, jax_inputs=channels_last(x))
     assert found.right, [row.place for row in found.beyond]
     assert ("body.1", "body.1") in found.pairs
-    np.testing.assert_allclose(
-        nnx.jit(flax)(jnp.asarray(channels_last(x))), model(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5
-    )
     assert flax.names == ("body", "points", "mix", "soft", "flat", "norm", "head")
     assert_same_model(model, interop.to_torch(flax))
 
