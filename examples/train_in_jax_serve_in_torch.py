@@ -31,15 +31,16 @@ BATCH, RATE = 64, 1e-2
 
 def network() -> nnx.Module:
     """``(batch, 8, 8, 1)`` to ``(batch, 10)``; `interop.Flatten` takes pixels in the order of torch."""
-    rngs, quant = nnx.Rngs(0), {"weight_quant": "int4_per_channel", "input_quant": INPUT}
+    rngs = nnx.Rngs(0)
+    quant: dict[str, Any] = {"weight_quant": "int4_per_channel", "input_quant": INPUT, "rngs": rngs}
     return nnx.Sequential(
-        QuantConv(1, 16, (3, 3), padding=1, rngs=rngs, **quant),
+        QuantConv(1, 16, (3, 3), padding=1, **quant),
         nnx.relu,
-        QuantConv(16, 32, (3, 3), strides=2, padding=1, rngs=rngs, **quant),
+        QuantConv(16, 32, (3, 3), strides=2, padding=1, **quant),
         nnx.relu,
         interop.Flatten(),
         nnx.Dropout(0.1, rngs=rngs),
-        QuantLinear(512, 10, rngs=rngs, **quant),
+        QuantLinear(512, 10, **quant),
     )
 
 
@@ -53,7 +54,7 @@ def train(model: nnx.Module, epochs: int) -> None:
     @nnx.jit
     def step(model: Any, optimizer: nnx.Optimizer[Any], x: jax.Array, y: jax.Array) -> None:
         def loss(model: Any) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(x), y))
 
         optimizer.update(model, nnx.grad(loss)(model))
 

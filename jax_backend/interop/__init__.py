@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from .tensors import tensor_to_array as tensor_to_array
     from .torch_functions import torch_function as torch_function
 
-NEED_TORCH = ("array_to_tensor", "jax_function", "tensor_to_array", "to_flax", "to_torch", "torch_function")
+_NEED_TORCH = ("array_to_tensor", "jax_function", "tensor_to_array", "to_flax", "to_torch", "torch_function")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in NEED_TORCH:
+    if name not in _NEED_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with explaining(f"{__name__}.{name}"):
         from .converting import to_flax, to_torch
@@ -40,8 +40,8 @@ def __getattr__(name: str) -> Any:
         from .tensors import array_to_tensor, tensor_to_array
         from .torch_functions import torch_function
     found = (array_to_tensor, jax_function, tensor_to_array, to_flax, to_torch, torch_function)
-    return dict(zip(NEED_TORCH, found, strict=True))[name]
+    return dict(zip(_NEED_TORCH, found, strict=True))[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *NEED_TORCH})
+    return sorted({*globals(), *_NEED_TORCH})

@@ -224,7 +224,7 @@ class _ToTorch(_Making):
     def build(self, layer: Any, axes: Axes) -> nn.Module:
         builder = self._builder(layer)
         if builder is not None:
-            return cast(nn.Module, builder(layer))
+            return builder(layer)
         pair = next((pair for pair in of_flax(layer) if pair.axes & axes), None)
         if pair is None:
             raise Refused(OWN % _name(layer) if isinstance(layer, nnx.Module) else "no function of the table")

@@ -113,7 +113,8 @@ class BatchNorm(nnx.BatchNorm):
             raise ValueError("`mask` must be None: batch normalization of torch has none")
         frozen = self.use_running_average if use_running_average is None else use_running_average
         if frozen:
-            return super().__call__(x, True)
+            y: Array = super().__call__(x, True)
+            return y
         count, others = math.prod(x.shape[:-1]), tuple(range(x.ndim - 1))
         if count < 2:
             raise ValueError(f"`x` must have more than one value for each feature in training, got shape {x.shape}")

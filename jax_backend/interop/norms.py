@@ -36,7 +36,8 @@ def _norm_to_torch(layer: Any, axes: Axes) -> Arguments:
     scale, bias = layer.scale is not None, getattr(layer, "bias", None) is not None
     require(scale or not bias, "a bias without a scale")
     more = {"bias": bias} if isinstance(layer, nnx.LayerNorm) and scale else {}
-    unset = isinstance(layer, nnx.RMSNorm) and layer.epsilon == float(jnp.finfo(layer.param_dtype).eps)
+    smallest = float(jnp.finfo(layer.param_dtype).eps)  # type: ignore[no-untyped-call]
+    unset = isinstance(layer, nnx.RMSNorm) and layer.epsilon == smallest
     epsilon = None if unset else layer.epsilon  # as torch has it by default
     return {"normalized_shape": layer.num_features, "eps": epsilon, "elementwise_affine": scale, **more}
 

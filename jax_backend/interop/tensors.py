@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import torch
+import torch.utils.dlpack
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def array_to_tensor(array: jax.Array, *, copy: bool | None = None) -> Tensor:
         hint = "; inside a transformation of JAX use `jax_function`" if isinstance(array, jax.core.Tracer) else ""
         raise TypeError(f"`array` must be a jax.Array with values, got {array!r}{hint}")
     try:
-        tensor: Tensor = torch.from_dlpack(array)
+        tensor: Tensor = torch.utils.dlpack.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise TypeError(
             f"`array` must be dense, on one device, and of a dtype that torch has, got {array.dtype}"

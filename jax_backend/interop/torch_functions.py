@@ -28,7 +28,6 @@ def torch_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     programs: dict[Any, _Program] = {}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, structure = jax.tree.flatten((args, kwargs))
         for leaf in leaves:
@@ -43,7 +42,8 @@ def torch_function(function: Callable[..., Any]) -> Callable[..., Any]:
         found = _Call.apply(program, results, *leaves)  # type: ignore[no-untyped-call]
         return jax.tree.unflatten(results[0], found)
 
-    return call
+    disabled: Callable[..., Any] = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 class _Program:

@@ -70,6 +70,7 @@ def test_it_is_called_twice_in_a_graph_and_for_other_shapes_and_numbers() -> Non
     function, x = interop.torch_function(scaled), torch.tensor([1.0, 2.0], requires_grad=True)
     y = function(function(x, 3.0), 0.5)  # 4.5 x ** 4
     y.sum().backward()
+    assert x.grad is not None
     assert x.grad.tolist() == [18.0, 144.0]
     with torch.no_grad():
         assert not function(x, 2.0).requires_grad
@@ -239,4 +240,5 @@ def test_a_function_of_jax_where_torch_compiles() -> None:
     x = torch.arange(3.0, requires_grad=True)
     y = torch.compile(lambda x: function(x + 1) * 2, backend="eager")(x)
     y.sum().backward()
+    assert x.grad is not None
     assert (y.tolist(), x.grad.tolist()) == ([2.0, 8.0, 18.0], [4.0, 8.0, 12.0])

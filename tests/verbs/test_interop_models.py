@@ -207,6 +207,7 @@ def test_batch_norm_learns_as_in_torch(shape: tuple[int, ...], momentum: float |
     assert interop.state_dict(flax)["num_batches_tracked"] == 3
     leaf = torch.from_numpy(x).requires_grad_()
     layer(leaf).pow(3).sum().backward()
+    assert leaf.grad is not None
     gradient = jax.grad(lambda x: (nnx.clone(flax)(x) ** 3).sum())(back)
     np.testing.assert_allclose(channels_last(leaf.grad.numpy()), gradient, rtol=2e-3, atol=2e-4)
 
@@ -226,7 +227,7 @@ def test_modes_are_those_of_the_layers() -> None:
     model[1].eval()
     flax = interop.to_flax(model, rngs=nnx.Rngs(1))
     assert (flax.layers[0].deterministic, flax.layers[1].use_running_average) == (False, True)
-    back = interop.to_torch(flax)
+    back: Any = interop.to_torch(flax)
     assert [m.training for m in back] == [True, False, True]
     dropped = np.asarray(flax.layers[0](jnp.ones(1000)))
     assert set(dropped.tolist()) == {0.0, 2.0}
@@ -283,10 +284,10 @@ def test_what_is_shared_stays_shared() -> None:
     assert flax.layers[0].input_quant is flax.layers[2].input_quant
     x = random(4, 3)
     assert_same_bits(model(torch.from_numpy(x)).detach(), flax(jnp.asarray(x)))
-    back = interop.to_torch(flax)
+    back: Any = interop.to_torch(flax)
     assert back[0] is back[4]
     assert back[0].input_quant is back[2].input_quant
-    assert_same_bits(first.input_quant.scale, back[0].input_quant.scale)
+    assert_same_bits(quantizer.scale, back[0].input_quant.scale)
     assert_same_model(model, interop.to_torch(interop.to_flax(model)))
 
 
