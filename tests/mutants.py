@@ -88,7 +88,7 @@ NEAREST: dict[str, tuple[str, ...]] = {
         ),
         f"{JAX}layers.py::test_long_contractions_are_exact",
     ),
-    "jax_backend/interop.py": (f"{VERBS}interop.py",),
+    "jax_backend/interop/state.py": (f"{VERBS}interop.py",),
     "jax_backend/tensor_quantizer.py": (
         f"{VERBS}counts_of_training.py",
         f"{VERBS}scale_sources.py::test_learned_scales_may_start_at_a_value",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.requirements import explaining
+from ...jax_backend.interop import torch_path
 from ..inputs.compare import differences
 from ..modes.arrays import to_jax, to_numpy, to_torch
 
@@ -140,7 +141,7 @@ def _parts_of_jax(model: Model) -> tuple[dict[str, Part], dict[str, Any]]:
     if not isinstance(model, nnx.Module):
         return {"": Part("function", (), True)}, {}
     found, watched, hidden = dict[str, Part](), dict[str, Any](), list[str]()
-    modules = {".".join(map(str, _without_layers(model, path))): m for path, m in nnx.iter_modules(model)}
+    modules = {".".join(torch_path(model, path)): m for path, m in nnx.iter_modules(model)}
     for path, module in sorted(modules.items(), key=lambda item: item[0].count(".") if item[0] else -1):
         if any(path.startswith(f"{one}.") for one in hidden if one) or not callable(module):
             continue
@@ -152,16 +153,6 @@ def _parts_of_jax(model: Model) -> tuple[dict[str, Part], dict[str, Any]]:
         found[path] = Part(type(module).__name__, shapes, atomic(module) or not below)
         watched[path] = module
     return found, watched
-
-
-def _without_layers(model: Any, path: Sequence[Any]) -> list[Any]:
-    """The list inside an ``nnx.Sequential`` has no name in torch."""
-    found, here = [], model
-    for name in path:
-        if not (isinstance(here, nnx.Sequential) and name == "layers"):
-            found.append(name)
-        here = here[name] if isinstance(name, int) else getattr(here, str(name))
-    return found
 
 
 def _check_alike(model: Model, there: tuple[list[Any], dict[str, Any]], run: Recording) -> None:

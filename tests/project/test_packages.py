@@ -27,7 +27,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 NEEDED = {
     "core": [],
     "torch_frontend": ["torch", "files", "onnx"],
-    "jax_backend": ["jax", "files"],
+    "jax_backend": ["jax", "files", "torch"],
     "proofs": ["proofs", "torch", "jax", "cluster"],
 }
 

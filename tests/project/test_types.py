@@ -48,7 +48,7 @@ REASONS = {
     "jax_backend/operations.py ": WIDTHS,
     "jax_backend/scale_rules.py ": WIDTHS,
     "jax_backend/small_numbers.py ": WIDTHS,
-    "jax_backend/interop.py ": "variables of flax, and paths to modules",
+    "jax_backend/interop/": "variables and modules of flax or functions; layers of torch of any class; pytrees",
     "proofs/certificates/certify.py certify(how)": "the arguments of `run`, handed on",
     "proofs/inputs/compare.py differences(": OF_ANY_LIBRARY,
     "proofs/inputs/compare.py assert_same_bits(": OF_ANY_LIBRARY,

@@ -7,8 +7,11 @@ Names are those of the module's attributes joined by dots, as in torch; the part
     =====================  ====================  =================================================
     ``Linear``             ``kernel``            ``weight``, ``(in, out)`` becomes ``(out, in)``
     ``Conv``               ``kernel``            ``weight``, ``(h, w, in, out)`` becomes ``(out, in, h, w)``
+    ``ConvTranspose``      ``kernel``            ``weight``, ``(h, w, out, in)`` becomes ``(in, out, h, w)``
     ``Embed``              ``embedding``         ``weight``
     ``LayerNorm``          ``scale``             ``weight``
+    ``RMSNorm``            ``scale``             ``weight``
+    ``GroupNorm``          ``scale``             ``weight``
     ``BatchNorm``          ``scale``             ``weight``
     ``BatchNorm``          ``mean``, ``var``     ``running_mean``, ``running_var``
     all of these           ``bias``              ``bias``
@@ -18,7 +21,10 @@ Names are those of the module's attributes joined by dots, as in torch; the part
     `TensorQuantizer`      ``step``              ``step``, int64, here uint32
     =====================  ====================  =================================================
 
-A variable of any other module keeps its name and layout. torch itself is not needed.
+The projections of ``MultiHeadAttention`` are the tensors of torch's ``MultiheadAttention``: ``in_proj_weight``, those
+of query, key and value below each other, ``in_proj_bias``, ``out_proj.weight`` and ``out_proj.bias``. A transposed
+convolution has names of torch with ``transpose_kernel=True`` only, as torch has it; attention without grouped keys,
+norms of queries, and other widths of keys than of queries. A variable of any other module keeps its name and layout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +36,8 @@ import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
-from .tensor_quantizer import TensorQuantizer
+from ..tensor_quantizer import TensorQuantizer
+from .modules import Sequential
 
 Tensor = NDArray[Any]
 RENAMED: tuple[tuple[type[nnx.Module], Mapping[str, str]], ...] = (
@@ -38,8 +45,11 @@ RENAMED: tuple[tuple[type[nnx.Module], Mapping[str, str]], ...] = (
     (nnx.Conv, {"kernel": "weight"}),
     (nnx.Embed, {"embedding": "weight"}),
     (nnx.LayerNorm, {"scale": "weight"}),
+    (nnx.RMSNorm, {"scale": "weight"}),
+    (nnx.GroupNorm, {"scale": "weight"}),
     (nnx.BatchNorm, {"scale": "weight", "mean": "running_mean", "var": "running_var"}),
 )
+PROJECTIONS = ("query", "key", "value")
 
 
 class Entry(NamedTuple):
@@ -56,10 +66,13 @@ def state_dict(module: nnx.Module) -> dict[str, Tensor]:
     Scales that are not set yet are NaN, or empty where even their shape is not known.
     """
     found = {name: (np.asarray(entry.variable[...]), entry.axes) for name, entry in entries(module).items()}
-    return {
+    tensors = {
         name: in_torch_layout(array.astype(np.int64) if array.dtype == np.uint32 else array, axes)
         for name, (array, axes) in found.items()
     }
+    for prefix, _ in attentions(module):
+        join_projections(tensors, prefix)
+    return dict(sorted(tensors.items()))
 
 
 def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -72,7 +85,9 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
             that does not fit an uint32.
         TypeError: a tensor of another dtype.
     """
-    held = entries(module)
+    held, tensors = entries(module), dict(tensors)
+    for prefix, part in attentions(module):
+        split_projections(tensors, prefix, part)
     missing, unexpected = sorted(set(held) - set(tensors)), sorted(set(tensors) - set(held))
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
@@ -95,15 +110,76 @@ def entries(module: nnx.Module) -> dict[str, Entry]:
 
 
 def torch_path(module: nnx.Module, path: Sequence[object]) -> Iterator[str]:
-    """Names of a path in torch: the list inside an ``nnx.Sequential`` has none."""
+    """Names of a path in torch: the list inside an ``nnx.Sequential`` has none, its parts those of a `Sequential`."""
     here: Any = module
+    names: Sequence[str] = ()
     for name in path:
-        if not (isinstance(here, nnx.Sequential) and name == "layers"):
-            yield str(name)
+        inside = isinstance(here, nnx.Sequential) and name == "layers"
+        if not inside:
+            yield names[name] if names and isinstance(name, int) else str(name)
+        names = here.names if inside and isinstance(here, Sequential) else ()
         here = here[name] if isinstance(name, int) else getattr(here, str(name))
 
 
+def attentions(module: nnx.Module) -> Iterator[tuple[str, nnx.MultiHeadAttention]]:
+    """The attention layers whose projections torch holds in one tensor, behind the beginnings of their names."""
+    for path, part in nnx.iter_modules(module):
+        if not isinstance(part, nnx.MultiHeadAttention) or part.normalize_qk or part.num_kv_heads != part.num_heads:
+            continue
+        if part.in_features == part.in_kv_features == part.out_features:
+            yield "".join(f"{name}." for name in torch_path(module, path)), part
+
+
+def join_projections(tensors: dict[str, Tensor], prefix: str) -> None:
+    """Puts the projections of an attention layer into the tensors that torch has for them."""
+    weights = [tensors.pop(f"{prefix}{name}.kernel") for name in PROJECTIONS]
+    joined = np.concatenate([w.reshape(len(w), -1).T for w in weights])
+    out = tensors.pop(f"{prefix}out.kernel")
+    tensors |= {f"{prefix}in_proj_weight": joined, f"{prefix}out_proj.weight": _turned(out)}
+    if f"{prefix}out.bias" in tensors:
+        biases = [tensors.pop(f"{prefix}{name}.bias").reshape(-1) for name in PROJECTIONS]
+        tensors[f"{prefix}in_proj_bias"] = np.concatenate(biases)
+        tensors[f"{prefix}out_proj.bias"] = tensors.pop(f"{prefix}out.bias")
+
+
+def split_projections(tensors: dict[str, Tensor], prefix: str, part: nnx.MultiHeadAttention) -> None:
+    """Puts torch's tensors of an attention layer under the names, and into the layouts, of flax.
+
+    Raises:
+        ValueError: a tensor of another shape.
+    """
+    width, inside, heads = part.in_features, part.qkv_features, (part.num_heads, part.head_dim)
+    shapes = {
+        f"{prefix}in_proj_weight": (3 * inside, width),
+        f"{prefix}in_proj_bias": (3 * inside,),
+        f"{prefix}out_proj.weight": (width, inside),
+        f"{prefix}out_proj.bias": (width,),
+    }
+    found = {name: np.asarray(tensors.pop(name)) for name in shapes if name in tensors}
+    for name, tensor in found.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(f"`{name}` must have shape {shapes[name]}, got {tensor.shape}")
+    for name, tensor in found.items():
+        if name.endswith("in_proj_weight"):
+            parts = [_turned(w).reshape(width, *heads) for w in np.split(tensor, 3)]
+            tensors |= {f"{prefix}{p}.kernel": w for p, w in zip(PROJECTIONS, parts, strict=True)}
+        elif name.endswith("in_proj_bias"):
+            parts = [b.reshape(heads) for b in np.split(tensor, 3)]
+            tensors |= {f"{prefix}{p}.bias": b for p, b in zip(PROJECTIONS, parts, strict=True)}
+        elif name.endswith("weight"):
+            tensors[f"{prefix}out.kernel"] = _turned(tensor).reshape(*heads, width)
+        else:
+            tensors[f"{prefix}out.bias"] = tensor
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """A matrix of all axes but the last, transposed."""
+    return np.ascontiguousarray(matrix.reshape(-1, matrix.shape[-1]).T)
+
+
 def _renamed(part: nnx.Module, name: str) -> str:
+    if isinstance(part, nnx.ConvTranspose) and part.transpose_kernel:
+        return "weight" if name == "kernel" else name
     return next((names.get(name, name) for kind, names in RENAMED if isinstance(part, kind)), name)
 
 
@@ -112,7 +188,7 @@ def _axes(part: nnx.Module, name: str) -> tuple[int, ...] | None:
         return None
     if isinstance(part, nnx.Linear):
         return (1, 0)
-    if isinstance(part, nnx.Conv):
+    if isinstance(part, nnx.Conv) or (isinstance(part, nnx.ConvTranspose) and part.transpose_kernel):
         spatial = len(part.kernel_size)
         return (spatial + 1, spatial, *range(spatial))
     return None

@@ -1,0 +1,20 @@
+"""The examples `train_in_torch_serve_in_jax.py` and `train_in_jax_serve_in_torch.py`, for two epochs."""
+
+import re
+import sys
+
+import pytest
+
+from ..torch_frontend.ptq.test_example import example
+
+
+@pytest.mark.parametrize(("name", "modes"), [("train_in_torch_serve_in_jax", 1), ("train_in_jax_serve_in_torch", 2)])
+def test_every_logit_has_the_same_bits(
+    name: str, modes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--epochs", "2"])
+    assert example(name).main() == 0
+    printed = capsys.readouterr().out
+    assert re.findall(r"(\d+) of 17,970 logits differ", printed) == ["0"] * modes
+    (reached,) = re.findall(r"(\d+\.\d\d) % of the held-out digits", printed)
+    assert float(reached) > 80
