@@ -138,7 +138,10 @@ def lookup(codes: Array, table: Array) -> Array:
 
 def ends(x: Array) -> tuple[int, int] | None:
     """The smallest and the largest number, None of none and while tracing."""
-    return (int(np.min(x)), int(np.max(x))) if x.size and is_concrete(x) else None
+    if not x.size or not is_concrete(x):
+        return None
+    values = np.asarray(x)  # of a constant of a program the least would be traced
+    return int(values.min()), int(values.max())
 
 
 def _product(a: Array, b: Array) -> tuple[Array, Array]:
