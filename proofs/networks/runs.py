@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from ..inputs import digits
 from ..modes.arrays import to_jax, to_numpy, to_torch
-from ..modes.execution import unavailable
 from .networks import INTEGER_NETWORKS, Operations
 from .parameters import Parameters, parameters
 
@@ -117,9 +116,9 @@ def operations(run: str) -> Operations:
     return SimpleNamespace(**own | {"integer_matmul": integer_matmul_int8})  # type: ignore[return-value]
 
 
-def missing(run: str) -> str | None:
-    """Why a run is not possible on this machine, or None."""
-    return unavailable({"torch int8": "torch eager", "jax sharded": "jax jit"}.get(run, run))
+def mode_of(run: str) -> str:
+    """The execution mode that a run is, or needs."""
+    return {"torch int8": "torch eager", "jax sharded": "jax jit"}.get(run, run)
 
 
 def in_batches(run: Run, x: Array, size: int) -> Array:
