@@ -1,6 +1,7 @@
 """`samebits check --networks`: the logits of all digits, every network in every run, one at a time and in batches.
 
-Each is compared with the specification on all digits at once, bit for bit.
+Each is compared with the specification on all digits at once, bit for bit; of ``jax eager``, one digit at a time, the
+first hundred.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from .runs import NETWORKS, REFERENCE, RUNS, in_batches, inputs, mode_of, run_of
 
 Array = NDArray[Any]
 BATCH_SIZES = (1, 256)
+FEW = 100  # digits one at a time in ``jax eager``, where each takes tenths of a second
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def rows(job: Job) -> tuple[NetworkRow, ...]:
     run = None if job.run == "jax sharded" else run_of(job.network, job.run)
     found = []
     for size in job.sizes:
-        logits = sharded.logits(job.network, size, job.count) if run is None else in_batches(run, x, size)
-        result = differences(expected, logits)
+        some = slice(FEW if (job.run, size) == ("jax eager", 1) else None)
+        logits = sharded.logits(job.network, size, job.count) if run is None else in_batches(run, x[some], size)
+        result = differences(expected[some], logits)
         score = digits.accuracy(logits, digits.images()[1]) if logits.shape == (1797, 10) else None
         example = None
         if not result.same:

@@ -1,4 +1,4 @@
-"""Whole networks: the specification against Python's integers, every run against the specification, planted faults found.
+"""Whole networks: the specification against Python's integers, runs against the specification, planted faults found.
 
 All runs of all networks on all digits are what `samebits check --networks` compares; here are enough to see a fault.
 """
@@ -28,6 +28,7 @@ from samebits.torch_frontend import int8
 
 Array = NDArray[Any]
 Matrix = list[list[int]]
+INT8 = core.IntegerFormat(8)
 
 
 def requantized(total: int, multiplier: Any, shift: Any, lo: int = -128, hi: int = 127) -> int:
@@ -129,7 +130,7 @@ def test_logits_stand_for_those_of_the_float_network() -> None:
 SAMPLE = [
     *(("mlp", run, (1, 7)) for run in runs.RUNS[1:]),
     *(("transformer", run, (1, 8)) for run in ("torch eager", "torch int8")),
-    *(("transformer", run, (12,)) for run in ("jax jit", "jax sharded")),
+    *(("transformer", run, (10,)) for run in ("jax jit", "jax sharded")),
     ("cnn", "torch int8", (1, 8)),
 ]
 
@@ -184,15 +185,13 @@ def toward_zero(codes: Any, size: Any) -> Any:
     return torch.div(total, size[0], rounding_mode="trunc").to(codes.dtype)
 
 
-def toward_negative(
-    acc: Any, multiplier: Any, shift: Any, zero_point: int = 0, format: Any = core.IntegerFormat(8)
-) -> Any:
+def toward_negative(acc: Any, multiplier: Any, shift: Any, zero_point: int = 0, format: Any = INT8) -> Any:
     """A shift without rounding."""
     whole = (acc.long() * multiplier.long()) >> shift.long()
     return whole.clamp(format.lo, format.hi).to(getattr(torch, format.storage))
 
 
-def halves_up(acc: Any, multiplier: Any, shift: Any, zero_point: int = 0, format: Any = core.IntegerFormat(8)) -> Any:
+def halves_up(acc: Any, multiplier: Any, shift: Any, zero_point: int = 0, format: Any = INT8) -> Any:
     """Rounding twice, first to 31 bits, as in gemmlowp."""
     high = (acc.long() * multiplier.long() + 2**30) >> 31
     rest = shift.long() - 31
@@ -277,9 +276,9 @@ def test_wrong_usage(samebits: Callable[..., tuple[int, str, str]], arguments: t
 
 def test_what_is_not_there_is_named() -> None:
     for call in (lambda: runs.inputs("rnn"), lambda: runs.run_of("rnn", "numpy"), lambda: parameters("rnn")):
-        with pytest.raises(ValueError, match="`network` must be one of 'mlp', 'transformer'.*got 'rnn'"):
+        with pytest.raises(ValueError, match=r"`network` must be one of 'mlp', 'transformer'.*got 'rnn'"):
             call()
-    with pytest.raises(ValueError, match="`run` must be one of 'numpy'.*got 'jax sharded'"):
+    with pytest.raises(ValueError, match=r"`run` must be one of 'numpy'.*got 'jax sharded'"):
         runs.run_of("mlp", "jax sharded")
     with pytest.raises(ValueError, match="`network` must be one of"):
         compare.jobs(networks=["rnn"])
