@@ -27,7 +27,7 @@ def test_integer_networks_have_it(network: str, run: str) -> None:
 
 
 def test_a_scale_that_comes_from_the_batch_is_found() -> None:
-    """Dynamic quantization per tensor: the largest element of a batch sets the scale of all rows. Per token it holds."""
+    """Dynamic quantization per tensor: the largest element of a batch sets the scale of all. Per token it holds."""
     torch.manual_seed(0)
     x = torch.from_numpy(ROWS)
     of_batch = QuantLinear(64, 10, input_quant="int8_per_tensor").eval()
