@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import integer_checks as checks
-from .arguments import as_array
+from .arguments import as_array, ends
 from .formats import IntegerFormat
 
 Array = NDArray[Any]
@@ -69,7 +69,7 @@ def requantize(acc: Array, multiplier: Array, shift: Array, zero_point: int = 0,
     checks.check_ends("multiplier", ends(multiplier), checks.MULTIPLIERS)
     checks.check_ends("shift", ends(shift), checks.SHIFTS)
     lo, hi = checks.check_format(format, zero_point)
-    whole = rounded_quotient(acc.astype(np.int64) * multiplier, np.int64(1) << shift.astype(np.int64))
+    whole = _rounded_quotient(acc.astype(np.int64) * multiplier, np.int64(1) << shift.astype(np.int64))
     return (whole.clip(lo, hi) + zero_point).astype(format.storage)
 
 
@@ -104,7 +104,7 @@ def integer_add(
     checks.check_addition(multipliers, shift)
     lo, hi = checks.check_format(format, zero_point)
     total = (a.astype(np.int64) - a_zero) * multipliers[0] + (b.astype(np.int64) - b_zero) * multipliers[1]
-    return (rounded_quotient(total, np.int64(1 << shift)).clip(lo, hi) + zero_point).astype(format.storage)
+    return (_rounded_quotient(total, np.int64(1 << shift)).clip(lo, hi) + zero_point).astype(format.storage)
 
 
 def lookup(codes: Array, table: Array) -> Array:
@@ -124,13 +124,8 @@ def lookup(codes: Array, table: Array) -> Array:
     return np.asarray(table[codes.astype(np.int64) - lo])
 
 
-def rounded_quotient(numerator: Array, denominator: Array) -> Array:
+def _rounded_quotient(numerator: Array, denominator: Array) -> Array:
     """The integer nearest to the exact quotient, ties to even; int64, positive denominators."""
     whole, rest = np.divmod(numerator, denominator)  # toward negative; 0 <= rest < denominator
     up = (rest > denominator - rest) | ((rest == denominator - rest) & (whole % 2 == 1))
     return np.asarray(whole + up)
-
-
-def ends(x: Array) -> tuple[int, int] | None:
-    """The smallest and the largest number, None of none."""
-    return (int(x.min()), int(x.max())) if x.size else None

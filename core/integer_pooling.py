@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import integer_checks as checks
 from .arguments import as_array
-from .integer_arithmetic import rounded_quotient
+from .integer_arithmetic import _rounded_quotient
 
 Array = NDArray[Any]
 
@@ -32,7 +32,7 @@ def integer_average_pool(codes: Array, size: Sequence[int]) -> Array:
     """
     codes = as_array("codes", codes)
     total = _windows(codes, size).astype(np.int64).sum(_inside(size))
-    return rounded_quotient(total, np.int64(prod(size))).astype(codes.dtype)
+    return _rounded_quotient(total, np.int64(prod(size))).astype(codes.dtype)
 
 
 def integer_max_pool(codes: Array, size: Sequence[int]) -> Array:

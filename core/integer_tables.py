@@ -19,7 +19,7 @@ from .choice import check_count
 from .formats import IntegerFormat
 
 Array = NDArray[Any]
-Number = float | Fraction
+Number = float | Fraction | np.floating[Any]
 DIGITS = 160
 FURTHEST = 1000  # an exponential further out rounds as this one does, whatever the scale
 SMALL_TAIL = 14  # beyond it erf is 1 or -1 to 87 digits
@@ -145,7 +145,8 @@ def norm_epsilon(epsilon: Number, x_scale: Number, features: int) -> int:
     """
     if not epsilon >= 0 or not isfinite(epsilon):
         raise ValueError(f"`epsilon` must be a finite number from 0 on, got {epsilon}")
-    added = round(Fraction(epsilon) * features**2 / _positive("x_scale", x_scale) ** 2)
+    exact = epsilon if isinstance(epsilon, Fraction) else Fraction(float(epsilon))
+    added = round(exact * features**2 / _positive("x_scale", x_scale) ** 2)
     checks.check_epsilon(added)
     return added
 

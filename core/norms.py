@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import integer_checks as checks
-from .arguments import as_array
+from .arguments import as_array, ends
 from .formats import IntegerFormat
-from .integer_arithmetic import INT8, ends, rounded_quotient
+from .integer_arithmetic import INT8, _rounded_quotient
 
 Array = NDArray[Any]
 
@@ -91,7 +91,7 @@ def _affine(
     checks.check_epsilon(epsilon)
     lo, hi = checks.check_format(format, zero_point)
     root = np.maximum(_root((squares + epsilon) << (2 * checks.ROOT_BITS)), 1)
-    y = rounded_quotient((centred << checks.ROOT_BITS) * weight + root * bias, root << checks.WEIGHT_BITS)
+    y = _rounded_quotient((centred << checks.ROOT_BITS) * weight + root * bias, root << checks.WEIGHT_BITS)
     return (y.clip(lo, hi) + zero_point).astype(format.storage)
 
 

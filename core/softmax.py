@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import integer_checks as checks
-from .arguments import as_array
-from .integer_arithmetic import ends, lookup, rounded_quotient
+from .arguments import as_array, ends
+from .integer_arithmetic import _rounded_quotient, lookup
 
 Array = NDArray[Any]
 
@@ -52,4 +52,4 @@ def integer_softmax(x: Array, exponentials: Array, bits: int, mask: Array | None
     below = wide.max(-1, keepdims=True, initial=-(2**31)) - wide
     e = np.where(takes_part, lookup(below.clip(0, 255).astype(np.uint8), exponentials).astype(np.int64), 0)
     total = e.sum(-1, keepdims=True)
-    return np.where(total > 0, rounded_quotient(255 * e, np.maximum(total, 1)), 0).astype(np.uint8)
+    return np.where(total > 0, _rounded_quotient(255 * e, np.maximum(total, 1)), 0).astype(np.uint8)

@@ -21,7 +21,8 @@ from jax import lax
 
 from ..core import integer_checks as checks
 from ..core.formats import IntegerFormat
-from .arrays import as_array, is_concrete
+from .arguments import ends
+from .arrays import as_array
 
 Array = jax.Array
 INT8 = IntegerFormat(8)
@@ -136,12 +137,12 @@ def lookup(codes: Array, table: Array) -> Array:
     return jnp.take(table, codes.astype(np.int32) - lo, mode="clip")
 
 
-def ends(x: Array) -> tuple[int, int] | None:
-    """The smallest and the largest number, None of none and while tracing."""
-    if not x.size or not is_concrete(x):
-        return None
-    values = np.asarray(x)  # of a constant of a program the least would be traced
-    return int(values.min()), int(values.max())
+def _rounded_division(numerator: Array, denominator: Array) -> Array:
+    """The integer nearest to the exact quotient, ties to even; none is negative, and no denominator is 0."""
+    whole: Array = lax.div(numerator, denominator)
+    rest = numerator - whole * denominator
+    up = (rest > denominator - rest) | ((rest == denominator - rest) & ((whole & 1) == 1))
+    return whole + up
 
 
 def _product(a: Array, b: Array) -> tuple[Array, Array]:

@@ -18,6 +18,7 @@ from jax import lax
 
 from ..core import integer_checks as checks
 from .arrays import as_array
+from .integer_arithmetic import _rounded_division
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def integer_average_pool(codes: Array, size: Sequence[int]) -> Array:
     codes = as_array("codes", codes)
     checks.check_pool(codes.shape, codes.dtype.name, size)
     total = _reduced(codes.astype(np.int32), np.int32(0), lax.add, size)
-    whole = rounded_division(jnp.abs(total), jnp.full_like(total, prod(size)))
+    whole = _rounded_division(jnp.abs(total), jnp.full_like(total, prod(size)))
     return jnp.where(total < 0, -whole, whole).astype(codes.dtype)
 
 
@@ -50,12 +51,5 @@ def integer_max_pool(codes: Array, size: Sequence[int]) -> Array:
 def _reduced(codes: Array, first: Any, operation: Callable[[Any, Any], Any], size: Sequence[int]) -> Array:
     """Each window reduced to a number."""
     window = (1, 1, *size)
-    return lax.reduce_window(codes, first, operation, window, window, "VALID")
-
-
-def rounded_division(numerator: Array, denominator: Array) -> Array:
-    """The integer nearest to the exact quotient, ties to even; none is negative, and no denominator is 0."""
-    whole = lax.div(numerator, denominator)
-    rest = numerator - whole * denominator
-    up = (rest > denominator - rest) | ((rest == denominator - rest) & ((whole & 1) == 1))
-    return whole + up
+    reduced: Array = lax.reduce_window(codes, first, operation, window, window, "VALID")
+    return reduced

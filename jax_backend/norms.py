@@ -24,9 +24,9 @@ from jax import lax
 
 from ..core import integer_checks as checks
 from ..core.formats import IntegerFormat
+from .arguments import ends
 from .arrays import as_array
-from .integer_arithmetic import INT8, ends
-from .integer_pooling import rounded_division
+from .integer_arithmetic import INT8, _rounded_division
 
 Array = jax.Array
 DIGITS = 32  # of a root, in base 2
@@ -99,7 +99,7 @@ def _affine(
     root = jnp.maximum(_root((squares + epsilon) << (2 * checks.ROOT_BITS)), 1)
     numerator = (_wide(centred) << checks.ROOT_BITS) * _wide(weight) + root * _wide(bias)
     denominator = jnp.broadcast_to(root << checks.WEIGHT_BITS, numerator.shape)
-    whole = rounded_division(jnp.abs(numerator), denominator)
+    whole = _rounded_division(jnp.abs(numerator), denominator)
     y = jnp.where(numerator < 0, -whole, whole)
     return lax.convert_element_type(y.clip(lo, hi) + zero_point, format.storage)
 
@@ -111,4 +111,5 @@ def _root(x: Array) -> Array:
         tried = root | (jnp.int64(1) << (DIGITS - 1 - step))
         return jnp.where(tried <= lax.div(x, tried), tried, root)
 
-    return lax.fori_loop(0, DIGITS, digit, jnp.zeros_like(x))
+    root: Array = lax.fori_loop(0, DIGITS, digit, jnp.zeros_like(x))
+    return root

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core import integer_checks as checks
+from .arguments import ends
 from .arrays import as_array
-from .integer_arithmetic import ends
-from .integer_pooling import rounded_division
+from .integer_arithmetic import _rounded_division
 
 Array = jax.Array
 
@@ -55,4 +55,4 @@ def integer_softmax(x: Array, exponentials: Array, bits: int, mask: Array | None
     e = jnp.take(exponentials, largest - codes, mode="clip")
     e = jnp.where(takes_part, e, 0)
     total = jnp.sum(e, -1, keepdims=True, dtype=np.int32)
-    return rounded_division(255 * e, jnp.broadcast_to(jnp.maximum(total, 1), e.shape)).astype(np.uint8)
+    return _rounded_division(255 * e, jnp.broadcast_to(jnp.maximum(total, 1), e.shape)).astype(np.uint8)

@@ -16,7 +16,7 @@ from ..core.windows import Window
 from .arrays import WHOLE, is_concrete, pieces
 from .eager import layout, quotients_into
 from .in_place import to_grid
-from .integer_arithmetic import check_matmul, integer_matmul
+from .integer_arithmetic import _check_matmul, integer_matmul
 from .routes import codes as numbers_of
 from .routes import wide
 
@@ -74,7 +74,7 @@ def integer_matmul_int8(a: Tensor, b: Tensor, bias: Tensor | None = None, a_zero
 
     Where that product is not exact on this machine, or has one term or 2**15 and more, it is `integer_matmul`.
     """
-    check_matmul(a, b, bias, a_zero)
+    _check_matmul(a, b, bias, a_zero)
     n = a.shape[-1]
     if not (1 < n < 2**15 and a.numel() and b.numel() and saturates_nowhere()):
         return integer_matmul(a, b, bias, a_zero)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..core import integer_checks as checks
 from ..core.formats import IntegerFormat
-from .arguments import check_tensor
-from .arrays import dtype_name, is_concrete, without_autocast
+from .arguments import check_codes, check_tensor, ends
+from .arrays import dtype_name, without_autocast
 
 INT8 = IntegerFormat(8)
 EXACT = 2**24  # every integer up to here is a float32
@@ -38,7 +38,7 @@ def integer_matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, a_zero: int
     Raises:
         TypeError: other dtypes. ValueError: other shapes; or so many terms that a sum could leave int32.
     """
-    bound = check_matmul(a, b, bias, a_zero)
+    bound = _check_matmul(a, b, bias, a_zero)
     carrier = torch.float32 if bound <= EXACT else torch.float64
     with without_autocast(a):
         total = ((a.to(carrier) - a_zero) @ b.to(carrier).transpose(-2, -1)).to(torch.int32)
@@ -130,7 +130,7 @@ def lookup(codes: Tensor, table: Tensor) -> Tensor:
     return table[codes.long() - lo]
 
 
-def check_matmul(a: Tensor, b: Tensor, bias: Tensor | None, a_zero: int) -> int:
+def _check_matmul(a: Tensor, b: Tensor, bias: Tensor | None, a_zero: int) -> int:
     """Arguments of `integer_matmul`; the largest magnitude that its sum can have."""
     check_codes("a", a)
     check_codes("b", b)
@@ -142,17 +142,3 @@ def check_matmul(a: Tensor, b: Tensor, bias: Tensor | None, a_zero: int) -> int:
         check_tensor("bias", bias)
         checks.check_bias(tuple(bias.shape), dtype_name(bias.dtype), shapes[1], ends(bias))
     return bound
-
-
-def check_codes(name: str, codes: Tensor) -> int:
-    """The smallest code of the dtype. TypeError for what is no tensor of int8 or uint8."""
-    check_tensor(name, codes)
-    return checks.check_codes_dtype(name, dtype_name(codes.dtype))[0]
-
-
-def ends(x: Tensor) -> tuple[int, int] | None:
-    """The smallest and the largest number, None of none and where they are not at hand."""
-    if not is_concrete(x) or not x.numel():
-        return None
-    low, high = torch.aminmax(x)
-    return int(low), int(high)

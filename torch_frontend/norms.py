@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..core import integer_checks as checks
 from ..core.formats import IntegerFormat
-from .arguments import check_tensor
+from .arguments import check_codes, check_tensor, ends
 from .arrays import dtype_name
-from .integer_arithmetic import INT8, check_codes, ends
+from .integer_arithmetic import INT8
 
 
 def integer_layer_norm(

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from ..core import integer_checks as checks
-from .arguments import check_tensor
+from .arguments import check_codes, check_tensor, ends
 from .arrays import dtype_name
-from .integer_arithmetic import check_codes, ends
 
 
 def integer_softmax(x: Tensor, exponentials: Tensor, bits: int, mask: Tensor | None = None) -> Tensor:

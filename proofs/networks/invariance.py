@@ -56,7 +56,7 @@ class Row:
     def __str__(self) -> str:
         return (
             f"row {self.input}, {self.arrangement}, batch of {len(self.batch)}: element {self.element} is "
-            f"{self.together!r}, alone {self.alone!r}"
+            f"{self.together}, alone {self.alone}"
         )
 
 

@@ -106,8 +106,8 @@ def _transformer(stored: Mapping[str, Array]) -> Parameters:
     width = stored["embed.weight"].shape[0]
     root = np.sqrt(np.float32(width // HEADS))
     products = {"scores": (scales["query"] / root, scales["key"]), "mixed": (np.float32(1 / 255), scales["value"])}
-    for place, (first, second) in products.items():
-        arrays[f"{place}.multiplier"], arrays[f"{place}.shift"] = fixed_point(first, second, scales[place])
+    for place, (x_scale, w_scale) in products.items():
+        arrays[f"{place}.multiplier"], arrays[f"{place}.shift"] = fixed_point(x_scale, w_scale, scales[place])
     arrays["exponentials"], bits = exponential_table(scales["scores"], 8)
     arrays["gelu"] = lookup_table("gelu", INT8, scales["up"], INT8, scales["gelu"])
     numbers: dict[str, Any] = {"bits": bits}

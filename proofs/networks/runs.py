@@ -6,8 +6,8 @@ run                   computes with
 ``numpy``             `samebits.core`, the specification
 ``torch eager``       `samebits.torch_frontend`, operation by operation
 ``torch compiled``    the same in ``torch.compile(fullgraph=True, dynamic=True)``
-    ``torch int8``        contractions by ``torch._int_mm``, int8 into int32; of the CNN that of the linear layer, in
-                          `quant_inference_mode`, since its kernels are too small to gain; else as ``torch eager``
+``torch int8``        contractions by ``torch._int_mm``, int8 into int32; of the CNN that of the linear layer, in
+                      `quant_inference_mode`, since its kernels are too small to gain; else as ``torch eager``
 ``jax eager``         `samebits.jax_backend` under ``jax.disable_jit()``
 ``jax jit``           the same in one ``jax.jit`` program
 ``jax sharded``       that program with its batch on two devices of the CPU, in a process of its own (`sharded`)
