@@ -124,7 +124,7 @@ def lookup(codes: Array, table: Array) -> Array:
     return np.asarray(table[codes.astype(np.int64) - lo])
 
 
-def _rounded_quotient(numerator: Array, denominator: Array) -> Array:
+def _rounded_quotient(numerator: Array, denominator: Array | np.int64) -> Array:
     """The integer nearest to the exact quotient, ties to even; int64, positive denominators."""
     whole, rest = np.divmod(numerator, denominator)  # toward negative; 0 <= rest < denominator
     up = (rest > denominator - rest) | ((rest == denominator - rest) & (whole % 2 == 1))

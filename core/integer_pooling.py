@@ -44,7 +44,8 @@ def integer_max_pool(codes: Array, size: Sequence[int]) -> Array:
 def _windows(codes: Array, size: Sequence[int]) -> Array:
     """Codes with two axes in the place of each: the windows, and the places in one."""
     counts = checks.check_pool(codes.shape, codes.dtype.name, size)
-    kept = codes[(..., *(slice(n * length) for n, length in zip(counts, size, strict=True)))]
+    inside = tuple(slice(n * length) for n, length in zip(counts, size, strict=True))
+    kept = codes[(slice(None), slice(None), *inside)]
     return kept.reshape(*codes.shape[:2], *(n for pair in zip(counts, size, strict=True) for n in pair))
 
 

@@ -97,4 +97,4 @@ def _affine(
 
 def _root(x: Array) -> Array:
     """``floor(sqrt(x))``, of each integer."""
-    return np.frompyfunc(lambda n: math.isqrt(int(n)), 1, 1)(x).astype(np.int64)
+    return np.asarray(np.frompyfunc(lambda n: math.isqrt(int(n)), 1, 1)(x), np.int64)

@@ -168,5 +168,6 @@ def _rounded_shift(high: Array, low: Array, shift: Array, most: Any) -> Array:
     half_low = jnp.where(far, jnp.where(over > 0, np.uint32(0), np.uint32(2**31)), one << (near - one))
     same = (rest_high == half_high) & (rest_low == half_low)
     more = (rest_high > half_high) | ((rest_high == half_high) & (rest_low > half_low))
-    rounded = jnp.where(too_large, most, jnp.minimum(whole, most))
-    return rounded + (more | (same & (whole & one == one))).astype(np.uint32)
+    rounded: Array = jnp.where(too_large, most, jnp.minimum(whole, most))
+    up: Array = more | (same & (whole & one == one))
+    return rounded + up.astype(np.uint32)

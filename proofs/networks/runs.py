@@ -103,18 +103,18 @@ def operations(run: str) -> Operations:
     if run == REFERENCE:
         from ... import core
 
-        return core  # type: ignore[return-value]  # a module is no instance of a protocol with attributes to mypy
+        return core
     if run.startswith("jax"):
         from ... import jax_backend
 
-        return jax_backend  # type: ignore[return-value]
+        return jax_backend
     from ... import torch_frontend
     from ...torch_frontend.int8 import integer_matmul_int8
 
     if run != "torch int8":
-        return torch_frontend  # type: ignore[return-value]
+        return torch_frontend
     own = {name: getattr(torch_frontend, name) for name in Operations.__annotations__}
-    return SimpleNamespace(**own | {"integer_matmul": integer_matmul_int8})  # type: ignore[return-value]
+    return SimpleNamespace(**own | {"integer_matmul": integer_matmul_int8})
 
 
 def mode_of(run: str) -> str:

@@ -53,7 +53,7 @@ def main(network: str, size: str, count: str, out: str) -> None:
     if len(jax.devices()) != DEVICES:
         raise RuntimeError(f"JAX must have {DEVICES} devices, has {len(jax.devices())}")
     mesh = jax.make_mesh((DEVICES,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = NamedSharding(mesh, PartitionSpec("batch"))
+    split = NamedSharding(mesh, PartitionSpec("batch"))  # type: ignore[no-untyped-call]
     program = jax.jit(_forward(network), in_shardings=split, out_shardings=split)
     x, parts = inputs(network)[: int(count)], []
     for start in range(0, len(x), int(size)):
