@@ -98,11 +98,10 @@ def run(mode: str) -> list[Any]:
         matmul = integer_matmul_int8 if mode == "torch int8" else torch_frontend.integer_matmul
         arguments = {name: to_torch(x) for name, x in inputs().items()}
         program = lambda given: everything(torch_frontend, matmul, given)  # noqa: E731
-        return (torch.compile(program, fullgraph=True) if mode == "torch compiled" else program)(arguments)  # type: ignore[no-any-return]
+        return (torch.compile(program, fullgraph=True) if mode == "torch compiled" else program)(arguments)
     program = lambda given: everything(jax_backend, jax_backend.integer_matmul, given)  # noqa: E731
-    arguments = {name: to_jax(x) for name, x in inputs().items()}
     with jax.disable_jit(mode == "jax eager"):
-        return jax.jit(program)(arguments)  # type: ignore[no-any-return]
+        return jax.jit(program)({name: to_jax(x) for name, x in inputs().items()})
 
 
 @pytest.mark.parametrize("mode", ["torch eager", "torch int8", "torch compiled", "jax eager", "jax jit"])

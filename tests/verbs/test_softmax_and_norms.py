@@ -73,10 +73,10 @@ def run(mode: str) -> list[Any]:
     if mode.startswith("torch"):
         program = lambda given: everything(torch_frontend, given)  # noqa: E731
         arguments = {name: to_torch(x) for name, x in inputs().items()}
-        return (torch.compile(program, fullgraph=True) if mode == "torch compiled" else program)(arguments)  # type: ignore[no-any-return]
+        return (torch.compile(program, fullgraph=True) if mode == "torch compiled" else program)(arguments)
     with jax.disable_jit(mode == "jax eager"):
         program = lambda given: everything(jax_backend, given)  # noqa: E731
-        return jax.jit(program)({name: to_jax(x) for name, x in inputs().items()})  # type: ignore[no-any-return]
+        return jax.jit(program)({name: to_jax(x) for name, x in inputs().items()})
 
 
 @pytest.mark.parametrize("mode", ["torch eager", "torch compiled", "jax eager", "jax jit"])
