@@ -85,5 +85,10 @@ def widened(parameter: Array) -> Array:
     return parameter.astype(checks.widened_dtype(parameter.dtype.name))
 
 
+def ends(x: Array) -> tuple[int, int] | None:
+    """The smallest and the largest of integers, None of none."""
+    return (int(x.min()), int(x.max())) if x.size else None
+
+
 def _array_or_none(name: str, x: Any) -> Array | None:
     return None if x is None else as_array(name, x)

@@ -84,6 +84,14 @@ def check_operands(q: Quantizer, x: object, qparams: QParams) -> tuple[Array, Ar
     return array, scale, zero, v
 
 
+def ends(x: Array) -> tuple[int, int] | None:
+    """The smallest and the largest number, None of none and while tracing."""
+    if not x.size or not is_concrete(x):
+        return None
+    values = np.asarray(x)  # of a constant of a program the least would be traced
+    return int(values.min()), int(values.max())
+
+
 def _seed(q: Quantizer, seed: Any) -> Array | None:
     if q.rounding is not Rounding.STOCHASTIC:
         return None

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from ..core import checks
+from ..core import checks, integer_checks
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from .arrays import dtype_name, is_concrete, numpy_of
@@ -107,3 +107,17 @@ def check_tensor(name: str, value: object) -> None:
     if not torch.compiler.is_compiling() and (value.layout is not torch.strided or value.is_nested):
         kind = "nested" if value.is_nested else str(value.layout)
         raise TypeError(f"`{name}` must be a dense (strided) torch.Tensor, got a tensor of layout {kind}")
+
+
+def check_codes(name: str, codes: Tensor) -> int:
+    """The smallest code of the dtype. TypeError for what is no tensor of int8 or uint8."""
+    check_tensor(name, codes)
+    return integer_checks.check_codes_dtype(name, dtype_name(codes.dtype))[0]
+
+
+def ends(x: Tensor) -> tuple[int, int] | None:
+    """The smallest and the largest number, None of none and where they are not at hand."""
+    if not is_concrete(x) or not x.numel():
+        return None
+    low, high = torch.aminmax(x)
+    return int(low), int(high)

@@ -16,6 +16,7 @@ from ..core.windows import Window
 from .arrays import WHOLE, is_concrete, pieces
 from .eager import layout, quotients_into
 from .in_place import to_grid
+from .integer_arithmetic import _check_matmul, integer_matmul
 from .routes import codes as numbers_of
 from .routes import wide
 
@@ -66,6 +67,32 @@ def int8_sum(
     if a_shift is not None and b_shift is not None:
         total += a.shape[1] * a_shift * b_shift.reshape(-1)
     return total
+
+
+def integer_matmul_int8(a: Tensor, b: Tensor, bias: Tensor | None = None, a_zero: int = 0) -> Tensor:
+    """`integer_arithmetic.integer_matmul` by ``torch._int_mm``, one matrix after the other. The same arguments.
+
+    Where that product is not exact on this machine, or has one term or 2**15 and more, it is `integer_matmul`.
+    """
+    _check_matmul(a, b, bias, a_zero)
+    n = a.shape[-1]
+    if not (1 < n < 2**15 and a.numel() and b.numel() and saturates_nowhere()):
+        return integer_matmul(a, b, bias, a_zero)
+    (left, a_shift), (right, b_shift) = _as_int8(a, a_zero), _as_int8(b, 0)
+    if b.ndim == 2:
+        total = int8_sum(left.reshape(-1, n), a_shift, right, b_shift)
+    else:
+        pairs = zip(left.reshape(-1, *a.shape[-2:]), right.reshape(-1, *b.shape[-2:]), strict=True)
+        total = torch.stack([int8_sum(one, a_shift, other, b_shift) for one, other in pairs])
+    total = total.reshape(*a.shape[:-1], b.shape[-2])
+    return total if bias is None else total + bias
+
+
+def _as_int8(codes: Tensor, zero: int) -> tuple[Tensor, Tensor | None]:
+    """Codes as int8, and what is added to these to get ``code - zero``: int32, 0-d; None for 0."""
+    half = 128 if codes.dtype == torch.uint8 else 0
+    shifted = (codes.to(torch.int16) - half).to(torch.int8) if half else codes
+    return shifted, torch.full((), half - zero, dtype=torch.int32) if half != zero else None
 
 
 @lru_cache(maxsize=1)

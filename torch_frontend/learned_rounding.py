@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import LearnedRounding, Relaxation
-from .arguments import check_operands
+from . import arguments
 from .arrays import apply, broadcast_views, widened
 
 LARGEST, LOG2_E = 32.0, 1.44269504088896341
@@ -72,7 +72,7 @@ def initial_rounding(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     Raises:
         TypeError, ValueError: as `fake_quantize`.
     """
-    qparams = check_operands(q, x, qparams._replace(rounding=None))
+    qparams = arguments.check_operands(q, x, qparams._replace(rounding=None))
     array, own = broadcast_views(q.granularity, tuple(x.shape))
     quotient = (widened(x.detach()).reshape(array) / qparams.scale.detach().reshape(own)).reshape(x.shape)
     fraction = (quotient - quotient.floor()).to(torch.float32)

@@ -85,6 +85,9 @@ def check(
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
+    networks: Annotated[
+        bool, typer.Option("--networks", help="Whole networks instead: logits of all digits in every run, by batch.")
+    ] = False,
     workers: Workers = 2,
 ) -> None:
     """Compare every quantizer in every mode, bit for bit, on real tensors and the knife edges of their scales."""
@@ -94,6 +97,10 @@ def check(
 
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
+    if networks:
+        if checkpoint or quantizer or dtype or dialect or thorough:
+            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect or --thorough")
+        _check_networks(mode or (), json=json, report=report, workers=workers)
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
     try:
@@ -114,6 +121,29 @@ def check(
     else:
         display.show_check(result, seconds)
     raise typer.Exit(AGREEMENT if result.same else DIFFERENCE)
+
+
+def _check_networks(runs: Iterable[str], *, json: bool, report: Path | None, workers: int) -> NoReturn:
+    from ..networks import compare
+    from ..networks.runs import mode_of
+    from . import networks as page
+
+    try:
+        wanted = compare.jobs(tuple(runs))
+    except ValueError as error:
+        _refuse(error.args[0])
+    _refuse_if_alone(dict.fromkeys(mode_of(job.run) for job in wanted))
+    start = time.monotonic()
+    results = _shown("comparing", len(wanted), compare.compare(wanted, workers=workers), quiet=json)
+    found = compare.in_order([row for rows in results for row in rows])
+    seconds, command = time.monotonic() - start, _command()
+    if report:
+        report.write_text(page.networks_page(found, command, seconds), encoding="utf-8")
+    if json:
+        print(page.networks_json(found, command, seconds))
+    else:
+        page.show_networks(found, seconds)
+    raise typer.Exit(AGREEMENT if page.same(found) else DIFFERENCE)
 
 
 @app.command()

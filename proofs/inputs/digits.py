@@ -159,17 +159,31 @@ def logits(mode: str, batch_size: int, checkpoint: Checkpoint | None = None, cou
     Returns:
         float32 ``(count, 10)``: the same bits for every mode and batch size.
     """
-    run = _network(mode, load_checkpoint() if checkpoint is None else checkpoint)
+    run = network(mode, checkpoint)
     x = images()[0][:count]
     return np.concatenate([run(x[start : start + batch_size]) for start in range(0, len(x), batch_size)])
 
 
-def _network(mode: str, checkpoint: Checkpoint) -> Callable[[Array], Array]:
-    """Images to logits, in one mode."""
+def network(mode: str, checkpoint: Checkpoint | None = None) -> Callable[[Array], Array]:
+    """The classifier in one mode: images, float32 ``(batch, 1, 8, 8)``, to logits, float32 ``(batch, 10)``.
+
+    Raises:
+        ValueError: a mode that is none of `execution.MODES`.
+    """
     if mode not in MODES:
         raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    checkpoint = load_checkpoint() if checkpoint is None else checkpoint
     if mode == "numpy":
         return _numpy_network(checkpoint)
+    run: Callable[[Array], Array] = _room(mode).inference(
+        module(mode, checkpoint), compiled=mode in ("torch compiled", "jax jit")
+    )
+    return run
+
+
+def module(mode: str, checkpoint: Checkpoint | None = None) -> Any:
+    """The classifier as a module of the framework of a mode, with the tensors of a checkpoint."""
+    checkpoint = load_checkpoint() if checkpoint is None else checkpoint
     tensors = dict(checkpoint.tensors)
     if mode in ("torch eager", "jax eager"):  # once here, instead of with every batch
         choose = implementation(mode).choose_qparams
@@ -179,11 +193,13 @@ def _network(mode: str, checkpoint: Checkpoint) -> Callable[[Array], Array]:
     learned = "conv1.weight_quant.scale" in tensors
     q_w = catalog[checkpoint.weight_quant].replace(source="learned" if learned else "statistic")
     q_x = catalog[checkpoint.input_quant].replace(source="learned")
-    room = importlib.import_module(f".digits_{mode.split()[0]}", __package__)  # imports its framework
-    network = room.classifier(q_w, q_x)
-    room.load_tensors(network, tensors)
-    run: Callable[[Array], Array] = room.inference(network, compiled=mode in ("torch compiled", "jax jit"))
-    return run
+    loaded = _room(mode).classifier(q_w, q_x)
+    _room(mode).load_tensors(loaded, tensors)
+    return loaded
+
+
+def _room(mode: str) -> Any:
+    return importlib.import_module(f".digits_{mode.split()[0]}", __package__)  # imports its framework
 
 
 def _numpy_network(checkpoint: Checkpoint) -> Callable[[Array], Array]:
