@@ -38,6 +38,7 @@ NOUNS = {
     "granularity",
     "inject",
     "integer_range",
+    "keywords",
     "layerwise",
     "observing",
     "plan_files",
