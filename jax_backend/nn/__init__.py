@@ -26,7 +26,15 @@ from .activation import QuantReLU as QuantReLU
 from .activation import QuantSigmoid as QuantSigmoid
 from .activation import QuantSiLU as QuantSiLU
 from .activation import QuantTanh as QuantTanh
+from .attention import QuantMultiHeadAttention as QuantMultiHeadAttention
 from .conv import QuantConv as QuantConv
 from .conv_transpose import QuantConvTranspose as QuantConvTranspose
+from .elementwise import QuantCat as QuantCat
+from .elementwise import QuantEltwiseAdd as QuantEltwiseAdd
 from .embedding import QuantEmbed as QuantEmbed
 from .linear import QuantLinear as QuantLinear
+from .pooling import QuantAdaptiveAvgPool as QuantAdaptiveAvgPool
+from .pooling import QuantAvgPool as QuantAvgPool
+from .pooling import QuantMaxPool as QuantMaxPool
+from .recurrent import QuantLSTMCell as QuantLSTMCell
+from .recurrent import QuantSimpleCell as QuantSimpleCell

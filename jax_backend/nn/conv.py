@@ -134,11 +134,11 @@ def over_images(over: Callable[[Array], Array], x: Array, axes: int) -> Array:
     return y.reshape(*lead, *y.shape[1:])
 
 
-def kernel_lengths(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
+def kernel_lengths(kernel_size: int | Sequence[int], name: str = "kernel_size") -> tuple[int, ...]:
     """The lengths of a kernel; ValueError unless they are those of one to three dimensions."""
     size = (kernel_size,) if isinstance(kernel_size, int) else kernel_size
     if not isinstance(size, Sequence) or not 1 <= len(size) <= 3 or {type(n) for n in size} != {int} or min(size) < 1:
-        raise ValueError(f"`kernel_size` must be one to three positive ints, got {kernel_size!r}")
+        raise ValueError(f"`{name}` must be one to three positive ints, got {kernel_size!r}")
     return tuple(size)
 
 

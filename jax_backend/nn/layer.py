@@ -1,14 +1,14 @@
 """What the layers have in common: the quantizers that they hold, and contractions over codes or over values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ...core.contraction import contracts_codes
-from ...core.descriptions import Quantizer
+from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor, qparams_shape
 from ...core.inject import Declaration
 from ...core.keywords import by_role, check_changeable, quantizer_of_bias, with_fields
@@ -97,6 +97,74 @@ def or_same(quantizer: Any, x: Array, use_running_average: bool | None) -> Array
     return y
 
 
+class Operand(NamedTuple):
+    """An array that is contracted, and what its quantizer, if there is one, does to it at this step.
+
+    Attributes:
+        held: a `TensorQuantizer`, what has its methods, or None.
+        axes: of the transposition to the layout that the quantizer is meant for; None for none.
+    """
+
+    value: Array
+    held: Any = None
+    qparams: QParams = QParams(None)
+    waits: Array | None = None
+    axes: Axes | None = None
+
+    def quantized(self) -> Array:
+        """The values to contract."""
+        if self.held is None:
+            return self.value
+        values: Array = self.held.quantized(self.value, self.qparams, self.waits, self.axes)
+        return values
+
+
+def operand(held: Any, value: Array, frozen: bool | None, axes: Axes | None = None) -> Operand:
+    """An array beside its quantizer, whose state learns from it: one step of it."""
+    if held is None or held.quantizer is None:  # what is off may watch
+        return Operand(value if held is None else held(value, frozen, axes))
+    waits = held.waits()
+    return Operand(value, held, held.qparams(value, frozen, axes), waits, axes)
+
+
+def waiting(*operands: Operand) -> Array | None:
+    """Whether one of them is not quantized yet; None where all are."""
+    found = [one.waits for one in operands if one.waits is not None]
+    return jnp.any(jnp.stack(found)) if found else None
+
+
+def contracted(
+    layer: Any,
+    x: Operand,
+    w: Operand,
+    bias: Array | None,
+    geometry: Geometry,
+    surround: Surround | None = None,
+) -> Array:
+    """A contraction over codes where both have them that allow it, else over values; see `apply`."""
+    axis, around, q_b = channel_axis(layer), surround or _same, layer.bias_quant
+    bias = None if bias is None else bias.reshape(-1)
+    waits = waiting(x, w)
+    if bias is not None and isinstance(q_b, BiasQuantizer):
+        check_prescaled(layer, x, w)
+        bias = q_b(bias.astype(x.qparams.scale.dtype), x.qparams, w.qparams, waits)
+
+    def codes() -> Array:
+        parts = Layer(x.held.quantizer, laid_out(w.held.quantizer, w.axes) or w.held.quantizer, geometry)
+        w_qparams = laid_out_qparams(w.qparams, w.axes)
+        return over_codes(parts, around(x.value), x.qparams, w.value, w_qparams, bias, x.axes, w.axes)
+
+    def values() -> Array:
+        return contract(geometry, around(x.quantized()), w.quantized(), bias)
+
+    linear = geometry.stride is None
+    if x.held is None or w.held is None:
+        return values()
+    if not contracts_codes(x.held.quantizer, w.held.quantizer, per_token=linear, axis=axis):
+        return values()
+    return codes() if waits is None else either(waits, values, codes)
+
+
 def apply(
     layer: Any,
     x: Array,
@@ -116,65 +184,40 @@ def apply(
         kernel: in its place, laid out as ``geometry`` says.
         surround: puts elements of the input around it, after its scale is known.
     """
-    q_x, q_w, q_y, q_b = layer.input_quant, layer.weight_quant, layer.output_quant, layer.bias_quant
-    stored = layer.kernel[...] if kernel is None else kernel
-    kernel = q_w.values(stored, w_axes) if isinstance(q_w, CodedWeight) else stored
-    x, kernel = layer.promote_dtype((x, kernel), dtype=layer.dtype)
+    x, w = promoted(layer, x, w_axes, kernel)
+    operands = operand(layer.input_quant, x, frozen, x_axes), operand(layer.weight_quant, w, frozen, w_axes)
+    y = contracted(layer, *operands, own_bias(layer, frozen), geometry, surround)
+    return y if layer.output_quant is None else layer.output_quant(y, frozen, x_axes)
+
+
+def promoted(layer: Any, x: Array, w_axes: Axes, kernel: Array | None = None) -> tuple[Array, Array]:
+    """Input and kernel in one dtype. ValueError for an input of other features."""
+    stored, q_w = layer.kernel[...] if kernel is None else kernel, layer.weight_quant
+    x, w = layer.promote_dtype(
+        (x, q_w.values(stored, w_axes) if isinstance(q_w, CodedWeight) else stored), dtype=layer.dtype
+    )
     if x.ndim == 0 or x.shape[-1] != layer.in_features:
         raise ValueError(f"`x` must have {layer.in_features} features on its last axis, got shape {x.shape}")
+    return x, w
+
+
+def own_bias(layer: Any, frozen: bool | None) -> Array | None:
+    """The bias of a layer, quantized if that asks for no other scales."""
     bias = None if layer.bias is None else layer.bias[...].reshape(-1)
-    if q_b is not None and bias is not None and not isinstance(q_b, BiasQuantizer):
-        bias, q_b = q_b(bias, frozen), None
-    around = surround or _same
-    if q_b is not None and bias is not None:
-        check_prescaled(layer, channel_axis(layer))
-    elif not _contracts(q_x, q_w, x_axes is None, channel_axis(layer)):
-        x = around(x if q_x is None else q_x(x, frozen, x_axes))
-        y = contract(geometry, x, kernel if q_w is None else q_w(kernel, frozen, w_axes), bias)
-        return y if q_y is None else q_y(y, frozen, x_axes)
-    waits = q_x.waits(), q_w.waits()
-    x_qparams, w_qparams = q_x.qparams(x, frozen, x_axes), q_w.qparams(kernel, frozen, w_axes)
-    waiting = [w for w in waits if w is not None]
-    waits_for_any = jnp.any(jnp.stack(waiting)) if waiting else None
-    if q_b is not None and bias is not None:
-        bias = q_b(bias.astype(x_qparams.scale.dtype), x_qparams, w_qparams, waits_for_any)
-
-    def codes() -> Array:
-        parts = Layer(q_x.quantizer, laid_out(q_w.quantizer, w_axes) or q_w.quantizer, geometry)
-        qparams = laid_out_qparams(w_qparams, w_axes)
-        return over_codes(parts, around(x), x_qparams, kernel, qparams, bias, x_axes, w_axes)
-
-    def values() -> Array:
-        operands = q_x.quantized(x, x_qparams, waits[0], x_axes), q_w.quantized(kernel, w_qparams, waits[1], w_axes)
-        return contract(geometry, around(operands[0]), operands[1], bias)
-
-    if not _contracts(q_x, q_w, x_axes is None, channel_axis(layer)):
-        y = values()
-    else:
-        y = codes() if waits_for_any is None else either(waits_for_any, values, codes)
-    return y if q_y is None else q_y(y, frozen, x_axes)
+    q_b = layer.bias_quant
+    return bias if bias is None or q_b is None or isinstance(q_b, BiasQuantizer) else q_b(bias, frozen)
 
 
 def _same(x: Array) -> Array:
     return x
 
 
-def check_prescaled(layer: Any, axis: int) -> None:
+def check_prescaled(layer: Any, x: Operand, w: Operand) -> None:
     """ValueError unless input and weight have the scales for a bias: one, and one or one for each channel."""
     name = f"{type(layer).__name__}, `bias_quant`"
-    held_ones = (
-        ("input", layer.input_quant, (PerTensor(),)),
-        ("weight", layer.weight_quant, (PerTensor(), PerAxis(axis))),
-    )
-    for role, one, allowed in held_ones:
-        if one is None or one.quantizer is None:
+    allowed_of = {"input": (PerTensor(),), "weight": (PerTensor(), PerAxis(channel_axis(layer)))}
+    for (role, allowed), one in zip(allowed_of.items(), (x, w), strict=True):
+        if one.held is None:
             raise ValueError(f"{name}: has no scale, since `{role}_quant` is None")
-        if one.quantizer.granularity not in allowed:
-            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.quantizer.granularity}")
-
-
-def _contracts(q_x: Any, q_w: Any, linear: bool, axis: int) -> bool:
-    """Whether codes are contracted; a quantizer of None is one that is off."""
-    if q_x is None or q_w is None or q_x.quantizer is None or q_w.quantizer is None:
-        return False
-    return contracts_codes(q_x.quantizer, q_w.quantizer, per_token=linear, axis=axis)
+        if one.held.quantizer.granularity not in allowed:
+            raise ValueError(f"{name}: `{role}_quant` must be {allowed[-1]}, got {one.held.quantizer.granularity}")
