@@ -16,7 +16,7 @@ from flax import nnx
 from jax import lax
 
 from ..arrays import bit_pattern, layout, magnitude
-from .layer import Quant, hold, or_same
+from .layer import Held, Quant, hold, or_same
 
 Array = jax.Array
 
@@ -27,6 +27,8 @@ class QuantIdentity(nnx.Module):
     Args:
         act_quant, fields: see the module.
     """
+
+    act_quant: Held
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", **fields: Any) -> None:
         hold(self, fields, act=act_quant)
@@ -47,6 +49,9 @@ class QuantReLU(nnx.Module):
         act_quant, input_quant, fields: see the module.
     """
 
+    act_quant: Held
+    input_quant: Held
+
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         hold(self, fields, act=act_quant, input=input_quant)
 
@@ -66,6 +71,9 @@ class QuantHardTanh(nnx.Module):
     Raises:
         ValueError: a range without numbers.
     """
+
+    act_quant: Held
+    input_quant: Held
 
     def __init__(
         self,
@@ -98,6 +106,9 @@ class QuantSigmoid(nnx.Module):
         act_quant, input_quant, fields: see the module.
     """
 
+    act_quant: Held
+    input_quant: Held
+
     def __init__(self, act_quant: Quant = "uint8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         hold(self, fields, act=act_quant, input=input_quant)
 
@@ -113,6 +124,9 @@ class QuantTanh(nnx.Module):
     Args:
         act_quant, input_quant, fields: see the module.
     """
+
+    act_quant: Held
+    input_quant: Held
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         hold(self, fields, act=act_quant, input=input_quant)
@@ -132,6 +146,9 @@ class QuantGELU(nnx.Module):
     Raises:
         ValueError: another approximation.
     """
+
+    act_quant: Held
+    input_quant: Held
 
     def __init__(
         self,
@@ -158,6 +175,9 @@ class QuantSiLU(nnx.Module):
     Args:
         act_quant, input_quant, fields: see the module.
     """
+
+    act_quant: Held
+    input_quant: Held
 
     def __init__(self, act_quant: Quant = "int8_per_tensor", *, input_quant: Quant = None, **fields: Any) -> None:
         hold(self, fields, act=act_quant, input=input_quant)

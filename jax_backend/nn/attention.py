@@ -13,7 +13,7 @@ from ...core.keywords import by_role
 from ..layers import Geometry
 from ..matmul import batched_matmul
 from ..tensor_quantizer import either
-from .layer import Operand, Quant, contracted, hold, operand, or_same, own_bias, promoted, split, waiting
+from .layer import Held, Operand, Quant, contracted, hold, operand, or_same, own_bias, promoted, split, waiting
 
 Array = jax.Array
 WEIGHT = (1, 0)  # (in, out) to (out, in)
@@ -47,6 +47,11 @@ class QuantProjection(nnx.Module):
         weight_quant, bias_quant, input_quant, output_quant, fields: see `samebits.jax_backend.nn`. The weight is
             ``(out, in)``, both as one axis.
     """
+
+    weight_quant: Held
+    bias_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self,
@@ -102,6 +107,13 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         fields: see the module.
     """
 
+    query_quant: Held
+    key_quant: Held
+    value_quant: Held
+    attention_quant: Held
+    softmax_quant: Held
+    input_quant: Held
+
     def __init__(
         self,
         num_heads: int,
@@ -138,7 +150,7 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         of_out: Any = {"input_quant": context_quant, "output_quant": output_quant, **outer}
         self.out: Any = QuantProjection(self.out, **parts, **of_out)
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # decoding step by step is not offered
         self,
         inputs_q: Array,
         inputs_k: Array | None = None,

@@ -12,7 +12,7 @@ from jax import lax
 
 from ...core.choice import check_count
 from ..layers import Geometry
-from .layer import Quant, apply, hold, split
+from .layer import Held, Quant, apply, hold, split
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -46,6 +46,11 @@ class QuantConv(nnx.Conv):
     Raises:
         ValueError: sizes that are not one for each of one to three dimensions, another padding, or a dilated input.
     """
+
+    weight_quant: Held
+    bias_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     channels_first = True  # as quantizers see activations
 
@@ -152,11 +157,12 @@ def lengths(name: str, value: Sizes, axes: int) -> tuple[int, ...]:
 
 def margins(padding: Padding, axes: int, names: Sequence[str]) -> str | tuple[Pair, ...]:
     """Padding as (before, after) for each axis, or the name of a rule."""
-    sides = (padding,) * axes if isinstance(padding, int) else padding
+    sides: Any = (padding,) * axes if isinstance(padding, int) else padding
     if isinstance(sides, str) and sides in names:
         return sides
     pairs = [(side, side) if isinstance(side, int) else side for side in sides] if isinstance(sides, Sequence) else []
-    if isinstance(sides, str) or len(pairs) != axes or any([type(n) for n in p] != [int, int] for p in pairs):
+    fits = all(isinstance(pair, Sequence) and [type(n) for n in pair] == [int, int] for pair in pairs)
+    if isinstance(sides, str) or len(pairs) != axes or not fits:
         raise ValueError(
             f"`padding` must be {', '.join(map(repr, names))}, an int, or an int or a pair for each of {axes} "
             f"dimensions, got {padding!r}"

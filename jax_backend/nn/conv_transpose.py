@@ -9,7 +9,7 @@ from flax import nnx
 
 from ..layers import Geometry
 from .conv import Padding, Pair, Sizes, kernel_lengths, lengths, margins, outputs_first, over_images, pixels_first
-from .layer import Quant, apply, hold, split
+from .layer import Held, Quant, apply, hold, split
 
 Array = jax.Array
 
@@ -29,6 +29,11 @@ class QuantConvTranspose(nnx.ConvTranspose):
     Raises:
         ValueError: sizes that are not one for each of one to three dimensions, or another padding, "CIRCULAR" too.
     """
+
+    weight_quant: Held
+    bias_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     channels_first = transposed = True  # as quantizers see activations, and the weight
 

@@ -12,7 +12,7 @@ from ...core.granularity import PerAxis, PerTensor, PerToken
 from ..coded import coded, coded_range
 from ..derivatives import replaced
 from ..tensor_quantizer import either
-from .layer import Operand, Quant, hold, operand, or_same
+from .layer import Held, Operand, Quant, hold, operand, or_same
 
 Array = jax.Array
 
@@ -26,6 +26,9 @@ class QuantEltwiseAdd(nnx.Module):
         output_quant: of the sum.
         fields: see the module.
     """
+
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any
@@ -74,6 +77,9 @@ class QuantCat(nnx.Module):
         output_quant: of the result.
         fields: see the module.
     """
+
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self, input_quant: Quant = "int8_per_tensor", output_quant: Quant = "int8_per_tensor", **fields: Any

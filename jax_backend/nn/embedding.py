@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..layers import Geometry, contract
-from .layer import Quant, hold, or_same, split
+from .layer import Held, Quant, hold, or_same, split
 
 Array = jax.Array
 OF_FLAX = ("dtype", "param_dtype", "embedding_init", "embedding_metadata")
@@ -22,6 +22,9 @@ class QuantEmbed(nnx.Embed):
             ``param_dtype``, ``embedding_init``, ``embedding_metadata``. The weight is ``(num_embeddings, features)``; a
             quantizer per axis 0 has one scale for each row.
     """
+
+    weight_quant: Held
+    output_quant: Held
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ from .given import CodedWeight
 from .proxies import named, proxy
 
 Array = jax.Array
-Quant = str | Quantizer | TensorQuantizer | Declaration | None  # what the arguments `*_quant` take
+Quant = str | Quantizer | TensorQuantizer | Declaration | None  # what the arguments `*_quant` take, and
+Held = Any  # what becomes of them: a `TensorQuantizer`, a `BiasQuantizer`, what has their methods, or None
 Surround = Callable[[Array], Array]
 # What layers of parameters hand on to that of flax, as it means them
 OF_FLAX = ("use_bias", "dtype", "param_dtype", "kernel_init", "bias_init", "kernel_metadata", "bias_metadata")
@@ -150,8 +151,9 @@ def contracted(
         bias = q_b(bias.astype(x.qparams.scale.dtype), x.qparams, w.qparams, waits)
 
     def codes() -> Array:
-        parts = Layer(x.held.quantizer, laid_out(w.held.quantizer, w.axes) or w.held.quantizer, geometry)
-        w_qparams = laid_out_qparams(w.qparams, w.axes)
+        w_axes = w.axes or tuple(range(w.value.ndim))
+        parts = Layer(x.held.quantizer, laid_out(w.held.quantizer, w_axes) or w.held.quantizer, geometry)
+        w_qparams = laid_out_qparams(w.qparams, w_axes)
         return over_codes(parts, around(x.value), x.qparams, w.value, w_qparams, bias, x.axes, w.axes)
 
     def values() -> Array:

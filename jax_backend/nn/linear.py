@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from ..layers import Geometry
-from .layer import Quant, apply, hold, split
+from .layer import Held, Quant, apply, hold, split
 
 Array = jax.Array
 WEIGHT = (1, 0)  # (in, out) to (out, in)
@@ -19,6 +19,11 @@ class QuantLinear(nnx.Linear):
         in_features, out_features, rngs: as ``nnx.Linear``. The kernel is ``(in, out)``.
         weight_quant, bias_quant, input_quant, output_quant, keywords: see the module. The weight is ``(out, in)``.
     """
+
+    weight_quant: Held
+    bias_quant: Held
+    input_quant: Held
+    output_quant: Held
 
     def __init__(
         self,

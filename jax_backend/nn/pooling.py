@@ -27,7 +27,7 @@ from ..derivatives import replaced
 from ..rounding import round_to_integer
 from ..tensor_quantizer import either
 from .conv import Padding, Pair, Sizes, kernel_lengths, lengths, margins
-from .layer import Operand, Quant, hold, operand, or_same
+from .layer import Held, Operand, Quant, hold, operand, or_same
 
 Array = jax.Array
 
@@ -39,6 +39,8 @@ class QuantMaxPool(nnx.Module):
         window_shape, strides, padding: as ``nnx.max_pool``: strides of 1, and no padding, where none are given.
         input_quant, fields: see the module. None: what comes is pooled.
     """
+
+    input_quant: Held
 
     def __init__(
         self,
@@ -61,7 +63,8 @@ class QuantMaxPool(nnx.Module):
             use_running_average: as `TensorQuantizer`; None for what ``train()`` or ``eval()`` set.
         """
         quantized = or_same(self.input_quant, x, use_running_average)
-        return nnx.max_pool(quantized, self.window, self.steps, self.margins)  # type: ignore[no-any-return]
+        y: Array = nnx.max_pool(quantized, self.window, self.steps, self.margins)  # type: ignore[no-untyped-call]
+        return y
 
 
 class QuantAvgPool(nnx.Module):
@@ -80,6 +83,8 @@ class QuantAvgPool(nnx.Module):
         TypeError: another declaration, or a width that is no int. ValueError: sizes that are not one for each
             dimension, or a direction that looks at more than the number.
     """
+
+    input_quant: Held
 
     def __init__(
         self,
@@ -121,6 +126,8 @@ class QuantAdaptiveAvgPool(nnx.Module):
         input_quant, trunc_quant, trunc_bits, trunc_rounding, fields: as `QuantAvgPool`.
     """
 
+    input_quant: Held
+
     def __init__(
         self,
         output_size: int | Sequence[int],
@@ -161,7 +168,8 @@ def _averaged(
     terms = prod(window)
 
     def sums(a: Array) -> Array:
-        return lax.reduce_window(a, np.zeros((), a.dtype), lax.add, places, strides, around)
+        total: Array = lax.reduce_window(a, np.zeros((), a.dtype), lax.add, places, strides, around)
+        return total
 
     def values() -> Array:
         return sums(one.quantized()) / np.asarray(terms, x.dtype)

@@ -16,7 +16,7 @@ from ...core.descriptions import QParams
 from ...core.formats import BinaryFormat
 from ...core.granularity import qparams_shape
 from ..layers import Geometry
-from .layer import Operand, Quant, contracted, hold, operand, or_same, own_bias, promoted
+from .layer import Held, Operand, Quant, contracted, hold, operand, or_same, own_bias, promoted
 from .linear import WEIGHT, QuantLinear
 
 Array = jax.Array
@@ -52,6 +52,9 @@ class QuantSimpleCell(RNNCellBase):
     Raises:
         ValueError: another nonlinearity, or a binary state, which has no zero to begin with.
     """
+
+    input_quant: Held
+    hidden_quant: Held
 
     def __init__(
         self,
@@ -102,6 +105,10 @@ class QuantLSTMCell(RNNCellBase):
         in_features, hidden_features, weight_quant, input_quant, hidden_quant, rngs, keywords: as `QuantSimpleCell`.
         cell_quant: of the cell, at every step.
     """
+
+    input_quant: Held
+    hidden_quant: Held
+    cell_quant: Held
 
     def __init__(
         self,
