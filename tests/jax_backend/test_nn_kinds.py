@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from samebits import core
 from samebits.core import catalog
+from samebits.jax_backend import interop
 from samebits.jax_backend import nn as flax_nn
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
@@ -77,8 +78,7 @@ def test_convolutions(name: str) -> None:
     with torch.no_grad():
         in_torch.weight.copy_(torch.from_numpy(w))
         in_torch.bias.copy_(torch.from_numpy(bias))
-    in_flax.kernel.set_value(jnp.asarray(w).transpose(*range(2, axes + 2), 1, 0))
-    in_flax.bias.set_value(jnp.asarray(bias))
+    interop.load_state_dict(in_flax, {name: to_numpy(t) for name, t in in_torch.state_dict().items()})
     assert_same_bits(w, in_flax.weight)
     want = channels_last(to_numpy(in_torch(to_torch(images)).detach()))
     assert_same_bits(want, compiled(in_flax, channels_last(to_jax(x))))
@@ -159,7 +159,7 @@ def test_tables(weight_quant: Any) -> None:
     table[0, :2] = -0.0, 2.0**-149
     with torch.no_grad():
         in_torch.weight.copy_(torch.from_numpy(table))
-    in_flax.embedding.set_value(jnp.asarray(table))
+    interop.load_state_dict(in_flax, {name: to_numpy(t) for name, t in in_torch.state_dict().items()})
     for rows in (np.array([[3, 0], [6, 6]], np.int32), np.array(2, np.int32), np.zeros((0, 2), np.int32)):
         want = to_numpy(in_torch(torch.from_numpy(rows)).detach()) if rows.size else np.zeros((0, 2, 32), np.float32)
         assert_same_bits(want, in_flax(jnp.asarray(rows)))
