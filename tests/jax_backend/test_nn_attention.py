@@ -96,8 +96,9 @@ def test_attention_without_quantizers_is_that_of_flax(options: dict[str, Any]) -
         want, of_theirs = sowed(theirs)(x, read, mask=mask, sow_weights=True, rngs=nnx.Rngs(7))
         got, of_ours = sowed(ours)(x, read, mask=mask, sow_weights=True, rngs=nnx.Rngs(7))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
-    weights = [nnx.to_pure_dict(found)["attention_weights"][0] for found in (of_ours, of_theirs)]
-    np.testing.assert_allclose(weights[0], weights[1], rtol=2e-5, atol=2e-6)
+    if "dropout_rate" not in options:  # flax shows the weights before dropout
+        weights = [nnx.to_pure_dict(found)["attention_weights"][0] for found in (of_ours, of_theirs)]
+        np.testing.assert_allclose(weights[0], weights[1], rtol=2e-5, atol=2e-6)
 
 
 def test_fields_of_each_quantizer_of_attention() -> None:

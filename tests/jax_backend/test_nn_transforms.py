@@ -174,4 +174,6 @@ def test_a_step_of_training_by_pure_functions() -> None:
     found = nnx.to_pure_dict(nnx.state(module, nnx.Param)), nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
     jax.tree.map(assert_same_bits, found, (params, state))
     with pytest.raises(ValueError, match=r"`params` must hold .* missing \['kernel'\]; unexpected \['kernal'\]"):
-        functional.apply(model.definition, {**params, "kernal": params.pop("kernel")}, state, x)
+        functional.apply(
+            model.definition, {name.replace("kernel", "kernal"): a for name, a in params.items()}, state, x
+        )
