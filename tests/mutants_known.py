@@ -15,6 +15,9 @@ _GRADIENTS = "routes.gradients(layer.q_x, x, x_scale, x_zero, narrowed(dx, x.dty
 
 EQUIVALENT: dict[str, str] = {
     _changed("proofs/inputs/compare.py", _INSIDE, "True", "False"): "both have one length, which is asked just before",
+    _changed("jax_backend/layers.py", "class Options(TypedDict, total=False):", "False", "True"): (
+        "type checkers look at it, no program does"
+    ),
     _changed("jax_backend/layers.py", "padding: tuple[Pair, ...] = ((0, 0), (0, 0))", "0", " -1"): (
         "the default is that of linear layers, which do not look at it; every convolution gives its own"
     ),

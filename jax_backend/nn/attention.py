@@ -163,7 +163,7 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         is_causal: bool = False,
         use_running_average: bool | None = None,
     ) -> Array:
-        """Arguments and result as ``nnx.MultiHeadAttention``; weights that are sowed are those after dropout, quantized.
+        """Arguments and result as ``nnx.MultiHeadAttention``; sowed are the weights after dropout, quantized.
 
         Args:
             use_running_average: as `TensorQuantizer`; None for what ``train()`` or ``eval()`` set.

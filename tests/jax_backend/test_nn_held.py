@@ -141,7 +141,7 @@ def test_channels_of_declared_activations_are_last_where_the_layer_takes_them_as
 
 def test_a_learned_scale_of_a_declared_weight_begins_at_that_of_the_weight() -> None:
     """As in torch, where a proxy begins it when it is made: evaluation needs no training before."""
-    declaration = quant.Int8WeightPerChannelFloatMSE
+    declaration = quant.Int8WeightPerChannelFloat.let(scaling_impl_type="parameter_from_stats")
     in_torch = torch_nn.QuantLinear(8, 3, bias=False, weight_quant=declaration).eval()
     in_jax = linear(8, 3, use_bias=False, weight_quant=declaration)
     in_jax.kernel.set_value(jnp.asarray(in_torch.weight.detach().numpy().T))
@@ -159,10 +159,15 @@ def test_a_learned_scale_of_a_declared_weight_begins_at_that_of_the_weight() -> 
 
 
 @pytest.mark.parametrize(
-    "bias_quant", ["int8_per_tensor", quant.Int16Bias, quant.Int8BiasPerTensorFloatInternalScaling]
+    ("weight_quant", "bias_quant"),
+    [
+        ("int8_per_channel", "int8_per_tensor"),
+        ("int8_per_channel", quant.Int8BiasPerTensorFloatInternalScaling),
+        ("float8_e4m3fn_per_tensor", quant.Int16Bias),
+    ],
+    ids=["over codes", "of its own", "over values"],
 )
-@pytest.mark.parametrize("weight_quant", ["int8_per_channel", "float8_e4m3fn_per_tensor"])
-def test_a_bias_has_the_bits_of_torch(bias_quant: Any, weight_quant: str) -> None:
+def test_a_bias_has_the_bits_of_torch(weight_quant: str, bias_quant: Any) -> None:
     """With the scale of the products or its own, over codes and over values (where all sums are exact)."""
     options = {"bias_quant": bias_quant, "weight_quant": weight_quant, "input_quant": "uint8_per_tensor"}
     in_torch, in_jax = torch_nn.QuantLinear(6, 4, **options), linear(6, 4, **options)
