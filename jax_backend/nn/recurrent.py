@@ -55,6 +55,8 @@ class QuantSimpleCell(RNNCellBase):
 
     input_quant: Held
     hidden_quant: Held
+    dense_i: QuantLinear
+    dense_h: QuantLinear
 
     def __init__(
         self,
@@ -108,6 +110,8 @@ class QuantLSTMCell(RNNCellBase):
 
     input_quant: Held
     hidden_quant: Held
+    dense_i: QuantLinear
+    dense_h: QuantLinear
     cell_quant: Held
 
     def __init__(

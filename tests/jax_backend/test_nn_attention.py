@@ -34,7 +34,7 @@ def random(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def attention(**options: Any) -> flax_nn.QuantMultiHeadAttention:
+def attention(**options: Any) -> Any:
     return flax_nn.QuantMultiHeadAttention(2, 8, rngs=nnx.Rngs(0), **options)
 
 
@@ -53,7 +53,7 @@ def test_attention_has_the_bits_of_torch_where_the_softmax_has() -> None:
     """Scores so far apart that their softmax is 0 and 1 in any library; with a mask of which one row sees nothing."""
     options: dict[str, Any] = CODES | {"bias_quant": "int8_per_tensor"}
     torch.manual_seed(0)
-    theirs = torch_nn.QuantMultiheadAttention(8, 2, batch_first=True, **options)
+    theirs: Any = torch_nn.QuantMultiheadAttention(8, 2, batch_first=True, **options)
     with torch.no_grad():
         theirs.in_proj_weight.mul_(400)
         theirs.in_proj_bias.uniform_(-1, 1)
@@ -193,7 +193,7 @@ def test_what_recurrent_cells_refuse() -> None:
         "QuantSimpleCell, `hidden_quant`: must have a zero": {"hidden_quant": "binary_per_tensor"},
     }.items():
         with pytest.raises(ValueError, match=message):
-            flax_nn.QuantSimpleCell(5, 4, rngs=nnx.Rngs(0), **options)  # type: ignore[arg-type]
+            flax_nn.QuantSimpleCell(5, 4, rngs=nnx.Rngs(0), **options)
     with pytest.raises(TypeError, match="QuantSimpleCell has no keyword `residual`"):
         flax_nn.QuantSimpleCell(5, 4, rngs=nnx.Rngs(0), residual=True)
     cell = flax_nn.QuantLSTMCell(5, 4, rngs=nnx.Rngs(0), weight_bits=4, hidden_quant="int8_per_tensor", hidden_bits=5)

@@ -142,7 +142,7 @@ def test_channels_of_declared_activations_are_last_where_the_layer_takes_them_as
 def test_a_learned_scale_of_a_declared_weight_begins_at_that_of_the_weight() -> None:
     """As in torch, where a proxy begins it when it is made: evaluation needs no training before."""
     declaration = quant.Int8WeightPerChannelFloat.let(scaling_impl_type="parameter_from_stats")
-    in_torch = torch_nn.QuantLinear(8, 3, bias=False, weight_quant=declaration).eval()
+    in_torch: Any = torch_nn.QuantLinear(8, 3, bias=False, weight_quant=declaration).eval()
     in_jax = linear(8, 3, use_bias=False, weight_quant=declaration)
     in_jax.kernel.set_value(jnp.asarray(in_torch.weight.detach().numpy().T))
     in_jax = QuantLinear(
@@ -180,7 +180,7 @@ def test_a_bias_has_the_bits_of_torch(weight_quant: str, bias_quant: Any) -> Non
     interop.load_state_dict(in_jax, {name: t.numpy() for name, t in in_torch.state_dict().items()})
     want = in_torch(torch.from_numpy(x)).detach().numpy()
     assert_same_bits(want, in_jax(jnp.asarray(x)))
-    plain = linear(6, 4, **options | {"bias_quant": None})
+    plain: Any = linear(6, 4, **options | {"bias_quant": None})
     plain.kernel.set_value(in_jax.kernel[...])
     plain.bias.set_value(in_jax.bias[...])
     assert np.any(np.asarray(plain(jnp.asarray(x))) != want)

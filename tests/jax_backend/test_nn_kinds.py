@@ -106,12 +106,12 @@ def test_transposed_convolutions(name: str) -> None:
     w, bias, x = random(4, 6, *size), random(6, seed=1), random(2, 4, *(4, 3, 3)[:axes], seed=2)
     in_torch = getattr(torch_nn, f"QuantConvTranspose{axes}d")(4, 6, size, **CODES, **of_torch)
     options = CODES | of_flax | {"transpose_kernel": turned}
-    in_flax = flax_nn.QuantConvTranspose(4, 6, size, **options, rngs=nnx.Rngs(0))
+    in_flax: Any = flax_nn.QuantConvTranspose(4, 6, size, **options, rngs=nnx.Rngs(0))
     with torch.no_grad():
         in_torch.weight.copy_(torch.from_numpy(w))
         in_torch.bias.copy_(torch.from_numpy(bias))
     kernel = w.transpose(*range(2, axes + 2), 1, 0)
-    kernel = kernel if turned else np.flip(kernel, range(axes)).swapaxes(-1, -2)
+    kernel = kernel if turned else np.flip(kernel, tuple(range(axes))).swapaxes(-1, -2)
     in_flax.kernel.set_value(jnp.asarray(kernel))
     in_flax.bias.set_value(jnp.asarray(bias))
     assert_same_bits(w, in_flax.weight)
@@ -235,4 +235,4 @@ def test_gelu_by_tanh() -> None:
     x = to_jax(random(9))
     assert_same_bits(jax.nn.gelu(x), flax_nn.QuantGELU(None, "tanh")(x))
     with pytest.raises(ValueError, match="`approximate` must be 'none' or 'tanh', got True"):
-        flax_nn.QuantGELU(None, True)  # type: ignore[arg-type]
+        flax_nn.QuantGELU(None, True)

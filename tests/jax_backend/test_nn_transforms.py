@@ -118,7 +118,7 @@ def test_layers_in_linen() -> None:
     variables = module.init(jax.random.key(0), x)
     assert {"params", "batch_stats"} <= set(variables)
     y, changed = module.apply(variables, x, mutable=["batch_stats", "params"])
-    alike = QuantLinear(4, 4, **options, rngs=nnx.Rngs(0))
+    alike: Any = QuantLinear(4, 4, **options, rngs=nnx.Rngs(0))
     alike.kernel.set_value(variables["params"]["kernel"])
     alike.bias.set_value(variables["params"]["bias"])
     alike(x)
