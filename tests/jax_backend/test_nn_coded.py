@@ -66,7 +66,9 @@ def test_sums_of_codes_are_not_those_of_values() -> None:
     slope = jnp.broadcast_to(jnp.arange(600, dtype=jnp.float32), x.shape)
     slopes = jax.grad(lambda a, b: (layer(a, b) * slope).sum(), (0, 1))(x, other)
     assert_same_bits((slope, slope), slopes)
-    assert_same_bits(np.float32(3), flax_nn.QuantEltwiseAdd("int8_per_tensor", None)(jnp.float32(1), jnp.float32(2)))
+    numbers = [np.array(n, np.float32) for n in (1.0, 2.0)]
+    want = torch_nn.QuantEltwiseAdd("int8_per_tensor", None)(*map(to_torch, numbers))
+    assert_same_bits(to_numpy(want), layer(*map(to_jax, numbers)))
 
 
 def test_training_counts_both_operands_as_one() -> None:
@@ -141,7 +143,7 @@ def test_averages_to_a_size_and_compiled() -> None:
     for message, call in {
         r"multiples of `output_size` \(2, 1\), got shape \(2, 5, 4, 3\)": lambda: in_flax(images[:, :5]),
         "must have exact sums in float32": lambda: flax_nn.QuantAvgPool(
-            (128, 64), input_quant="int8_per_tensor", bits=16
+            (128, 64), input_quant="int8_per_tensor", input_bits=16
         )(jnp.ones((1, 128, 64, 1))),
         "`trunc_rounding` must look at nothing but the number": lambda: flax_nn.QuantAvgPool(
             2, trunc_rounding="stochastic"
