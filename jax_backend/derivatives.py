@@ -46,6 +46,18 @@ def differentiable(function: Rule, tangent: Rule, gradient: Rule) -> Any:
     return whole
 
 
+@jax.custom_jvp
+def replaced(value: Array, used: Array) -> Array:
+    """What is used in the place of ``value``, with the derivative of the identity towards that."""
+    return used
+
+
+@replaced.defjvp
+def _replaced_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    used = replaced(*primals)
+    return used, varying_as(tangents[0], jax.typeof(used))
+
+
 def varying_as(x: Array, *kinds: Any) -> Array:
     """``x``, counted as different on all devices along the axes of `jax.shard_map` on which one of the types is.
 

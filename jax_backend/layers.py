@@ -7,13 +7,12 @@ kernel with channels last. Quantizers and their parameters are those of the arra
 from collections.abc import Callable
 from functools import partial, reduce
 from math import prod
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
@@ -35,16 +34,6 @@ from .tangents import Moves, tangent
 Array = jax.Array
 Pair = tuple[int, int]
 Axes = tuple[int, ...]
-
-
-class Options(TypedDict, total=False):
-    """What a layer of `nn` hands on to that of flax, as it means them: ``nnx.Linear`` and ``nnx.Conv``."""
-
-    use_bias: bool
-    dtype: DTypeLike | None
-    param_dtype: DTypeLike
-    kernel_init: Initializer
-    bias_init: Initializer
 
 
 class Geometry(NamedTuple):

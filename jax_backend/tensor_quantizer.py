@@ -22,7 +22,7 @@ from .arguments import check_description, check_qparams, check_trained
 from .arrays import as_array, is_concrete, product
 from .bit_width import code_range
 from .clamp import clamp
-from .derivatives import varying_as
+from .derivatives import replaced, varying_as
 from .elementary import log2
 from .layers import Axes, laid_out, laid_out_qparams
 from .learned_sigma import scale_at_sigma
@@ -357,7 +357,7 @@ def _learned(q: Quantizer, old: State, x: Array, axes: Axes | None, seen: Array 
 
 def _used_width(q: Quantizer, width: Array) -> Array:
     """The width rounded into what the format allows."""
-    return _replaced(width, clamp(jnp.round(lax.stop_gradient(width)), *checks.widths(q)))
+    return replaced(width, clamp(jnp.round(lax.stop_gradient(width)), *checks.widths(q)))
 
 
 def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: Array | None) -> QParams:
@@ -365,26 +365,14 @@ def _used(q: Quantizer, before: Sequence[Array], state: Sequence[Array], width: 
     if q.scale.learns_logarithm:
         scale = _of_logarithm(before[0], scale_of_logarithm(q, state[0]))
     else:
-        scale = _replaced(before[0], restrict_scale(q, state[0]))
+        scale = replaced(before[0], restrict_scale(q, state[0]))
     if not q.affine:
         return QParams(scale, bit_width=width)
     if q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
-        return QParams(scale, _replaced(before[1], state[1]), width)
+        return QParams(scale, replaced(before[1], state[1]), width)
     limits = (q.format.lo, q.format.hi) if width is None else code_range(q, lax.stop_gradient(width))
     code = clamp(round_to_integer(state[1], Rounding.TIES_TO_EVEN), *limits)
-    return QParams(scale, _replaced(before[1], code), width)
-
-
-@jax.custom_jvp
-def _replaced(state: Array, used: Array) -> Array:
-    """The value that is used instead of a state, with the derivative of the identity."""
-    return used
-
-
-@_replaced.defjvp
-def _replaced_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    used = _replaced(*primals)
-    return used, varying_as(tangents[0], jax.typeof(used))
+    return QParams(scale, replaced(before[1], code), width)
 
 
 @jax.custom_jvp

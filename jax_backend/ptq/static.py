@@ -20,7 +20,7 @@ from flax import nnx
 from ...core.choice import fits
 from ...core.observing import ObserverKind, QConfig
 from ..interop import torch_path
-from ..nn.conv import OUTPUTS_FIRST, QuantConv
+from ..nn.conv import QuantConv, outputs_first
 from ..nn.given import CodedWeight, GivenQuantizer
 from ..nn.linear import WEIGHT, QuantLinear
 from ..quantizer import quantize
@@ -283,7 +283,7 @@ def _constant(layer: Any, role: str, held: ObserverModule) -> dict[str, Any]:
         placeholder = held.observer.kind is ObserverKind.PLACEHOLDER
         made = TensorQuantizer(q) if placeholder else GivenQuantizer(q, observed_qparams(held.observer, held.state))
         return {role: made}
-    axes = OUTPUTS_FIRST if isinstance(layer, nnx.Conv) else WEIGHT
+    axes = outputs_first(2) if isinstance(layer, nnx.Conv) else WEIGHT
     kernel = layer.kernel[...]
     qparams = held.qparams(kernel, True, axes)
     codes = quantize(q, kernel.transpose(axes), qparams).transpose(np.argsort(axes))

@@ -244,11 +244,11 @@ def _rngs(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], A
     ("error", "message", "call"),
     [
         (KeyError, "unknown quantizer 'int8'; did you mean", _rngs(QuantLinear, 3, 2, weight_quant="int8")),
-        (TypeError, "`act_quant` must be a catalog name or a Quantizer, got 8", lambda: QuantIdentity(8)),
-        (ValueError, "`kernel_size` must be a pair of ints, got 3", _rngs(QuantConv, 1, 1, 3)),
-        (ValueError, "`strides` must be a pair of ints", _rngs(QuantConv, 1, 1, (3, 3), (1, 1, 1))),
+        (TypeError, "`act_quant`: must be a catalog name or a Quantizer, .* got 8", lambda: QuantIdentity(8)),
+        (ValueError, "`kernel_size` must be one to three positive ints, got 0", _rngs(QuantConv, 1, 1, 0)),
+        (ValueError, "`strides` must be a positive int, or one for each", _rngs(QuantConv, 1, 1, (3, 3), (1, 1, 1))),
         (ValueError, "`padding` must be 'SAME', 'VALID'", _rngs(QuantConv, 1, 1, (3, 3), padding="same")),
-        (TypeError, "unknown arguments dilation of a quantized layer", _rngs(QuantLinear, 1, 1, dilation=2)),
+        (TypeError, "QuantLinear has no keyword `dilation`", _rngs(QuantLinear, 1, 1, dilation=2)),
         (
             ValueError,
             "must be per tensor or per axis, got per token",

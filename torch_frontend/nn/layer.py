@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...core.descriptions import QParams, Quantizer
-from ...core.formats import IntegerFormat
 from ...core.granularity import PerAxis, PerTensor
 from ...core.inject import Declaration
-from ...core.scales import ScaleSource
+from ...core.keywords import by_role as keywords_by_role
+from ...core.keywords import check_changeable, quantizer_of_bias, with_fields
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
 from ..quant_tensor import QuantTensor
@@ -29,14 +28,6 @@ Held = TensorQuantizer | QuantProxy | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
-OF_DECLARATIONS = {  # what fields of a `Quantizer` are called in declarations
-    "bit_width": "bits",
-    "narrow_range": "narrow",
-    "float_to_int_impl_type": "rounding",
-    "quant_delay_steps": "delay",
-    "restrict_scaling_type": "restriction",
-}
-PARTS = ("format", "scale", "arithmetic", "learned_rounding")  # of a quantizer, with fields of their own
 
 
 def hold(layer: nn.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
@@ -79,21 +70,13 @@ def adopted(kind: type[Kind], layer: nn.Module) -> Kind:
 
 
 def by_role(layer: nn.Module, keywords: Mapping[str, Any], quant: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Keywords without their prefix, for each role. TypeError for a prefix that is none."""
-    overrides: dict[str, dict[str, Any]] = {role: {} for role in quant}
-    for keyword, value in keywords.items():
-        if keyword == "return_quant_tensor" and hasattr(type(layer), keyword):
-            if not isinstance(value, bool):
-                raise TypeError(f"{type(layer).__name__}, `return_quant_tensor` must be a bool, got {value!r}")
-            continue
-        role, _, name = keyword.partition("_")
-        if (role not in quant or not name) and "act" in quant:
-            role, name = "act", keyword
-        if role not in quant or not name:
-            kind, prefixes = type(layer).__name__, ", ".join(f"`{role}_`" for role in quant)
-            raise TypeError(f"{kind} has no keyword `{keyword}`; fields of its quantizers have the prefix {prefixes}")
-        overrides[role][name] = value
-    return overrides
+    """`core.keywords.by_role`, but for ``return_quant_tensor``. TypeError also where that is no bool."""
+    kind, name = type(layer), "return_quant_tensor"
+    if name in keywords and hasattr(kind, name):
+        if not isinstance(keywords[name], bool):
+            raise TypeError(f"{kind.__name__}, `{name}` must be a bool, got {keywords[name]!r}")
+        keywords = {key: value for key, value in keywords.items() if key != name}
+    return keywords_by_role(kind.__name__, keywords, quant)
 
 
 def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], weight: str = "weight") -> Any:
@@ -116,9 +99,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
         return proxy(role, value, layer, overrides, weight)
     argument, kind = f"{role}_quant", type(layer).__name__
     if value is None or isinstance(value, TensorQuantizer):
-        if overrides:
-            what = "None" if value is None else "an instance, which others may share"
-            raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
+        check_changeable(kind, role, value, overrides)
         return value
     if not isinstance(value, str | Quantizer):
         raise TypeError(
@@ -126,9 +107,9 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
             f"of another layer, or None; got {value!r}"
         )
     try:
-        q = _replaced(quantizer_of(argument, value), role, overrides)
+        q = with_fields(quantizer_of(argument, value), role, overrides)
         if role == "bias":
-            return TensorQuantizer(_of_bias(q))
+            return TensorQuantizer(quantizer_of_bias(q))
         if role != "weight":
             return TensorQuantizer(q)
         if q.granularity == PerAxis(0):  # per channel, wherever this weight has its channels
@@ -139,32 +120,9 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
         raise type(error)(f"{kind}, `{argument}`: {error.args[0]}") from error
 
 
-def _of_bias(q: Quantizer) -> Quantizer:
-    """The quantizer of a bias: its scales come from those of input and weight, one for each output."""
-    if not isinstance(q.format, IntegerFormat) or q.affine or q.delay or q.scale.source is not ScaleSource.STATISTIC:
-        raise ValueError(
-            "must be of symmetric integers without a delay, whose scale is that of the input times that of the weight, "
-            f"got {q.format}{' affine' if q.affine else ''}, scale={q.scale.source}, delay={q.delay}"
-        )
-    return q.replace(granularity=PerAxis(0))
-
-
 def channel_axis(layer: nn.Module) -> int:
     """The axis of a weight that runs over the outputs."""
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
-
-
-def _replaced(q: Quantizer, role: str, overrides: Mapping[str, Any]) -> Quantizer:
-    """The quantizer with these fields. TypeError for others."""
-    allowed = {f.name for part in (q, *(getattr(q, name) for name in PARTS)) for f in fields(part) if f.init}
-    for name in overrides:
-        if name not in allowed:
-            ours = OF_DECLARATIONS.get(name)
-            hint = "" if ours is None else f"; `{name}` is of declarations, here it is `{role}_{ours}`"
-            raise TypeError(
-                f"no field `{name}`, so no keyword `{role}_{name}`{hint}; fields are {', '.join(sorted(allowed))}"
-            )
-    return q.replace(**overrides)
 
 
 def watched(held: Any, value: Tensor) -> tuple[Held, Tensor]:

@@ -1,0 +1,101 @@
+"""Layers as pure functions over pytrees, for programs that use neither API of flax.
+
+    model = functional.init(lambda rngs: nn.QuantLinear(64, 10, input_quant="uint8_per_tensor", rngs=rngs), key)
+    y, state = functional.apply(model.definition, model.params, model.state, x)
+
+``params`` is what is trained: kernels, biases, learned scales and widths, as a nested dict of arrays. ``state`` is
+everything else: running statistics, counters and seeds. Both are ordinary pytrees, for ``jax.grad``, ``jax.jit``,
+``jax.vmap``, optax and any library of checkpoints; ``definition`` is hashable and static.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+Array = jax.Array
+Tree = Any  # a nested dict of arrays
+
+
+class Definition(NamedTuple):
+    """A module without its arrays; hashable.
+
+    Attributes:
+        graph: what flax knows of it.
+        params, state: the structures of its arrays.
+    """
+
+    graph: Any
+    params: Any
+    state: Any
+
+
+class Model(NamedTuple):
+    """A module taken apart.
+
+    Attributes:
+        definition: everything but arrays.
+        params: arrays that are trained. state: all others.
+    """
+
+    definition: Definition
+    params: Tree
+    state: Tree
+
+
+def init(make: Callable[[nnx.Rngs], nnx.Module], key: Array | int) -> Model:
+    """A module, taken apart.
+
+    Args:
+        make: makes it, with keys for its parameters.
+        key: of ``jax.random``, or a seed.
+    """
+    return taken_apart(make(nnx.Rngs(key)))
+
+
+def taken_apart(module: nnx.Module) -> Model:
+    """The arrays of a module apart from it; changes of them do not change it."""
+    graph, *parts = nnx.split(module, nnx.Param, ...)
+    params, state = (nnx.to_pure_dict(part) for part in parts)
+    return Model(Definition(graph, *map(jax.tree.structure, (params, state))), params, state)
+
+
+def apply(
+    definition: Definition,
+    params: Tree,
+    state: Tree,
+    *args: Any,
+    train: bool = True,
+    method: str = "__call__",
+    **kwargs: Any,
+) -> tuple[Any, Tree]:
+    """What the module gives, and its state after that. Pure: nothing that is given changes.
+
+    Args:
+        definition: static under ``jax.jit``; the others may be traced.
+        args, kwargs: of the method.
+        train: whether statistics learn (``module.train()``), or stay as they are (``module.eval()``).
+        method: which one is called.
+    Raises:
+        ValueError: arrays that are missing, or that the module does not have; and what the module raises.
+    """
+    _check("params", definition.params, params)
+    _check("state", definition.state, state)
+    module: Any = nnx.merge(definition.graph, params, state)
+    module.train() if train else module.eval()
+    y = getattr(module, method)(*args, **kwargs)
+    return y, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+
+
+def _check(name: str, wanted: Any, given: Tree) -> None:
+    """ValueError unless a pytree has this structure."""
+    if jax.tree.structure(given) == wanted:
+        return
+    placeholders = jax.tree.unflatten(wanted, [0] * wanted.num_leaves)
+    names = [
+        {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (placeholders, given)
+    ]
+    kinds = (("missing", names[0] - names[1]), ("unexpected", names[1] - names[0]))
+    found = "; ".join(f"{kind} {', '.join(sorted(some))}" for kind, some in kinds if some) or "another kind of node"
+    raise ValueError(f"`{name}` must hold what the module holds, got {found}")
