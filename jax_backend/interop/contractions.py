@@ -48,14 +48,6 @@ def _conv_to_flax(layer: Any, axes: Axes) -> Arguments:
     }
 
 
-def _quant_conv_to_flax(layer: Any, axes: Axes) -> Arguments:
-    """Of layers without dilation and groups."""
-    arguments = _conv_to_flax(layer, axes)
-    groups, dilation = arguments.pop("feature_group_count"), arguments.pop("kernel_dilation")
-    require(groups == 1 and set(dilation) == {1}, f"{groups} groups, dilation={dilation}; flax's has neither")
-    return arguments
-
-
 def _conv_to_torch(layer: nnx.Conv, axes: Axes) -> Arguments:
     plain(layer)
     n = len(layer.kernel_size)
@@ -167,7 +159,6 @@ def _embedding_to_torch(layer: nnx.Embed, axes: Axes) -> Arguments:
 
 LINEAR = Translation(_linear_to_flax, _linear_to_torch)
 CONV = Translation(_conv_to_flax, _conv_to_torch)
-QUANT_CONV = Translation(_quant_conv_to_flax, _conv_to_torch)
 CONV_TRANSPOSE = Translation(_transposed_to_flax, _transposed_to_torch)
 ATTENTION = Translation(_attention_to_flax, _attention_to_torch)
 EMBEDDING = Translation(_embedding_to_flax, _embedding_to_torch)

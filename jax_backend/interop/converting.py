@@ -12,6 +12,7 @@ from flax import nnx
 from torch import nn
 
 from ...torch_frontend.nn import TensorQuantizer as TorchQuantizer
+from ..bias_quantizer import BiasQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .layouts import Path, Place, chains, described, parts_of, places
 from .modules import Embed, Sequential
@@ -152,8 +153,11 @@ class _Making:
 
     def quantizer(self, name: str, held: Any, shape: tuple[int, ...] | None) -> Any:
         """The counterpart of a quantizer, the same for one that is shared."""
-        ours, theirs = (TorchQuantizer, TensorQuantizer) if self.to == "flax" else (TensorQuantizer, TorchQuantizer)
-        require(type(held) is ours, f"`{name}` is a {_name(held)}; a TensorQuantizer alone has a counterpart")
+        in_flax = BiasQuantizer if name == "bias_quant" else TensorQuantizer
+        ours, theirs = (TorchQuantizer, in_flax) if self.to == "flax" else (in_flax, TorchQuantizer)
+        require(type(held) is ours, f"`{name}` is a {_name(held)}; {_name(theirs)} has no such partner")
+        if in_flax is BiasQuantizer:  # which has no state, and is made by the layer
+            return held.quantizer
         key = id(held), ANY
         if key not in self.kept:
             self.kept[key] = cast(Any, theirs)(held.quantizer, shape, seed=0)  # which the state replaces
@@ -351,6 +355,5 @@ def _parameters(kind: type[Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def _takes(kind: type[Any], name: str) -> bool:
-    """Whether a class takes a keyword."""
-    parameters = _parameters(kind)
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    """Whether a class takes a keyword, or the one that it hands its keywords to."""
+    return any(name in _parameters(one) for one in kind.__mro__ if "__init__" in vars(one))

@@ -14,11 +14,11 @@ from torch import nn
 
 from ...torch_frontend import nn as torch_nn
 from .. import nn as flax_nn
-from .contractions import ATTENTION, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR, QUANT_CONV
+from .contractions import ATTENTION, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
 from .elementwise import DROPOUT, FLATTEN, GELU, MEAN, NOTHING, POOL, SOFTMAX
 from .modules import BatchNorm, Embed, Flatten
 from .norms import BATCH_NORM, GROUP_NORM, NORM
-from .translation import ANY, IMAGES, ROWS, Axes, Translation, each, only, renamed
+from .translation import ANY, IMAGES, ROWS, Axes, Translation, each, only, renamed, same
 
 
 class Pair(NamedTuple):
@@ -90,7 +90,18 @@ PAIRS: tuple[Pair, ...] = (
     Pair(torch_nn.QuantIdentity, flax_nn.QuantIdentity, NOTHING),
     Pair(torch_nn.QuantReLU, flax_nn.QuantReLU, NOTHING),
     Pair(torch_nn.QuantLinear, flax_nn.QuantLinear, LINEAR, ROWS),
-    Pair(torch_nn.QuantConv2d, flax_nn.QuantConv, QUANT_CONV, axes(2)),
+    Pair(torch_nn.QuantConv1d, flax_nn.QuantConv, CONV, axes(1)),
+    Pair(torch_nn.QuantConv2d, flax_nn.QuantConv, CONV, axes(2)),
+    Pair(torch_nn.QuantConv3d, flax_nn.QuantConv, CONV, axes(3)),
+    Pair(torch_nn.QuantConvTranspose1d, flax_nn.QuantConvTranspose, CONV_TRANSPOSE, axes(1)),
+    Pair(torch_nn.QuantConvTranspose2d, flax_nn.QuantConvTranspose, CONV_TRANSPOSE, axes(2)),
+    Pair(torch_nn.QuantConvTranspose3d, flax_nn.QuantConvTranspose, CONV_TRANSPOSE, axes(3)),
+    Pair(torch_nn.QuantEmbedding, flax_nn.QuantEmbed, EMBEDDING, ROWS),
+    Pair(torch_nn.QuantHardTanh, flax_nn.QuantHardTanh, same("min_val", "max_val")),
+    Pair(torch_nn.QuantSigmoid, flax_nn.QuantSigmoid, NOTHING),
+    Pair(torch_nn.QuantTanh, flax_nn.QuantTanh, NOTHING),
+    Pair(torch_nn.QuantGELU, flax_nn.QuantGELU, same("approximate")),
+    Pair(torch_nn.QuantSiLU, flax_nn.QuantSiLU, NOTHING),
 )
 
 

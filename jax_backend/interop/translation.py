@@ -75,6 +75,15 @@ def renamed(**names: tuple[str, Any]) -> Translation:
     return Translation(to_flax, to_torch)
 
 
+def same(*names: str) -> Translation:
+    """Of layers whose arguments have the same names and values in both."""
+
+    def arguments(layer: Any, axes: Axes) -> Arguments:
+        return {name: getattr(layer, name) for name in names}
+
+    return Translation(arguments, arguments)
+
+
 def only(**values: Any) -> Translation:
     """Of a function without these keywords, for layers of torch where they have these values alone."""
 

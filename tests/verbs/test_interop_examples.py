@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ..torch_frontend.ptq.test_example import example
+from ..project.source import example
 
 
 @pytest.mark.parametrize(("name", "modes"), [("train_in_torch_serve_in_jax", 1), ("train_in_jax_serve_in_torch", 2)])

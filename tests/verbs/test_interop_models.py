@@ -124,7 +124,8 @@ def test_the_table_has_no_row_that_is_not_tested() -> None:
     from samebits.jax_backend.interop.pairs import PAIRS
 
     tested = {type(layer) for layer, _ in LAYERS.values()} | {type(m) for m in quantized().modules()}
-    tested |= {nn.Embedding, nn.MultiheadAttention}
+    tested |= {nn.Embedding, nn.MultiheadAttention, torch_nn.QuantEmbedding, *ACTIVATIONS}
+    tested |= {type(layer) for layer, _ in OVER_CODES.values()}
     assert {pair.torch_class for pair in PAIRS} == tested - {nn.Sequential}
 
 
@@ -267,6 +268,42 @@ def test_quantized_networks_have_the_same_bits_there_and_back() -> None:
     assert_same_bits(model(torch.from_numpy(x)).detach(), back(torch.from_numpy(x)).detach())
 
 
+ACTIVATIONS: list[Any] = [torch_nn.QuantSigmoid, torch_nn.QuantTanh, torch_nn.QuantSiLU, torch_nn.QuantGELU]
+CODES: dict[str, Any] = {"input_quant": "int8_per_tensor"}
+OVER_CODES = {
+    "conv1d": (torch_nn.QuantConv1d(4, 6, 3, padding=1, groups=2, dilation=2, **CODES), (2, 4, 9)),
+    "conv2d": (torch_nn.QuantConv2d(4, 6, 3, groups=2, bias_quant="int8_per_tensor", **CODES), (2, 4, 5, 5)),
+    "conv3d": (torch_nn.QuantConv3d(2, 3, 2, **CODES), (2, 2, 4, 4, 4)),
+    "transposed 1d": (torch_nn.QuantConvTranspose1d(4, 6, 3, stride=2, padding=1, **CODES), (2, 4, 5)),
+    "transposed 2d": (torch_nn.QuantConvTranspose2d(4, 6, 3, stride=2, output_padding=1, **CODES), (2, 4, 3, 3)),
+    "transposed 3d": (torch_nn.QuantConvTranspose3d(2, 3, 2, weight_quant="int8_per_tensor", **CODES), (1, 2, 3, 3, 3)),
+    "linear": (torch_nn.QuantLinear(7, 3, bias_quant="int8_per_tensor", **CODES), (5, 7)),
+    "hard tanh": (torch_nn.QuantHardTanh(min_val=-2.0, max_val=1.5), (5, 7)),
+}
+
+
+@pytest.mark.parametrize("name", OVER_CODES)
+def test_quantized_layers_have_the_same_bits_there_and_back(name: str) -> None:
+    layer, shape = OVER_CODES[name]
+    x, images = random(*shape), len(shape) > 2
+    flax = interop.to_flax(layer.eval())
+    y = np.asarray(flax(jnp.asarray(channels_last(x) if images else x)))
+    with torch.no_grad():
+        want = layer(torch.from_numpy(x))
+        assert_same_bits(want, np.moveaxis(y, -1, 1) if images else y)
+        assert_same_bits(want, interop.to_torch(flax)(torch.from_numpy(x)))
+
+
+def test_tables_and_activations_have_partners() -> None:
+    rows = torch.tensor([[0, 3], [9, 9]])
+    layer = torch_nn.QuantEmbedding(10, 6).eval()
+    assert_same_bits(layer(rows).detach(), interop.to_flax(layer)(jnp.asarray(rows.numpy())))
+    for kind in ACTIVATIONS:
+        flax = interop.to_flax(kind())
+        assert type(flax).__name__ == type(interop.to_torch(flax)).__name__ == kind.__name__
+    assert interop.to_flax(torch_nn.QuantGELU(approximate="tanh")).approximate == "tanh"
+
+
 def test_the_tables_quantizers_are_those_of_the_layers() -> None:
     flax = interop.to_flax(quantized())
     conv = flax.layers[1]
@@ -383,7 +420,7 @@ REFUSED_BY_FLAX: dict[str, tuple[nn.Module, str]] = {
     "axes": (nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool1d(1)), r"`1` \(MaxPool1d\): is for images of 1 axes"),
     "flatten images": (nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(1, 2)), "start_dim=1, end_dim=2 of images"),
     "softmax of pixels": (nn.Sequential(nn.Conv2d(1, 1, 1), nn.Softmax(2)), "dim=2 of images"),
-    "bias": (torch_nn.QuantLinear(2, 2, bias_quant="int8_per_tensor", input_quant="int8_per_tensor"), "bias_quant; Qu"),
+    "attention": (torch_nn.QuantMultiheadAttention(4, 2), "has a forward of its own"),
     "codes": (torch_nn.QuantReLU(return_quant_tensor=True), "return_quant_tensor=True"),
 }
 

@@ -68,7 +68,7 @@ def test_other_flows_in_float64(tmp_path: Any) -> None:
         want = mlp(torch.float64)(data[0])
         assert (quantize_dynamic(mlp(torch.float64))(data[0]) - want).abs().max() < 0.1
         for function in (smooth_, lambda model, _: equalize_(model)):
-            function(model := mlp(torch.float64), data)  # type: ignore[operator]
+            function(model := mlp(torch.float64), data)
             assert (model(data[0]) - want).abs().max() < 1e-12
         for config in ("int4_per_group32", of.int4_weight_only(16, "integer"), of.int4_weight_only(16)):
             model, single = mlp(torch.float64), mlp()
