@@ -34,6 +34,7 @@ from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .files import write_quantized as write_quantized
+from .freezing import freeze as freeze
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
 from .gguf import block_codes as block_codes
