@@ -265,5 +265,5 @@ def test_what_cannot_be_frozen_stays_as_it_was() -> None:
     with pytest.raises(TypeError, match="`model` must be an nnx.Module, got list"):
         freeze([])  # type: ignore[arg-type]
     coarse = nnx.Sequential(nnx.Linear(64, 64, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
-    quantize_model(coarse, {"*": {"weight_bits": 12, "weight_source": "constant", "weight_scale_value": 1e-4}})
+    quantize_model(coarse, {"*": {"weight_bits": 12, "weight_source": "constant", "weight_scale_value": 9.985e-5}})
     unchanged(coarse, lambda: freeze(coarse), ValueError, "layer '0': `kernel` has a dtype, bfloat16, too coarse")
