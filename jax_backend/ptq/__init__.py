@@ -25,6 +25,7 @@ from .calibration import Calibration as Calibration
 from .calibration import quantize as quantize
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
+from .dot_general import dot_general as dot_general
 from .dynamic import quantize_dynamic as quantize_dynamic
 from .equalization import equalization_factors as equalization_factors
 from .equalizing import equalize_ as equalize_
@@ -51,6 +52,7 @@ from .packing import unpack as unpack
 from .qarray import QArray as QArray
 from .qarray import array_of_codes as array_of_codes
 from .qarray import quant_array as quant_array
+from .qarray import shardings as shardings
 from .smoothing import smooth_ as smooth_
 from .smoothquant import smoothing_factors as smoothing_factors
 from .static import DeQuantStub as DeQuantStub
