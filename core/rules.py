@@ -61,7 +61,9 @@ def check_pattern(pattern: object) -> None:
     try:
         re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
     except re.error as error:
-        raise ValueError(f"`path` of a rule must be a regular expression behind 're:', got {pattern!r}: {error}") from error
+        raise ValueError(
+            f"`path` of a rule must be a regular expression behind 're:', got {pattern!r}: {error}"
+        ) from error
 
 
 def given_rules(rules: Rules | None, exclude: Sequence[str] = ()) -> Given:
@@ -79,7 +81,9 @@ def given_rules(rules: Rules | None, exclude: Sequence[str] = ()) -> Given:
         pairs: list[tuple[str, Keywords]] = list(rules.items())
     else:
         if isinstance(rules, str | Rule) or not isinstance(rules, Sequence | None):
-            raise TypeError(f"`rules` must be a mapping from patterns to keywords, or a sequence of Rule, got {rules!r}")
+            raise TypeError(
+                f"`rules` must be a mapping from patterns to keywords, or a sequence of Rule, got {rules!r}"
+            )
         for rule in rules or ():
             if not isinstance(rule, Rule):
                 raise TypeError(f"`rules` must hold a Rule after the other, got {rule!r}")

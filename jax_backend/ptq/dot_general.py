@@ -65,9 +65,13 @@ def dot_general(
     """
     if not isinstance(lhs, QArray) and not isinstance(rhs, QArray):
         raise TypeError(f"`lhs` or `rhs` must be a QArray, got {type(lhs).__name__} and {type(rhs).__name__}")
-    lhs, rhs = (side if isinstance(side, QArray) else as_array(name, side) for name, side in (("lhs", lhs), ("rhs", rhs)))
+    lhs, rhs = (
+        side if isinstance(side, QArray) else as_array(name, side) for name, side in (("lhs", lhs), ("rhs", rhs))
+    )
     if lhs.dtype != rhs.dtype:
-        raise TypeError(f"`lhs` and `rhs` must have one dtype, got {jnp.dtype(lhs.dtype).name}, {jnp.dtype(rhs.dtype).name}")
+        raise TypeError(
+            f"`lhs` and `rhs` must have one dtype, got {jnp.dtype(lhs.dtype).name}, {jnp.dtype(rhs.dtype).name}"
+        )
     integers = preferred_element_type is not None and jnp.dtype(preferred_element_type) == np.int32
     if preferred_element_type is not None and not integers and jnp.dtype(preferred_element_type) != lhs.dtype:
         raise TypeError(
@@ -91,12 +95,16 @@ def _checked(numbers: Any, left: Sequence[int], right: Sequence[int]) -> tuple[A
     for name, shape, contracted, batch in (("lhs", left, of_left, batch_left), ("rhs", right, of_right, batch_right)):
         used = [*contracted, *batch]
         if sorted(set(used)) != sorted(used) or any(not 0 <= axis < len(shape) for axis in used):
-            raise ValueError(f"`dimension_numbers` must name axes of `{name}`, of shape {tuple(shape)}, once; got {used}")
+            raise ValueError(
+                f"`dimension_numbers` must name axes of `{name}`, of shape {tuple(shape)}, once; got {used}"
+            )
         found.append((tuple(batch), tuple(i for i in range(len(shape)) if i not in used), tuple(contracted)))
     for one, other, kind in ((batch_left, batch_right, "batch"), (of_left, of_right, "contracted")):
         lengths = [left[axis] for axis in one], [right[axis] for axis in other]
         if lengths[0] != lengths[1]:
-            raise ValueError(f"`dimension_numbers` must pair {kind} axes of one length, got {lengths[0]} and {lengths[1]}")
+            raise ValueError(
+                f"`dimension_numbers` must pair {kind} axes of one length, got {lengths[0]} and {lengths[1]}"
+            )
     return found[0], found[1]
 
 

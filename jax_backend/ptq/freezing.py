@@ -46,7 +46,9 @@ def freeze(model: nnx.Module) -> nnx.Module:
     for name, layer in layers:
         q = layer.weight_quant.quantizer
         if not q.deterministic or q.learned_bits is not None:
-            raise ValueError(f"layer '{name}': its weight must have codes that follow from it alone, got '{q.rounding}'")
+            raise ValueError(
+                f"layer '{name}': its weight must have codes that follow from it alone, got '{q.rounding}'"
+            )
         try:
             changes.append((layer, coded_weight(layer, q, layer.weight_quant.qparams(layer.weight, True))))
         except (ValueError, RuntimeError) as error:

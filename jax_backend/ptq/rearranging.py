@@ -182,7 +182,9 @@ def times(w: Coded, factor: Any, dtype: Any) -> Coded:
     power = isinstance(factor, int | float) and not isinstance(factor, bool) and 0 < factor < float("inf")
     if not power or np.frexp(float(factor))[0] != 0.5:
         shown = factor if isinstance(factor, int | float) else type(factor).__name__
-        raise TypeError(f"a QArray has no product (*) with {shown}, only with positive powers of two; use .dequantize()")
+        raise TypeError(
+            f"a QArray has no product (*) with {shown}, only with positive powers of two; use .dequantize()"
+        )
     kinds = IntegerFormat | BinaryFormat | TernaryFormat
     if not isinstance(w.q.format, kinds) or w.q.arithmetic.zero_point_domain is not ZeroPointDomain.INTEGER:
         raise TypeError(f"a QArray of {w.q.format} has no product (*); use .dequantize()")

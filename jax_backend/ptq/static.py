@@ -309,7 +309,9 @@ def coded_weight(layer: Any, q: Quantizer, qparams: QParams) -> dict[str, Any]:
     """
     weight = layer.weight
     codes = quantize(q, weight, qparams)
-    if weight.dtype.itemsize < 4 and bool((quantize(q, dequantize(q, codes, qparams, weight.dtype), qparams) != codes).any()):
+    if weight.dtype.itemsize < 4 and bool(
+        (quantize(q, dequantize(q, codes, qparams, weight.dtype), qparams) != codes).any()
+    ):
         raise ValueError(f"`kernel` has a dtype, {weight.dtype.name}, too coarse for codes of {q.format}")
     stored = LAID_BACK[type(layer)](layer, codes)
     name = "embedding" if isinstance(layer, nnx.Embed) else "kernel"

@@ -53,7 +53,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: given_rules(None, "head"), TypeError, "`exclude` must be a sequence of patterns, got 'head'"),
     (lambda: check_rules([("haed", {})], [("head", LINEAR)]), ValueError, "'haed' fits no layer; layers are 'head'"),
     (lambda: check_rules([("*", None)], []), ValueError, "fits no layer; layers are none"),
-    (lambda: check_rules([("*", {"act_bits": 4})], [("head", LINEAR)]), TypeError, "no layer takes `act_bits`; prefixes"),
+    (
+        lambda: check_rules([("*", {"act_bits": 4})], [("head", LINEAR)]),
+        TypeError,
+        "no layer takes `act_bits`; prefixes",
+    ),
 ]
 
 

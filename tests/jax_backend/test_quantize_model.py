@@ -185,7 +185,7 @@ def test_frozen_weights_are_codes_and_outputs_stay() -> None:
         (jnp.float32, [Rule("*", weight_quant="mxfp4_e2m1"), Rule("2", weight_quant="int8_affine_per_token")]),
         (jnp.bfloat16, WHOLE),
     ],
-    ids=["learned", "floats and groups", "bfloat16"],
+    ids=["learned", "groups and rows", "bfloat16"],
 )
 def test_frozen_weights_of_other_kinds(dtype: Any, rules: Any) -> None:
     m = small(dtype)
@@ -209,7 +209,11 @@ def unchanged(m: nnx.Module, call: Callable[[], Any], error: type[Exception], wo
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"rules": {"haed": {}}}, ValueError, "the rule 'haed' fits no layer; layers are 'embedding', 'body.0', 'body.1', "),
+    (
+        {"rules": {"haed": {}}},
+        ValueError,
+        "the rule 'haed' fits no layer; layers are 'embedding', 'body.0', 'body.1', ",
+    ),
     ({"exclude": ["norm"]}, ValueError, "the rule 'norm' fits no layer"),
     ({"rules": [Rule("heads", wieght_bits=4)]}, TypeError, "'heads': no layer takes `wieght_bits`; prefixes are"),
     ({"rules": {"body.1": {"weight_bits": 4}}}, TypeError, "no layer takes `weight_bits`; prefixes are `act_`"),

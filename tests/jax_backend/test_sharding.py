@@ -346,7 +346,11 @@ def compare_qarrays() -> None:
     refused = [
         (lambda: shardings(held, P("a")), TypeError, "`sharding` must be a NamedSharding"),
         (lambda: shardings(held, NamedSharding(mesh, P(None, None, "a"))), ValueError, "an entry for each of 2 axes"),
-        (lambda: shardings(held[:3], NamedSharding(mesh, P("a"))), ValueError, "must divide axis 0 of codes, of 3 elem"),
+        (
+            lambda: shardings(held[:3], NamedSharding(mesh, P("a"))),
+            ValueError,
+            "must divide axis 0 of codes, of 3 elem",
+        ),
     ]
     for call, error, words in refused:
         with pytest.raises(error, match=words):

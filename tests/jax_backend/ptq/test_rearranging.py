@@ -63,6 +63,8 @@ def same(values: Any, held: Any) -> None:
     assert_same_bits(values, known.T if held.transposed else known)
 
 
+SLOW = ("per axis 1", "per group along axis 0", "float zeros")  # in what the others have too
+EVERY = [pytest.param(name, marks=pytest.mark.thorough if name in SLOW else ()) for name in KINDS]
 ROWS, MORE, NONE = np.array([3, 0, 3]), np.array([[1, 0], [5, -1]]), np.array([], np.int32)
 MASK = np.array([True, False, True, False, False, True])
 INDICES: list[Any] = [
@@ -75,7 +77,7 @@ KEPT = {  # how many of these stay codes
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_parts_are_codes_where_scales_stay_together(name: str) -> None:
     held = made(name)
     values, kept = np.asarray(held.dequantize()), 0
@@ -95,7 +97,7 @@ def test_parts_are_codes_where_scales_stay_together(name: str) -> None:
     assert_same_bits(values.T[MORE], turned[MORE])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", EVERY)
 def test_transpositions_and_shapes(name: str) -> None:
     shape = (4, 6, 8)
     held = made(name, *shape)
@@ -187,7 +189,10 @@ PRODUCTS: list[tuple[str, tuple[int, ...], str, tuple[int, ...], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("left", "shape", "right", "other", "numbers_"), PRODUCTS)
+@pytest.mark.parametrize(
+    ("left", "shape", "right", "other", "numbers_"),
+    [pytest.param(*row, marks=pytest.mark.thorough if i in (2, 4) else ()) for i, row in enumerate(PRODUCTS)],
+)
 def test_products_over_codes(left: str, shape: Any, right: str, other: Any, numbers_: Any) -> None:
     """Sums beside int64; outputs beside the formula, with every product rounded."""
     a, b = made(left, *shape), quant_array(KINDS[right], jnp.asarray(numbers(*other)[::-1].copy()))
@@ -262,7 +267,11 @@ def test_products_that_do_not_fit() -> None:
             ValueError,
             "do not have codes that are integers",
         ),
-        (lambda: dot_general(wide, wide, rows, preferred_element_type=jnp.int32), ValueError, "sums of up to 8589934592"),
+        (
+            lambda: dot_general(wide, wide, rows, preferred_element_type=jnp.int32),
+            ValueError,
+            "sums of up to 8589934592",
+        ),
         (lambda: dot_general(held, held, (((1,), (0,)), ((), ()))), ValueError, r"of one length, got \[8\] and \[6\]"),
         (lambda: dot_general(held, held, (((2,), (1,)), ((), ()))), ValueError, r"must name axes of `lhs`.*got \[2\]"),
         (lambda: dot_general(held, held, (((1,), (1,)), ((1,), (1,)))), ValueError, "once"),
