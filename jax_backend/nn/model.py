@@ -180,10 +180,11 @@ def _of_layer(layer: Any, keywords: Mapping[str, Any]) -> nnx.Module:
     become(new, kind.layer)
     for name, value in kind.sizes(layer).items():
         setattr(new, name, value)
-    usual = {p.name: p.default for p in signature(kind.layer.__init__).parameters.values()}
-    quant = {role: keywords.get(f"{role}_quant", usual[f"{role}_quant"]) for role in kind.roles}
+    defaults = {p.name: p.default for p in signature(kind.layer.__init__).parameters.values()}
+    quant = {role: keywords.get(f"{role}_quant", defaults[f"{role}_quant"]) for role in kind.roles}
     kind.hold(new, {key: value for key, value in keywords.items() if not key.endswith("_quant")}, **quant)
-    return new
+    made: nnx.Module = new
+    return made
 
 
 def _put(place: Place, quantized: Any) -> None:

@@ -157,7 +157,7 @@ class QArray:
         return float_linear(x, self.dequantize().T, None)
 
     def __getitem__(self, index: Any) -> Any:
-        """A QArray for slices and an array of indices, where the elements that share a scale stay together; else values.
+        """A QArray for slices and an array of indices, where elements that share a scale stay together; else values.
 
         Values for integers, which take axes away, for several arrays, and where a slice cuts through a group. An array
         of integers of more axes looks up rows, as in a table of vectors.
@@ -205,8 +205,8 @@ class QArray:
         """Of the same kind, from other codes."""
         q = w.q
         codes = packed_codes(q, w.codes) if is_packed(q, self.code_layout) else w.codes
-        new = {"codes": codes, "scale": w.scale, "zero_point": w.zero_point, "quantizer": q}
-        return replace(self, length=w.codes.shape[-1], **new)
+        parts: dict[str, Any] = {"codes": codes, "scale": w.scale, "zero_point": w.zero_point}
+        return replace(self, quantizer=q, length=w.codes.shape[-1], **parts)
 
     def __repr__(self) -> str:
         act = "" if self.act_quant is None else f", activations {self.act_quant.format} {self.act_quant.granularity}"

@@ -69,7 +69,7 @@ def test_layers_are_made_quantized_and_parameters_stay() -> None:
 
 
 def test_they_are_the_layers_that_are_made() -> None:
-    """A layer made with the same keywords has the same attributes; a convolution with the same weights, the same output."""
+    """A layer made with the same keywords has the same attributes, and the same output of the same weights."""
     m = nnx.Sequential(
         nnx.Conv(4, 6, (3, 3), (2, 1), padding="CIRCULAR", use_bias=False, rngs=nnx.Rngs(0)),
         nnx.ConvTranspose(6, 4, (3, 3), (2, 2), transpose_kernel=True, rngs=nnx.Rngs(0)),
@@ -245,7 +245,7 @@ def test_layers_with_options_that_quantized_ones_do_not_have_are_refused() -> No
     for kind, keywords, words in options:
         m = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), kind(4, 2, rngs=nnx.Rngs(0), **keywords))
         unchanged(m, lambda m=m: quantize_model(m), ValueError, words)  # type: ignore[misc]
-    with pytest.raises(TypeError, match="`model` must be an nnx.Module, got dict"):
+    with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got dict"):
         quantize_model({"kernel": jnp.ones((2, 2))})  # type: ignore[arg-type]
 
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_frozen_stays_as_it_was() -> None:
     kernel: Any = m.heads["first"].kernel  # type: ignore[attr-defined]
     kernel.set_value(kernel[...].at[0, 0].set(jnp.nan))
     unchanged(m, lambda: freeze(m), ValueError, "layer 'heads.first': ")
-    with pytest.raises(TypeError, match="`model` must be an nnx.Module, got list"):
+    with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got list"):
         freeze([])  # type: ignore[arg-type]
     coarse = nnx.Sequential(nnx.Linear(64, 64, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     quantize_model(coarse, {"*": {"weight_bits": 12, "weight_source": "constant", "weight_scale_value": 9.985e-5}})

@@ -1,4 +1,4 @@
-"""Models made quantized by rules, here and by Qwix: the same codes and scales, and outputs as far as ours can be theirs.
+"""Models made quantized by rules, here and by Qwix: the same codes and scales; outputs as far as ours can be theirs.
 
 Qwix scales an accumulator twice, ``acc * s_x * s_w``, each product rounded; ours once, by the rounded ``s_x * s_w``. So
 outputs are the same bits where a scale is a power of two, and elsewhere one rounding apart: `DIFFERENT` counts where.

@@ -56,9 +56,9 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
         model: its layers may be shared; what is quantized already stays.
         rules: keywords for the layers whose name, or that of a module around them, fits a pattern: `Rule` after `Rule`,
             or a mapping, as `samebits.core.rules` says, also for models of JAX. All that fit apply in their order. A
-            layer takes the keywords of its roles (``weight_bits``: of layers with a weight). An activation is swapped if
-            it gets one (``act_quant``), every other layer with its defaults at least; for None instead of keywords it
-            stays. None: no rules.
+            layer takes the keywords of its roles (``weight_bits``: of layers with a weight). An activation is swapped
+            if it gets one (``act_quant``), every other layer with its defaults at least; for None instead of keywords
+            it stays. None: no rules.
         exclude: patterns of layers that stay.
     Returns:
         The model; where it is itself such a layer, what it becomes.
