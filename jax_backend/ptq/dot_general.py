@@ -75,7 +75,8 @@ def dot_general(
     integers = preferred_element_type is not None and jnp.dtype(preferred_element_type) == np.int32
     if preferred_element_type is not None and not integers and jnp.dtype(preferred_element_type) != lhs.dtype:
         raise TypeError(
-            f"`preferred_element_type` must be None, int32 or {jnp.dtype(lhs.dtype).name}, got {preferred_element_type!r}"
+            f"`preferred_element_type` must be None, int32 or {jnp.dtype(lhs.dtype).name}, got "
+            f"{preferred_element_type!r}"
         )
     of_left, of_right = _checked(dimension_numbers, lhs.shape, rhs.shape)
     a, b = _side(lhs, rhs, *of_left), _side(rhs, lhs, *of_right)
