@@ -13,7 +13,7 @@ from ...core.described import quantizer_of_text, text_of
 from ...core.scales import ScaleSource
 from ..tensor_quantizer import TensorQuantizer
 from .calibration import Quantized
-from .static import LAID_BACK, coded_weight, named_modules
+from .static import LAID_BACK, named_modules, weight_as_codes
 
 Map = dict[str, dict[str, str]]
 
@@ -50,7 +50,7 @@ def freeze(model: nnx.Module) -> nnx.Module:
                 f"layer '{name}': its weight must have codes that follow from it alone, got '{q.rounding}'"
             )
         try:
-            changes.append((layer, coded_weight(layer, q, layer.weight_quant.qparams(layer.weight, True))))
+            changes.append((layer, weight_as_codes(layer, q, layer.weight_quant.qparams(layer.weight, True))))
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"layer '{name}': {error.args[0]}") from error
     for layer, attributes in changes:

@@ -183,7 +183,7 @@ class QArray:
     def __truediv__(self, divisor: Any) -> "QArray":
         """By a positive power of two, as `__mul__`."""
         plain = isinstance(divisor, int | float) and not isinstance(divisor, bool) and divisor > 0
-        return self * (1 / divisor if plain else divisor)
+        return self.__mul__(1 / divisor if plain else divisor)
 
     __rmul__ = __mul__
     __add__, __radd__ = _refused("sum (+)"), _refused("sum (+)")

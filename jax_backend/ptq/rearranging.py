@@ -3,7 +3,7 @@
 Each function gives the quantizer of the result as well, or says that no granularity describes its scales.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,7 @@ def taken(w: Coded, index: tuple[Index, ...]) -> Coded | None:
                 return None
             q = q.replace(granularity=moved)
     codes = w.codes[index]
-    scale, zero = (p if p is None or p.ndim == 0 else p[tuple(of_scale)] for p in (w.scale, w.zero_point))
+    scale, zero = _both(w, lambda p: p[tuple(of_scale)] if p.ndim else p)
     return Coded(q, codes, scale, zero)
 
 
@@ -142,7 +142,7 @@ def permuted(w: Coded, axes: Sequence[int]) -> Coded:
             granularity = PerAxis(1)
         case _:
             pass
-    scale, zero = (p if p is None or p.ndim == 0 else p.transpose(order) for p in (w.scale, w.zero_point))
+    scale, zero = _both(w, lambda p: p.transpose(order) if p.ndim else p)
     return Coded(w.q.replace(granularity=granularity), w.codes.transpose(order), scale, zero)
 
 
@@ -167,8 +167,13 @@ def reshaped(w: Coded, shape: Sequence[int]) -> Coded:
             "would share a scale; reshape its .dequantize()"
         )
     own = qparams_shape(granularity, codes.shape)
-    scale, zero = (p if p is None else p.reshape(own) for p in (w.scale, w.zero_point))
+    scale, zero = _both(w, lambda p: p.reshape(own))
     return Coded(w.q.replace(granularity=granularity), codes, scale, zero)
+
+
+def _both(w: Coded, change: Callable[[Array], Array]) -> tuple[Array, Array | None]:
+    """Scales and zero points, changed alike."""
+    return change(w.scale), None if w.zero_point is None else change(w.zero_point)
 
 
 def times(w: Coded, factor: Any, dtype: Any) -> Coded:
@@ -191,8 +196,8 @@ def times(w: Coded, factor: Any, dtype: Any) -> Coded:
     if not is_concrete(w.scale):
         raise TypeError("a QArray whose scales are not at hand has no product (*); use .dequantize()")
     scales = np.asarray(w.scale).astype(np.float64) * factor
-    tiny = max(float(jnp.finfo(d).tiny) for d in (w.scale.dtype, dtype))
-    huge = min(float(jnp.finfo(d).max) for d in (w.scale.dtype, dtype))
+    ends: list[Any] = [jnp.finfo(d) for d in (w.scale.dtype, dtype)]  # type: ignore[no-untyped-call]
+    tiny, huge = max(float(end.tiny) for end in ends), min(float(end.max) for end in ends)
     reach = max(abs(w.q.format.lo), abs(w.q.format.hi)) + (w.q.format.hi - w.q.format.lo if w.q.affine else 0)
     if scales.size and (scales.min() < tiny or scales.max() * float(reach) > huge):
         raise ValueError(f"a QArray times {factor!r} has values that are no normal numbers; use .dequantize()")

@@ -287,7 +287,7 @@ def _constant(layer: Any, role: str, held: ObserverModule) -> dict[str, Any]:
         made = TensorQuantizer(q) if placeholder else GivenQuantizer(q, observed_qparams(held.observer, held.state))
         return {role: made}
     axes = outputs_first(2) if isinstance(layer, nnx.Conv) else WEIGHT
-    return coded_weight(layer, q, held.qparams(layer.kernel[...], True, axes))
+    return weight_as_codes(layer, q, held.qparams(layer.kernel[...], True, axes))
 
 
 LAID_BACK: dict[type[nnx.Module], Callable[[Any, Array], Array]] = {  # from the layout that quantizers see
@@ -298,7 +298,7 @@ LAID_BACK: dict[type[nnx.Module], Callable[[Any, Array], Array]] = {  # from the
 }
 
 
-def coded_weight(layer: Any, q: Quantizer, qparams: QParams) -> dict[str, Any]:
+def weight_as_codes(layer: Any, q: Quantizer, qparams: QParams) -> dict[str, Any]:
     """The weight of a layer as codes, and what quantizes it then: attributes, by name, that make it such a layer.
 
     Args:

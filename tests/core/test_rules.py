@@ -42,14 +42,14 @@ def test_all_that_fit_apply_in_their_order() -> None:
 
 
 REFUSED: list[tuple[Any, type[Exception], str]] = [
-    (lambda: Rule(3), TypeError, "`path` of a rule must be a pattern of names, a str, got 3"),  # type: ignore[arg-type]
+    (lambda: Rule(3), TypeError, "`path` of a rule must be a pattern of names, a str, got 3"),
     (lambda: Rule("re:("), ValueError, r"must be a regular expression behind 're:', got 're:\(': missing \)"),
     (lambda: Rule("a", stays=True, weight_bits=4), TypeError, "layers that stay take no keywords, got `weight_bits`"),
-    (lambda: Rule("a", stays=None), TypeError, "`stays` must be True or False, got None"),  # type: ignore[arg-type]
+    (lambda: Rule("a", stays=None), TypeError, "`stays` must be True or False, got None"),
     (lambda: given_rules("head"), TypeError, "a mapping from patterns to keywords, or a sequence of Rule, got 'head'"),
-    (lambda: given_rules(Rule("head")), TypeError, "or a sequence of Rule, got Rule"),  # type: ignore[arg-type]
-    (lambda: given_rules(["head"]), TypeError, "a Rule after the other, got 'head'"),  # type: ignore[list-item]
-    (lambda: given_rules({"head": 4}), TypeError, "'head' must give keywords or None, got 4"),  # type: ignore[dict-item]
+    (lambda: given_rules(Rule("head")), TypeError, "or a sequence of Rule, got Rule"),
+    (lambda: given_rules(["head"]), TypeError, "a Rule after the other, got 'head'"),
+    (lambda: given_rules({"head": 4}), TypeError, "'head' must give keywords or None, got 4"),
     (lambda: given_rules(None, "head"), TypeError, "`exclude` must be a sequence of patterns, got 'head'"),
     (lambda: check_rules([("haed", {})], [("head", LINEAR)]), ValueError, "'haed' fits no layer; layers are 'head'"),
     (lambda: check_rules([("*", None)], []), ValueError, "fits no layer; layers are none"),

@@ -27,14 +27,14 @@ class Model(nnx.Module):
     def __init__(self, dtype: Any = jnp.float32) -> None:
         options: Any = {"rngs": nnx.Rngs(0), "param_dtype": dtype}
         self.embedding = nnx.Embed(10, 4, **options)
-        self.body = nnx.Sequential(
+        self.body: Any = nnx.Sequential(
             nnx.Conv(4, 4, (3,), padding=1, feature_group_count=2, **options),
             nnx.relu,
             nnx.ConvTranspose(4, 4, (2,), 1, padding="VALID", **options),
         )
         self.again = self.body.layers[0]
         self.norm = nnx.LayerNorm(4, **options)
-        self.heads = nnx.Dict({"first": nnx.Linear(4, 3, **options)})
+        self.heads: Any = nnx.Dict({"first": nnx.Linear(4, 3, **options)})
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.norm(self.body(self.again(self.embedding(x))))
@@ -70,7 +70,7 @@ def test_layers_are_made_quantized_and_parameters_stay() -> None:
 
 def test_they_are_the_layers_that_are_made() -> None:
     """A layer made with the same keywords has the same attributes, and the same output of the same weights."""
-    m = nnx.Sequential(
+    m: Any = nnx.Sequential(
         nnx.Conv(4, 6, (3, 3), (2, 1), padding="CIRCULAR", use_bias=False, rngs=nnx.Rngs(0)),
         nnx.ConvTranspose(6, 4, (3, 3), (2, 2), transpose_kernel=True, rngs=nnx.Rngs(0)),
         nnx.Linear(4, 3, rngs=nnx.Rngs(0)),
@@ -144,7 +144,8 @@ def test_rules_apply_in_their_order_and_to_models_of_torch() -> None:
     pairs = [(m.heads["first"], modules.heads["first"]), *zip(m.body.layers, modules.body, strict=True)]
     for one, other in pairs:
         for role in ("weight_quant", "input_quant", "act_quant"):
-            held, theirs = getattr(one, role, None), getattr(other, role, None)
+            held: Any = getattr(one, role, None)
+            theirs: Any = getattr(other, role, None)
             assert (held is None) == (theirs is None)
             assert held is None or held.quantizer == theirs.quantizer, (type(one), role)
     with pytest.warns(UserWarning, match=r"left as they are.*'query' \(LinearGeneral\)"):
@@ -245,8 +246,9 @@ def test_layers_with_options_that_quantized_ones_do_not_have_are_refused() -> No
     for kind, keywords, words in options:
         m = nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), kind(4, 2, rngs=nnx.Rngs(0), **keywords))
         unchanged(m, lambda m=m: quantize_model(m), ValueError, words)  # type: ignore[misc]
+    not_one: Any = {"kernel": jnp.ones((2, 2))}
     with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got dict"):
-        quantize_model({"kernel": jnp.ones((2, 2))})  # type: ignore[arg-type]
+        quantize_model(not_one)
 
 
 def test_what_cannot_be_frozen_stays_as_it_was() -> None:
@@ -266,8 +268,9 @@ def test_what_cannot_be_frozen_stays_as_it_was() -> None:
     kernel: Any = m.heads["first"].kernel  # type: ignore[attr-defined]
     kernel.set_value(kernel[...].at[0, 0].set(jnp.nan))
     unchanged(m, lambda: freeze(m), ValueError, "layer 'heads.first': ")
+    not_one: Any = []
     with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got list"):
-        freeze([])  # type: ignore[arg-type]
+        freeze(not_one)
     coarse = nnx.Sequential(nnx.Linear(64, 64, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     quantize_model(coarse, {"*": {"weight_bits": 12, "weight_source": "constant", "weight_scale_value": 9.985e-5}})
     unchanged(coarse, lambda: freeze(coarse), ValueError, "layer '0': `kernel` has a dtype, bfloat16, too coarse")

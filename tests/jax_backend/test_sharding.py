@@ -354,7 +354,7 @@ def compare_qarrays() -> None:
     ]
     for call, error, words in refused:
         with pytest.raises(error, match=words):
-            call()  # type: ignore[no-untyped-call]
+            call()
 
 
 if __name__ == "__main__":

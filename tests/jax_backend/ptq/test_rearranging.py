@@ -311,6 +311,6 @@ def test_what_jax_does_with_arrays(tmp_path: Path) -> None:
         saver.wait_until_finished()
         again = saver.restore(tmp_path / "weights", {"w": jax.eval_shape(lambda: held)})["w"]
     same(np.asarray(held), again)
-    model = nnx.Sequential(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+    model: Any = nnx.Sequential(nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
     quantize_(model, config_of("int8_per_channel"))
     assert isinstance(model.layers[0].kernel.get_value(), QArray)
