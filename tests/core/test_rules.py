@@ -48,7 +48,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: Rule("a", stays=None), TypeError, "`stays` must be True or False, got None"),
     (lambda: given_rules("head"), TypeError, "a mapping from patterns to keywords, or a sequence of Rule, got 'head'"),
     (lambda: given_rules(Rule("head")), TypeError, "or a sequence of Rule, got Rule"),
-    (lambda: given_rules(["head"]), TypeError, "a Rule after the other, got 'head'"),
+    (lambda: given_rules(["head"]), TypeError, "a Rule after the other, got 'head'"),  # type: ignore[list-item]
     (lambda: given_rules({"head": 4}), TypeError, "'head' must give keywords or None, got 4"),
     (lambda: given_rules(None, "head"), TypeError, "`exclude` must be a sequence of patterns, got 'head'"),
     (lambda: check_rules([("haed", {})], [("head", LINEAR)]), ValueError, "'haed' fits no layer; layers are 'head'"),

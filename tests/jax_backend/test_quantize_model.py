@@ -32,7 +32,7 @@ class Model(nnx.Module):
             nnx.relu,
             nnx.ConvTranspose(4, 4, (2,), 1, padding="VALID", **options),
         )
-        self.again = self.body.layers[0]
+        self.again: Any = self.body.layers[0]
         self.norm = nnx.LayerNorm(4, **options)
         self.heads: Any = nnx.Dict({"first": nnx.Linear(4, 3, **options)})
 
