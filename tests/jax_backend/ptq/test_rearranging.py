@@ -70,10 +70,11 @@ MASK = np.array([True, False, True, False, False, True])
 INDICES: list[Any] = [
     np.s_[2:4], np.s_[1:5:3], np.s_[4:4], np.s_[::-1], np.s_[..., 4:8], np.s_[2:4, 4:], np.s_[:, 1:3], np.s_[1:3, 2:7],
     ROWS, NONE, MASK, MORE, (slice(None), ROWS), (slice(2, 6), ROWS), (slice(None), MORE),
+    np.s_[:, 3:8], np.s_[3:6],
 ]  # fmt: skip
 KEPT = {  # how many of these stay codes
-    "per tensor": 15, "per axis 0": 14, "per axis 1": 13, "per token": 14, "per group": 10,
-    "per group along axis 0": 8, "per block": 4, "float zeros": 10,
+    "per tensor": 17, "per axis 0": 16, "per axis 1": 15, "per token": 16, "per group": 11,
+    "per group along axis 0": 9, "per block": 4, "float zeros": 11,
 }  # fmt: skip
 
 
