@@ -180,10 +180,10 @@ def scaled_sums(
     geometry = layer.geometry
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
-    return scaled_sums(layer.q_x, layer.q_w, acc, x_scale, per_output, bias, dtype)
+    return scaled_by_both(layer.q_x, layer.q_w, acc, x_scale, per_output, bias, dtype)
 
 
-def scaled_sums(
+def scaled_by_both(
     q_x: Quantizer, q_w: Quantizer, acc: Array, x_scale: Array, w_scale: Array, bias: Array | None, dtype: DTypeLike
 ) -> Array:
     """Sums of codes times the product of both scales, plus the bias, rounded once to ``dtype``; of scales that fit."""

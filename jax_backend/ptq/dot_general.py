@@ -17,7 +17,7 @@ from .. import kernels
 from ..arrays import as_array, narrow, widen
 from ..exact import integer_contraction
 from ..grid import decode
-from ..layers import scaled_sums
+from ..layers import scaled_by_both
 from ..quantizer import choose_qparams, fake_quantize, quantize
 from .products import with_derivative_of
 from .qarray import QArray, codes_of
@@ -196,7 +196,7 @@ def _over_codes(a: Side, b: Side, dtype: DTypeLike) -> Array:
 
     acc = integer_contraction(contract, left, right, (2,), 2, largest, bound)
     scales = _scales(a), jnp.swapaxes(_scales(b), 1, 2)
-    return scaled_sums(q_a, q_b, acc, *scales, None, dtype).reshape(_shape(a, b))
+    return scaled_by_both(q_a, q_b, acc, *scales, None, dtype).reshape(_shape(a, b))
 
 
 def _scales(side: Side) -> Array:
