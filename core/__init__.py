@@ -51,6 +51,7 @@ from .quantizer import dequantize as dequantize
 from .quantizer import fake_quantize as fake_quantize
 from .quantizer import fake_quantize_vjp as fake_quantize_vjp
 from .quantizer import quantize as quantize
+from .rules import Rule as Rule
 from .scales import Denominator as Denominator
 from .scales import Restriction as Restriction
 from .scales import ScaleRule as ScaleRule

@@ -180,10 +180,17 @@ def scaled_sums(
     geometry = layer.geometry
     scales = jnp.tile(w_scale.reshape(-1), geometry.groups if geometry.transposed else 1)
     per_output = w_scale if w_scale.ndim == 0 else _of_channels(scales, x_scale)
-    if 0 in (layer.q_x.scale.floor, layer.q_w.scale.floor):  # then scales may be subnormal
-        both = multiply_any(*jnp.broadcast_arrays(x_scale, per_output))
+    return scaled_by_both(layer.q_x, layer.q_w, acc, x_scale, per_output, bias, dtype)
+
+
+def scaled_by_both(
+    q_x: Quantizer, q_w: Quantizer, acc: Array, x_scale: Array, w_scale: Array, bias: Array | None, dtype: DTypeLike
+) -> Array:
+    """Sums of codes times the product of both scales, plus the bias, rounded once to ``dtype``; of scales that fit."""
+    if 0 in (q_x.scale.floor, q_w.scale.floor):  # then scales may be subnormal
+        both = multiply_any(*jnp.broadcast_arrays(x_scale, w_scale))
     else:
-        both = x_scale * per_output
+        both = x_scale * w_scale
     scale = jnp.maximum(both, layout(x_scale.dtype).smallest)
     y = _scaled(acc, scale, None if bias is None else bias.astype(scale.dtype))
     return narrow(y, dtype)

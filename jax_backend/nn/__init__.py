@@ -33,6 +33,7 @@ from .elementwise import QuantCat as QuantCat
 from .elementwise import QuantEltwiseAdd as QuantEltwiseAdd
 from .embedding import QuantEmbed as QuantEmbed
 from .linear import QuantLinear as QuantLinear
+from .model import quantize_model as quantize_model
 from .pooling import QuantAdaptiveAvgPool as QuantAdaptiveAvgPool
 from .pooling import QuantAvgPool as QuantAvgPool
 from .pooling import QuantMaxPool as QuantMaxPool

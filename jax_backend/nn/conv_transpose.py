@@ -68,7 +68,7 @@ class QuantConvTranspose(nnx.ConvTranspose):
     @property
     def weight(self) -> Array:
         """The kernel as its quantizer sees it, ``(in, out, *lengths)``."""
-        return self._turned().transpose(outputs_first(len(self.steps)))
+        return self.turned(self.kernel[...]).transpose(outputs_first(len(self.steps)))
 
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
         """``(..., *lengths, in)`` to ``(..., *lengths', out)``, in the dtype of ``nnx.ConvTranspose``.
@@ -83,13 +83,12 @@ class QuantConvTranspose(nnx.ConvTranspose):
 
         def over(images: Array) -> Array:
             axes = pixels_first(n), outputs_first(n)
-            return apply(self, images, use_running_average, geometry, *axes, kernel=self._turned())
+            return apply(self, images, use_running_average, geometry, *axes, kernel=self.turned(self.kernel[...]))
 
         return over_images(over, x, n)
 
-    def _turned(self) -> Array:
-        """The kernel as ``(*lengths, out, in)``."""
-        kernel = self.kernel[...]
+    def turned(self, kernel: Array) -> Array:
+        """A kernel as it is kept, as ``(*lengths, out, in)``; and back."""
         return kernel if self.transpose_kernel else jnp.flip(kernel, range(len(self.steps))).swapaxes(-1, -2)
 
     def _margins(self) -> tuple[Pair, ...]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..layers import Geometry, contract
+from .given import CodedWeight
 from .layer import Held, Quant, hold, or_same, split
 
 Array = jax.Array
@@ -57,7 +58,7 @@ class QuantEmbed(nnx.Embed):
         """
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"`x` must hold integers, got {x.dtype.name}")
-        (table,) = self.promote_dtype((self.embedding[...],), dtype=self.dtype, inexact=False)
+        (table,) = self.promote_dtype((self._values(),), dtype=self.dtype, inexact=False)
         table = or_same(self.weight_quant, table, use_running_average)
         return or_same(self.output_quant, jnp.take(table, x, axis=0), use_running_average)
 
@@ -73,5 +74,10 @@ class QuantEmbed(nnx.Embed):
         """
         if query.ndim == 0 or query.shape[-1] != self.features:
             raise ValueError(f"`query` must have {self.features} features on its last axis, got shape {query.shape}")
-        query, table = self.promote_dtype((query, self.embedding[...]), dtype=self.dtype)
+        query, table = self.promote_dtype((query, self._values()), dtype=self.dtype)
         return contract(Geometry(1), query, or_same(self.weight_quant, table, use_running_average), None)
+
+    def _values(self) -> Array:
+        """The table, of numbers also where it is kept as codes."""
+        held, table = self.weight_quant, self.embedding[...]
+        return held.values(table, (0, 1)) if isinstance(held, CodedWeight) else table

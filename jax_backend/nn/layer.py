@@ -32,6 +32,11 @@ def split(keywords: Mapping[str, Any], of_flax: Sequence[str] = OF_FLAX) -> tupl
     return {name: value for name, value in keywords.items() if name in of_flax}, ours
 
 
+def become(layer: nnx.Module, kind: type[nnx.Module]) -> None:
+    """Makes a module one of another class, in place. Not by an assignment, which flax notes as one of data."""
+    object.__setattr__(layer, "__class__", kind)
+
+
 def hold(layer: nnx.Module, keywords: Mapping[str, Any], **quant: Any) -> None:
     """Sets ``layer.<role>_quant`` to what a layer keeps for each of its quantizers: once, after its parameters.
 

@@ -25,6 +25,7 @@ from .calibration import Calibration as Calibration
 from .calibration import quantize as quantize
 from .configs import model_size as model_size
 from .configs import quantize_ as quantize_
+from .dot_general import dot_general as dot_general
 from .dynamic import quantize_dynamic as quantize_dynamic
 from .equalization import equalization_factors as equalization_factors
 from .equalizing import equalize_ as equalize_
@@ -34,6 +35,7 @@ from .files import load_quantized as load_quantized
 from .files import read_quantized as read_quantized
 from .files import save_quantized as save_quantized
 from .files import write_quantized as write_quantized
+from .freezing import freeze as freeze
 from .freezing import quantization_map as quantization_map
 from .freezing import requantize as requantize
 from .gguf import block_codes as block_codes
@@ -50,6 +52,7 @@ from .packing import unpack as unpack
 from .qarray import QArray as QArray
 from .qarray import array_of_codes as array_of_codes
 from .qarray import quant_array as quant_array
+from .qarray import shardings as shardings
 from .smoothing import smooth_ as smooth_
 from .smoothquant import smoothing_factors as smoothing_factors
 from .static import DeQuantStub as DeQuantStub

@@ -1,19 +1,62 @@
-"""The end of the flow of `calibration`: what was found, as text, and functions made again from it.
+"""The ends of flows: weights of quantized layers become codes; what `calibration` found, as text, and functions of it.
 
-Source of the names: optimum-quanto's ``quantization_map`` and ``requantize``.
+Source of the names: optimum-quanto's ``freeze``, ``quantization_map`` and ``requantize``.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 
 from ...core.described import quantizer_of_text, text_of
 from ...core.scales import ScaleSource
 from ..tensor_quantizer import TensorQuantizer
 from .calibration import Quantized
+from .static import LAID_BACK, named_modules, weight_as_codes
 
 Map = dict[str, dict[str, str]]
+
+
+def freeze(model: nnx.Module) -> nnx.Module:
+    """Makes the weights of layers codes, in place; outputs in evaluation keep their bits. Nothing trains them any more.
+
+    Layers of several weights stay as they are, and so do those whose weights are not quantized. Learned and averaged
+    scales are constants then.
+
+    Args:
+        model: with layers of `samebits.jax_backend.nn`, made by `samebits.jax_backend.nn.quantize_model`, say.
+    Returns:
+        The model.
+    Raises:
+        TypeError: no nnx model. ValueError: no such layer; one that rounds stochastically or learns to, or whose width
+            is learned; NaN or infinities, or a dtype too coarse for the codes. RuntimeError: a scale that no training
+            has set. The layer is named, and the model is then as it was.
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"`model` must be an nnx.Module, got {type(model).__name__}")
+    layers = [
+        (name, layer)
+        for name, layer in named_modules(model)
+        if type(layer) in LAID_BACK and isinstance(layer.weight_quant, TensorQuantizer)
+    ]
+    if not layers:
+        raise ValueError("`model` must have layers whose weights are quantized and not codes yet; see quantize_model")
+    changes = []
+    for name, layer in layers:
+        q = layer.weight_quant.quantizer
+        if not q.deterministic or q.learned_bits is not None:
+            raise ValueError(
+                f"layer '{name}': its weight must have codes that follow from it alone, got '{q.rounding}'"
+            )
+        try:
+            changes.append((layer, weight_as_codes(layer, q, layer.weight_quant.qparams(layer.weight, True))))
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"layer '{name}': {error.args[0]}") from error
+    for layer, attributes in changes:
+        for attribute, value in attributes.items():
+            setattr(layer, attribute, nnx.data(value))
+    return model
 
 
 def quantization_map(quantized: Quantized) -> Map:

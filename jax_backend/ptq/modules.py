@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ..nn.layer import become
 from .qarray import QArray, linear
 
 Array = jax.Array
@@ -40,7 +41,7 @@ def set_kernel(layer: nnx.Module, kernel: QArray | Array) -> None:
         raise TypeError(f"`layer` must be an nnx.Linear, got {type(layer).__name__}")
     if isinstance(kernel, QArray):
         layer.kernel = QuantizedKernel(kernel)  # type: ignore[assignment]
-        layer.__class__ = QuantizedLinear
+        become(layer, QuantizedLinear)
     else:
         layer.kernel = nnx.Param(kernel)
-        layer.__class__ = nnx.Linear
+        become(layer, nnx.Linear)

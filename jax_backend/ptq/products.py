@@ -98,7 +98,7 @@ def _over_stored(
         y = by_platform(by_pallas, by_lax, *operands)
     else:
         y = by_lax(*operands)
-    result: Array = _with_derivative_of(y, like)
+    result: Array = with_derivative_of(y, like)
     return result
 
 
@@ -117,12 +117,12 @@ def _values(
 
 
 @jax.custom_jvp
-def _with_derivative_of(y: Array, like: Array) -> Array:
+def with_derivative_of(y: Array, like: Array) -> Array:
     """The first array, with the derivatives of the second."""
     del like
     return y
 
 
-@_with_derivative_of.defjvp
+@with_derivative_of.defjvp
 def _derivative(arrays: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     return arrays[0], tangents[1]

@@ -5,14 +5,22 @@ are those of `samebits.core.configs`: with ``act_quant`` None the values are mul
 too, at every call, and where `samebits.core.contraction.contracts_codes` allows it codes are contracted, with the bits
 of `samebits.core.linear`. Codes are those of a weight ``(out, in)``, as in torch; flax's kernels, ``(in, out)``, are
 `QArray.T` of these.
+
+Whatever keeps codes is exact: parts, transpositions, other shapes, positive powers of two (`rearranging`). Arithmetic
+that would round raises, for it is not said in which dtype: that is for ``.dequantize()``, which is explicit.
+
+Layers stacked for `jax.lax.scan` or `jax.vmap` are ``jax.tree.map(lambda *parts: jnp.stack(parts), *weights)``: the
+description is that of each layer, so what uses it must be inside.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from ...core import checks
@@ -20,18 +28,28 @@ from ...core.arithmetic import ZeroPointDomain
 from ...core.bytes_of_codes import check_stored, code_width, has_signs, is_packed
 from ...core.configs import check_parts
 from ...core.descriptions import QParams, Quantizer
-from ...core.granularity import PerAxis, PerGroup, PerTensor, PerToken
+from ...core.granularity import qparams_shape
 from ..arguments import check_qparams
 from ..arrays import as_array, is_concrete
 from ..quantizer import choose_qparams, dequantize, quantize
 from .packing import pack, unpack
 from .products import dynamic_linear, float_linear
+from .rearranging import Coded, full_index, permuted, reshaped, taken, times
 
 Array = jax.Array
 
 
+def _refused(operation: str) -> Callable[..., Any]:
+    """A method for an operator that would have to round."""
+
+    def method(self: Any, other: Any = None) -> NoReturn:
+        raise TypeError(f"a QArray has no {operation}, which would not be exact on codes; use .dequantize()")
+
+    return method
+
+
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QArray:
     """A weight of codes; see the module. `quant_array` makes one of floats, `array_of_codes` of codes.
 
@@ -85,8 +103,29 @@ class QArray:
     def T(self) -> "QArray":
         """The transposition, of the same codes. ValueError unless there are two axes."""
         if self.ndim != 2:
-            raise ValueError(f"a QArray must have two axes to be transposed, got shape {self.shape}")
+            raise ValueError(f"a QArray must have two axes for `T`, got shape {self.shape}; use transpose")
         return replace(self, transposed=not self.transposed)
+
+    def transpose(self, *axes: Any) -> "QArray":
+        """The axes in another order, that of ``axes``, or turned around: codes moved, or as `T` for two axes.
+
+        Raises:
+            ValueError: no permutation, or scales that no granularity describes then (per token of more than two axes).
+        """
+        order = _ints(axes) or tuple(reversed(range(self.ndim)))
+        if self.ndim == 2 and sorted(axis % 2 for axis in order) == [0, 1]:
+            return self.T if order[0] % 2 else self
+        return self._made_of(permuted(self._coded(), order))
+
+    def reshape(self, *shape: Any) -> "QArray":
+        """The same codes in another shape, in which the same elements share a scale.
+
+        Raises:
+            ValueError: they would not (`rearranging.reshaped`). TypeError: another number of elements, as in JAX.
+        """
+        if self.transposed:
+            raise ValueError("a transposed QArray has codes in another order; reshape its .dequantize()")
+        return self._made_of(reshaped(self._coded(), _ints(shape)))
 
     def astype(self, dtype: DTypeLike) -> "QArray":
         """The same codes, for values of another dtype. TypeError if that is no floating-point one."""
@@ -118,19 +157,56 @@ class QArray:
         return float_linear(x, self.dequantize().T, None)
 
     def __getitem__(self, index: Any) -> Any:
-        """All of it for ``...``; rows of codes for a slice or an array of indices, else values.
+        """A QArray for slices and an array of indices, where elements that share a scale stay together; else values.
 
-        And values also where rows have no scales of their own.
+        Values for integers, which take axes away, for several arrays, and where a slice cuts through a group. An array
+        of integers of more axes looks up rows, as in a table of vectors.
         """
-        if index is Ellipsis or (isinstance(index, tuple) and index == (Ellipsis,)):
+        if index is Ellipsis or (isinstance(index, tuple) and len(index) == 1 and index[0] is Ellipsis):
             return self
-        granularity = self.quantizer.granularity
-        alone = isinstance(granularity, PerTensor | PerToken) or granularity == PerAxis(0)
-        alone |= isinstance(granularity, PerGroup) and granularity.axis % self.ndim > 0
-        rows = isinstance(index, slice) or (hasattr(index, "dtype") and np.ndim(index) == 1)
-        if self.transposed or self.ndim < 2 or not alone or not rows:
-            return self.dequantize()[index]
-        return jax.tree.map(lambda part: part[index] if part.ndim else part, self)
+        parts = full_index(index, self.ndim)
+        if parts is not None and self.transposed:
+            parts = parts[::-1] if all(isinstance(part, slice) or np.ndim(part) == 1 for part in parts) else None
+        found = None if parts is None else taken(self._coded(), parts)
+        return self.dequantize()[index] if found is None else self._made_of(found)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.dequantize())
+
+    def __mul__(self, factor: Any) -> "QArray":
+        """Times a positive power of two, a number of Python; see `rearranging.times`, whose errors it raises."""
+        return self._made_of(times(self._coded(), factor, self.dtype))
+
+    def __truediv__(self, divisor: Any) -> "QArray":
+        """By a positive power of two, as `__mul__`."""
+        plain = isinstance(divisor, int | float) and not isinstance(divisor, bool) and divisor > 0
+        return self.__mul__(1 / divisor if plain else divisor)
+
+    __rmul__ = __mul__
+    __add__, __radd__ = _refused("sum (+)"), _refused("sum (+)")
+    __sub__, __rsub__ = _refused("difference (-)"), _refused("difference (-)")
+    __rtruediv__, __pow__, __rpow__ = _refused("quotient (/)"), _refused("power (**)"), _refused("power (**)")
+    __floordiv__, __rfloordiv__ = _refused("quotient (//)"), _refused("quotient (//)")
+    __mod__, __rmod__ = _refused("remainder (%)"), _refused("remainder (%)")
+    __neg__, __abs__ = _refused("negation (-)"), _refused("magnitude (abs)")
+    __eq__, __ne__ = _refused("comparison (==)"), _refused("comparison (!=)")
+    __lt__, __le__ = _refused("comparison (<)"), _refused("comparison (<=)")
+    __gt__, __ge__ = _refused("comparison (>)"), _refused("comparison (>=)")
+    __bool__ = _refused("truth value (bool)")
+    __hash__ = None  # type: ignore[assignment]  # as of other arrays
+
+    def _coded(self) -> Coded:
+        return Coded(self.quantizer, codes_of(self), self.scale, self.zero_point)
+
+    def _made_of(self, w: Coded) -> "QArray":
+        """Of the same kind, from other codes."""
+        q = w.q
+        codes = packed_codes(q, w.codes) if is_packed(q, self.code_layout) else w.codes
+        parts: dict[str, Any] = {"codes": codes, "scale": w.scale, "zero_point": w.zero_point}
+        return replace(self, quantizer=q, length=w.codes.shape[-1], **parts)
 
     def __repr__(self) -> str:
         act = "" if self.act_quant is None else f", activations {self.act_quant.format} {self.act_quant.granularity}"
@@ -184,7 +260,7 @@ def array_of_codes(
     scale, zero = check_qparams(q, codes.shape, name, qparams)
     length = codes.shape[-1]
     if is_packed(q, layout):
-        codes = pack(codes if has_signs(q) else codes.astype(np.uint8), code_width(q))
+        codes = packed_codes(q, codes)
     if zero is not None:  # integers as codes: a quarter of the bytes
         whole = q.arithmetic.zero_point_domain is ZeroPointDomain.INTEGER
         zero = zero.astype(q.format.storage if whole else scale.dtype)
@@ -201,6 +277,56 @@ def codes_of(w: QArray) -> Array:
 def unpacked_codes(q: Quantizer, packed: Array, length: int) -> Array:
     """Packed codes of ``q``, in the format's `storage` dtype."""
     return unpack(packed, code_width(q), length, has_signs(q)).astype(q.format.storage)
+
+
+def packed_codes(q: Quantizer, codes: Array) -> Array:
+    """Codes of ``q`` packed along the last axis."""
+    return pack(codes if has_signs(q) else codes.astype(np.uint8), code_width(q))
+
+
+def shardings(w: QArray, sharding: NamedSharding) -> Any:
+    """How the parts of a weight lie where its values lie by ``sharding``: a tree for whatever takes one.
+
+    ``jax.device_put(w, shardings(w, s))``, ``jax.lax.with_sharding_constraint(w, shardings(w, s))``, ``in_shardings``.
+    Scales lie as the codes do along axes of which each device has whole blocks, else on every device.
+
+    Raises:
+        TypeError: no `NamedSharding`. ValueError: more entries than axes, or an axis that it does not divide.
+    """
+    if not isinstance(sharding, NamedSharding):
+        raise TypeError(f"`sharding` must be a NamedSharding, got {sharding!r}")
+    spec = (*sharding.spec, *(None,) * (w.ndim - len(sharding.spec)))
+    if len(spec) != w.ndim:
+        raise ValueError(f"`sharding` must have an entry for each of {w.ndim} axes at most, got {sharding.spec}")
+    spec = spec[::-1] if w.transposed else spec
+    shape = w.shape[::-1] if w.transposed else w.shape
+
+    def lying(part: Any, counts: Sequence[int], strict: bool) -> Any:
+        if part is None:
+            return None
+        entries = []
+        for axis, (count, names) in enumerate(zip(counts, spec, strict=False)):
+            every = () if names is None else names if isinstance(names, tuple) else (names,)
+            pieces = int(np.prod([sharding.mesh.shape[name] for name in every]))
+            if strict and count % pieces:
+                raise ValueError(
+                    f"`sharding` must divide axis {axis} of codes, of {count} elements, got {sharding.spec} on "
+                    f"{dict(sharding.mesh.shape)}"
+                )
+            entries.append(names if count > 1 and count % pieces == 0 else None)
+        return NamedSharding(sharding.mesh, PartitionSpec(*entries))  # type: ignore[no-untyped-call]
+
+    of_scales = qparams_shape(w.quantizer.granularity, shape)
+    codes = lying(w.codes, w.codes.shape, True)
+    return replace(
+        w, codes=codes, scale=lying(w.scale, of_scales, False), zero_point=lying(w.zero_point, of_scales, False)
+    )
+
+
+def _ints(values: Sequence[Any]) -> tuple[int, ...]:
+    """Integers given one by one or as a sequence."""
+    one = len(values) == 1 and isinstance(values[0], Sequence)
+    return tuple(values[0] if one else values)
 
 
 def linear(x: Array, w: QArray, bias: Array | None = None) -> Array:

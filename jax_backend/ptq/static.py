@@ -10,7 +10,7 @@ the weight of each; and what passes a `QuantStub`. A converted model has the ``s
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +18,15 @@ import numpy as np
 from flax import nnx
 
 from ...core.choice import fits
+from ...core.descriptions import QParams, Quantizer
 from ...core.observing import ObserverKind, QConfig
 from ..interop import torch_path
 from ..nn.conv import QuantConv, outputs_first
+from ..nn.conv_transpose import QuantConvTranspose
+from ..nn.embedding import QuantEmbed
 from ..nn.given import CodedWeight, GivenQuantizer
 from ..nn.linear import WEIGHT, QuantLinear
-from ..quantizer import quantize
+from ..quantizer import dequantize, quantize
 from ..tensor_quantizer import TensorQuantizer
 from ..variables import Given
 from .observer_modules import ObserverModule
@@ -284,7 +287,32 @@ def _constant(layer: Any, role: str, held: ObserverModule) -> dict[str, Any]:
         made = TensorQuantizer(q) if placeholder else GivenQuantizer(q, observed_qparams(held.observer, held.state))
         return {role: made}
     axes = outputs_first(2) if isinstance(layer, nnx.Conv) else WEIGHT
-    kernel = layer.kernel[...]
-    qparams = held.qparams(kernel, True, axes)
-    codes = quantize(q, kernel.transpose(axes), qparams).transpose(np.argsort(axes))
-    return {"kernel": Given(codes), role: CodedWeight(q, qparams, kernel.dtype)}
+    return weight_as_codes(layer, q, held.qparams(layer.kernel[...], True, axes))
+
+
+LAID_BACK: dict[type[nnx.Module], Callable[[Any, Array], Array]] = {  # from the layout that quantizers see
+    QuantLinear: lambda layer, codes: codes.transpose(np.argsort(WEIGHT)),
+    QuantConv: lambda layer, codes: codes.transpose(np.argsort(outputs_first(len(layer.steps)))),
+    QuantConvTranspose: lambda layer, codes: layer.turned(codes.transpose(np.argsort(outputs_first(len(layer.steps))))),
+    QuantEmbed: lambda layer, codes: codes,
+}
+
+
+def weight_as_codes(layer: Any, q: Quantizer, qparams: QParams) -> dict[str, Any]:
+    """The weight of a layer as codes, and what quantizes it then: attributes, by name, that make it such a layer.
+
+    Args:
+        layer: one of `LAID_BACK`; ``qparams``: for its property ``weight``.
+    Raises:
+        ValueError: NaN or an infinity, or values that the dtype of the weight keeps so coarsely that other codes are
+            closer to them.
+    """
+    weight = layer.weight
+    codes = quantize(q, weight, qparams)
+    if weight.dtype.itemsize < 4 and bool(
+        (quantize(q, dequantize(q, codes, qparams, weight.dtype), qparams) != codes).any()
+    ):
+        raise ValueError(f"`kernel` has a dtype, {weight.dtype.name}, too coarse for codes of {q.format}")
+    stored = LAID_BACK[type(layer)](layer, codes)
+    name = "embedding" if isinstance(layer, nnx.Embed) else "kernel"
+    return {name: Given(stored), "weight_quant": CodedWeight(q, qparams, weight.dtype)}

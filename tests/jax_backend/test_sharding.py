@@ -25,6 +25,8 @@ from samebits.core import QParams, Quantizer, catalog
 from samebits.core import straight_through as core_rules
 from samebits.core.scales import ScaleSource
 from samebits.jax_backend import nn, straight_through
+from samebits.jax_backend.ptq import quant_array, shardings
+from samebits.jax_backend.ptq.qarray import linear as linear_of_codes
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import special_values
 
@@ -63,6 +65,12 @@ LAYERS: dict[str, Callable[[], nnx.Module]] = {
     "window": lambda: linear(weight_quant=of_source("int8_per_channel", "running_statistic").replace(window=3)),
     "conv": lambda: nn.QuantConv(64, 32, (3, 3), input_quant="uint8_affine_per_tensor", rngs=nnx.Rngs(0)),
 }
+QARRAYS = {  # of (32, 64), and how scales lie for codes on ("a", "b")
+    "int8_per_tensor": P(),
+    "int8_per_channel": P("a", None),
+    "uint4_affine_per_group32": P("a", "b"),
+    "mxfp4_e2m1": P("a", "b"),
+}
 FLOATS = ("values", "window")  # contract floats
 
 
@@ -81,6 +89,7 @@ def of_source(name: str, source: str) -> Quantizer:
         "straight_through_in_shard_map",
         "layers_in_shard_map",
         "explicit",
+        "qarrays",
         pytest.param("explicit_layers", marks=pytest.mark.thorough),
     ],
 )
@@ -103,6 +112,7 @@ def test_four_devices(name: str) -> None:
             "straight_through_in_shard_map": ["tensor_clamp", "round_ste"],
             "layers_in_shard_map": ["gradients", "statistics", "a state"],
             "explicit": list(VERBS),
+            "qarrays": list(QARRAYS),
             "explicit_layers": list(LAYERS),
         }[name]
     )
@@ -312,6 +322,39 @@ def compare_explicit_layers() -> None:
             for before, after in zip(jax.tree.leaves(want[2]), jax.tree.leaves(got[2]), strict=True):
                 assert_same_bits(before, after, call=f"{name}: state")
         print(name)
+
+
+def compare_qarrays() -> None:
+    """Weights of codes lie with their scales, put there or asked for inside a program, whose bits stay."""
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    w, x = (np.random.default_rng(i).standard_normal((n, 64)).astype(np.float32) for i, n in enumerate((32, 8)))
+    for name, of_scales in QARRAYS.items():
+        held = quant_array(catalog[name], jnp.asarray(w), None, catalog["int8_per_token"])
+        codes_at = NamedSharding(mesh, P("a", "b"))
+        wanted = shardings(held, codes_at)
+        put = jax.device_put(held, wanted)
+        asked = jax.jit(lambda v, wanted=wanted: jax.lax.with_sharding_constraint(v, wanted))(held)
+        for there in (put, asked):
+            assert there.codes.sharding.is_equivalent_to(codes_at, 2)
+            assert there.scale.sharding.is_equivalent_to(NamedSharding(mesh, of_scales), there.scale.ndim)
+            assert_same_bits(held.dequantize(), jax.jit(lambda v: v.dequantize())(there))
+        turned = shardings(held.T, NamedSharding(mesh, P("b", "a")))
+        assert jax.tree.leaves(turned) == jax.tree.leaves(wanted)
+        if name == "int8_per_channel":
+            assert_same_bits(jax.jit(linear_of_codes)(x, held), jax.jit(linear_of_codes)(x, put))
+        print(name)
+    refused = [
+        (lambda: shardings(held, P("a")), TypeError, "`sharding` must be a NamedSharding"),
+        (lambda: shardings(held, NamedSharding(mesh, P(None, None, "a"))), ValueError, "an entry for each of 2 axes"),
+        (
+            lambda: shardings(held[:3], NamedSharding(mesh, P("a"))),
+            ValueError,
+            "must divide axis 0 of codes, of 3 elem",
+        ),
+    ]
+    for call, error, words in refused:
+        with pytest.raises(error, match=words):
+            call()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ NOUNS = {
     "integer_checks",
     "integer_range",
     "keywords",
+    "rules",
     "layerwise",
     "observing",
     "plan_files",
@@ -278,7 +279,7 @@ OF_TORCH = {
     "QuantSimpleCell": "QuantRNN",
     "QuantLSTMCell": "QuantLSTM",
 }
-IN_JAX_ALONE = {"QuantProjection", "Hidden"}
+IN_JAX_ALONE = {"QuantProjection", "Hidden", "Place"}
 POOLS = ("QuantMaxPool", "QuantAvgPool", "QuantAdaptiveAvgPool")  # of torch, whose tensors bring their codes
 
 

@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ...core.choice import fits
+from ...core.rules import Rules, check_rules, given_rules, keywords_of
 from . import activation, attention, conv, conv_transpose, embedding, linear, recurrent
 from .layer import adopted, hold
-
-Rules = Mapping[str, Mapping[str, Any] | None]
 
 
 class Kind(NamedTuple):
@@ -56,24 +54,23 @@ def quantize_model(model: nn.Module, rules: Rules | None = None, *, exclude: Seq
 
     Args:
         model: its layers may be shared; what is quantized already stays.
-        rules: keywords for the layers whose name, or that of a module around them, fits a pattern: one of `fnmatch`, in
-            which ``*`` stands for dots too, or ``re:`` and a regular expression for the whole name. All that fit apply
-            in their order; a ``<role>_quant`` begins anew with that quantizer. A layer takes the keywords of its roles
-            (``weight_bits``: of layers with a weight). An activation is swapped if it gets one (``act_quant``), every
-            other layer with its defaults at least; for None instead of keywords it stays. None: no rules.
+        rules: keywords for the layers whose name, or that of a module around them, fits a pattern: `Rule` after `Rule`,
+            or a mapping, as `samebits.core.rules` says, also for models of JAX. All that fit apply in their order. A
+            layer takes the keywords of its roles (``weight_bits``: of layers with a weight). An activation is swapped
+            if it gets one (``act_quant``), every other layer with its defaults at least; for None instead of keywords
+            it stays. None: no rules.
         exclude: patterns of layers that stay.
     Returns:
         The model; where it is itself such a layer, what it becomes.
     Raises:
-        ValueError: a pattern that fits no layer. TypeError: a keyword that no layer takes.
+        ValueError: a pattern that fits no layer. TypeError: a keyword that no layer takes, or what are no rules.
         TypeError, ValueError, KeyError: what the layers raise, with their name. The model is then as it was.
     """
-    given: list[tuple[str, Mapping[str, Any] | None]] = [*(rules or {}).items(), *((name, None) for name in exclude)]
-    places = list(quantizable(model))
-    _check_rules(given, places)
+    given, places = given_rules(rules, exclude), list(quantizable(model))
+    check_rules(given, [(name, KINDS[type(layer)].roles) for name, layer in places])
     swapped: dict[int, tuple[nn.Module, dict[str, Any] | None]] = {}
     for name, layer in places:
-        keywords = _keywords(name, layer, given)
+        keywords = keywords_of(name, KINDS[type(layer)].roles, given)
         if id(layer) in swapped and swapped[id(layer)][1] != keywords:
             raise ValueError(f"'{name}': is a layer that has another name too, with other rules for it")
         if id(layer) not in swapped:
@@ -105,35 +102,6 @@ def quantizable(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Modu
     for child, module in model._modules.items():
         if module is not None:
             yield from quantizable(module, f"{name}.{child}" if name else child)
-
-
-def _check_rules(given: Sequence[tuple[str, Any]], places: Sequence[tuple[str, nn.Module]]) -> None:
-    """ValueError for a pattern that fits nothing, TypeError for a keyword that nothing takes."""
-    for pattern, keywords in given:
-        fitting = [layer for name, layer in places if fits(pattern, name)]
-        if not fitting:
-            names = ", ".join(f"'{name}'" for name, _ in places)
-            raise ValueError(f"the rule '{pattern}' fits no layer; layers are {names or 'none'}")
-        roles = {role for layer in fitting for role in KINDS[type(layer)].roles}
-        for keyword in keywords or {}:
-            if keyword.partition("_")[0] not in roles:
-                allowed = ", ".join(f"`{role}_`" for role in sorted(roles))
-                raise TypeError(f"the rule '{pattern}': no layer takes `{keyword}`; prefixes are {allowed}")
-
-
-def _keywords(name: str, layer: nn.Module, given: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
-    """The keywords of a layer by the rules; None if it stays."""
-    roles, found = KINDS[type(layer)].roles, dict[str, Any]()
-    for pattern, keywords in given:
-        if not fits(pattern, name):
-            continue
-        if keywords is None:
-            return None
-        own = {keyword: value for keyword, value in keywords.items() if keyword.partition("_")[0] in roles}
-        renewed = {role for role in roles if f"{role}_quant" in own}
-        found = {keyword: value for keyword, value in found.items() if keyword.partition("_")[0] not in renewed}
-        found |= own
-    return None if roles == ("act",) and not found else found
 
 
 def _quantized(name: str, layer: nn.Module, keywords: Mapping[str, Any]) -> nn.Module:
