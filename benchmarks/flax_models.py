@@ -15,18 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
+from timing import Program, samples_of
 
 from samebits.core.configs import int8_dynamic_activation_int8_weight
 from samebits.jax_backend import nn as jax_nn
 from samebits.jax_backend.ptq import quantize_
-from timing import Program, samples_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
