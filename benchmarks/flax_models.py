@@ -117,13 +117,13 @@ def forward_of(model: Any, x: jax.Array) -> Program:
     model.eval()
     graph, state = nnx.split(model)
     forward = jax.jit(lambda state, x: nnx.merge(graph, state)(x))
-    return lambda: jax.block_until_ready(forward(state, x))
+    return lambda: jax.block_until_ready(forward(state, x))  # type: ignore[no-untyped-call]
 
 
 def running(step: Any, arguments: tuple[Any, ...]) -> Program:
     """The step, jitted."""
     jitted = jax.jit(step)
-    return lambda: jax.block_until_ready(jitted(*arguments))
+    return lambda: jax.block_until_ready(jitted(*arguments))  # type: ignore[no-untyped-call]
 
 
 def compiling(rounds: int) -> dict[str, list[float]]:
@@ -132,7 +132,7 @@ def compiling(rounds: int) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, (step, arguments) in programs.items():
-            jax.clear_caches()
+            jax.clear_caches()  # type: ignore[no-untyped-call]
             start = time.perf_counter()
             jax.jit(step).lower(*arguments).compile()
             samples[name].append(time.perf_counter() - start)

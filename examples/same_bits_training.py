@@ -152,7 +152,7 @@ def in_mode(mode: str, in_torch: Any, in_jax: Any) -> tuple[Callable[[Array], An
     framework = mode.split()[0]
     put: Any = torch.as_tensor if framework == "torch" else jnp.asarray
     call = in_torch if framework == "torch" else in_jax
-    compiled = {"torch compiled": torch.compile, "jax jit": jax.jit}
+    compiled: dict[str, Any] = {"torch compiled": torch.compile, "jax jit": jax.jit}
     return put, compiled[mode](call) if mode in compiled else call
 
 
@@ -213,7 +213,7 @@ def exact(mode: str, steps: int) -> Perceptron:
 
     put, call = (np.asarray, step) if mode == "numpy" else in_mode(mode, step, step)
     weights = tuple(map(put, exact_weights()))
-    constants = put(np.ones((1, BATCH), np.float32)), put(EXACT_RATE), put(GRID)
+    constants = put(np.ones((1, BATCH), np.float32)), put(np.asarray(EXACT_RATE)), put(np.asarray(GRID))
     for x, target in data(steps):
         weights = call(*weights, put(x.reshape(len(x), -1)), put(target), *constants)
     return Perceptron(*(np.asarray(v) for v in weights))

@@ -54,13 +54,13 @@ def test_static_models_of_16_bits(qconfig: Any, dtype: Any) -> None:
     in_torch.to(getattr(torch, jnp.dtype(dtype).name)).eval()
     prepared, torch_prepared = prepare(model, qconfig), torch_prepare(in_torch, qconfig)
     given = torch.tensor(np.asarray(x, np.float32)).to(in_torch.weight.dtype)
-    prepared(x)  # type: ignore[operator]
+    prepared(x)
     torch_prepared(given)
     converted: Any = convert(prepared)
     quantize_prepared(prepared)
     y = converted(x)
     assert y.dtype == dtype
-    assert_same_bits(to_numpy(prepared(x)), to_numpy(y))  # type: ignore[operator]
+    assert_same_bits(to_numpy(prepared(x)), to_numpy(y))
     with torch.no_grad():
         assert_same_bits(to_numpy(torch_convert(torch_prepared)(given)), to_numpy(y))
 
