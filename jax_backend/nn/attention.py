@@ -1,6 +1,7 @@
 """Attention over quantized operands: both products contract codes, the softmax between them is what JAX computes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -88,6 +89,27 @@ class QuantProjection(nnx.Module):
         return self.kernel[...].reshape(self.in_features, -1)
 
 
+def hold_attention(layer: Any, fields: Mapping[str, Any], **quant: Any) -> None:
+    """`hold` of what attention quantizes itself, and of its projections, which become `QuantProjection`.
+
+    Args:
+        layer: with the variables of ``nnx.MultiHeadAttention``.
+        fields: keywords for single fields of quantizers; ``quant``: the argument ``<role>_quant`` of each role.
+    """
+    given = by_role(type(layer).__name__, fields, quant)
+
+    def keywords(**roles: str) -> dict[str, Any]:
+        return {f"{to}_{name}": value for role, to in roles.items() for name, value in given[role].items()}
+
+    weight, bias, context, output = (quant.pop(role) for role in ("weight", "bias", "context", "output"))
+    hold(layer, keywords(**{role: role for role in quant}), **quant)
+    parts: Any = {"weight_quant": weight, "bias_quant": bias, **keywords(weight="weight", bias="bias")}
+    for name in ("query", "key", "value"):
+        setattr(layer, name, QuantProjection(getattr(layer, name), input_quant=layer.input_quant, **parts))
+    of_out: Any = {"input_quant": context, "output_quant": output, **keywords(context="input", output="output")}
+    layer.out = QuantProjection(layer.out, **parts, **of_out)
+
+
 class QuantMultiHeadAttention(nnx.MultiHeadAttention):
     """Attention in several heads over quantized operands, with the variables of ``nnx.MultiHeadAttention``.
 
@@ -139,16 +161,7 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         inner = {"query": query_quant, "key": key_quant, "value": value_quant}
         inner |= {"attention": attention_quant, "softmax": softmax_quant, "input": input_quant}
         of_parts = {"weight": weight_quant, "bias": bias_quant, "context": context_quant, "output": output_quant}
-        given = by_role(type(self).__name__, fields, inner | of_parts)
-        hold(self, {f"{role}_{name}": v for role in inner for name, v in given[role].items()}, **inner)
-        weights = {f"{role}_{name}": v for role in ("weight", "bias") for name, v in given[role].items()}
-        parts: Any = {"weight_quant": weight_quant, "bias_quant": bias_quant, **weights}
-        for name in ("query", "key", "value"):
-            setattr(self, name, QuantProjection(getattr(self, name), input_quant=self.input_quant, **parts))
-        outer = {f"input_{name}": v for name, v in given["context"].items()}
-        outer |= {f"output_{name}": v for name, v in given["output"].items()}
-        of_out: Any = {"input_quant": context_quant, "output_quant": output_quant, **outer}
-        self.out: Any = QuantProjection(self.out, **parts, **of_out)
+        hold_attention(self, fields, **inner, **of_parts)
 
     def __call__(  # type: ignore[override]  # decoding step by step is not offered
         self,

@@ -12,10 +12,11 @@ from flax import nnx
 from jax import lax
 
 from ...core.rules import Rules, check_rules, given_rules, keywords_of
-from . import activation, conv, conv_transpose, embedding, linear
+from . import activation, attention, conv, conv_transpose, embedding, linear
 from .layer import become, hold
 
 CONTRACTED = ("weight", "bias", "input", "output")
+ATTENTION = (*CONTRACTED, "query", "key", "value", "attention", "softmax", "context")
 USUAL = {  # options of layers of flax that quantized ones do not have, and what these compute
     "dot_general": (lax.dot_general,),
     "conv_general_dilated": (lax.conv_general_dilated,),
@@ -56,11 +57,23 @@ def _sizes(names: Sequence[str], layer: Any) -> dict[str, Any]:
     }
 
 
+def _checked_attention(layer: Any) -> dict[str, Any]:
+    """ValueError for options of attention that quantized one does not have."""
+    if layer.decode:
+        raise ValueError(f"`decode` must be False, got {layer.decode!r}")
+    if layer.attention_fn is not nnx.dot_product_attention:
+        raise ValueError(f"`attention_fn` must be nnx.dot_product_attention, got {layer.attention_fn!r}")
+    return {}
+
+
 KINDS: dict[type[nnx.Module], Kind] = {
     nnx.Linear: Kind(linear.QuantLinear),
     nnx.Conv: Kind(conv.QuantConv, CONTRACTED, partial(_sizes, ("SAME", "VALID", *conv.AROUND))),
     nnx.ConvTranspose: Kind(conv_transpose.QuantConvTranspose, CONTRACTED, partial(_sizes, ("SAME", "VALID"))),
     nnx.Embed: Kind(embedding.QuantEmbed, ("weight", "output")),
+    nnx.MultiHeadAttention: Kind(
+        attention.QuantMultiHeadAttention, ATTENTION, _checked_attention, attention.hold_attention
+    ),
 }
 FUNCTIONS: dict[Any, Callable[..., nnx.Module]] = {  # as parts of an `nnx.Sequential`
     jax.nn.relu: activation.QuantReLU,

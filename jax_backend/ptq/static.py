@@ -21,6 +21,7 @@ from ...core.choice import fits
 from ...core.descriptions import QParams, Quantizer
 from ...core.observing import ObserverKind, QConfig
 from ..interop import torch_path
+from ..nn.attention import QuantProjection
 from ..nn.conv import QuantConv, outputs_first
 from ..nn.conv_transpose import QuantConvTranspose
 from ..nn.embedding import QuantEmbed
@@ -295,6 +296,7 @@ LAID_BACK: dict[type[nnx.Module], Callable[[Any, Array], Array]] = {  # from the
     QuantConv: lambda layer, codes: codes.transpose(np.argsort(outputs_first(len(layer.steps)))),
     QuantConvTranspose: lambda layer, codes: layer.turned(codes.transpose(np.argsort(outputs_first(len(layer.steps))))),
     QuantEmbed: lambda layer, codes: codes,
+    QuantProjection: lambda layer, codes: codes.transpose(np.argsort(WEIGHT)).reshape(layer.kernel.shape),
 }
 
 

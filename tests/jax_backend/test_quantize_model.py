@@ -15,7 +15,7 @@ from jax import lax
 from samebits.core import Rule, catalog
 from samebits.jax_backend import interop
 from samebits.jax_backend import nn as quantized
-from samebits.jax_backend.nn import quantize_model
+from samebits.jax_backend.nn import QuantMultiHeadAttention, quantize_model
 from samebits.jax_backend.ptq import freeze, model_size
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.torch_frontend import nn as torch_nn
@@ -274,3 +274,32 @@ def test_what_cannot_be_frozen_stays_as_it_was() -> None:
     coarse = nnx.Sequential(nnx.Linear(64, 64, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     quantize_model(coarse, {"*": {"weight_bits": 12, "weight_source": "constant", "weight_scale_value": 9.985e-5}})
     unchanged(coarse, lambda: freeze(coarse), ValueError, "layer '0': `kernel` has a dtype, bfloat16, too coarse")
+
+
+# --- attention ----------------------------------------------------------------------------------------------------------
+
+
+def test_attention_becomes_what_the_layer_is_and_is_frozen() -> None:
+    rules = [Rule("*", weight_quant="int8_per_channel", input_quant="int8_per_tensor")]
+    rules += [Rule("0", query_quant="int8_per_tensor", key_bits=8, key_quant="int8_per_tensor", weight_bits=4)]
+    model: Any = nnx.Sequential(nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False))
+    attention = model.layers[0]
+    kernel = attention.query.kernel
+    quantize_model(model, rules)
+    of_both: Any = {"weight_quant": "int8_per_channel", "input_quant": "int8_per_tensor", "weight_bits": 4}
+    products: Any = {"query_quant": "int8_per_tensor", "key_quant": "int8_per_tensor"}
+    like = QuantMultiHeadAttention(2, 8, rngs=nnx.Rngs(0), **of_both, **products)
+    assert model.layers[0] is attention
+    assert attention.query.kernel is kernel
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 8)), jnp.float32)
+    y = attention(x)
+    assert_same_bits(y, like(x))
+    freeze(model.eval() or model)
+    assert attention.out.kernel[...].dtype == np.int8
+    assert_same_bits(y, attention(x))
+
+
+def test_attention_that_the_layer_has_not_is_refused() -> None:
+    for keywords in ({"decode": True}, {"decode": False, "attention_fn": lambda *a, **k: a[0]}):
+        model: Any = nnx.Sequential(nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), **keywords))  # type: ignore[arg-type]
+        unchanged(model, lambda model=model: quantize_model(model), ValueError, "'0': `")  # type: ignore[misc]
