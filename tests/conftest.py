@@ -4,6 +4,7 @@ import gc
 import resource
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,24 @@ settings.register_profile(
 )
 settings.load_profile("samebits")
 
+THOROUGH = Path(__file__).parent / "thorough.txt"
 LARGE = 1 * 2**30  # bytes of a process, above which the programs of a file that is done are dropped
 PEAKS: dict[str, str] = {}  # of each process of `make test`
+
+
+def slower_than_their_worth() -> tuple[str, ...]:
+    """Tests, with or without their parameters, that `thorough.txt` lists."""
+    lines = (line.partition("#")[0].strip() for line in THOROUGH.read_text().splitlines())
+    return tuple(line for line in lines if line)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks them, as `pytest.mark.thorough` marks others."""
+    listed = frozenset(slower_than_their_worth())
+    for item in items:
+        if item.nodeid in listed or item.nodeid.partition("[")[0] in listed:
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,6 +16,7 @@ import pytest
 
 from samebits import proofs
 
+from ..conftest import slower_than_their_worth
 from .source import BACKENDS, ROOMS, ROOT, definitions, imported_names, is_public, parsed
 
 NOUNS = {
@@ -368,3 +369,10 @@ def test_proofs_says_what_its_rooms_are() -> None:
         known = {"samebits.proofs.conformance.conform.conformance"}  # when the room is called
         inside = {name for name in imported if name.startswith("samebits")}
         assert inside == (known if room == "conformance" else set()), "an __init__ that imports makes circles"
+
+
+def test_every_test_that_is_listed_as_thorough_is_there() -> None:
+    for line in slower_than_their_worth():
+        path, _, name = line.partition("::")
+        defined = {node.name for node in ast.walk(parsed(ROOT / path)) if isinstance(node, ast.FunctionDef)}
+        assert name.partition("[")[0] in defined, line
