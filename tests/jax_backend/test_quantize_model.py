@@ -276,7 +276,7 @@ def test_what_cannot_be_frozen_stays_as_it_was() -> None:
     unchanged(coarse, lambda: freeze(coarse), ValueError, "layer '0': `kernel` has a dtype, bfloat16, too coarse")
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
+# --- attention -------------------------------------------------------------------------------------------------------
 
 
 def test_attention_becomes_what_the_layer_is_and_is_frozen() -> None:
