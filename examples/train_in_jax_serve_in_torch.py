@@ -68,6 +68,7 @@ def main() -> int:
     """Runs what the arguments ask for; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6, help="default %(default)s")
+    parser.add_argument("--eager", action="store_true", help="leave out the compiled run, which takes longest")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the model is too small for more
     model: Any = network()
@@ -79,7 +80,8 @@ def main() -> int:
     trained = np.asarray(nnx.jit(model)(x.transpose(0, 2, 3, 1)))
     print(f"trained in JAX: {accuracy(trained, labels):.2f} % of the held-out digits")
     differing = 0
-    for mode, forward in (("eager", served), ("compiled", torch.compile(served))):
+    for mode in ("eager",) if arguments.eager else ("eager", "compiled"):
+        forward: Any = torch.compile(served) if mode == "compiled" else served
         with torch.inference_mode():
             found = differences(trained, forward(torch.from_numpy(x)))
         print(f"served in torch, {mode}: {found.differing} of {trained.size:,} logits differ")
