@@ -29,7 +29,6 @@ from samebits.proofs.certificates.request import Request
 from samebits.proofs.certificates.steps import (
     BY_QUOTIENT,
     exact_steps,
-    place,
     plateau_of,
     same_steps,
     steps,
