@@ -67,7 +67,7 @@ def call(function: Callable[..., Any], library: str, arrays: tuple[Array | None,
 
 
 def once(function: Callable[..., Any], library: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, bool]:
-    """The function on arrays of a library: the result, None where it is no array; and whether inputs are as they were."""
+    """The function on arrays of a library: its result, None where that is no array; and whether inputs were kept."""
     wide = library == "jax" and any(array is not None and array.dtype.itemsize == 8 for array in arrays)
     with np.errstate(all="ignore"), jax_types(wide=True) if wide else nullcontext():  # special values are meant
         given = [_converted(library, array) for array in arrays if array is not None]

@@ -70,7 +70,8 @@ class _Table:
         self.function, self.library, self.x, self.last = function, library, x, x
         self.scale = np.asarray(qparams.scale)
         self.zero = None if qparams.zero_point is None else np.asarray(qparams.zero_point)
-        pairs = np.stack([np.asarray(p).reshape(-1).astype(np.float64) for p in qparams if p is not None], 1)
+        given = (self.scale,) if self.zero is None else (self.scale, self.zero)
+        pairs = np.stack([parameter.reshape(-1).astype(np.float64) for parameter in given], 1)
         owner = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(self.scale.shape)
         of_element = np.broadcast_to(expand_blocks(owner, q.granularity, x.shape), x.shape).reshape(-1)
         self.slots = [np.flatnonzero(of_element == row) for row in range(owner.max() + 1)]

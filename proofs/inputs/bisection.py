@@ -144,17 +144,19 @@ def bisected(ask: Ask, intervals: Intervals, most: int) -> Intervals:
 
 
 def around(ask: Ask, found: Intervals, new: Intervals, line: tuple[int, int], spacing: int) -> Intervals:
-    """Intervals that show when the neighbourhood of new edges is asked: 1, 2, 4, ... places away, below ``spacing``.
+    """Intervals that show when the neighbourhood of new edges is asked: 1, 2, 4, ... places away, up to ``spacing``.
 
     As far as the next edge on either side, or the end of the line.
     """
-    at = _where(found, new)
-    lowest = np.where(np.append(-1, found.row[:-1])[at] == new.row, np.append(line[0], found.low[:-1] + 1)[at], line[0])
-    highest = np.where(np.append(found.row[1:], -1)[at] == new.row, np.append(found.low[1:], line[1])[at], line[1])
-    distances = 2 ** np.arange(int(spacing - 1).bit_length())
-    below, above = new.low[:, None] - distances, new.high[:, None] + distances
-    row = np.broadcast_to(new.row[:, None], below.shape)
-    kept = [below > lowest[:, None], above < highest[:, None]]
+    if spacing == 1 or not len(new.low):
+        return found.at(np.zeros(len(found.low), np.bool_))
+    at, (first, last) = _where(found, new), line
+    lowest = np.where(np.append(-1, found.row[:-1])[at] == new.row, np.append(first, found.high[:-1])[at], first)
+    highest = np.where(np.append(found.row[1:], -1)[at] == new.row, np.append(found.low[1:], last)[at], last)
+    far = 2 ** np.arange((spacing - 1).bit_length() + 1)
+    low, high, row = new.low[:, None], new.high[:, None], np.repeat(new.row[:, None], len(far), axis=1)
+    below, above = np.maximum(low, first + far) - far, np.minimum(high, last - far) + far  # nothing overflows
+    kept = (below > lowest[:, None]), (above < highest[:, None])
     places = np.concatenate([below[kept[0]], above[kept[1]]])
     row = np.concatenate([row[kept[0]], row[kept[1]]])
     if not len(places):

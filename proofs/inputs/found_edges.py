@@ -11,7 +11,7 @@ What `found_edges` promises, the function being elementwise and deterministic:
   edges, however narrow the plateaus between them.
 - Of any other it gives all edges between two plateaus of at least ``spacing`` numbers each; so all edges there are, if
   every plateau is that wide. It also sees a plateau between two of another answer if that is at least as wide as it is
-  far from an edge that was found, or holds a power of two, a neighbour of one, a special value or an input of ``start``.
+  far from an edge that was found, or holds a power of two, a neighbour of one, a special value or one of ``start``.
 - With ``spacing=1``, the default for 16 bits, everything was asked.
 
 A narrower plateau that the function enters and leaves, such as one wrong number among right ones, may be missed: a
