@@ -44,6 +44,7 @@ from samebits.proofs.certificates.tiles import (
     rows_at_once,
     tiny_fields,
 )
+from samebits.proofs.inputs.bits import place
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[3] / "docs" / "certificates"

@@ -364,7 +364,7 @@ def with_a_hole(name: str, x: Any, scale: Any, zero: Any = None) -> Any:
 def with_a_wrong_entry(x: Any, scale: Any) -> Any:
     """Right but for one number of bfloat16, far from every knife edge."""
     right = np.clip(np.round(x.astype(np.float32) / scale), -128, 127) + np.float32(0)
-    return (np.where(x == x.dtype.type(3.296875), np.float32(99), right) * scale).astype(x.dtype)
+    return (np.where(x == x.dtype.type(1.296875 * 2.0**-60), np.float32(99), right) * scale).astype(x.dtype)
 
 
 def stops(x: Any, scale: Any) -> Any:
@@ -398,7 +398,7 @@ def test_own_edges_are_found_whatever_shares_a_scale(name: str) -> None:
 def test_a_single_wrong_entry_is_found_where_everything_is_asked() -> None:
     assert conformance(with_a_wrong_entry, dtype="bfloat16", spacing=0, shapes=False).same
     report = conformance(with_a_wrong_entry, dtype="bfloat16", spacing=1, shapes=False)
-    assert "input      3.296875 = 0x1.a6p+1 (bfloat16 bits 0x4053)" in str(report)
+    assert " = 0x1.4cp-60 (bfloat16 bits 0x21a6)" in str(report)
 
 
 def test_what_a_function_raises_at_its_own_edges_is_said() -> None:

@@ -1,6 +1,6 @@
-"""Edges found by asking: all boundaries of every kind of quantizer, planted faults of one number, and what is promised."""
+"""Edges found by asking: all boundaries of every kind of quantizer, planted faults of one number, what is promised."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,7 +95,7 @@ def test_edges_of_float64_are_those_at_its_boundaries() -> None:
         assert len(ends) == 2 * (q.format.hi - q.format.lo)
 
 
-# --- planted faults ----------------------------------------------------------------------------------------------------
+# --- planted faults --------------------------------------------------------------------------------------------------
 
 S = np.float32([0.1, 0.7])
 
@@ -183,7 +183,7 @@ def test_a_single_wrong_number_is_found_where_promised_and_missed_elsewhere() ->
     assert sees(bump(6.8123, 2**16))  # as wide as the grid
 
 
-# --- what the module promises, on all numbers of 16 bits ----------------------------------------------------------------
+# --- what the module promises, on all numbers of 16 bits -------------------------------------------------------------
 
 
 def by_places(dtype: np.dtype[Any], cuts: list[int], values: list[int]) -> tuple[Callable[..., Any], Array]:
@@ -273,7 +273,7 @@ def test_places_are_the_order_of_numbers_with_both_zeros(dtype: np.dtype[Any]) -
         assert np.isnan(at_place(np.array([end + 1]), dtype)).all()
 
 
-# --- calls -------------------------------------------------------------------------------------------------------------
+# --- calls -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_asked_grows_with_the_logarithm_of_the_spacing() -> None:
@@ -315,8 +315,15 @@ def fails(x: Array, *_: Any) -> Array:
     return x[:-1]
 
 
-def changing() -> Iterator[Any]:
-    yield from (np.int8, *[np.int16] * 99)
+class Changing:
+    """Answers of another dtype the second time."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Array) -> Array:
+        self.calls += 1
+        return np.round(x).astype(np.int8 if self.calls == 1 else np.int16)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +345,7 @@ def changing() -> Iterator[Any]:
         ({"most": 0}, ValueError, "`most` must be positive, got 0"),
         ({"function": fails}, ValueError, "arrays of the shape of x, "),
         ({"function": lambda x: x.astype(str)}, TypeError, "`function` must return numbers, got an array of <U"),
-        ({"function": lambda x, k=changing(): x.astype(next(k))}, ValueError, "same dtypes every time"),
+        ({"function": Changing()}, ValueError, "same dtypes every time"),
         ({"function": lambda x: x}, TooManyEdges, "more than 1,048,576 edges (`most`)"),
         ({"function": np.round, "most": 100}, TooManyEdges, "`found_differences` compares two functions"),
     ],
@@ -363,7 +370,7 @@ def test_edges_of_what_has_none_and_of_special_values() -> None:
     assert finite.before[0] == -np.inf
 
 
-# --- functions that are not step functions ------------------------------------------------------------------------------
+# --- functions that are not step functions ---------------------------------------------------------------------------
 
 
 def test_where_continuous_functions_part() -> None:
