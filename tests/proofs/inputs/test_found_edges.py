@@ -178,7 +178,8 @@ def test_a_single_wrong_number_is_found_where_promised_and_missed_elsewhere() ->
     assert len(found_edges(bump(6.8123, 1), np.float32, between=(6.75, 6.875), spacing=1).row) == 2
     assert sees(bump(6.8123, 1, BFLOAT16), dtype=BFLOAT16)
     assert sees(bump(second, 1))  # beside an edge
-    assert sees(bump(4.0, 1))  # a power of two
+    assert sees(bump(-4.0, 1))  # a power of two
+    assert sees(bump(float(np.nextafter(np.float32(4), np.float32(5))), 1))  # a neighbour of one
     assert sees(bump(6.8123, 1), start=np.float32([6.8123]))
     assert sees(bump(6.8123, 2**16))  # as wide as the grid
 
