@@ -238,8 +238,11 @@ def test_a_plateau_as_wide_as_it_is_far_from_an_edge_is_seen(dtype: Any, edge: i
     spacing = 2**7
     distance = data.draw(st.integers(1, spacing), label="distance")
     width = data.draw(st.integers(distance, spacing + 9), label="width")
-    first = edge + distance
-    function, edges = by_places(np.dtype(dtype), [edge, first, first + width], [0, 1, 2, 1])
+    far = edge + distance
+    cuts, values = [edge, far, far + width], [0, 1, 2, 1]
+    if data.draw(st.booleans(), label="below"):
+        cuts, values = [edge - distance - width, edge - distance, edge], values[::-1]
+    function, edges = by_places(np.dtype(dtype), cuts, values)
     found = found_edges(function, dtype, spacing=spacing)
     np.testing.assert_array_equal(place(found.after), edges)
 
@@ -364,6 +367,8 @@ def test_edges_of_what_has_none_and_of_special_values() -> None:
     nothing = found_edges(np.zeros_like, np.float32)
     assert len(nothing.row) == 0
     np.testing.assert_array_equal(nothing.knife_edges(), special_values(np.float32))
+    payloads = found_edges(lambda x: (x.view(np.uint32) | 0x7FC00000).view(np.float32), np.float32)
+    assert len(payloads.row) == 0  # any NaN is the same
     sign = found_edges(np.signbit, np.float16)
     assert (place(sign.before).tolist(), place(sign.after).tolist()) == ([-1], [0])
     finite = found_edges(lambda x: np.where(np.isinf(x), np.nan, 0), np.float32)
