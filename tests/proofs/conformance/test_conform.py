@@ -395,6 +395,20 @@ def test_own_edges_are_found_whatever_shares_a_scale(name: str) -> None:
     assert reports[0].findings == reports[1].findings  # none that knife edges have not
 
 
+def test_looking_for_own_edges_costs_few_calls_of_one_shape() -> None:
+    """Bisection begins at the knife edges, so that there is nothing left to halve where the function is right."""
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(x: Any, scale: Any) -> Any:
+        shapes.append(x.shape)
+        return in_numpy(x, scale)
+
+    for spacing in (0, None):
+        assert conformance(counted, "int8_per_channel", shapes=False, library="numpy", spacing=spacing).same
+    assert len(shapes) <= 4 + 4 + 16
+    assert len(set(shapes)) == 1
+
+
 def test_a_single_wrong_entry_is_found_where_everything_is_asked() -> None:
     assert conformance(with_a_wrong_entry, dtype="bfloat16", spacing=0, shapes=False).same
     report = conformance(with_a_wrong_entry, dtype="bfloat16", spacing=1, shapes=False)
