@@ -185,7 +185,7 @@ def found_differences(
             raise ValueError(f"`f` and `g` must return the same dtypes, got {one.kinds} and {other.kinds}")
         apart = (answers[0] != answers[1]).any(1)
         seen.append((row[apart], places[apart]))
-        return apart[:, None].astype(np.uint64)
+        return np.asarray(apart[:, None], np.uint64)
 
     found = from_grid(differ, rows, line_of(kind, None), step, np.concatenate(starts, axis=1), 2**62)
     row, places = once(*(np.concatenate(part) for part in zip(*seen, strict=True)))
