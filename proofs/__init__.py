@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .divergence.divergence import diverge as diverge
     from .inputs.compare import assert_same_bits as assert_same_bits
     from .inputs.compare import differences as differences
+    from .inputs.found_edges import found_differences as found_differences
+    from .inputs.found_edges import found_edges as found_edges
     from .inputs.knife_edges import knife_edge_array as knife_edge_array
     from .inputs.knife_edges import knife_edges as knife_edges
     from .laws.catalog_of_laws import LAWS as LAWS
@@ -33,6 +35,8 @@ _PLACES = {
     "diverge": "divergence.divergence",
     "assert_same_bits": "inputs.compare",
     "differences": "inputs.compare",
+    "found_differences": "inputs.found_edges",
+    "found_edges": "inputs.found_edges",
     "knife_edge_array": "inputs.knife_edges",
     "knife_edges": "inputs.knife_edges",
     "LAWS": "laws.catalog_of_laws",

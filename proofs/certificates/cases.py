@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ...core.blocks import expand_blocks
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerTensor
+from ..inputs.bits import place
 from ..inputs.knife_edges import knife_edge_array
-from .steps import LARGEST, Steps, place, plateau_of, thresholds
+from .steps import LARGEST, Steps, plateau_of, thresholds
 from .tiles import CHUNK, Tile, critical_scales, rows_at_once
 
 Array = NDArray[Any]

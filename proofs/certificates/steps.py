@@ -12,7 +12,7 @@ tie goes to b, whose last bit then is 0. ``m`` has 25 significant bits and ``s``
 last x before the step is found by comparing with it.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from ...core.descriptions import Gradient, QParams, Quantizer
 from ...core.directions import Rounding
 from ...core.formats import IntegerFormat
 from ...core.granularity import PerTensor
-from ..inputs.bits import ordinal, raw_bits
+from ..inputs.bits import at_place, ordinal, place, raw_bits
+from ..inputs.found_edges import found_edges
 
 Array = NDArray[Any]
 BY_QUOTIENT = (
@@ -38,7 +39,7 @@ BY_QUOTIENT = (
 LARGEST = np.finfo(np.float32).max
 ZEROS = np.array([-0.0, 0.0], np.float32)
 AT_ONCE = 1 << 15  # thresholds computed at a time, which stay in cache
-GRID = 1 << 20  # places between the numbers that bisection begins with: a step may be undone by a later one
+GRID = 1 << 20  # numbers between those that bisection begins with: a step may be undone by a later one
 
 
 class Steps(NamedTuple):
@@ -106,21 +107,10 @@ def steps(q: Quantizer, zero_point: int | None = None) -> Steps:
             f"`rounding` must be one of {', '.join(BY_QUOTIENT)}; {q.rounding} depends on more than the quotient"
         )
     q = q.replace(granularity=PerTensor())
-    end = int(place(np.float32(np.inf)))
-    grid = np.unique(np.clip(np.arange(-end - 1, end + GRID, GRID), -end - 1, end))
-    low, high = grid[:-1], grid[1:]
-    while True:  # intervals that still hold a step; halved until their ends are neighbours
-        unequal = _state(q, low, zero_point) != _state(q, high, zero_point)
-        low, high = low[unequal], high[unequal]
-        if (high - low <= 1).all():
-            break
-        middle = (low + high) // 2
-        apart = high - low > 1
-        low, high = np.concatenate([low, middle[apart]]), np.concatenate([np.where(apart, middle, high), high[apart]])
-    low = np.sort(low)
-    codes, units, passes = _answers(q, np.append(low, end), zero_point)
+    last = found_edges(partial(_answers, q, zero_point), np.float32, spacing=GRID).before
+    codes, units, passes = _answers(q, zero_point, np.append(last, np.float32(np.inf)))
     nan = np.array([np.nan if q.format.has_nan else 0.0], np.float32)
-    return _with_ties(_number(low), codes, units, passes, core.quantize(q, nan, _unit(zero_point))[0])
+    return _with_ties(last, codes, units, passes, core.quantize(q, nan, _unit(zero_point))[0])
 
 
 def exact_steps(q: Quantizer, zero_point: int | None = None) -> Steps:
@@ -143,7 +133,7 @@ def exact_steps(q: Quantizer, zero_point: int | None = None) -> Steps:
     inside = passed == 1 if len(of_mask) else np.ones(len(codes), bool)
     stored, units = codes.astype(q.format.storage), (codes - z).astype(np.float32)
     of_zero = np.array(max(lo, min(z, hi)), q.format.storage)
-    return _with_ties(_number(places), stored, units, inside, of_zero)
+    return _with_ties(at_place(places, np.float32), stored, units, inside, of_zero)
 
 
 def _mask_ends(q: Quantizer, lo: int, hi: int) -> tuple[np.float32, ...]:
@@ -201,12 +191,6 @@ def plateau_of(found: Steps, scale: Any, x: Array) -> Array:
     return np.where(np.isnan(x), len(before) + 1, np.searchsorted(place(before), place(x), side="left"))
 
 
-def place(x: Array | np.float32) -> Array:
-    """Place of every float32 in ascending order, -0.0 at -1 and +0.0 at 0; NaN has none (any number)."""
-    bits = np.asarray(x).view(np.int32).astype(np.int64)
-    return np.where(bits < 0, -(bits + (1 << 31)) - 1, bits)
-
-
 def _last_quotient(j: int, rounding: Rounding) -> np.float32:
     """The last float32 that is rounded to at most the integer j."""
     half, up = np.float32(j + 0.5), np.float32(j + 1)
@@ -231,28 +215,17 @@ def _last_quotient(j: int, rounding: Rounding) -> np.float32:
 
 
 def _with_ties(last: Array, codes: Array, units: Array, passes: Array, nan_code: Any) -> Steps:
-    after = _number(place(last) + 1)
+    after = at_place(place(last) + 1, np.float32)
     middles = (last.astype(np.float64) + after.astype(np.float64)) / 2
     return Steps(last, middles, raw_bits(last) % 2 == 0, codes, units, passes, nan_code)
-
-
-def _number(places: Array) -> Array:
-    """The float32 at each place."""
-    return np.where(places < 0, -(places + 1) - (1 << 31), places).astype(np.int32).view(np.float32)
 
 
 def _unit(zero_point: int | None) -> QParams:
     return QParams(np.float32(1), None if zero_point is None else np.int32(zero_point))
 
 
-def _answers(q: Quantizer, places: Array, zero_point: int | None) -> tuple[Array, Array, Array]:
-    """Codes, values and mask of the specification for the float32 numbers at these places, at scale 1."""
-    x, qparams = _number(places), _unit(zero_point)
+def _answers(q: Quantizer, zero_point: int | None, x: Array) -> tuple[Array, Array, Array]:
+    """Codes, values and mask of the specification at scale 1."""
+    qparams = _unit(zero_point)
     gradient = core.fake_quantize_vjp(q, x, qparams, np.ones_like(x)).x
     return core.quantize(q, x, qparams), core.fake_quantize(q, x, qparams), gradient != 0
-
-
-def _state(q: Quantizer, places: Array, zero_point: int | None) -> Array:
-    """Everything an answer consists of, as one integer for each place."""
-    codes, units, passes = _answers(q, places, zero_point)
-    return (raw_bits(codes).astype(np.int64) << 33) + (raw_bits(units).astype(np.int64) << 1) + passes

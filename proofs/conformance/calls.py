@@ -53,8 +53,8 @@ def call(function: Callable[..., Any], library: str, arrays: tuple[Array | None,
     printed = StringIO()
     try:
         with redirect_stdout(printed):
-            first, kept = _once(function, library, arrays)
-            second, _ = _once(function, library, arrays)
+            first, kept = once(function, library, arrays)
+            second, _ = once(function, library, arrays)
     except (Exception, SystemExit) as error:  # whatever a function raises is what is found
         text = " ".join(str(error).split())
         return Outcome(None, f"raised {type(error).__name__}: {text[:300]}", _remark(printed))
@@ -66,8 +66,8 @@ def call(function: Callable[..., Any], library: str, arrays: tuple[Array | None,
     return Outcome(first, "" if kept else "wrote to its inputs", remark)
 
 
-def _once(function: Callable[..., Any], library: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, bool]:
-    """The result, None where it is no array; and whether the inputs are as they were."""
+def once(function: Callable[..., Any], library: str, arrays: tuple[Array | None, ...]) -> tuple[Array | None, bool]:
+    """The function on arrays of a library: its result, None where that is no array; and whether inputs were kept."""
     wide = library == "jax" and any(array is not None and array.dtype.itemsize == 8 for array in arrays)
     with np.errstate(all="ignore"), jax_types(wide=True) if wide else nullcontext():  # special values are meant
         given = [_converted(library, array) for array in arrays if array is not None]

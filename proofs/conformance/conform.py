@@ -15,18 +15,20 @@ from ...core import PerTensor, QParams, Quantizer, catalog
 from ...core.blocks import expand_blocks
 from ...core.granularity import PerBlock, PerGroup, PerToken, Shape, qparams_shape
 from ...core.quantizer import fake_quantize, quantize
-from ..inputs.bits import is_float
+from ..inputs.bits import is_float, stored_bits
 from ..inputs.compare import describe
 from ..inputs.knife_edges import knife_edge_array
 from ..inputs.numbers import zero_points
 from .calls import LIBRARIES, call, library_of
 from .elements import Asked, subnormal, unlike
+from .own_edges import own_edges
 from .rules import Likeness, broken_rule, likeness
 from .vectors import DTYPES, undefined_codes
 
 Array = NDArray[Any]
 SCALES = (0.1, 0.7, 7.0, 2.0**-126)  # halves of 7 are numbers of 16 bits, too, and products with fl(1 / 7) miss some
 RETURNS = ("values", "codes")
+EDGES = "knife edges and special values"
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,11 @@ def conformance(
     library: str | None = None,
     returns: str | None = None,
     shapes: bool = True,
+    spacing: int | None = None,
 ) -> Report:
     """Ask a function for knife edges, special values, random numbers and odd shapes; compare with `samebits.core`.
+
+    And for edges of its own, where its results change and ours do not.
 
     Args:
         function: ``(x, scale) -> values or codes``; ``(x, scale, zero_point)`` where the quantizer is affine. Scales
@@ -145,12 +150,15 @@ def conformance(
         returns: "values" or "codes"; None to see that from the dtype of what it returns.
         shapes: whether arrays are also 0-d, empty, of one element and not contiguous: a compiled function is compiled
             for each of these.
+        spacing: numbers of the dtype from one input to the next of the grid from which the function's own edges are
+            found (`own_edges`); None for 8 inputs from a power of two to the next, 0 to leave these edges out.
     Returns:
         A report; ``report.check()`` raises. Whatever the function does, no exception of its own leaves this one.
     Raises:
         KeyError: an unknown name, with the nearest known ones.
         TypeError: ``function`` cannot be called, or ``like`` is neither name nor quantizer.
-        ValueError: another dtype, library or kind of result; a quantizer whose rounding draws or learns.
+        ValueError: another dtype, library or kind of result; a spacing that is negative or wider than from a power of
+            two to the next; a quantizer whose rounding draws or learns.
     """
     if not callable(function):
         raise TypeError(f"`function` must be callable, got {function!r}")
@@ -163,8 +171,19 @@ def conformance(
             raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}")
     if not q.deterministic:
         raise ValueError(f"`like` must round without drawing or learning, got '{q.rounding}'")
+    widest = 2 ** stored_bits(DTYPES[dtype])
+    if spacing is not None and not 0 <= spacing <= widest:
+        raise ValueError(f"`spacing` must be in 0..{widest} for {dtype}, got {spacing}")
     library = library or library_of(function)
-    judged = [_judge(q, case, function, library, returns) for case in cases(q, DTYPES[dtype], shapes=shapes)]
+    judged = []
+    for case in cases(q, DTYPES[dtype], shapes=shapes):
+        judged.append(_judge(q, case, function, library, returns))
+        if case.name.startswith(EDGES) and judged[-1][0].compared and spacing != 0:
+            name = case.name.replace(EDGES, "edges of its own")
+            judged += [
+                _judge(q, Case(name, x, case.qparams), function, library, returns)
+                for x in own_edges(q, function, library, case.x, case.qparams, spacing)
+            ]
     kinds = {kind for _, kind, _ in judged if kind}
     named = getattr(function, "__qualname__", None) or type(function).__qualname__
     return Report(
@@ -190,7 +209,7 @@ def cases(q: Quantizer, dtype: np.dtype[Any], *, shapes: bool = True) -> Iterato
     rng = np.random.default_rng(0)
     for name, x, qparams in given:
         full = np.resize(x, (width, *x.shape[1:])) if isinstance(q.granularity, PerTensor) else x
-        yield Case(f"knife edges and special values{name}", full, qparams)
+        yield Case(f"{EDGES}{name}", full, qparams)
         size = _expanded(q, np.asarray(qparams.scale), full.shape).astype(np.float64) * (hi - lo)
         with np.errstate(over="ignore", under="ignore"):
             drawn = (rng.normal(0, 0.5, full.shape) * size).astype(dtype)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MARK = "samebits"
 MARK_SAID = (
-    'samebits(like, dtype="float32", library=None, returns=None, shapes=True): the test returns a function of '
-    "(x, scale[, zero_point]), which must have the bits of that quantizer: samebits.proofs.conformance"
+    'samebits(like, dtype="float32", library=None, returns=None, shapes=True, spacing=None): the test returns a '
+    "function of (x, scale[, zero_point]), which must have the bits of that quantizer: samebits.proofs.conformance"
 )
 
 

@@ -1,7 +1,7 @@
 """Floating-point numbers as bit patterns and as places in the ordered list of all numbers of their dtype.
 
 Works for float32, float64, bfloat16 and float16 alike, because all of them are sign and magnitude: read as an integer,
-the magnitude's bits count the numbers from zero upwards.
+the magnitude's bits count the numbers from zero upwards. `ordinal` has one zero, `place` both.
 """
 
 import math
@@ -47,6 +47,27 @@ def from_ordinal(place: Array, dtype: Any) -> Array:
     place = np.clip(np.asarray(place, np.int64), -end, end)
     sign = np.where(place < 0, np.uint64(2 ** (width - 1)), np.uint64(0))
     return np.asarray((np.abs(place).astype(np.uint64) | sign).astype(f"u{dtype.itemsize}")).view(dtype)
+
+
+def place(x: Array) -> Array:
+    """Place of every number on a line that has both zeros, int64: -0.0 at -1, +0.0 at 0, and so on; NaN has none.
+
+    What bisection goes along: neighbouring numbers lie one place apart, infinities included.
+    """
+    x = np.asarray(x)
+    bits = raw_bits(x).view(f"i{x.dtype.itemsize}").astype(np.int64)
+    return _mirrored(bits, x.dtype)
+
+
+def at_place(places: Array, dtype: Any) -> Array:
+    """The number of ``dtype`` at each place, inverse of `place`; places past an infinity are NaN."""
+    dtype = np.dtype(dtype)
+    return _mirrored(np.asarray(places, np.int64), dtype).astype(f"i{dtype.itemsize}").view(dtype)
+
+
+def _mirrored(bits: Array, dtype: np.dtype[Any]) -> Array:
+    """Magnitudes of negative numbers counted the other way round: ``~magnitude`` for ``sign + magnitude``, and back."""
+    return np.where(bits < 0, bits ^ (2 ** (8 * dtype.itemsize - 1) - 1), bits)
 
 
 def stored_bits(dtype: Any) -> int:

@@ -41,6 +41,10 @@ def boundaries(q: Quantizer, scale: SupportsFloat, zero_point: SupportsFloat | N
     edges of the gradient's clipping mask. For an arithmetic that clamps before it rounds, also the ends of the range
     themselves, where its mask changes. Products are exact for float32 scales and correctly rounded for float64 ones.
 
+    These are real numbers: what the arithmetic rounds may move a code's change by several numbers of the dtype where
+    the zero point is a float, by an error of its size near 0, and where a binary format has a large scale, whose
+    quotients of small numbers are 0. `found_edges` finds these.
+
     Args:
         scale: one positive number.
         zero_point: one number; None for 0. Of other domains than integers: what `ZeroPointDomain` says.

@@ -7,7 +7,6 @@ import pytest
 
 from ..project.source import example
 
-
 RUNS = [("train_in_torch_serve_in_jax", [], 1), ("train_in_jax_serve_in_torch", ["--eager"], 1)]
 RUNS += [("train_in_jax_serve_in_torch", [], 2)]
 

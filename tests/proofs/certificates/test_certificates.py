@@ -29,7 +29,6 @@ from samebits.proofs.certificates.request import Request
 from samebits.proofs.certificates.steps import (
     BY_QUOTIENT,
     exact_steps,
-    place,
     plateau_of,
     same_steps,
     steps,
@@ -45,6 +44,7 @@ from samebits.proofs.certificates.tiles import (
     rows_at_once,
     tiny_fields,
 )
+from samebits.proofs.inputs.bits import place
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[3] / "docs" / "certificates"

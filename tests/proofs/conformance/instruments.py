@@ -43,10 +43,13 @@ class Question:
 
 
 def conforms(wrong: Function, right: Function, like: str | Quantizer = "int8_per_tensor", **how: Any) -> Question:
-    """Both asked by `samebits.proofs.conformance`: the rules that are broken, each once."""
+    """Both asked by `samebits.proofs.conformance` at knife edges of the quantizer alone: rules broken, each once.
+
+    Edges of the function itself add rules that hold for a part of the fault (32 bits of "32 or 64").
+    """
 
     def asked(function: Function) -> str:
-        report = conformance(function, like, **how)
+        report = conformance(function, like, **{"spacing": 0, **how})
         rules = [example[-1].partition(" ")[2].strip() for finding in report.findings for example in finding.examples]
         return " | ".join(dict.fromkeys(_without_numbers(rule) for rule in rules))
 
