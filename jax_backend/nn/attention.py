@@ -199,7 +199,7 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         if sow_weights:
             self.sow(nnx.Intermediate, "attention_weights", weights)
         context = context.reshape(*context.shape[:-2], -1)
-        y: Array = self.out(self.out.step(context, frozen), frozen)
+        y: Array = self.out(self.out.step(context, frozen), frozen)  # type: ignore[attr-defined]
         return y
 
     def _attend(

@@ -301,5 +301,5 @@ def test_attention_becomes_what_the_layer_is_and_is_frozen() -> None:
 
 def test_attention_that_the_layer_has_not_is_refused() -> None:
     for keywords in ({"decode": True}, {"decode": False, "attention_fn": lambda *a, **k: a[0]}):
-        model: Any = nnx.Sequential(nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), **keywords))  # type: ignore[arg-type]
+        model: Any = nnx.Sequential(nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), **keywords))
         unchanged(model, lambda model=model: quantize_model(model), ValueError, "'0': `")  # type: ignore[misc]
