@@ -109,6 +109,8 @@ def check_multiplier(
 
 def check_addition(multipliers: tuple[int, int], shift: int) -> None:
     """TypeError, ValueError for multipliers or a shift with which `integer_add` could leave int32."""
+    if not isinstance(multipliers, Sequence) or len(multipliers) != 2:
+        raise ValueError(f"`multipliers` must be two, of `a` and of `b`, got {multipliers!r}")
     for one in multipliers:
         check_int("multipliers", one)
     check_int("shift", shift)

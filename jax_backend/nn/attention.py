@@ -185,7 +185,9 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         weights, context = self._attend(query, key, value, mask, is_causal, self._dropout(deterministic, rngs), frozen)
         if sow_weights:
             self.sow(nnx.Intermediate, "attention_weights", weights)
-        context = context.reshape(*context.shape[:-2], -1)
+        context = context.reshape(
+            *context.shape[:-2], math.prod(context.shape[-2:])
+        )  # -1 is not known where it is empty
         y: Array = self.out(self.out.step(context, frozen), frozen)
         return y
 

@@ -1,7 +1,7 @@
 """Float flax nnx models made quantized, in place: layers become those of this package, their parameters stay."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from inspect import signature
@@ -155,7 +155,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, nnx.Module) and value in FUNCTIONS
+    return isinstance(value, Hashable) and not isinstance(value, nnx.Module) and value in FUNCTIONS
 
 
 def _is_matrix(value: Any) -> bool:

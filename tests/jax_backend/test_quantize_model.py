@@ -165,6 +165,21 @@ def test_a_model_that_is_a_layer() -> None:
         quantize_model(nnx.Sequential(Mine(2, 2, rngs=nnx.Rngs(0))))
 
 
+def test_functions_that_cannot_be_hashed_stay() -> None:
+    class Doubled:
+        __hash__ = None  # type: ignore[assignment]  # as of a dataclass that can change
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return 2 * x
+
+    m = quantize_model(nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), Doubled(), nnx.relu), [Rule("2", act_bits=4)])
+    assert [type(part).__name__ for part in m.layers] == ["QuantLinear", "Doubled", "QuantReLU"]  # type: ignore[attr-defined]
+
+
+def test_the_size_of_a_model_with_keys() -> None:
+    assert model_size(nnx.Dropout(0.5, rngs=nnx.Rngs(0))) == 12  # a key of two words, and its counter
+
+
 def test_frozen_weights_are_codes_and_outputs_stay() -> None:
     m = quantize_model(Model(), WHOLE)
     floats, program = model_size(m), nnx.jit(lambda m, x: m(x))
