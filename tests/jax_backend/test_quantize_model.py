@@ -1,6 +1,7 @@
 """Float nnx models whose layers are made quantized ones by rules; the same rules for a model of torch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -264,6 +265,24 @@ def test_layers_with_options_that_quantized_ones_do_not_have_are_refused() -> No
     not_one: Any = {"kernel": jnp.ones((2, 2))}
     with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got dict"):
         quantize_model(not_one)
+
+
+def test_layers_are_changed_before_they_are_stacked() -> None:
+    def one(rngs: nnx.Rngs, make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
+        return make(nnx.Sequential(nnx.Linear(3, 3, rngs=rngs)))
+
+    def stacked(make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
+        return nnx.vmap(partial(one, make=make))(nnx.Rngs(0).fork(split=2))  # type: ignore[no-any-return]
+
+    words = r"'0': its weight must have 2 axes, got shape \(2, 3, 3\): layers that `nnx.vmap` stacks"
+    floats = stacked(lambda m: m)
+    unchanged(floats, lambda: quantize_model(floats), ValueError, words)
+    trained = stacked(quantize_model)
+    unchanged(trained, lambda: freeze(trained), ValueError, words)
+    codes: Any = stacked(lambda m: freeze(quantize_model(m)))
+    assert codes.layers[0].kernel[...].dtype == np.int8
+    empty = nnx.eval_shape(lambda: nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0))))
+    unchanged(empty, lambda: quantize_model(empty), ValueError, "'0': its weight must have values, got a shape")
 
 
 def test_what_cannot_be_frozen_stays_as_it_was() -> None:

@@ -229,6 +229,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("lookup", (CODES, np.zeros(255, np.int8)), ValueError, r"`table` must have shape \(256,\)"),
     ("lookup", (CODES.astype(np.int16), np.zeros(256, np.int8)), TypeError, "`codes` must be codes"),
     ("integer_average_pool", (CODES, (2,)), ValueError, "`size` must have a length for each axis"),
+    ("integer_max_pool", (CODES[None], 2), ValueError, "`size` must have a length for each axis.*got 2"),
     ("integer_average_pool", (CODES[None], (5,)), ValueError, r"`size` must be in 1\.\.4 for an axis of 4, got 5"),
     ("integer_max_pool", (CODES[None], (0,)), ValueError, r"`size` must be in 1\.\.4"),
     ("integer_max_pool", (CODES[None].astype(np.float32), (2,)), TypeError, "`codes` must be codes"),

@@ -87,7 +87,7 @@ def test_refused() -> None:
         batch_invariance(lambda x: (), ROWS)
     with pytest.raises(TypeError, match="`inputs` must be an array of rows, got list"):
         batch_invariance(lambda x: x, ROWS.tolist())
-    with pytest.raises(TypeError, match="`sizes` must be an int, got 2.5"):
+    with pytest.raises(TypeError, match=r"`sizes` must be an int, got 2\.5"):
         batch_invariance(lambda x: x, ROWS, (2.5,))  # type: ignore[arg-type]
 
 
