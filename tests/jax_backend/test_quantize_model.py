@@ -272,7 +272,7 @@ def test_layers_are_changed_before_they_are_stacked() -> None:
         return make(nnx.Sequential(nnx.Linear(3, 3, rngs=rngs)))
 
     def stacked(make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
-        return nnx.vmap(partial(one, make=make))(nnx.Rngs(0).fork(split=2))  # type: ignore[no-any-return]
+        return nnx.split_rngs(splits=2)(nnx.vmap(partial(one, make=make)))(nnx.Rngs(0))  # type: ignore[no-any-return]
 
     words = r"'0': its weight must have 2 axes, got shape \(2, 3, 3\): layers that `nnx.vmap` stacks"
     floats = stacked(lambda m: m)
