@@ -168,7 +168,7 @@ def test_a_model_that_is_a_layer() -> None:
 
 def test_functions_that_cannot_be_hashed_stay() -> None:
     class Doubled:
-        __hash__ = None  # type: ignore[assignment]  # as of a dataclass that can change
+        __hash__ = None
 
         def __call__(self, x: jax.Array) -> jax.Array:
             return 2 * x
@@ -272,7 +272,7 @@ def test_layers_are_changed_before_they_are_stacked() -> None:
         return make(nnx.Sequential(nnx.Linear(3, 3, rngs=rngs)))
 
     def stacked(make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
-        return nnx.split_rngs(splits=2)(nnx.vmap(partial(one, make=make)))(nnx.Rngs(0))  # type: ignore[no-any-return]
+        return nnx.split_rngs(splits=2)(nnx.vmap(partial(one, make=make)))(nnx.Rngs(0))
 
     words = r"'0': its weight must have 2 axes, got shape \(2, 3, 3\): layers that `nnx.vmap` stacks"
     floats = stacked(lambda m: m)

@@ -88,7 +88,7 @@ def test_refused() -> None:
     with pytest.raises(TypeError, match="`inputs` must be an array of rows, got list"):
         batch_invariance(lambda x: x, ROWS.tolist())
     with pytest.raises(TypeError, match=r"`sizes` must be an int, got 2\.5"):
-        batch_invariance(lambda x: x, ROWS, (2.5,))  # type: ignore[arg-type]
+        batch_invariance(lambda x: x, ROWS, (2.5,))
 
 
 def test_rows_of_another_dtype_are_told() -> None:
