@@ -109,6 +109,8 @@ def check_multiplier(
 
 def check_addition(multipliers: tuple[int, int], shift: int) -> None:
     """TypeError, ValueError for multipliers or a shift with which `integer_add` could leave int32."""
+    if not isinstance(multipliers, Sequence) or len(multipliers) != 2:
+        raise ValueError(f"`multipliers` must be two, of `a` and of `b`, got {multipliers!r}")
     for one in multipliers:
         check_int("multipliers", one)
     check_int("shift", shift)
@@ -138,8 +140,8 @@ def check_pool(shape: Sequence[int], dtype: str, size: Sequence[int]) -> list[in
         ValueError: another number of lengths than axes; one below 1 or longer than its axis; more than 2**23 places.
     """
     check_codes_dtype("codes", dtype)
-    if len(shape) < 3 or len(size) != len(shape) - 2:
-        raise ValueError(f"`size` must have a length for each axis of {tuple(shape)} but two, got {tuple(size)}")
+    if len(shape) < 3 or not isinstance(size, Sequence) or len(size) != len(shape) - 2:
+        raise ValueError(f"`size` must have a length for each axis of {tuple(shape)} but two, got {size!r}")
     for length, of in zip(size, shape[2:], strict=True):
         check_int("size", length)
         if not 1 <= length <= of:

@@ -50,8 +50,13 @@ def init(make: Callable[[nnx.Rngs], nnx.Module], key: Array | int) -> Model:
     Args:
         make: makes it, with keys for its parameters.
         key: of ``jax.random``, or a seed.
+    Raises:
+        TypeError: what it makes is no module.
     """
-    return taken_apart(make(nnx.Rngs(key)))
+    module = make(nnx.Rngs(key))
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"`make` must give an nnx.Module, gave {module!r}")
+    return taken_apart(module)
 
 
 def taken_apart(module: nnx.Module) -> Model:

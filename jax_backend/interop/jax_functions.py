@@ -36,8 +36,8 @@ def jax_function(
         The function of the same pytrees with arrays for tensors; numbers become arrays. Arrays of integers and bool
         have no gradient. Results are arrays.
     Raises:
-        TypeError: when called: shapes of the results that cannot be found, results that are no tensors or have 64 bits
-            without ``jax_enable_x64``.
+        TypeError: when called: arguments of a dtype that torch does not have, shapes of the results that cannot be
+            found, results that are no tensors or have 64 bits without ``jax_enable_x64``.
         ValueError: results of other shapes or dtypes than ``result_shape_dtypes``; where it is compiled, JAX raises
             its own error with that message.
     """
@@ -80,7 +80,7 @@ class _Host:
         """Shapes and dtypes of the results, given or by a trial."""
         if self.results is not None:
             return self.results
-        dtypes = [numpy_to_tensor(np.empty(0, leaf.dtype)).dtype for leaf in leaves]
+        dtypes = [_dtype_in_torch(leaf.dtype) for leaf in leaves]
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
                 tensors = [torch.empty(leaf.shape, dtype=dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
@@ -132,7 +132,8 @@ class _Host:
                 own = list(tensors[:count])
                 for index in wanted:
                     own[index] = own[index] if own[index].requires_grad else own[index].detach().requires_grad_()
-                outputs = [y for y in jax.tree.leaves(self.function(own)) if y.is_floating_point() or y.is_complex()]
+                copies = [x.clone() if x.requires_grad else x for x in own]  # it may write into its arguments
+                outputs = [y for y in jax.tree.leaves(self.function(copies)) if y.is_floating_point() or y.is_complex()]
                 pairs = [(y, g.conj()) for y, g in zip(outputs, tensors[count:], strict=True) if y.requires_grad]
                 inputs = [own[index] for index in wanted]
                 if not pairs:
@@ -168,6 +169,14 @@ _call.defvjp(_call_forward, _call_backward)
 def _inexact(leaves: Sequence[Any]) -> list[int]:
     """Which of these have gradients."""
     return [index for index, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _dtype_in_torch(dtype: Any) -> torch.dtype:
+    """TypeError where torch has none, as for PRNG keys and int4."""
+    try:
+        return numpy_to_tensor(np.empty(0, dtype)).dtype
+    except TypeError as error:
+        raise TypeError(f"arguments must be of a dtype that torch has, got {dtype}") from error
 
 
 def _shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

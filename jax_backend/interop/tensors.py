@@ -35,14 +35,14 @@ def tensor_to_array(tensor: Tensor, *, copy: bool | None = None) -> jax.Array:
         tensor: of any shape, 0-d and empty too; bool, integers, floats of 8 to 64 bits, complex.
         copy: True for memory of its own; None where it must be.
     Raises:
-        TypeError: no tensor, a sparse or quantized one, or one of 64 bits without ``jax_enable_x64``, which JAX would
-            round.
+        TypeError: no tensor, a sparse or quantized one, one without values (of the device "meta") or of a dtype that
+            NumPy does not have, or one of 64 bits without ``jax_enable_x64``, which JAX would round.
     """
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized:
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         what = (
             tensor
             if not isinstance(tensor, Tensor)
-            else f"one of layout {tensor.layout}, quantized={tensor.is_quantized}"
+            else f"one of layout {tensor.layout}, quantized={tensor.is_quantized}, on {tensor.device}"
         )
         raise TypeError(f"`tensor` must be a dense torch.Tensor, got {what!r}")
     check_bits("tensor", dtype_in_numpy(tensor.dtype))
@@ -99,7 +99,10 @@ def numpy_to_tensor(array: NDArray[Any]) -> Tensor:
 
 def dtype_in_numpy(dtype: torch.dtype) -> "np.dtype[Any]":
     """The same dtype of NumPy or ml_dtypes. TypeError where there is none."""
-    return tensor_to_numpy(torch.empty(0, dtype=dtype)).dtype
+    try:
+        return tensor_to_numpy(torch.empty(0, dtype=dtype)).dtype
+    except TypeError as error:
+        raise TypeError(f"a tensor must be of a dtype that NumPy and JAX have, got {dtype}") from error
 
 
 def check_bits(name: str, dtype: "np.dtype[Any]") -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from ..arrays import bit_pattern, layout, magnitude
+from ...core.checks import check_float
+from ..arrays import as_array, bit_pattern, layout, magnitude
 from .layer import Held, Quant, hold, or_same
 
 Array = jax.Array
@@ -56,8 +57,8 @@ class QuantReLU(nnx.Module):
         hold(self, fields, act=act_quant, input=input_quant)
 
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
-        """As `QuantIdentity`."""
-        x = or_same(self.input_quant, x, use_running_average)
+        """As `QuantIdentity`. TypeError: what is no float, or has 64 bits without ``jax_enable_x64``."""
+        x = or_same(self.input_quant, _floats(x), use_running_average)
         stopped = (bit_pattern(x) <= 0) & ~jnp.isnan(x)  # by the sign bit, since XLA compares subnormals as zeros
         return or_same(self.act_quant, jnp.where(stopped, jnp.zeros_like(x), x), use_running_average)
 
@@ -90,8 +91,8 @@ class QuantHardTanh(nnx.Module):
         hold(self, fields, act=act_quant, input=input_quant)
 
     def __call__(self, x: Array, use_running_average: bool | None = None) -> Array:
-        """As `QuantIdentity`."""
-        x = or_same(self.input_quant, x, use_running_average)
+        """As `QuantIdentity`. TypeError: what is no float, or has 64 bits without ``jax_enable_x64``."""
+        x = or_same(self.input_quant, _floats(x), use_running_average)
         lo, hi = (jnp.asarray(np.asarray(end, x.dtype)) for end in (self.min_val, self.max_val))
         place, below, above = _place(x), _place(lo), _place(hi)
         end = jnp.where(place < below, lo, jnp.where(place > above, hi, lax.stop_gradient(x)))  # zeros keep their sign
@@ -186,6 +187,13 @@ class QuantSiLU(nnx.Module):
         """As `QuantIdentity`."""
         y = jax.nn.silu(or_same(self.input_quant, x, use_running_average))
         return or_same(self.act_quant, y, use_running_average)
+
+
+def _floats(x: Array) -> Array:
+    """``x`` as a JAX array, whose bits are looked at here: those that NumPy has may be others than JAX would take."""
+    x = as_array("x", x)
+    check_float("x", x.dtype.name)
+    return x
 
 
 def _place(x: Array) -> Array:

@@ -67,6 +67,7 @@ class QuantProjection(nnx.Module):
         self.kernel, self.bias = nnx.data(linear.kernel), nnx.data(linear.bias)
         self.dtype, self.promote_dtype = linear.dtype, linear.promote_dtype
         self.out_shape = tuple(linear.out_features)
+        self.kernel_axes = len(linear.in_features) + len(self.out_shape)
         self.in_features = math.prod(linear.in_features)
         hold(self, fields, weight=weight_quant, bias=bias_quant, input=input_quant, output=output_quant)
 
@@ -198,7 +199,7 @@ class QuantMultiHeadAttention(nnx.MultiHeadAttention):
         weights, context = self._attend(query, key, value, mask, is_causal, self._dropout(deterministic, rngs), frozen)
         if sow_weights:
             self.sow(nnx.Intermediate, "attention_weights", weights)
-        context = context.reshape(*context.shape[:-2], -1)
+        context = context.reshape(*context.shape[:-2], math.prod(context.shape[-2:]))  # -1 is unknown where it is empty
         y: Array = self.out(self.out.step(context, frozen), frozen)  # type: ignore[attr-defined]
         return y
 

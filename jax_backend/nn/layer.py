@@ -92,6 +92,26 @@ def held(role: str, value: Any, layer: Any, overrides: Mapping[str, Any]) -> Any
         return TensorQuantizer(q, shape)
 
 
+def check_single(layer: Any) -> None:
+    """ValueError for several layers in one, as ``nnx.vmap`` makes them, and for one without values."""
+    if isinstance(layer, nnx.MultiHeadAttention):  # of three axes each: heads are one of them
+        for part in (layer.query, layer.key, layer.value, layer.out):
+            _check_weight(part.kernel, 3)
+        return
+    w = layer.embedding if isinstance(layer, nnx.Embed) else layer.kernel
+    _check_weight(w, getattr(layer, "kernel_axes", 2 + len(getattr(layer, "kernel_size", ()))))
+
+
+def _check_weight(w: Any, axes: int) -> None:
+    if len(w.shape) != axes:
+        raise ValueError(
+            f"its weight must have {axes} axes, got shape {tuple(w.shape)}: layers that `nnx.vmap` stacks are changed "
+            "before, in the function that makes one"
+        )
+    if isinstance(w.get_raw_value(), jax.ShapeDtypeStruct):
+        raise ValueError("its weight must have values, got a shape: change layers inside of `nnx.eval_shape`")
+
+
 def channel_axis(layer: Any) -> int:
     """The axis of a weight that runs over the outputs."""
     return 1 if getattr(layer, "transposed", False) else 0

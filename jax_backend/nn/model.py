@@ -1,7 +1,7 @@
 """Float flax nnx models made quantized, in place: layers become those of this package, their parameters stay."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from inspect import signature
@@ -13,7 +13,7 @@ from jax import lax
 
 from ...core.rules import Rules, check_rules, given_rules, keywords_of
 from . import activation, attention, conv, conv_transpose, embedding, linear
-from .layer import become, hold
+from .layer import become, check_single, hold
 
 CONTRACTED = ("weight", "bias", "input", "output")
 ATTENTION = (*CONTRACTED, "query", "key", "value", "attention", "softmax", "context")
@@ -109,8 +109,8 @@ def quantize_model(model: nnx.Module, rules: Rules | None = None, *, exclude: Se
     Returns:
         The model. Warns of layers with a matrix that no kind takes, and no rule excludes.
     Raises:
-        ValueError: a pattern that fits no layer, or an option of a layer that quantized ones do not have. TypeError: a
-            keyword that no layer takes, or what are no rules or no nnx model.
+        ValueError: a pattern that fits no layer, an option of a layer that quantized ones do not have, or layers that
+            ``nnx.vmap`` has stacked. TypeError: a keyword that no layer takes, or what are no rules or no nnx model.
         TypeError, ValueError, KeyError: what the layers raise, with their name. The model is then as it was.
     """
     if not isinstance(model, nnx.Module):
@@ -168,7 +168,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, nnx.Module) and value in FUNCTIONS
+    return isinstance(value, Hashable) and not isinstance(value, nnx.Module) and value in FUNCTIONS
 
 
 def _is_matrix(value: Any) -> bool:
@@ -193,6 +193,7 @@ def _of_layer(layer: Any, keywords: Mapping[str, Any]) -> nnx.Module:
     become(new, kind.layer)
     for name, value in kind.sizes(layer).items():
         setattr(new, name, value)
+    check_single(new)
     defaults = {p.name: p.default for p in signature(kind.layer.__init__).parameters.values()}
     quant = {role: keywords.get(f"{role}_quant", defaults[f"{role}_quant"]) for role in kind.roles}
     kind.hold(new, {key: value for key, value in keywords.items() if not key.endswith("_quant")}, **quant)

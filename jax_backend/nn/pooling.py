@@ -62,6 +62,8 @@ class QuantMaxPool(nnx.Module):
         Args:
             use_running_average: as `TensorQuantizer`; None for what ``train()`` or ``eval()`` set.
         """
+        if x.ndim < len(self.window) + 1:
+            raise ValueError(f"`x` must have {len(self.window)} lengths and channels, got shape {x.shape}")
         quantized = or_same(self.input_quant, x, use_running_average)
         y: Array = nnx.max_pool(quantized, self.window, self.steps, self.margins)  # type: ignore[no-untyped-call]
         return y

@@ -60,7 +60,8 @@ def model_size(model: Any) -> int:
     """Bytes of the arrays of a pytree, or of the variables of an nnx model: of a `QArray` those of all its parts."""
     if isinstance(model, nnx.Module):
         model = nnx.state(model)
-    return sum(int(np.size(a)) * jnp.dtype(a.dtype).itemsize for a in jax.tree.leaves(model) if hasattr(a, "dtype"))
+    # not by way of NumPy's dtypes, which have none for PRNG keys
+    return sum(int(np.size(a)) * a.dtype.itemsize for a in jax.tree.leaves(model) if hasattr(a, "dtype"))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

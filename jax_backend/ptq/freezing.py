@@ -11,6 +11,7 @@ from flax import nnx
 
 from ...core.described import quantizer_of_text, text_of
 from ...core.scales import ScaleSource
+from ..nn.layer import check_single
 from ..tensor_quantizer import TensorQuantizer
 from .calibration import Quantized
 from .static import LAID_BACK, named_modules, weight_as_codes
@@ -30,8 +31,8 @@ def freeze(model: nnx.Module) -> nnx.Module:
         The model.
     Raises:
         TypeError: no nnx model. ValueError: no such layer; one that rounds stochastically or learns to, or whose width
-            is learned; NaN or infinities, or a dtype too coarse for the codes. RuntimeError: a scale that no training
-            has set. The layer is named, and the model is then as it was.
+            is learned; one that ``nnx.vmap`` has stacked; NaN or infinities, or a dtype too coarse for the codes.
+            RuntimeError: a scale that no training has set. The layer is named, and the model is then as it was.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"`model` must be an nnx.Module, got {type(model).__name__}")
@@ -50,6 +51,7 @@ def freeze(model: nnx.Module) -> nnx.Module:
                 f"layer '{name}': its weight must have codes that follow from it alone, got '{q.rounding}'"
             )
         try:
+            check_single(layer)
             changes.append((layer, weight_as_codes(layer, q, layer.weight_quant.qparams(layer.weight, True))))
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"layer '{name}': {error.args[0]}") from error

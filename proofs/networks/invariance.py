@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.choice import check_count
 from ..inputs.compare import differences
 from ..modes.arrays import to_numpy
 
@@ -43,21 +44,22 @@ class Row:
     Attributes:
         input: its place among the inputs. ``batch``: places of the inputs that were together with it, in order.
         arrangement: how that batch came about.
-        element: place in the row; ``alone`` and ``together``: what is there by itself, and in the batch.
+        element: place in the row; ``alone`` and ``together``: what is there by itself, and in the batch. None where
+            rows have other shapes or dtypes, which ``reason`` says.
     """
 
     input: int
     batch: tuple[int, ...]
     arrangement: str
-    element: tuple[int, ...]
+    element: tuple[int, ...] | None
     alone: Any
     together: Any
+    reason: str
 
     def __str__(self) -> str:
-        return (
-            f"row {self.input}, {self.arrangement}, batch of {len(self.batch)}: element {self.element} is "
-            f"{self.together}, alone {self.alone}"
-        )
+        element = f"element {self.element} is {self.together}, alone {self.alone}"
+        what = self.reason if self.element is None else element
+        return f"row {self.input}, {self.arrangement}, batch of {len(self.batch)}: {what}"
 
 
 def batch_invariance(
@@ -74,14 +76,16 @@ def batch_invariance(
         sizes: of batches, at least 1.
         seed: of the order that is drawn.
     Raises:
-        ValueError: no inputs, a size below 1, or results of another number of rows.
+        TypeError: inputs that are no array, or a size that is no int. ValueError: no inputs, a size below 1, or results
+            of another number of rows, or none.
     """
+    if not getattr(inputs, "shape", ()):
+        raise TypeError(f"`inputs` must be an array of rows, got {type(inputs).__name__}")
     rows = len(inputs)
     if not rows:
         raise ValueError("`inputs` must have a row, got none")
     for size in sizes:
-        if size < 1:
-            raise ValueError(f"`sizes` must be at least 1, got {size}")
+        check_count("sizes", size, 1)
     alone = [_results(run, inputs, [place])[0] for place in range(rows)]
     compared = differing = 0
     first = None
@@ -91,7 +95,7 @@ def batch_invariance(
             compared += 1
             differing += not found.same
             if first is None and not found.same:
-                first = Row(place, tuple(batch), arrangement, found.index or (), found.expected, found.got)
+                first = Row(place, tuple(batch), arrangement, found.index, found.expected, found.got, found.reason)
     return Invariance(compared, differing, first)
 
 
@@ -99,6 +103,8 @@ def _results(run: Callable[[Any], Any], inputs: Any, batch: list[int]) -> list[A
     """What a batch gives, row by row."""
     result = run(inputs[np.asarray(batch)])
     parts = tuple(map(to_numpy, result)) if isinstance(result, tuple) else (to_numpy(result),)
+    if not parts:
+        raise ValueError("`run` must give an array, or a tuple of arrays, gave none")
     for part in parts:
         if part.ndim == 0 or len(part) != len(batch):
             raise ValueError(f"`run` must give a row for each of {len(batch)} inputs, gave shape {part.shape}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from samebits import core
 from samebits.core import PerAxis, PerToken, QParams, catalog
-from samebits.jax_backend.nn import QuantConv, QuantIdentity, QuantLinear, QuantReLU
+from samebits.jax_backend.nn import QuantConv, QuantHardTanh, QuantIdentity, QuantLinear, QuantMaxPool, QuantReLU
 from samebits.jax_backend.tensor_quantizer import TensorQuantizer
 from samebits.proofs.inputs.compare import assert_same_bits, same_bits
 from samebits.proofs.modes.arrays import to_jax, to_numpy
@@ -264,6 +264,15 @@ def _rngs(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], A
             r"`x` must be \(batch, height, width, channels\), got shape \(2, 4\)",
             lambda: _rngs(QuantConv, 4, 2, (3, 3))()(jnp.ones((2, 4))),
         ),
+        (
+            ValueError,
+            r"`x` must have 2 lengths and channels, got shape \(4,\)",
+            lambda: QuantMaxPool((2, 2))(jnp.ones(4)),
+        ),
+        (TypeError, "`x` must have dtype float32.*got int32", lambda: QuantReLU()(jnp.ones(4, int))),
+        (TypeError, "`x` must have dtype float32.*got complex64", lambda: QuantHardTanh()(jnp.ones(4, complex))),
+        (TypeError, "`x` must not be float64 unless", lambda: QuantReLU()(np.ones(4))),
+        (TypeError, "`x` must not be float64 unless", lambda: QuantHardTanh(None)(np.full(4, -3.0))),
     ],
 )
 def test_modules_refuse(error: type[Exception], message: str, call: Callable[[], Any]) -> None:

@@ -101,6 +101,12 @@ def test_attention_without_quantizers_is_that_of_flax(options: dict[str, Any]) -
         np.testing.assert_allclose(weights[0], weights[1], rtol=2e-5, atol=2e-6)
 
 
+def test_attention_of_nothing_is_nothing() -> None:
+    layer = attention(**FLOATS)
+    for shape in ((0, 5, 8), (2, 0, 8)):
+        assert layer(jnp.ones(shape)).shape == shape
+
+
 def test_fields_of_each_quantizer_of_attention() -> None:
     layer = attention(**CODES, weight_bits=4, context_bits=5, output_bits=6, query_bits=7, input_narrow=True)
     assert {layer.query.weight_quant.quantizer.format.bits, layer.out.weight_quant.quantizer.format.bits} == {4}

@@ -129,6 +129,11 @@ def test_layers_in_linen() -> None:
 # --- pure functions ---------------------------------------------------------------------------------------------------
 
 
+def test_what_is_taken_apart_is_a_module() -> None:
+    with pytest.raises(TypeError, match=r"`make` must give an nnx.Module, gave 3"):
+        functional.init(lambda rngs: 3, 0)  # type: ignore[return-value]
+
+
 def test_pure_functions_compute_what_the_module_does() -> None:
     x = random(6, 4)
     model = functional.init(lambda rngs: layer(rngs, output_quant=None), jax.random.key(3))

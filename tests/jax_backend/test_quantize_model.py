@@ -1,6 +1,7 @@
 """Float nnx models whose layers are made quantized ones by rules; the same rules for a model of torch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -148,8 +149,8 @@ def test_rules_apply_in_their_order_and_to_models_of_torch() -> None:
             theirs: Any = getattr(other, role, None)
             assert (held is None) == (theirs is None)
             assert held is None or held.quantizer == theirs.quantizer, (type(one), role)
-    with pytest.warns(UserWarning, match=r"left as they are.*'query' \(LinearGeneral\)"):
-        quantize_model(nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0)))
+    with pytest.warns(UserWarning, match=r"left as they are.*'0' \(LinearGeneral\)"):
+        quantize_model(nnx.Sequential(nnx.LinearGeneral(2, 8, rngs=nnx.Rngs(0))))
     excluded = quantize_model(Model(), exclude=["body", "again", "re:emb.*"])
     assert kinds(excluded) == {"heads/first": "QuantLinear"}
 
@@ -163,6 +164,21 @@ def test_a_model_that_is_a_layer() -> None:
     assert isinstance(layer, quantized.QuantLinear)
     with pytest.warns(UserWarning, match=r"'0' \(Mine\)"):
         quantize_model(nnx.Sequential(Mine(2, 2, rngs=nnx.Rngs(0))))
+
+
+def test_functions_that_cannot_be_hashed_stay() -> None:
+    class Doubled:
+        __hash__ = None
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return 2 * x
+
+    m = quantize_model(nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), Doubled(), nnx.relu), [Rule("2", act_bits=4)])
+    assert [type(part).__name__ for part in m.layers] == ["QuantLinear", "Doubled", "QuantReLU"]  # type: ignore[attr-defined]
+
+
+def test_the_size_of_a_model_with_keys() -> None:
+    assert model_size(nnx.Dropout(0.5, rngs=nnx.Rngs(0))) == 12  # a key of two words, and its counter
 
 
 def test_frozen_weights_are_codes_and_outputs_stay() -> None:
@@ -249,6 +265,24 @@ def test_layers_with_options_that_quantized_ones_do_not_have_are_refused() -> No
     not_one: Any = {"kernel": jnp.ones((2, 2))}
     with pytest.raises(TypeError, match=r"`model` must be an nnx\.Module, got dict"):
         quantize_model(not_one)
+
+
+def test_layers_are_changed_before_they_are_stacked() -> None:
+    def one(rngs: nnx.Rngs, make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
+        return make(nnx.Sequential(nnx.Linear(3, 3, rngs=rngs)))
+
+    def stacked(make: Callable[[nnx.Module], nnx.Module]) -> nnx.Module:
+        return nnx.split_rngs(splits=2)(nnx.vmap(partial(one, make=make)))(nnx.Rngs(0))
+
+    words = r"'0': its weight must have 2 axes, got shape \(2, 3, 3\): layers that `nnx.vmap` stacks"
+    floats = stacked(lambda m: m)
+    unchanged(floats, lambda: quantize_model(floats), ValueError, words)
+    trained = stacked(quantize_model)
+    unchanged(trained, lambda: freeze(trained), ValueError, words)
+    codes: Any = stacked(lambda m: freeze(quantize_model(m)))
+    assert codes.layers[0].kernel[...].dtype == np.int8
+    empty = nnx.eval_shape(lambda: nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0))))
+    unchanged(empty, lambda: quantize_model(empty), ValueError, "'0': its weight must have values, got a shape")
 
 
 def test_what_cannot_be_frozen_stays_as_it_was() -> None:

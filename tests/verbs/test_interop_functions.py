@@ -150,6 +150,19 @@ def test_gradients_of_a_function_of_torch_are_those_of_finite_differences() -> N
         check_grads(interop.jax_function(lambda z: z * z * z.abs()), (z,), order=1, modes=["rev"])
 
 
+def test_a_function_of_torch_that_writes_into_its_arguments_has_gradients() -> None:
+    function = interop.jax_function(torch.nn.ReLU(inplace=True))
+    x = jnp.array([-1.0, 2.0])
+    assert jax.grad(lambda x: (3 * function(x)).sum())(x).tolist() == [0, 3]
+    assert x.tolist() == [-1, 2]
+
+
+def test_arguments_that_torch_cannot_have_are_refused() -> None:
+    for x in (jax.random.key(0), jnp.zeros(2, jnp.int4)):
+        with pytest.raises(TypeError, match=r"arguments must be of a dtype that torch has, got (key|int4)"):
+            interop.jax_function(lambda x: x)(x)
+
+
 def test_functions_of_torch_without_gradients() -> None:
     x = jnp.ones(3)
     constant = interop.jax_function(lambda x: torch.ones(2))

@@ -96,9 +96,12 @@ def test_what_is_no_array_is_refused() -> None:
         np.zeros(2),
         torch.zeros(2).to_sparse(),
         torch.quantize_per_tensor(torch.zeros(2), 1, 0, torch.qint8),
+        torch.zeros(2, device="meta"),
     ):
         with pytest.raises(TypeError, match=r"`tensor` must be a dense torch.Tensor, got"):
             interop.tensor_to_array(wrong)
+    with pytest.raises(TypeError, match=r"of a dtype that NumPy and JAX have, got torch.complex32"):
+        interop.tensor_to_array(torch.zeros(2, dtype=torch.complex32))
     with pytest.raises(TypeError, match=r"`array` must be a jax.Array with values, got array"):
         interop.array_to_tensor(np.zeros(2))
     with pytest.raises(TypeError, match="inside a transformation of JAX use `jax_function`"):

@@ -83,3 +83,15 @@ def test_refused() -> None:
         batch_invariance(lambda x: x, ROWS, (0,))
     with pytest.raises(ValueError, match=r"`run` must give a row for each of 1 inputs, gave shape \(64, 1\)"):
         batch_invariance(lambda x: x.T, ROWS)
+    with pytest.raises(ValueError, match="`run` must give an array, or a tuple of arrays, gave none"):
+        batch_invariance(lambda x: (), ROWS)
+    with pytest.raises(TypeError, match="`inputs` must be an array of rows, got list"):
+        batch_invariance(lambda x: x, ROWS.tolist())
+    with pytest.raises(TypeError, match=r"`sizes` must be an int, got 2\.5"):
+        batch_invariance(lambda x: x, ROWS, (2.5,))
+
+
+def test_rows_of_another_dtype_are_told() -> None:
+    first = batch_invariance(lambda x: x if len(x) == 1 else x.astype(np.float64), ROWS, (2,)).first
+    assert first is not None
+    assert "dtype: expected float32, got float64" in str(first)
