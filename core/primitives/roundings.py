@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ..checks import check_float, scale_dtype
 from ..choice import choice
 from ..directions import Rounding
-from ..formats import Format
+from ..formats import Format, IntegerFormat
 from ..grid import limit_to_grid, round_to_grid
 from ..operands import grid_of
 from ..operations import BFLOAT16, round_to_dtype
@@ -58,7 +58,8 @@ def to_format(
 ) -> Array:
     """The number of a format that ``x`` is rounded to, in the dtype of ``x``; at the ends as the format says.
 
-    16-bit ``x`` is computed with in float32, and the number rounded to its dtype. Integers keep the sign of a zero.
+    16-bit ``x`` is computed with in float32, and the number rounded to its dtype. The zero of
+    integers is +0.
 
     Args:
         format: one of `samebits.core.formats`. The direction does not matter to binary, ternary and codebook formats.
@@ -68,7 +69,8 @@ def to_format(
     """
     x = np.asarray(x)
     q = grid_of(format, rounding)
-    return round_to_dtype(limit_to_grid(q, round_to_grid(q, _wide(x), _noise(noise))), x.dtype)
+    value = round_to_dtype(limit_to_grid(q, round_to_grid(q, _wide(x), _noise(noise))), x.dtype)
+    return np.where(value == 0, np.zeros_like(value), value) if isinstance(format, IntegerFormat) else value
 
 
 @primitive(1)
