@@ -128,7 +128,7 @@ def broadcast(x: Tensor, shape: Shape) -> Tensor:
         return x.expand(shape)
     kept = [i for i in range(len(shape)) if i not in repeated]
     ones = x.reshape([lengths[i] for i in kept])
-    spread = apply(_Primitive, "spread", (math.prod(shape[i] for i in repeated),), ones)
+    spread = apply(_Primitive, "spread", (math.prod([shape[i] for i in repeated]),), ones)
     order = [*kept, *repeated]
     return spread.reshape([shape[i] for i in order]).permute([order.index(i) for i in range(len(shape))])
 

@@ -80,4 +80,5 @@ def cast(x: Operand, dtype: str) -> Tensor:
         TypeError: a name that is none of float32, float64, bfloat16, float16.
     """
     check_float("dtype", dtype)
-    return round_to_dtype(x, getattr(torch, dtype))  # type: ignore[arg-type]
+    to = getattr(torch, dtype)
+    return x if x.dtype == to else round_to_dtype(carried(x), to)  # type: ignore[arg-type, union-attr, return-value]

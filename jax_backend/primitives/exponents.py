@@ -1,0 +1,81 @@
+"""Exponent and significand, and scaling by a power of two, put together from bits.
+
+Semantics and errors: `samebits.core.primitives`, of which these have the bits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..arrays import bit_pattern, from_pattern, layout, magnitude, with_float64, with_sign_of
+from ..ieee import from_one_to_two, parts, placed
+from ..ieee_any import is_zero
+from ..operations import FLOAT64, round_to_dtype
+from .arithmetic import is_not_a_number
+from .operands import Operand, primitive
+
+Array = jax.Array
+
+
+@primitive(1)
+def exponent(x: Operand) -> Array:
+    """``floor(log2 |x|)``, exact, also of subnormal numbers: -inf for zeros, inf for infinities, NaN for NaN."""
+    dtype = x.dtype  # type: ignore[union-attr]
+    wide = _wide(x)  # type: ignore[arg-type]
+    size = from_pattern(magnitude(x), dtype)  # type: ignore[arg-type]
+    special = jnp.where(is_zero(x), jnp.asarray(-np.inf, dtype), size)  # type: ignore[arg-type]
+    return jnp.where(_ordinary(x), parts(wide)[1].astype(dtype), special)  # type: ignore[arg-type]
+
+
+@primitive(1)
+def significand(x: Operand) -> Array:
+    """``x / 2**exponent(x)``, exact: its magnitude is in [1, 2). Zeros, infinities and NaN are themselves."""
+    wide = _wide(x)  # type: ignore[arg-type]
+    within = with_sign_of(from_one_to_two(parts(wide)[0], wide.dtype), wide)
+    return jnp.where(_ordinary(x), round_to_dtype(within, x.dtype), x)  # type: ignore[arg-type, union-attr]
+
+
+@primitive(2)
+def scale_by_power(x: Operand, n: Operand) -> Array:
+    """``x * 2**n``, rounded once (IEEE 754 ``scaleB``).
+
+    Args:
+        n: whole numbers; others count as they are rounded toward zero. Infinities count as the limits: ``x * inf`` and
+            ``x * 0``.
+    """
+    dtype = x.dtype  # type: ignore[union-attr]
+    with with_float64(FLOAT64):
+        wide, power = round_to_dtype(x, FLOAT64), round_to_dtype(n, FLOAT64)  # type: ignore[arg-type]
+        infinite = jnp.isinf(power)
+        value = scaled(wide, jnp.where(jnp.isnan(power), 0, power), dtype)
+        invalid = jnp.where(power > 0, is_zero(wide), jnp.isinf(wide)) & infinite
+        limit = jnp.where(power > 0, np.inf, 0.0)
+        value = jnp.where(infinite, with_sign_of(jnp.where(jnp.isnan(wide), jnp.nan, limit), wide), value)
+        return round_to_dtype(jnp.where(invalid | jnp.isnan(power), jnp.nan, value), dtype)
+
+
+def scaled(x: Array, n: Array, dtype: Any) -> Array:
+    """``x * 2**n`` of float64, which is rounded to ``dtype`` afterwards, for whole ``n`` (others toward zero)."""
+    if dtype != FLOAT64:  # whatever lies beyond is 0 or infinite there
+        return x * power_of_two(jnp.clip(n, -500, 500).astype(np.int64))
+    significand, exponents = parts(x)
+    total = jnp.clip(exponents + jnp.clip(n, -5000, 5000).astype(np.int64), -1200, 1200)
+    pattern = placed(significand, total, jnp.zeros_like(significand), FLOAT64) | (bit_pattern(x) & layout(FLOAT64).sign)
+    ordinary = ~is_zero(x) & (magnitude(x) < layout(FLOAT64).exponent)
+    return jnp.where(ordinary, from_pattern(pattern, FLOAT64), x)
+
+
+def power_of_two(n: Array) -> Array:
+    """``2**n`` in float64, a normal number."""
+    return from_pattern((n << 52) + layout(FLOAT64).one, FLOAT64)
+
+
+def _wide(x: Array) -> Array:
+    """In float32, of which `parts` knows the bits; float64 stays."""
+    return x if x.dtype == FLOAT64 else round_to_dtype(x, np.float32)
+
+
+def _ordinary(x: Array) -> Array:
+    return ~is_zero(x) & ~is_not_a_number(x) & (magnitude(x) < layout(x.dtype).exponent)
