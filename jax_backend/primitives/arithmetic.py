@@ -12,9 +12,11 @@ from jax import lax
 from ...core.arithmetic import Arithmetic, ComputeDtype
 from .. import operations
 from ..arrays import bit_pattern, from_pattern, layout, magnitude, ordered, with_float64
-from ..ieee_any import is_zero
-from ..operations import FLOAT64, round_to_dtype
+from ..arrays import divide as divided
+from ..ieee_any import exact_sum, is_zero, to_odd
+from ..operations import FLOAT32, FLOAT64, round_to_dtype
 from ..sums import square_root
+from .doubles import narrowed, narrowed_to_single, widened
 from .operands import Operand, primitive
 
 Array = jax.Array
@@ -24,25 +26,31 @@ EXACT = Arithmetic(compute_dtype=ComputeDtype.INPUT, fused_multiply_add=True, ke
 @primitive(2)
 def add(a: Operand, b: Operand) -> Array:
     """``a + b``."""
-    return operations.add(a, b, EXACT)  # type: ignore[arg-type]
+    return _added(a, b)  # type: ignore[arg-type]
 
 
 @primitive(2)
 def subtract(a: Operand, b: Operand) -> Array:
     """``a - b``."""
-    return operations.add(a, _negated(b), EXACT)  # type: ignore[arg-type]
+    return _added(a, _negated(b))  # type: ignore[arg-type]
 
 
 @primitive(2)
 def multiply(a: Operand, b: Operand) -> Array:
     """``a * b``."""
-    return operations.multiply(a, b, EXACT)  # type: ignore[arg-type]
+    if a.dtype == FLOAT64:  # type: ignore[union-attr]
+        return operations.multiply(a, b, EXACT)  # type: ignore[arg-type]
+    with with_float64(FLOAT64):
+        return _by_single(widened(a) * widened(b), a)  # type: ignore[arg-type]
 
 
 @primitive(2)
 def divide(a: Operand, b: Operand) -> Array:
     """``a / b``; infinite for a zero ``b``, NaN for two zeros."""
-    return operations.true_divide(a, b, EXACT)  # type: ignore[arg-type]
+    if a.dtype == FLOAT64:  # type: ignore[union-attr]
+        return operations.true_divide(a, b, EXACT)  # type: ignore[arg-type]
+    with with_float64(FLOAT64):
+        return _by_single(divided(widened(a), widened(b), subnormals=False), a)  # type: ignore[arg-type]
 
 
 @primitive(1)
@@ -53,7 +61,7 @@ def sqrt(x: Operand) -> Array:
     """
     dtype = x.dtype  # type: ignore[union-attr]
     with with_float64(FLOAT64):
-        wide = round_to_dtype(x, FLOAT64)  # type: ignore[arg-type]
+        wide = widened(x)  # type: ignore[arg-type]
         if dtype == FLOAT64:
             small = magnitude(wide) < np.float64(2.0**-900).view(np.int64)
             root = square_root(jnp.where(small, operations.multiply(wide, jnp.full_like(wide, 2.0**200), EXACT), wide))
@@ -62,13 +70,18 @@ def sqrt(x: Operand) -> Array:
             root = lax.sqrt(wide)  # off by one in the last place at most, which rounding to half the bits removes
         ordinary = (bit_pattern(wide) > 0) & (magnitude(wide) < layout(FLOAT64).exponent)
         root = jnp.where(ordinary, root, jnp.where(is_zero(wide) | (bit_pattern(wide) > 0), wide, jnp.nan))
-        return round_to_dtype(root, dtype)
+        return narrowed(root, dtype)
 
 
 @primitive(3)
 def fused_multiply_add(a: Operand, b: Operand, c: Operand) -> Array:
     """``a * b + c``, rounded once."""
-    return operations.multiply_add(a, b, c, EXACT)  # type: ignore[arg-type]
+    if a.dtype == FLOAT64:  # type: ignore[union-attr]
+        return operations.multiply_add(a, b, c, EXACT)  # type: ignore[arg-type]
+    with with_float64(FLOAT64):
+        total, rest = exact_sum(widened(a) * widened(b), widened(c))  # type: ignore[arg-type]
+        odd = jnp.where(jnp.isfinite(total) & ~is_zero(total), to_odd(total, rest), total)
+        return narrowed(odd, a.dtype)  # type: ignore[union-attr]
 
 
 @primitive(2)
@@ -120,6 +133,18 @@ def copysign(x: Operand, of: Operand) -> Array:
 def is_not_a_number(x: Array) -> Array:
     """Whether ``x`` is NaN, by its bits."""
     return magnitude(x) > layout(x.dtype).exponent
+
+
+def _added(a: Array, b: Array) -> Array:
+    if a.dtype == FLOAT64:
+        return operations.add(a, b, EXACT)
+    with with_float64(FLOAT64):
+        return _by_single(widened(a) + widened(b), a)
+
+
+def _by_single(value: Array, like: Array) -> Array:
+    """A sum, product or quotient in float64, rounded to float32, and from there to 16 bits if these are asked for."""
+    return round_to_dtype(narrowed_to_single(value), like.dtype)
 
 
 def _negated(x: Array) -> Array:

@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ..arrays import bit_pattern, from_pattern, layout, magnitude, with_float64, with_sign_of
 from ..ieee import from_one_to_two, parts, placed
 from ..ieee_any import is_zero
 from ..operations import FLOAT64, round_to_dtype
+from .doubles import narrowed, widened
 from .arithmetic import is_not_a_number
 from .operands import Operand, primitive
 
 Array = jax.Array
+LARGE = 1.5 * 2.0**52  # from there on float64 holds the whole numbers only
 
 
 @primitive(1)
@@ -47,19 +50,19 @@ def scale_by_power(x: Operand, n: Operand) -> Array:
     """
     dtype = x.dtype  # type: ignore[union-attr]
     with with_float64(FLOAT64):
-        wide, power = round_to_dtype(x, FLOAT64), round_to_dtype(n, FLOAT64)  # type: ignore[arg-type]
+        wide, power = widened(x), widened(n)  # type: ignore[arg-type]
         infinite = jnp.isinf(power)
-        value = scaled(wide, jnp.where(jnp.isnan(power), 0, power), dtype)
+        value = scaled(wide, _trunc(jnp.where(jnp.isnan(power), 0, power)), dtype)
         invalid = jnp.where(power > 0, is_zero(wide), jnp.isinf(wide)) & infinite
         limit = jnp.where(power > 0, np.inf, 0.0)
         value = jnp.where(infinite, with_sign_of(jnp.where(jnp.isnan(wide), jnp.nan, limit), wide), value)
-        return round_to_dtype(jnp.where(invalid | jnp.isnan(power), jnp.nan, value), dtype)
+        return narrowed(jnp.where(invalid | jnp.isnan(power), jnp.nan, value), dtype)
 
 
 def scaled(x: Array, n: Array, dtype: Any) -> Array:
-    """``x * 2**n`` of float64, which is rounded to ``dtype`` afterwards, for whole ``n`` (others toward zero)."""
+    """``x * 2**n`` of float64, which is rounded to ``dtype`` afterwards, for whole ``n``."""
     if dtype != FLOAT64:  # whatever lies beyond is 0 or infinite there
-        return x * power_of_two(jnp.clip(n, -500, 500).astype(np.int64))
+        return x * power_of_two(jnp.clip(n, -500, 500))
     significand, exponents = parts(x)
     total = jnp.clip(exponents + jnp.clip(n, -5000, 5000).astype(np.int64), -1200, 1200)
     pattern = placed(significand, total, jnp.zeros_like(significand), FLOAT64) | (bit_pattern(x) & layout(FLOAT64).sign)
@@ -68,8 +71,12 @@ def scaled(x: Array, n: Array, dtype: Any) -> Array:
 
 
 def power_of_two(n: Array) -> Array:
-    """``2**n`` in float64, a normal number."""
-    return from_pattern((n << 52) + layout(FLOAT64).one, FLOAT64)
+    """``2**n`` in float64, a normal number, of whole ``n`` in float64 (which are the last bits of a large sum)."""
+    return from_pattern(bit_pattern(n + (LARGE + 1023)) << 52, FLOAT64)
+
+
+def _trunc(n: Array) -> Array:
+    return jnp.where(n < 0, lax.ceil(n), lax.floor(n))
 
 
 def _wide(x: Array) -> Array:

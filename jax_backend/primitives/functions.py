@@ -25,8 +25,9 @@ from ..arrays import (
     with_sign_of,
 )
 from ..ieee_any import is_zero, multiply_any
-from ..operations import FLOAT64, round_to_dtype
-from .exponents import scaled
+from ..operations import FLOAT64
+from .doubles import narrowed, widened
+from .exponents import LARGE, scaled
 from .operands import Operand, primitive
 
 Array = jax.Array
@@ -126,7 +127,7 @@ def erf(x: Operand) -> Array:
 
 def _wide(x: Any) -> tuple[Array, Array]:
     """``x`` in float64, and a -0.0 that compilers do not know; op by op there is nothing to be kept apart."""
-    wide = round_to_dtype(x, FLOAT64)
+    wide = widened(x)
     if is_concrete(wide) or not wide.size:
         return wide, jnp.asarray(-0.0, FLOAT64)
     pattern = bit_pattern(wide[(0,) * wide.ndim])
@@ -134,7 +135,7 @@ def _wide(x: Any) -> tuple[Array, Array]:
 
 
 def _narrow(value: Array, like: Any) -> Array:
-    return round_to_dtype(value, like.dtype)
+    return narrowed(value, like.dtype)
 
 
 def _nearest(x: Array) -> Array:
@@ -169,7 +170,12 @@ def _logarithm(x: Array, zero: Array) -> tuple[Array, Array]:
     s = divide(m - 1, m + 1, subnormals=False)
     z = s * s + zero
     of_rest = (2 * s) + (s * (z * _polynomial(z, ATANH, zero) + zero) + zero)
-    return (k - jnp.where(small, 1022, 0)).astype(FLOAT64), of_rest
+    return _whole(k - jnp.where(small, 1022, 0)), of_rest
+
+
+def _whole(k: Array) -> Array:
+    """int64 of few bits in float64: as the last bits of a large number, since no instruction converts many at once."""
+    return from_pattern(k + np.float64(LARGE).view(np.int64), FLOAT64) - LARGE
 
 
 def _of_logarithm(x: Array, value: Array) -> Array:
