@@ -161,13 +161,17 @@ class _Primitive(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.name = inputs[0]
+        if not torch.compiler.is_compiling():  # what does not move adds nothing, not even a zero's sign
+            ctx.set_materialize_grads(False)
         ctx.save_for_backward(output, *inputs[2:])
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        maps = _maps(ctx)
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         asked = ctx.needs_input_grad[2:]
+        if g is None:
+            return None, None, *(None for _ in asked)
+        maps = _maps(ctx)
         given = tuple(one.pull(g) if one and ask else None for one, ask in zip(maps, asked, strict=True))
         return None, None, *given
 
