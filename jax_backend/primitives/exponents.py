@@ -15,7 +15,6 @@ from ..ieee import from_one_to_two, parts, placed
 from ..ieee_any import is_zero
 from ..operations import FLOAT64, round_to_dtype
 from .doubles import narrowed, widened
-from .arithmetic import is_not_a_number
 from .operands import Operand, primitive
 
 Array = jax.Array
@@ -25,19 +24,19 @@ LARGE = 1.5 * 2.0**52  # from there on float64 holds the whole numbers only
 @primitive(1)
 def exponent(x: Operand) -> Array:
     """``floor(log2 |x|)``, exact, also of subnormal numbers: -inf for zeros, inf for infinities, NaN for NaN."""
-    dtype = x.dtype  # type: ignore[union-attr]
-    wide = _wide(x)  # type: ignore[arg-type]
-    size = from_pattern(magnitude(x), dtype)  # type: ignore[arg-type]
-    special = jnp.where(is_zero(x), jnp.asarray(-np.inf, dtype), size)  # type: ignore[arg-type]
-    return jnp.where(_ordinary(x), parts(wide)[1].astype(dtype), special)  # type: ignore[arg-type]
+    dtype = x.dtype
+    wide = _wide(x)
+    size = from_pattern(magnitude(x), dtype)
+    special = jnp.where(is_zero(x), jnp.asarray(-np.inf, dtype), size)
+    return jnp.where(_ordinary(x), parts(wide)[1].astype(dtype), special)
 
 
 @primitive(1)
 def significand(x: Operand) -> Array:
     """``x / 2**exponent(x)``, exact: its magnitude is in [1, 2). Zeros, infinities and NaN are themselves."""
-    wide = _wide(x)  # type: ignore[arg-type]
+    wide = _wide(x)
     within = with_sign_of(from_one_to_two(parts(wide)[0], wide.dtype), wide)
-    return jnp.where(_ordinary(x), round_to_dtype(within, x.dtype), x)  # type: ignore[arg-type, union-attr]
+    return jnp.where(_ordinary(x), round_to_dtype(within, x.dtype), x)
 
 
 @primitive(2)
@@ -48,9 +47,9 @@ def scale_by_power(x: Operand, n: Operand) -> Array:
         n: whole numbers; others count as they are rounded toward zero. Infinities count as the limits: ``x * inf`` and
             ``x * 0``.
     """
-    dtype = x.dtype  # type: ignore[union-attr]
+    dtype = x.dtype
     with with_float64(FLOAT64):
-        wide, power = widened(x), widened(n)  # type: ignore[arg-type]
+        wide, power = widened(x), widened(n)
         infinite = jnp.isinf(power)
         value = scaled(wide, _trunc(jnp.where(jnp.isnan(power), 0, power)), dtype)
         invalid = jnp.where(power > 0, is_zero(wide), jnp.isinf(wide)) & infinite
@@ -85,4 +84,4 @@ def _wide(x: Array) -> Array:
 
 
 def _ordinary(x: Array) -> Array:
-    return ~is_zero(x) & ~is_not_a_number(x) & (magnitude(x) < layout(x.dtype).exponent)
+    return ~is_zero(x) & jnp.less(magnitude(x), layout(x.dtype).exponent)

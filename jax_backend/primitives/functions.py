@@ -1,4 +1,4 @@
-"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that `samebits.core.primitives` lists.
+"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that core lists.
 
 A -0.0 that compilers do not know is added to every product that is added to: they may contract the two, and nothing
 else. Subnormal numbers are told by their bits.
@@ -41,7 +41,7 @@ def exp(x: Operand) -> Array:
     with with_float64(FLOAT64):
         wide, zero = _wide(x)
         n, p = _exponential(lax.clamp(np.float64(-800), wide, np.float64(800)), zero)
-        return _narrow(scaled(1 + p, n, x.dtype), x)  # type: ignore[union-attr]
+        return _narrow(scaled(1 + p, n, x.dtype), x)
 
 
 @primitive(1)
@@ -52,7 +52,7 @@ def exp2(x: Operand) -> Array:
         wide = lax.clamp(np.float64(-1200), wide, np.float64(1200))
         n = _nearest(wide)
         p = _less_one((wide - n) * LN2 + zero, zero)
-        return _narrow(scaled(1 + p, n, x.dtype), x)  # type: ignore[union-attr]
+        return _narrow(scaled(1 + p, n, x.dtype), x)
 
 
 @primitive(1)
@@ -83,7 +83,7 @@ def power(x: Operand, y: Operand) -> Array:
     with with_float64(FLOAT64):
         (a, zero), (b, _) = _wide(x), _wide(y)
         size = from_pattern(magnitude(a), FLOAT64)
-        return _narrow(_special_power(a, b, _power(size, b, x.dtype, zero)), x)  # type: ignore[union-attr]
+        return _narrow(_special_power(a, b, _power(size, b, x.dtype, zero)), x)
 
 
 @primitive(1)
@@ -107,7 +107,7 @@ def sigmoid(x: Operand) -> Array:
         n, p = _exponential(jnp.maximum(-jnp.abs(wide), -800), zero)
         below = 1 + (scaled(1 + p, jnp.maximum(n, -100), np.float32) + zero)
         part = divide(jnp.where(wide < 0, 1 + p, jnp.ones_like(p)), below, subnormals=False)
-        return _narrow(jnp.where(wide < 0, scaled(part, n, x.dtype), part), x)  # type: ignore[union-attr]
+        return _narrow(jnp.where(wide < 0, scaled(part, n, x.dtype), part), x)
 
 
 @primitive(1)
@@ -121,7 +121,7 @@ def erf(x: Operand) -> Array:
         t = divide(a - ERFC_CENTRE, a + ERFC_CENTRE, subnormals=False)
         large = 1 - (scaled(1 + p, n, np.float32) * _polynomial(t, ERFC, zero) + zero)
         slope = _polynomial(small * small + zero, ERF, zero)
-        near = multiply_any(wide, slope) if x.dtype == FLOAT64 else wide * slope + zero  # type: ignore[union-attr]
+        near = multiply_any(wide, slope) if x.dtype == FLOAT64 else wide * slope + zero
         return _narrow(jnp.where(a <= 1, near, with_sign_of(jnp.abs(large), wide)), x)
 
 

@@ -108,7 +108,9 @@ def distance(name: str, x: Array) -> float:
 def points(name: str, dtype: str) -> Array:
     random = np.random.default_rng(0)
     large = 85 if dtype == "float32" else 700
-    x = np.concatenate([random.uniform(-large, large, 300), random.uniform(-1.5, 1.5, 600), np.exp(-large * random.random(300))])
+    x = np.concatenate(
+        [random.uniform(-large, large, 300), random.uniform(-1.5, 1.5, 600), np.exp(-large * random.random(300))]
+    )
     return (np.abs(x) if name.startswith("log") else x).astype(DTYPES[dtype])
 
 
@@ -129,18 +131,24 @@ def test_functions_of_float16_are_correctly_rounded_everywhere(name: str) -> Non
     x = x[np.isfinite(x) & ((x > 0) if name.startswith("log") else (x == x))]
     with mpmath.workprec(120):
         want = [FUNCTIONS[name](mpmath.mpf(v)) if abs(v) < 100 or "log" in name else None for v in x.tolist()]
-        want = [v if v is None or not mpmath.isfinite(v) else Fraction(*mpmath.libmp.to_rational(v._mpf_)) for v in want]
+        want = [
+            v if v is None or not mpmath.isfinite(v) else Fraction(*mpmath.libmp.to_rational(v._mpf_)) for v in want
+        ]
     known = np.array([isinstance(v, Fraction) for v in want])
     assert known.sum() > 1000
     got = getattr(primitives, name)(x)
-    assert_same_bits(rounded([v for v in want if isinstance(v, Fraction)], "float16") + np.float16(0), got[known] + np.float16(0))
+    assert_same_bits(
+        rounded([v for v in want if isinstance(v, Fraction)], "float16") + np.float16(0), got[known] + np.float16(0)
+    )
     if name in ("tanh", "erf"):
         assert_same_bits(-got, getattr(primitives, name)(-x))
 
 
 def test_monotone() -> None:
     """Every float32 of a few binades, in order."""
-    x = np.sort(np.concatenate([np.arange(0x3F000000, 0x3F020000), np.arange(0x3F7F8000, 0x3F808000)]).astype(np.int32)).view(np.float32)
+    x = np.sort(
+        np.concatenate([np.arange(0x3F000000, 0x3F020000), np.arange(0x3F7F8000, 0x3F808000)]).astype(np.int32)
+    ).view(np.float32)
     for name in FUNCTIONS:
         for signed in (x, -x[::-1]) if not name.startswith("log") else (x,):
             assert (np.diff(getattr(primitives, name)(signed)) >= 0).all(), name
@@ -178,7 +186,8 @@ def test_order_of_zeros_and_nan() -> None:
     assert_same_bits(np.float32([0.0, 0.0, nan, nan, 2]), primitives.maximum(a, b))
     assert_same_bits(np.float32(0.0), primitives.amax(a[:2]))
     assert_same_bits(np.float32(-0.0), primitives.amin(a[:2]))
-    assert np.isnan(primitives.amax(a)) and np.isnan(primitives.percentile(a, 10))
+    assert np.isnan(primitives.amax(a))
+    assert np.isnan(primitives.percentile(a, 10))
     assert primitives.clamp(np.float32([-3, 0, 9]), 2.0, 1.0).tolist() == [1, 1, 1]
 
 
@@ -194,7 +203,7 @@ def test_sums_have_the_stated_order_and_numbers_are_rounded_once() -> None:
     x = np.float32([2.0**24, 1, 1, -(2.0**24), 1])
     assert primitives.sum(x) == 1  # (x0 + x4) + x2 = 2**24, x1 + x3 = 1 - 2**24; the exact sum is 3
     half = np.full(4000, 1, np.float16)
-    assert primitives.sum(half) == 4000 and primitives.mean(half) == 1  # 16 bits alone would stop at 2048
+    assert (primitives.sum(half), primitives.mean(half)) == (4000, 1)  # 16 bits alone would stop at 2048
     between = 1 + 2.0**-8 + 2.0**-40  # float32 would round it to halfway between two of bfloat16
     one = np.ones(1, DTYPES["bfloat16"])
     assert primitives.multiply(one, between).tolist() == [1 + 2.0**-7]

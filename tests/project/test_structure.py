@@ -235,7 +235,9 @@ def test_verbs_have_the_same_signatures_in_every_room(room: str, verb: str) -> N
 @pytest.mark.parametrize("room", BACKENDS)
 def test_primitives_have_the_same_places_and_signatures_in_every_room(room: str) -> None:
     """Their files may have helpers besides."""
-    listed = {one: (ROOT / one / "primitives" / "__init__.py").read_text().partition('"""\n')[2] for one in (room, "core")}
+    listed = {
+        one: (ROOT / one / "primitives" / "__init__.py").read_text().partition('"""\n')[2] for one in (room, "core")
+    }
     assert listed[room] == listed["core"]
     exports = re.findall(r"from \.(\w+) import (\w+) as", listed["core"])
     signatures = {verb: [public_signatures(f"{one}/primitives", verb) for one in listed] for verb, _ in exports}

@@ -167,7 +167,7 @@ def test_formulas_are_the_derivatives(name: str) -> None:
         slope = (function(*up) - function(*down)) / (2 * step)
         claimed = 0 if one is None else one.pull(np.ones(50))
         away = given[0] if name != "significand" else np.where(np.abs(given[0] - 1) < 1e-3, np.nan, given[0])
-        assert np.abs((slope - claimed))[~np.isnan(away)].max() < 1e-7
+        assert np.abs(slope - claimed)[~np.isnan(away)].max() < 1e-7
 
 
 def test_second_derivatives() -> None:

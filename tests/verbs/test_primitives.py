@@ -140,7 +140,7 @@ def test_wrong_operands_are_named(room: Any, to: Any) -> None:
     x, half, whole = to(np.ones(3, np.float32)), to(np.ones(3, np.float16)), to(np.ones(3, np.int32))
     with pytest.raises(TypeError, match="`b` must have the dtype of `a`, float32, got float16: cast one of them"):
         room.add(x, half)
-    with pytest.raises(TypeError, match="`x` must have dtype float32, .*; got int32"):
+    with pytest.raises(TypeError, match=r"`x` must have dtype float32, .*; got int32"):
         room.sqrt(whole)
     with pytest.raises(TypeError, match="`a` must be an array, got a number"):
         room.multiply(2.0, 3.0)
@@ -156,15 +156,15 @@ def test_wrong_operands_are_named(room: Any, to: Any) -> None:
         room.percentile(x, 101)
     with pytest.raises(ValueError, match="`direction` must be one of"):
         room.round(x, "up")
-    with pytest.raises(TypeError, match="`format` must be a format of samebits.core.formats, got 'int8'"):
+    with pytest.raises(TypeError, match=r"`format` must be a format of samebits\.core\.formats, got 'int8'"):
         room.to_format(x, "int8")
-    with pytest.raises(TypeError, match="`dtype` must have dtype float32, .*; got int8"):
+    with pytest.raises(TypeError, match=r"`dtype` must have dtype float32, .*; got int8"):
         room.cast(x, "int8")
     with pytest.raises(ValueError, match=r"`table` must have one axis and at least one entry, got shape \(1, 3\)"):
         room.take(x[None], x)
 
 
-class jitted:  # noqa: N801  # in the place of a module
+class jitted:  # in the place of a module
     """The primitives of JAX, compiled: op by op every operation would be compiled by itself."""
 
     def __init__(self, room: Any) -> None:
