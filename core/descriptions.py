@@ -83,6 +83,13 @@ class QuantizerGradients(NamedTuple):
     rounding: Any = None
 
 
+class Grid(NamedTuple):
+    """Numbers, and the direction in which others are rounded to them: what of a quantizer `grid` looks at."""
+
+    format: Format
+    rounding: Rounding = Rounding.TIES_TO_EVEN
+
+
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
     """A quantizer, whole: two equal descriptions compute the same bits. Hashable, so a static argument under `jax.jit`.

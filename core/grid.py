@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clamp import clamp
-from .descriptions import Quantizer
+from .descriptions import Grid, Quantizer
 from .formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from .minifloat import decode_float, encode_float, overflow, round_to_float
 from .rounding import round_to_integer
@@ -17,7 +17,7 @@ from .rounding import round_to_integer
 Array = NDArray[Any]
 
 
-def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
+def round_to_grid(q: Quantizer | Grid, u: Array, noise: Array | None = None) -> Array:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
 
     For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
@@ -34,7 +34,7 @@ def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
             return u
 
 
-def limit_to_grid(q: Quantizer, rounded: Array) -> Array:
+def limit_to_grid(q: Quantizer | Grid, rounded: Array) -> Array:
     """The number of the format for a result of `round_to_grid`. NaN stays NaN."""
     match q.format:
         case IntegerFormat():

@@ -6,7 +6,7 @@ memory. So the forward rule is one operation, linear in the tangents, that bring
 (`jax.custom_derivatives.linear_call` is such an operation too; it has no rule for `vmap`.)
 
 Coefficients of the derivative count as constants when it is differentiated again: straight-through rounding is
-linear wherever it is differentiable.
+linear wherever it is differentiable. Those of `differentiable_again` do not.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,6 +56,40 @@ def replaced(value: Array, used: Array) -> Array:
 def _replaced_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     used = replaced(*primals)
     return used, varying_as(tangents[0], jax.typeof(used))
+
+
+def differentiable_again(function: Rule, maps: Rule, add: Rule) -> Any:
+    """``function(static, *operands)``, differentiable in both directions, as often as ``maps`` are.
+
+    Args:
+        function: of something hashable and of arrays, with one array as result.
+        maps: ``maps(static, value, *operands)``: for each operand a linear map with its transpose
+            (`samebits.core.partial_derivatives.Linear`), or None for 0.
+        add: the sum of a list of arrays.
+    """
+    whole = jax.custom_jvp(function, nondiff_argnums=(0,))
+
+    def rule(static: Any, operands: Sequence[Any], tangents: Sequence[Any]) -> tuple[Array, Array]:
+        value = whole(static, *operands)
+        moving = tuple(None if _stays(t) else t for t in tangents)
+        wanted = [t is not None for t in moving]
+
+        def push(arrays: Tangents, moves: Tangents) -> Array:
+            pairs = zip(maps(static, *arrays), moves[1:], strict=True)
+            pushed = [one.push(t) for one, t in pairs if one is not None and t is not None]
+            return add(pushed) if pushed else jnp.zeros_like(value)
+
+        def pull(arrays: Tangents, g: Array) -> Tangents:
+            pairs = zip(maps(static, *arrays), wanted, strict=True)
+            zero = jnp.zeros_like(g)
+            return None, *(
+                one.pull(g) if one and ask else zero for one, ask in pairs
+            )  # elementwise, where there is none
+
+        return value, _linear(push, pull, (value, *operands), (None, *moving), jax.typeof(value))
+
+    whole.defjvp(rule, symbolic_zeros=True)
+    return whole
 
 
 def varying_as(x: Array, *kinds: Any) -> Array:
@@ -112,9 +146,19 @@ def _compute(*arrays: Array, forward: Rule, **_: Any) -> Array:
 
 
 def _differentiated(arrays: Sequence[Array], moves: Sequence[Any], *, count: int, **rules: Any) -> tuple[Array, Any]:
-    """Only the tangents move: `differentiable` has fixed the operands."""
+    """Linear in the tangents; the operands move too, unless `differentiable` has fixed them."""
     bind = partial(_linear_p.bind, *arrays[:count], count=count, **rules)
-    return bind(*arrays[count:]), bind(*map(ad.instantiate_zeros, moves[count:]))
+    value, tangent = bind(*arrays[count:]), bind(*map(ad.instantiate_zeros, moves[count:]))
+    movers = [i for i in range(count) if not isinstance(moves[i], ad.Zero)]
+    if not movers:
+        return value, tangent
+
+    def forward(*moved: Array) -> Any:
+        operands = dict(enumerate(arrays)) | dict(zip(movers, moved, strict=True))
+        return rules["forward"](*operands.values())
+
+    more = jax.jvp(forward, [arrays[i] for i in movers], [moves[i] for i in movers])[1]
+    return value, lax.add(tangent, more)
 
 
 def _transposed(g: Any, *arrays: Any, transposed: Rule, count: int, **_: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.descriptions import Quantizer
+from ..core.descriptions import Grid, Quantizer
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from .arrays import bit_pattern, constant_ordered, constant_pattern, from_pattern, layout, ordered, widen_exactly
 from .clamp import clamp
@@ -21,7 +21,7 @@ Array = jax.Array
 FEW = 32  # up to so many numbers are looked up by comparing with each, more by bisection
 
 
-def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
+def round_to_grid(q: Quantizer | Grid, u: Array, noise: Array | None = None) -> Array:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
 
     For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
@@ -38,7 +38,7 @@ def round_to_grid(q: Quantizer, u: Array, noise: Array | None = None) -> Array:
             return u
 
 
-def limit_to_grid(q: Quantizer, rounded: Array) -> Array:
+def limit_to_grid(q: Quantizer | Grid, rounded: Array) -> Array:
     """The number of the format for a result of `round_to_grid`. NaN stays NaN."""
     form = layout(rounded.dtype)
     match q.format:

@@ -95,7 +95,7 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
         if not checks.keeps_subnormals():
             refuse_flushing(*arguments)
         function = _of_both_modes(function)
-    elif _loses_gradients():
+    elif loses_gradients():
         raise RuntimeError(
             "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
             "would with torch.autograd.forward_ad: use torch.autograd.grad inside of it, torch.no_grad() if there are "
@@ -129,7 +129,7 @@ def _refuse_trace() -> None:
         )
 
 
-def _loses_gradients() -> bool:
+def loses_gradients() -> bool:
     """Whether a transform of ``torch.func`` is at work that differentiates: gradients can be off, tangents cannot.
 
     So with `torch.autograd.forward_ad`, whose tangents compiled functions lose.
@@ -143,7 +143,7 @@ def _loses_gradients() -> bool:
 
 
 # Dynamo runs it for real while it traces. So says `torch.compiler.assume_constant_result` too, which imports dynamo.
-_loses_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
+loses_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def apply_plainly(function: type[torch.autograd.Function], *arguments: object) -> Tensor:

@@ -8,7 +8,7 @@ text, which is a constant to a compiler.
 import torch
 from torch import Tensor
 
-from ..core.descriptions import Quantizer
+from ..core.descriptions import Grid, Quantizer
 from ..core.formats import BinaryFormat, CodebookFormat, FloatFormat, IntegerFormat, TernaryFormat
 from .clamp import clamp
 from .minifloat import decode_float, encode_float, overflow, round_to_float
@@ -17,7 +17,7 @@ from .rounding import round_to_integer
 FEW = 32  # so many bounds are compared with one by one
 
 
-def round_to_grid(q: Quantizer, u: Tensor, noise: Tensor | None = None) -> Tensor:
+def round_to_grid(q: Quantizer | Grid, u: Tensor, noise: Tensor | None = None) -> Tensor:
     """``u`` rounded in the direction of ``q``, as if the format had no smallest and largest number.
 
     For binary, ternary and codebook formats, whose steps do not go on beyond their ends, ``u`` itself.
@@ -34,7 +34,7 @@ def round_to_grid(q: Quantizer, u: Tensor, noise: Tensor | None = None) -> Tenso
             return u
 
 
-def limit_to_grid(q: Quantizer, rounded: Tensor) -> Tensor:
+def limit_to_grid(q: Quantizer | Grid, rounded: Tensor) -> Tensor:
     """The number of the format for a result of `round_to_grid`. NaN stays NaN."""
     match q.format:
         case IntegerFormat():

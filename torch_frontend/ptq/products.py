@@ -198,5 +198,5 @@ def _saturates_nowhere() -> bool:
     return int8.saturates_nowhere()
 
 
-# Dynamo runs it for real while it traces; so it does `torch_frontend.arrays._loses_gradients`.
+# Dynamo runs it for real while it traces; so it does `torch_frontend.arrays.loses_gradients`.
 _saturates_nowhere._dynamo_marked_constant = True  # type: ignore[attr-defined]
