@@ -120,6 +120,11 @@ class Prototype:
         value = guarded(run, parameter.initial, run.value("x", x), **{n: options[n] for n in names})
         return value.array
 
+    def check_start(self, name: str, like: Any) -> None:
+        """TypeError if a parameter begins as a formula of an array that is not given."""
+        if callable(self.parameters[name].initial) and like is None:
+            raise TypeError(f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}`")
+
     def run(
         self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Value, dict[str, Value], dict[str, Value]]:

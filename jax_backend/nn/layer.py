@@ -8,23 +8,28 @@ from flax import nnx
 
 from ...core.contraction import contracts_codes
 from ...core.descriptions import Quantizer
+from ...core.prototype import Prototype
 from ..layers import Axes, Geometry, Layer, Options, contract, laid_out, laid_out_qparams, over_codes
+from ..prototypes import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer, either, quantizer_of
 from .given import CodedWeight
 
 Array = jax.Array
-Quant = str | Quantizer | TensorQuantizer | None
+Held = TensorQuantizer | PrototypeQuantizer | None
+Quant = str | Quantizer | Prototype | Held
 Quantizers = tuple[Any, Any, Any]  # of input, weight, output: a `TensorQuantizer`, what has its methods, or None
 
 
-def held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> TensorQuantizer | None:
+def held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> Held:
     """What a layer keeps for an argument, beside the weight if it quantizes that."""
-    if value is None or isinstance(value, TensorQuantizer):
+    if isinstance(value, Prototype):
+        return PrototypeQuantizer(value)
+    if value is None or isinstance(value, TensorQuantizer | PrototypeQuantizer):
         return value
     return TensorQuantizer(quantizer_of(name, value), weight_shape)
 
 
-def or_same(quantizer: TensorQuantizer | None, x: Array, use_running_average: bool | None) -> Array:
+def or_same(quantizer: Held, x: Array, use_running_average: bool | None) -> Array:
     """``x`` quantized, or as it is where nothing is to quantize it."""
     return x if quantizer is None else quantizer(x, use_running_average)
 

@@ -12,9 +12,11 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.formats import IntegerFormat
 from ...core.granularity import PerAxis, PerTensor
 from ...core.inject import Declaration
+from ...core.prototype import Prototype
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
+from ..prototypes import PrototypeQuantizer
 from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
@@ -24,8 +26,10 @@ from .proxies import proxy
 from .proxies_of_given_scales import BiasQuantProxy
 from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | QuantProxy | None  # what becomes of them
+Quant = (  # what the arguments `*_quant` take, and
+    str | Quantizer | TensorQuantizer | Declaration | QuantProxy | Prototype | PrototypeQuantizer | None
+)
+Held = TensorQuantizer | QuantProxy | PrototypeQuantizer | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
@@ -102,7 +106,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
     Args:
         role: weight, bias, or an activation: input, output, act, ...
         value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
-            is shared.
+            is shared. Or a prototype, whose overrides are its options and where its parameters begin.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
         weight: the attribute that is the weight.
     Returns:
@@ -115,15 +119,20 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
     if isinstance(value, QuantProxy | Declaration):
         return proxy(role, value, layer, overrides, weight)
     argument, kind = f"{role}_quant", type(layer).__name__
-    if value is None or isinstance(value, TensorQuantizer):
+    if isinstance(value, Prototype | PrototypeQuantizer) and role == "bias":
+        raise TypeError(f"{kind}, `{argument}`: must not be a prototype, which has no codes to add to sums")
+    if isinstance(value, Prototype):
+        weights = getattr(layer, weight) if role == "weight" else None
+        return PrototypeQuantizer(value, weights, **overrides)
+    if value is None or isinstance(value, PrototypeQuantizer) or isinstance(value, TensorQuantizer):
         if overrides:
             what = "None" if value is None else "an instance, which others may share"
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
         return value
     if not isinstance(value, str | Quantizer):
         raise TypeError(
-            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer "
-            f"of another layer, or None; got {value!r}"
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), a "
+            f"prototype, the quantizer of another layer, or None; got {value!r}"
         )
     try:
         q = _replaced(quantizer_of(argument, value), role, overrides)
