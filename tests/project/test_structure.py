@@ -336,6 +336,7 @@ def test_proofs_says_what_its_rooms_are() -> None:
         "inputs",
         "laws",
         "modes",
+        "prototypes",
         "quantizing",
         "validation",
     ]
