@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .formula_values import OPERANDS, Run, Value
 
-PACKAGE = str(Path(__file__).resolve().parent.parent)
+ROOMS = tuple(Path(__file__).resolve().parents[1] / room for room in ("core", "torch_frontend", "jax_backend"))
 INSTEAD = {  # what functions of other libraries are called here
     "abs": "absolute",
     "fabs": "absolute",
@@ -101,7 +101,8 @@ def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | No
 def _is_ours(trace: TracebackType | None) -> bool:
     """Whether something of this package raised."""
     frames = traceback.extract_tb(trace)
-    return Path(frames[-1].filename).resolve().is_relative_to(PACKAGE)
+    file = Path(frames[-1].filename).resolve()
+    return any(file.is_relative_to(room) for room in ROOMS)
 
 
 def _text(place: traceback.FrameSummary) -> str:

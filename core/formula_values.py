@@ -16,6 +16,14 @@ OPERANDS: Mapping[str, int] = {  # the primitives, and how many arrays or number
     **dict.fromkeys(("scale_by_power", "straight_through", "take"), 2),
     **dict.fromkeys(("fused_multiply_add", "clamp", "where"), 3),
 }
+OPTIONS: Mapping[str, tuple[str, ...]] = {  # what may follow them by place
+    **dict.fromkeys(("absmax", "amax", "amin", "sum", "mean"), ("axis", "keepdims")),
+    "percentile": ("percent", "axis", "keepdims"),
+    "round": ("direction", "noise"),
+    "to_format": ("format", "rounding", "noise"),
+    "cast": ("dtype",),
+    "broadcast_to": ("shape",),
+}
 
 
 class Room(NamedTuple):
@@ -58,7 +66,7 @@ class Run:
         self.room, self.file, self.guarded = room, file, guarded
         self.steps: list[Step] | None = [] if keeps_steps else None
 
-    def value(self, name: str, array: Any, operands: tuple[Any, ...] = (), **options: Any) -> "Value":
+    def value(self, name: str, array: Any, operands: tuple[Any, ...] = (), /, **options: Any) -> "Value":
         """The result of a step."""
         if self.steps is None:
             return Value(self, array, 0)
@@ -68,7 +76,9 @@ class Run:
 
 
 class Value:
-    """An array inside a formula. ``+ - * / ** -x abs() < <= > >= == !=``, and ``& | ~`` of truth values, are primitives.
+    """An array inside a formula, whose operators are primitives.
+
+    So ``+ - * / ** -x abs(x) round(x) < <= > >= == !=``, and of truth values ``& | ~``.
 
     ``x ** 2`` is ``x * x``, rounded once; other powers are `power`. ``x[...]``, ``reshape`` and ``transpose`` move
     elements, ``shape``, ``ndim`` and ``dtype`` (a name) are known while the formula runs.
@@ -152,6 +162,9 @@ class Value:
     def __abs__(self) -> "Value":
         return called("absolute", self)
 
+    def __round__(self) -> "Value":
+        return called("round", self)
+
     def __lt__(self, other: Any) -> "Value":
         return called("less", self, other)
 
@@ -171,10 +184,10 @@ class Value:
         return called("not_equal", self, other)
 
     def __and__(self, other: Any) -> "Value":
-        return self.run.value("and", self.array & _truths(other), (self, other))
+        return self.run.value("and", _truths(self) & _truths(other), (self, other))
 
     def __or__(self, other: Any) -> "Value":
-        return self.run.value("or", self.array | _truths(other), (self, other))
+        return self.run.value("or", _truths(self) | _truths(other), (self, other))
 
     def __invert__(self) -> "Value":
         return self.run.value("not", ~_truths(self), (self,))
@@ -196,20 +209,23 @@ def called(name: str, *given: Any, **options: Any) -> Value:
         TypeError: an operand that is neither a value nor a number of Python, or no value among them; and what the
             primitive raises, as its ValueError.
     """
-    count = OPERANDS[name]
-    for value in given[:count]:
+    operands, further = given[: OPERANDS[name]], given[OPERANDS[name] :]
+    if len(operands) < OPERANDS[name] or len(further) > len(OPTIONS.get(name, ())):
+        raise TypeError(f"`{name}` takes {OPERANDS[name]} operands, then {OPTIONS.get(name, ())}, got {len(given)}")
+    options = {**dict(zip(OPTIONS.get(name, ()), further, strict=False)), **options}
+    for value in operands:
         if not isinstance(value, Value | int | float):
             raise TypeError(
                 f"`{name}` takes values of the formula and numbers of Python, got {type(value).__module__}."
                 f"{type(value).__qualname__}: arrays come in as parameters or by constant"
             )
-    values = [v for v in given if isinstance(v, Value)]
+    values = [v for v in operands if isinstance(v, Value)]
     if not values:
         raise TypeError(f"`{name}` must be given a value of the formula, got numbers only")
     run = values[0].run
     plain = {key: v.array if isinstance(v, Value) else v for key, v in options.items()}
-    array = getattr(run.room.primitives, name)(*[v.array if isinstance(v, Value) else v for v in given], **plain)
-    return run.value(name, array, given, **options)
+    array = getattr(run.room.primitives, name)(*[v.array if isinstance(v, Value) else v for v in operands], **plain)
+    return run.value(name, array, operands, **options)
 
 
 def _truths(value: Any) -> Any:
