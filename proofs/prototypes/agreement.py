@@ -12,7 +12,7 @@ from ...core.prototype import Prototype
 from ..inputs.compare import differences
 from ..modes.arrays import to_jax, to_numpy, to_torch
 from ..modes.execution import MODES
-from ..modes.programs import jax_types
+from ..modes.programs import jax_types, own_code
 
 Array = NDArray[Any]
 
@@ -73,7 +73,7 @@ def _torch_program(
     def forward(x: Any, *arrays: Any) -> Any:
         return updated(prototype, x, **static, **dict(zip(names, arrays, strict=True)))
 
-    chosen = torch.compile(forward, fullgraph=True) if compiled else forward
+    chosen = torch.compile(own_code(forward, prototype.name), fullgraph=True) if compiled else forward
 
     def program(x: Any, g: Any, *arrays: Any) -> dict[str, Any]:
         wanted = {"x": x.clone().requires_grad_()}

@@ -12,7 +12,7 @@ from ...core.prototype import Prototype
 from ..inputs.compare import Comparison, describe, differences
 from ..modes.arrays import to_jax, to_numpy, to_torch
 from ..modes.execution import MODES
-from ..modes.programs import jax_types
+from ..modes.programs import jax_types, own_code
 
 Array = NDArray[Any]
 
@@ -116,7 +116,7 @@ def _in_torch(program: Any, mode: str, operands: Sequence[Array]) -> Any:
     with torch.no_grad():
         if mode == "torch eager":
             return program(ROOM, True, *tensors)
-        return torch.compile(lambda *t: program(ROOM, False, *t), fullgraph=True)(*tensors)
+        return torch.compile(own_code(lambda *t: program(ROOM, False, *t), "steps"), fullgraph=True)(*tensors)
 
 
 def _in_jax(program: Any, mode: str, operands: Sequence[Array]) -> Any:
