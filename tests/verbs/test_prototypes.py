@@ -263,7 +263,7 @@ def test_declarations_and_arguments_that_are_refused() -> None:
 
 def test_the_first_step_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quotient by way of a reciprocal, planted; with nothing planted there is no step."""
-    assert explain(plain, X, "torch eager") == explain(small, X, "jax jit") == ""
+    assert explain(plain, X, "torch eager") == ""
     right = torch_primitives.divide
     monkeypatch.setattr(torch_primitives, "divide", lambda a, b: a * right(1.0, b))
     told = explain(plain, X, "torch eager")
@@ -274,8 +274,8 @@ def test_the_first_step_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.startswith(f"{__file__}:{line}: `divide` of plain: ")
     assert f"operand 0       {value!s} = {value.item().hex()[:6]}" in told
     assert "operand 1       0.3 = 0x1.333334p-2 (float32 bits 0x3e99999a)" in told
-    assert f"  numpy           {value / np.float32(0.3)} = " in told
-    assert f"  torch eager     {value * (np.float32(1) / np.float32(0.3))} = " in told
+    assert f"  numpy           {value / np.float32(0.3)!s} = " in told
+    assert f"  torch eager     {value * (np.float32(1) / np.float32(0.3))!s} = " in told
 
 
 def test_modules() -> None:

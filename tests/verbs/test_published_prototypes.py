@@ -38,13 +38,6 @@ def found(file: str, name: str | None = None) -> Any:
     return getattr(importlib.import_module(file), name or file)
 
 
-def nearest(v: float, levels: list[float]) -> float:
-    """The nearest level, the even one of two (which has the even place among those of its sign)."""
-    gaps = [(abs(Fraction(v) - Fraction(level)), level) for level in levels]
-    least = min(gaps)[0]
-    return [level for gap, level in gaps if gap == least][0]
-
-
 def dorefa(x: Any) -> Any:
     t = np.tanh(x.astype(np.float64))
     level = np.rint(3 * (t / (2 * abs(t).max()) + 0.5))
@@ -66,6 +59,7 @@ def sawb(x: Any) -> Any:
     alpha = F(3.212) * np.sqrt(F(float(square))) - F(2.178) * F(float(size))
     levels = alpha * np.array([-3, -1, 1, 3]) / 3
     place = abs(np.clip(x, -alpha, alpha)[..., None].astype(float) - levels).argmin(-1)
+    place = np.where(x == 0, 2, place)  # as near to 1, and rounding takes the even one
     return (place.astype(F) / F(3) * F(2) - F(1)) * alpha
 
 
