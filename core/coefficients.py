@@ -11,7 +11,9 @@ LN2, LOG2_E = 0.6931471805599453, 1.4426950408889634
 EXP = tuple(1 / math.factorial(k) for k in range(1, 15))  # (exp(r) - 1) / r for |r| <= ln(2) / 2, in powers of r
 ATANH = tuple(2 / (2 * k + 1) for k in range(1, 12))  # 2 atanh(s) = 2 s + s z (...), z = s * s, |s| <= 0.1716
 TWO_OVER_ROOT_PI = 1.1283791670955126  # 2 / sqrt(pi)
-ERF = tuple((-1) ** k * TWO_OVER_ROOT_PI / (math.factorial(k) * (2 * k + 1)) for k in range(19))  # erf(x)/x in x**2, x<=1
+ERF = tuple(
+    (-1) ** k * TWO_OVER_ROOT_PI / (math.factorial(k) * (2 * k + 1)) for k in range(19)
+)  # erf(x)/x in x**2, x<=1
 ERFC_CENTRE = 2.5  # t = (x - c) / (x + c)
 ERFC = (  # erfc(x) * exp(x * x) for 1 <= x <= 6, in powers of t
     0.2108063640611436,

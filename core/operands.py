@@ -1,7 +1,6 @@
 """What the operands of primitives must be, with the same words in every room. Nouns only."""
 
 from collections.abc import Sequence
-
 from typing import get_args
 
 from . import checks

@@ -68,8 +68,11 @@ def differentiable_again(function: Rule, maps: Rule, add: Rule) -> Any:
             return add(pushed) if pushed else jnp.zeros_like(value)
 
         def pull(arrays: Tangents, g: Array) -> Tangents:
-            triples = zip(maps(static, *arrays), wanted, arrays[1:], strict=True)
-            return None, *(one.pull(g) if one and ask else jnp.zeros_like(a) for one, ask, a in triples)
+            pairs = zip(maps(static, *arrays), wanted, strict=True)
+            zero = jnp.zeros_like(g)
+            return None, *(
+                one.pull(g) if one and ask else zero for one, ask in pairs
+            )  # elementwise, where there is none
 
         return value, _linear(push, pull, (value, *operands), (None, *moving), jax.typeof(value))
 

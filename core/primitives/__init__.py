@@ -1,4 +1,7 @@
-"""Primitives: functions over arrays, each with one result for the same operands, in every mode and inside any program."""
+"""Primitives: functions over arrays with one result for the same operands, in every mode and inside any program.
+
+Here by definition, in NumPy; under the same names in `torch_frontend` and `jax_backend`.
+"""
 
 from .arithmetic import absolute as absolute
 from .arithmetic import add as add

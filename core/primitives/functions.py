@@ -2,15 +2,15 @@
 
 Everything is computed in float64, every operation rounded to nearest, none fused, and the result is rounded once to the
 dtype of the arguments: for float32 and 16 bits it is the correctly rounded one but where the exact value lies within
-2**-47 of halfway (see docs/primitives.md for what was measured). Constants: `samebits.core.coefficients`. ``poly(v;
-c)`` is ``(... (c[-1] * v + c[-2]) * v + ...) + c[0]``.
+2**-20 units in the last place of halfway (docs/primitives.md says what was measured). Constants:
+`samebits.core.coefficients`. ``poly(v; c)`` is ``(... (c[-1] * v + c[-2]) * v + ...) + c[0]``.
 
     exp(x):  n = ties_to_even(x * LOG2_E), r = (x - n * LN2_HIGH) - n * LN2_LOW, p = r * poly(r; EXP),
              (1 + p) * 2**n                                             x is limited to [-800, 800] first
     exp2(x): n = ties_to_even(x), r = (x - n) * LN2, the same           x is limited to [-1200, 1200] first
     log(x):  x = m * 2**k, m in [sqrt(1/2), sqrt(2)), s = (m - 1) / (m + 1), z = s * s,
              l = 2 * s + s * (z * poly(z; ATANH)),
-             k * LN2_HIGH + (l + k * LN2_LOW)
+             k * LN2_HIGH + (rest + k * LN2_LOW)
     log2(x): k + l * LOG2_E
     power(x, y): of |x|: a = y * k, b = y * (l * LOG2_E), n = ties_to_even(a), f = (a - n) + b,
              h = ties_to_even(f), r = (f - h) * LN2, (1 + p) * 2**(n + h)   a + b beyond +-5000: 0 or infinity
@@ -54,16 +54,16 @@ def exp2(x: Operand) -> Array:
 def log(x: Operand) -> Array:
     """The natural logarithm: -inf for zeros, NaN for other negative numbers. In float64 within 1.5 ulp."""
     wide = _wide(x)
-    k, l = _logarithm(wide)
-    return _narrow(_of_logarithm(wide, k * LN2_HIGH + (l + k * LN2_LOW)), x)
+    k, rest = _logarithm(wide)
+    return _narrow(_of_logarithm(wide, k * LN2_HIGH + (rest + k * LN2_LOW)), x)
 
 
 @primitive(1)
 def log2(x: Operand) -> Array:
     """The binary logarithm; exact for powers of two. Special values as `log`. In float64 within 2.5 ulp."""
     wide = _wide(x)
-    k, l = _logarithm(wide)
-    return _narrow(_of_logarithm(wide, k + l * LOG2_E), x)
+    k, rest = _logarithm(wide)
+    return _narrow(_of_logarithm(wide, k + rest * LOG2_E), x)
 
 
 @primitive(2)
@@ -152,8 +152,8 @@ def _of_logarithm(x: Array, value: Array) -> Array:
 
 def _power(a: Array, y: Array) -> Array:
     """Of finite numbers other than 0, ``a`` positive."""
-    k, l = _logarithm(a)
-    whole, rest = y * k, y * (l * LOG2_E)
+    k, of_rest = _logarithm(a)
+    whole, rest = y * k, y * (of_rest * LOG2_E)
     beyond = np.abs(whole + rest) > 5000
     whole, rest = np.where(beyond, np.copysign(5000, whole + rest), whole), np.where(beyond, 0, rest)
     n = np.rint(whole)

@@ -50,7 +50,9 @@ def operands(names: tuple[str, ...], given: tuple[Any, ...]) -> tuple[Array, ...
         RuntimeError: this thread flushes subnormal numbers.
     """
     checks.check_subnormals()
-    arrays = tuple(v if is_number(v) else as_array(name, v) for name, v in zip(names, given, strict=True))
+    arrays: tuple[Any, ...] = tuple(
+        v if is_number(v) else as_array(name, v) for name, v in zip(names, given, strict=True)
+    )
     dtypes = [None if is_number(v) else v.dtype for v in arrays]
     check_operands(names, [d and d.name for d in dtypes], [getattr(v, "shape", ()) for v in arrays])
     dtype = next(d for d in dtypes if d is not None)

@@ -20,9 +20,7 @@ from .operands import Array, Operand, primitive
 
 
 @primitive(1)
-def round(
-    x: Operand, direction: Rounding | str = Rounding.TIES_TO_EVEN, noise: ArrayLike | None = None
-) -> Array:
+def round(x: Operand, direction: Rounding | str = Rounding.TIES_TO_EVEN, noise: ArrayLike | None = None) -> Array:
     """``x`` rounded to an integer in a direction of `Rounding`; NaN, infinities and the sign of zero are kept.
 
     Args:

@@ -17,49 +17,49 @@ Array = jax.Array
 @primitive(2)
 def equal(a: Operand, b: Operand) -> Array:
     """``a == b``."""
-    return (_place(a) == _place(b)) & _comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) == _place(b)) & _comparable(a, b)
 
 
 @primitive(2)
 def not_equal(a: Operand, b: Operand) -> Array:
     """``a != b``: true where one is NaN."""
-    return (_place(a) != _place(b)) | ~_comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) != _place(b)) | ~_comparable(a, b)
 
 
 @primitive(2)
 def less(a: Operand, b: Operand) -> Array:
     """``a < b``."""
-    return (_place(a) < _place(b)) & _comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) < _place(b)) & _comparable(a, b)
 
 
 @primitive(2)
 def less_equal(a: Operand, b: Operand) -> Array:
     """``a <= b``."""
-    return (_place(a) <= _place(b)) & _comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) <= _place(b)) & _comparable(a, b)
 
 
 @primitive(2)
 def greater(a: Operand, b: Operand) -> Array:
     """``a > b``."""
-    return (_place(a) > _place(b)) & _comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) > _place(b)) & _comparable(a, b)
 
 
 @primitive(2)
 def greater_equal(a: Operand, b: Operand) -> Array:
     """``a >= b``."""
-    return (_place(a) >= _place(b)) & _comparable(a, b)  # type: ignore[arg-type]
+    return (_place(a) >= _place(b)) & _comparable(a, b)
 
 
 @primitive(1)
 def is_nan(x: Operand) -> Array:
     """Whether ``x`` is NaN."""
-    return is_not_a_number(x)  # type: ignore[arg-type]
+    return is_not_a_number(x)
 
 
 @primitive(1)
 def is_finite(x: Operand) -> Array:
     """Whether ``x`` is neither NaN nor infinite."""
-    return jnp.less(magnitude(x), layout(x.dtype).exponent)  # type: ignore[arg-type, union-attr]
+    return jnp.less(magnitude(x), layout(x.dtype).exponent)
 
 
 @primitive(2, conditions=1)

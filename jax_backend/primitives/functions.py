@@ -1,4 +1,4 @@
-"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that `samebits.core.primitives` lists.
+"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that core lists.
 
 A -0.0 that compilers do not know is added to every product that is added to: they may contract the two, and nothing
 else. Subnormal numbers are told by their bits.
@@ -25,8 +25,9 @@ from ..arrays import (
     with_sign_of,
 )
 from ..ieee_any import is_zero, multiply_any
-from ..operations import FLOAT64, round_to_dtype
-from .exponents import scaled
+from ..operations import FLOAT64
+from .doubles import narrowed, widened
+from .exponents import LARGE, scaled
 from .operands import Operand, primitive
 
 Array = jax.Array
@@ -40,7 +41,7 @@ def exp(x: Operand) -> Array:
     with with_float64(FLOAT64):
         wide, zero = _wide(x)
         n, p = _exponential(lax.clamp(np.float64(-800), wide, np.float64(800)), zero)
-        return _narrow(scaled(1 + p, n, x.dtype), x)  # type: ignore[union-attr]
+        return _narrow(scaled(1 + p, n, x.dtype), x)
 
 
 @primitive(1)
@@ -51,7 +52,7 @@ def exp2(x: Operand) -> Array:
         wide = lax.clamp(np.float64(-1200), wide, np.float64(1200))
         n = _nearest(wide)
         p = _less_one((wide - n) * LN2 + zero, zero)
-        return _narrow(scaled(1 + p, n, x.dtype), x)  # type: ignore[union-attr]
+        return _narrow(scaled(1 + p, n, x.dtype), x)
 
 
 @primitive(1)
@@ -82,7 +83,7 @@ def power(x: Operand, y: Operand) -> Array:
     with with_float64(FLOAT64):
         (a, zero), (b, _) = _wide(x), _wide(y)
         size = from_pattern(magnitude(a), FLOAT64)
-        return _narrow(_special_power(a, b, _power(size, b, x.dtype, zero)), x)  # type: ignore[union-attr]
+        return _narrow(_special_power(a, b, _power(size, b, x.dtype, zero)), x)
 
 
 @primitive(1)
@@ -106,7 +107,7 @@ def sigmoid(x: Operand) -> Array:
         n, p = _exponential(jnp.maximum(-jnp.abs(wide), -800), zero)
         below = 1 + (scaled(1 + p, jnp.maximum(n, -100), np.float32) + zero)
         part = divide(jnp.where(wide < 0, 1 + p, jnp.ones_like(p)), below, subnormals=False)
-        return _narrow(jnp.where(wide < 0, scaled(part, n, x.dtype), part), x)  # type: ignore[union-attr]
+        return _narrow(jnp.where(wide < 0, scaled(part, n, x.dtype), part), x)
 
 
 @primitive(1)
@@ -120,13 +121,13 @@ def erf(x: Operand) -> Array:
         t = divide(a - ERFC_CENTRE, a + ERFC_CENTRE, subnormals=False)
         large = 1 - (scaled(1 + p, n, np.float32) * _polynomial(t, ERFC, zero) + zero)
         slope = _polynomial(small * small + zero, ERF, zero)
-        near = multiply_any(wide, slope) if x.dtype == FLOAT64 else wide * slope + zero  # type: ignore[union-attr]
+        near = multiply_any(wide, slope) if x.dtype == FLOAT64 else wide * slope + zero
         return _narrow(jnp.where(a <= 1, near, with_sign_of(jnp.abs(large), wide)), x)
 
 
 def _wide(x: Any) -> tuple[Array, Array]:
     """``x`` in float64, and a -0.0 that compilers do not know; op by op there is nothing to be kept apart."""
-    wide = round_to_dtype(x, FLOAT64)
+    wide = widened(x)
     if is_concrete(wide) or not wide.size:
         return wide, jnp.asarray(-0.0, FLOAT64)
     pattern = bit_pattern(wide[(0,) * wide.ndim])
@@ -134,7 +135,7 @@ def _wide(x: Any) -> tuple[Array, Array]:
 
 
 def _narrow(value: Array, like: Any) -> Array:
-    return round_to_dtype(value, like.dtype)
+    return narrowed(value, like.dtype)
 
 
 def _nearest(x: Array) -> Array:
@@ -169,7 +170,12 @@ def _logarithm(x: Array, zero: Array) -> tuple[Array, Array]:
     s = divide(m - 1, m + 1, subnormals=False)
     z = s * s + zero
     of_rest = (2 * s) + (s * (z * _polynomial(z, ATANH, zero) + zero) + zero)
-    return (k - jnp.where(small, 1022, 0)).astype(FLOAT64), of_rest
+    return _whole(k - jnp.where(small, 1022, 0)), of_rest
+
+
+def _whole(k: Array) -> Array:
+    """int64 of few bits in float64: as the last bits of a large number, since no instruction converts many at once."""
+    return from_pattern(k + np.float64(LARGE).view(np.int64), FLOAT64) - LARGE
 
 
 def _of_logarithm(x: Array, value: Array) -> Array:

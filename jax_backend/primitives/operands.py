@@ -1,4 +1,4 @@
-"""Operands of primitives as JAX arrays of one dtype, and the decorator that makes a function a differentiable primitive."""
+"""Operands of primitives as JAX arrays of one dtype; the decorator that makes functions differentiable primitives."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ..arrays import as_array
 from ..derivatives import differentiable_again
 
 Array = jax.Array
-Operand = jax.Array | float
+Operand = Any  # an array, or a number of Python: functions themselves get arrays
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPUTE: dict[str, Callable[..., Array]] = {}  # by name, what primitives do with operands that fit each other
 
@@ -61,7 +61,9 @@ def operands(names: tuple[str, ...], given: tuple[Any, ...]) -> tuple[Array, ...
         TypeError: a dtype that is no float, two different ones, only numbers, or no array.
         ValueError: shapes that do not broadcast.
     """
-    arrays = tuple(v if is_number(v) else as_array(name, v) for name, v in zip(names, given, strict=True))
+    arrays: tuple[Any, ...] = tuple(
+        v if is_number(v) else as_array(name, v) for name, v in zip(names, given, strict=True)
+    )
     dtypes = [None if is_number(v) else v.dtype for v in arrays]
     check_operands(names, [d and d.name for d in dtypes], [getattr(v, "shape", ()) for v in arrays])
     dtype = next(d for d in dtypes if d is not None)

@@ -31,25 +31,25 @@ def round(x: Operand, direction: Rounding | str = Rounding.TIES_TO_EVEN, noise: 
     Raises:
         ValueError: no direction, or stochastic rounding without ``noise``.
     """
-    return _rounded(x, choice("direction", direction, Rounding), noise)  # type: ignore[arg-type]
+    return _rounded(x, choice("direction", direction, Rounding), noise)
 
 
 @primitive(1)
 def floor(x: Operand) -> Array:
     """The largest integer of at most ``x``."""
-    return _rounded(x, Rounding.TOWARD_NEGATIVE)  # type: ignore[arg-type]
+    return _rounded(x, Rounding.TOWARD_NEGATIVE)
 
 
 @primitive(1)
 def ceil(x: Operand) -> Array:
     """The smallest integer of at least ``x``; -0 between -1 and 0."""
-    return _rounded(x, Rounding.TOWARD_POSITIVE)  # type: ignore[arg-type]
+    return _rounded(x, Rounding.TOWARD_POSITIVE)
 
 
 @primitive(1)
 def trunc(x: Operand) -> Array:
     """The integer part, with the sign of ``x``."""
-    return _rounded(x, Rounding.TOWARD_ZERO)  # type: ignore[arg-type]
+    return _rounded(x, Rounding.TOWARD_ZERO)
 
 
 @primitive(1)
@@ -67,10 +67,10 @@ def to_format(
         ValueError: as `round`. TypeError: no format.
     """
     q = grid_of(format, rounding)
-    value = limit_to_grid(q, round_to_grid(q, _wide(x), noise))  # type: ignore[arg-type]
+    value = limit_to_grid(q, round_to_grid(q, _wide(x), noise))
     if isinstance(format, IntegerFormat):
         value = jnp.where(is_zero(value), jnp.zeros_like(value), value)
-    return round_to_dtype(value, x.dtype)  # type: ignore[union-attr]
+    return round_to_dtype(value, x.dtype)
 
 
 @primitive(1)
@@ -81,13 +81,13 @@ def cast(x: Operand, dtype: str) -> Array:
         TypeError: a name that is none of float32, float64, bfloat16, float16; float64 while ``jax_enable_x64`` is off.
     """
     check_float("dtype", dtype)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise TypeError("`dtype` must not be float64 unless jax_enable_x64 is set")
     to = jnp.dtype(dtype)
-    if x.dtype.itemsize == 2 and to.itemsize == 2 and x.dtype != to:  # type: ignore[union-attr]
-        return round_to_dtype(round_to_dtype(x, np.float32), to)  # type: ignore[arg-type]
-    with with_float64(x.dtype, to):  # type: ignore[union-attr]
-        return round_to_dtype(x, to)  # type: ignore[arg-type]
+    if x.dtype.itemsize == 2 and to.itemsize == 2 and x.dtype != to:
+        return round_to_dtype(round_to_dtype(x, np.float32), to)
+    with with_float64(x.dtype, to):
+        return round_to_dtype(x, to)
 
 
 def _wide(x: Array) -> Array:

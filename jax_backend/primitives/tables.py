@@ -60,13 +60,15 @@ def broadcast_to(x: Operand, shape: Shape) -> Array:
 def straight_through(forward: Operand, surrogate: Operand) -> Array:
     """``forward``, every bit of it, with the derivative of ``surrogate``. (Bengio et al., arXiv 1308.3432.)"""
     del surrogate
-    return forward  # type: ignore[return-value]
+    value: Array = forward
+    return value
 
 
 @primitive(1)
 def stop_gradient(x: Operand) -> Array:
     """``x``, with the derivative 0."""
-    return x  # type: ignore[return-value]
+    fixed: Array = lax.stop_gradient(x)
+    return fixed
 
 
 def _looked_up(table: Array, index: Array, _places: Array) -> Array:

@@ -27,6 +27,7 @@ NOUNS = {
     "catalog",
     "checks",
     "choice",
+    "coefficients",
     "configs",
     "contraction",
     "described",
@@ -40,6 +41,8 @@ NOUNS = {
     "integer_range",
     "layerwise",
     "observing",
+    "operands",
+    "partial_derivatives",
     "plan_files",
     "quant",
     "quant_fields",
@@ -212,8 +215,9 @@ def test_backends_import_only_nouns_of_core(room: str) -> None:
 
 
 def test_every_module_of_core_is_a_noun_or_a_verb() -> None:
-    modules = {path.stem for path in (ROOT / "core").rglob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "core").glob("*.py")} - {"__init__"}
     assert modules == NOUNS | VERBS | PTQ_VERBS | BOUNDARY
+    assert {path.parent.name for path in (ROOT / "core").rglob("*/*.py")} == {"primitives"}
 
 
 @pytest.mark.parametrize("noun", sorted(NOUNS))
@@ -226,6 +230,21 @@ def test_nouns_import_only_nouns(noun: str) -> None:
 @pytest.mark.parametrize("room", BACKENDS)
 def test_verbs_have_the_same_signatures_in_every_room(room: str, verb: str) -> None:
     assert public_signatures(room, verb) == public_signatures("core", verb)
+
+
+@pytest.mark.parametrize("room", BACKENDS)
+def test_primitives_have_the_same_places_and_signatures_in_every_room(room: str) -> None:
+    """Their files may have helpers besides."""
+    listed = {
+        one: (ROOT / one / "primitives" / "__init__.py").read_text().partition('"""\n')[2] for one in (room, "core")
+    }
+    assert listed[room] == listed["core"]
+    exports = re.findall(r"from \.(\w+) import (\w+) as", listed["core"])
+    signatures = {verb: [public_signatures(f"{one}/primitives", verb) for one in listed] for verb, _ in exports}
+    assert len(exports) >= 50
+    for verb, name in exports:
+        own, wanted = signatures[verb]
+        assert own[name] == wanted[name], name
 
 
 @pytest.mark.parametrize("verb", sorted(PTQ_VERBS))
@@ -287,7 +306,12 @@ def layers(room: str, kind: str) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    "room", [*EAGER, "torch_frontend/nn", "jax_backend/nn", "torch_frontend/ptq", "jax_backend/ptq"]
+    "room",
+    [
+        *EAGER,
+        *(f"{room}/{folder}" for room in BACKENDS for folder in ("nn", "ptq")),
+        *(f"{room}/primitives" for room in EAGER),
+    ],
 )
 def test_exports(room: str) -> None:
     tree = parsed(ROOT / room / "__init__.py")

@@ -1,4 +1,4 @@
-"""Primitives: functions over arrays, each with one result for the same operands, in every mode and inside any program."""
+"""The primitives of `samebits.core` on tensors, differentiable: the same bits, eager and compiled."""
 
 from .arithmetic import absolute as absolute
 from .arithmetic import add as add

@@ -20,25 +20,25 @@ EXACT = Arithmetic(compute_dtype=ComputeDtype.INPUT, fused_multiply_add=True, ke
 @primitive(2)
 def add(a: Operand, b: Operand) -> Tensor:
     """``a + b``."""
-    return operations.add(a, b, EXACT)  # type: ignore[arg-type]
+    return operations.add(a, b, EXACT)
 
 
 @primitive(2)
 def subtract(a: Operand, b: Operand) -> Tensor:
     """``a - b``."""
-    return operations.add(a, _negated(b), EXACT)  # type: ignore[arg-type]
+    return operations.add(a, _negated(b), EXACT)
 
 
 @primitive(2)
 def multiply(a: Operand, b: Operand) -> Tensor:
     """``a * b``."""
-    return operations.multiply(a, b, EXACT)  # type: ignore[arg-type]
+    return operations.multiply(a, b, EXACT)
 
 
 @primitive(2)
 def divide(a: Operand, b: Operand) -> Tensor:
     """``a / b``; infinite for a zero ``b``, NaN for two zeros."""
-    return operations.true_divide(a, b, EXACT)  # type: ignore[arg-type]
+    return operations.true_divide(a, b, EXACT)
 
 
 @primitive(1)
@@ -47,66 +47,66 @@ def sqrt(x: Operand) -> Tensor:
 
     Torch's own may be off by one in the last place. Rounded to half as many bits, that of float64 is right anyway.
     """
-    if x.dtype != torch.float64:  # type: ignore[union-attr]
-        return narrowed(x.to(torch.float64).sqrt(), x.dtype)  # type: ignore[union-attr]
-    small = x < 2.0**-900  # type: ignore[operator]
-    root = square_root(torch.where(small, x * 2.0**200, x))  # type: ignore[operator]
+    if x.dtype != torch.float64:
+        return narrowed(x.to(torch.float64).sqrt(), x.dtype)
+    small = x < 2.0**-900
+    root = square_root(torch.where(small, x * 2.0**200, x))
     root = torch.where(small, root * 2.0**-100, root)
-    root = torch.where((x > 0) & (x < torch.inf), root, x)  # type: ignore[operator]
-    return torch.where(x < 0, torch.nan, root)  # type: ignore[operator]
+    root = torch.where((x > 0) & (x < torch.inf), root, x)
+    return torch.where(x < 0, torch.nan, root)
 
 
 @primitive(3)
 def fused_multiply_add(a: Operand, b: Operand, c: Operand) -> Tensor:
     """``a * b + c``, rounded once."""
-    return operations.multiply_add(a, b, c, EXACT)  # type: ignore[arg-type]
+    return operations.multiply_add(a, b, c, EXACT)
 
 
 @primitive(2)
 def minimum(a: Operand, b: Operand) -> Tensor:
     """The smaller one; NaN if one is, and -0 is smaller than +0 (IEEE 754-2019, ``minimum``)."""
-    return _chosen(a, b, larger=False)  # type: ignore[arg-type]
+    return _chosen(a, b, larger=False)
 
 
 @primitive(2)
 def maximum(a: Operand, b: Operand) -> Tensor:
     """The larger one; NaN if one is, and -0 is smaller than +0 (IEEE 754-2019, ``maximum``)."""
-    return _chosen(a, b, larger=True)  # type: ignore[arg-type]
+    return _chosen(a, b, larger=True)
 
 
 @primitive(3)
 def clamp(x: Operand, lo: Operand, hi: Operand) -> Tensor:
     """``minimum(maximum(x, lo), hi)``: so hi wins where ``lo > hi``, and NaN propagates from a bound, too."""
-    return _chosen(_chosen(x, lo, larger=True), hi, larger=False)  # type: ignore[arg-type]
+    return _chosen(_chosen(x, lo, larger=True), hi, larger=False)
 
 
 @primitive(1)
 def absolute(x: Operand) -> Tensor:
     """``|x|``."""
-    return from_bits(bits(x) & ~_sign(x), x)  # type: ignore[arg-type]
+    return from_bits(bits(x) & ~_sign(x), x)
 
 
 @primitive(1)
 def negative(x: Operand) -> Tensor:
     """``-x``, also of zeros."""
-    return _negated(x)  # type: ignore[arg-type]
+    return _negated(x)
 
 
 @primitive(1)
 def sign(x: Operand) -> Tensor:
     """1 or -1; a zero for itself, with its sign; NaN for NaN."""
-    wide = carried(x)  # type: ignore[arg-type]
-    one = from_bits(bits(torch.ones_like(x)) | (bits(x) & _sign(x)), x)  # type: ignore[arg-type]
-    chosen = torch.where((wide < 0) | (wide > 0), bits(one), bits(x))  # type: ignore[arg-type]
-    return from_bits(chosen, x)  # type: ignore[arg-type]
+    wide = carried(x)
+    one = from_bits(bits(torch.ones_like(x)) | (bits(x) & _sign(x)), x)
+    chosen = torch.where((wide < 0) | (wide > 0), bits(one), bits(x))
+    return from_bits(chosen, x)
 
 
 @primitive(2)
 def copysign(x: Operand, of: Operand) -> Tensor:
     """``|x|`` with the sign of ``of``, a zero's too; NaN if one is."""
-    signed = (bits(x) & ~_sign(x)) | (bits(of) & _sign(of))  # type: ignore[arg-type]
-    wide = carried(of)  # type: ignore[arg-type]
-    return from_bits(torch.where(wide != wide, bits(of), signed), x)  # type: ignore[arg-type]
+    signed = (bits(x) & ~_sign(x)) | (bits(of) & _sign(of))
+    wide = carried(of)
+    return from_bits(torch.where(wide != wide, bits(of), signed), x)
 
 
 def bits(x: Tensor) -> Tensor:

@@ -14,49 +14,49 @@ from .operands import Operand, primitive
 @primitive(2)
 def equal(a: Operand, b: Operand) -> Tensor:
     """``a == b``."""
-    return carried(a) == carried(b)  # type: ignore[arg-type]
+    return carried(a) == carried(b)
 
 
 @primitive(2)
 def not_equal(a: Operand, b: Operand) -> Tensor:
     """``a != b``: true where one is NaN."""
-    return carried(a) != carried(b)  # type: ignore[arg-type]
+    return carried(a) != carried(b)
 
 
 @primitive(2)
 def less(a: Operand, b: Operand) -> Tensor:
     """``a < b``."""
-    return carried(a) < carried(b)  # type: ignore[arg-type]
+    return carried(a) < carried(b)
 
 
 @primitive(2)
 def less_equal(a: Operand, b: Operand) -> Tensor:
     """``a <= b``."""
-    return carried(a) <= carried(b)  # type: ignore[arg-type]
+    return carried(a) <= carried(b)
 
 
 @primitive(2)
 def greater(a: Operand, b: Operand) -> Tensor:
     """``a > b``."""
-    return carried(a) > carried(b)  # type: ignore[arg-type]
+    return carried(a) > carried(b)
 
 
 @primitive(2)
 def greater_equal(a: Operand, b: Operand) -> Tensor:
     """``a >= b``."""
-    return carried(a) >= carried(b)  # type: ignore[arg-type]
+    return carried(a) >= carried(b)
 
 
 @primitive(1)
 def is_nan(x: Operand) -> Tensor:
     """Whether ``x`` is NaN."""
-    return carried(x) != carried(x)  # type: ignore[arg-type]
+    return carried(x) != carried(x)
 
 
 @primitive(1)
 def is_finite(x: Operand) -> Tensor:
     """Whether ``x`` is neither NaN nor infinite."""
-    return carried(x).abs() < torch.inf  # type: ignore[arg-type]
+    return carried(x).abs() < torch.inf
 
 
 @primitive(2, conditions=1)
@@ -66,4 +66,4 @@ def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
     Args:
         condition: bool, as comparisons give; broadcasts with ``a`` and ``b``. TypeError for other dtypes.
     """
-    return from_bits(torch.where(condition, bits(a), bits(b)), a)  # type: ignore[arg-type]
+    return from_bits(torch.where(condition, bits(a), bits(b)), a)

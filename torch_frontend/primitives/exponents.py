@@ -16,20 +16,20 @@ FIELD = 0x7FF << MANTISSA
 @primitive(1)
 def exponent(x: Operand) -> Tensor:
     """``floor(log2 |x|)``, exact, also of subnormal numbers: -inf for zeros, inf for infinities, NaN for NaN."""
-    wide = x.to(torch.float64)  # type: ignore[union-attr]
+    wide = x.to(torch.float64)
     _, whole = parts(wide)
     ordinary = (wide != 0) & (wide.abs() < torch.inf)
     special = torch.where(wide == 0, -torch.inf, wide.abs())
-    return narrowed(torch.where(ordinary, whole.to(torch.float64), special), x.dtype)  # type: ignore[union-attr]
+    return narrowed(torch.where(ordinary, whole.to(torch.float64), special), x.dtype)
 
 
 @primitive(1)
 def significand(x: Operand) -> Tensor:
     """``x / 2**exponent(x)``, exact: its magnitude is in [1, 2). Zeros, infinities and NaN are themselves."""
-    wide = x.to(torch.float64)  # type: ignore[union-attr]
+    wide = x.to(torch.float64)
     within, _ = parts(wide)
     ordinary = (wide != 0) & (wide.abs() < torch.inf)
-    return narrowed(torch.where(ordinary, within, wide), x.dtype)  # type: ignore[union-attr]
+    return narrowed(torch.where(ordinary, within, wide), x.dtype)
 
 
 @primitive(2)
@@ -40,16 +40,16 @@ def scale_by_power(x: Operand, n: Operand) -> Tensor:
         n: whole numbers; others count as they are rounded toward zero. Infinities count as the limits: ``x * inf`` and
             ``x * 0``.
     """
-    wide, power = x.to(torch.float64), n.to(torch.float64)  # type: ignore[union-attr]
+    wide, power = x.to(torch.float64), n.to(torch.float64)
     finite = power.abs() < torch.inf
     whole = torch.where(finite, power, 0.0).trunc()
-    value = scaled(wide, whole, x.dtype)  # type: ignore[union-attr]
+    value = scaled(wide, whole, x.dtype)
     limit = torch.where(power < 0, 0.0, power)
-    return narrowed(torch.where(finite, value, wide * limit), x.dtype)  # type: ignore[union-attr]
+    return narrowed(torch.where(finite, value, wide * limit), x.dtype)
 
 
 def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of float64: a significand of the sign of ``x``, in [1, 2), and the exponent, int64. No meaning for 0 and others."""
+    """Of float64: a significand of the sign of ``x``, in [1, 2), and the exponent, int64. No meaning for 0."""
     small = x.abs() < 2.0**-900
     normal = torch.where(small, x * 2.0**200, x)
     pattern = normal.view(torch.int64)

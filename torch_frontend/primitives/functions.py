@@ -1,4 +1,4 @@
-"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that `samebits.core.primitives` lists.
+"""Exponentials, logarithms, powers, tanh, sigmoid and erf by the float64 operations that core lists.
 
 Exponents are added and taken away in the bits. Numbers that are rounded to less than float64 need no power beyond its
 own range.
@@ -20,7 +20,7 @@ def exp(x: Operand) -> Tensor:
     """``e**x``. In float64 within 1 ulp."""
     wide = _wide(x)
     n, p = _exponential(wide.clamp(-800.0, 800.0))
-    return _narrow(scaled(1.0 + p, n, x.dtype), x)  # type: ignore[union-attr]
+    return _narrow(scaled(1.0 + p, n, x.dtype), x)
 
 
 @primitive(1)
@@ -28,7 +28,7 @@ def exp2(x: Operand) -> Tensor:
     """``2**x``; exact for integers. In float64 within 1 ulp."""
     wide = _wide(x).clamp(-1200.0, 1200.0)
     n = wide.round()
-    return _narrow(scaled(1.0 + _less_one((wide - n) * LN2), n, x.dtype), x)  # type: ignore[union-attr]
+    return _narrow(scaled(1.0 + _less_one((wide - n) * LN2), n, x.dtype), x)
 
 
 @primitive(1)
@@ -54,8 +54,8 @@ def power(x: Operand, y: Operand) -> Tensor:
     A negative ``x`` has powers of whole ``y`` only, NaN else. In float64 the error is up to 2 ulp for each unit of
     ``|y * log2(x)|``, and 2 more.
     """
-    a, b = torch.broadcast_tensors(_wide(x), _wide(y))
-    return _narrow(_special_power(a, b, _power(a.abs(), b, x.dtype)), x)  # type: ignore[union-attr]
+    a, b = torch.broadcast_tensors(_wide(x), _wide(y))  # type: ignore[no-untyped-call]
+    return _narrow(_special_power(a, b, _power(a.abs(), b, x.dtype)), x)
 
 
 @primitive(1)
@@ -74,7 +74,7 @@ def sigmoid(x: Operand) -> Tensor:
     wide = _wide(x)
     n, p = _exponential((-wide.abs()).clamp(min=-800.0))
     below = 1.0 + scaled(1.0 + p, n.clamp(min=-100.0), torch.float32)
-    return _narrow(torch.where(wide < 0, scaled((1.0 + p) / below, n, x.dtype), 1.0 / below), x)  # type: ignore[union-attr]
+    return _narrow(torch.where(wide < 0, scaled((1.0 + p) / below, n, x.dtype), 1.0 / below), x)
 
 
 @primitive(1)
@@ -92,11 +92,12 @@ def erf(x: Operand) -> Tensor:
 
 
 def _wide(x: Operand) -> Tensor:
-    return x.to(torch.float64)  # type: ignore[union-attr]
+    wide: Tensor = x.to(torch.float64)
+    return wide
 
 
 def _narrow(value: Tensor, like: Operand) -> Tensor:
-    return narrowed(value, like.dtype)  # type: ignore[union-attr]
+    return narrowed(value, like.dtype)
 
 
 def _polynomial(v: Tensor, coefficients: tuple[float, ...]) -> Tensor:

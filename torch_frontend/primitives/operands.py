@@ -1,4 +1,4 @@
-"""Operands of primitives as tensors of one dtype, and the decorator that makes a function a differentiable primitive."""
+"""Operands of primitives as tensors of one dtype; the decorator that makes functions differentiable primitives."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ...core import checks
 from ...core.granularity import Shape
 from ...core.operands import check_condition, check_operands
 from ...core.partial_derivatives import RULES, Linear
@@ -25,7 +24,7 @@ from ..arrays import (
 )
 from ..expressions import bits_of, sign_of
 
-Operand = Tensor | float
+Operand = Any  # an array, or a number of Python: functions themselves get arrays
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPUTE: dict[str, Callable[..., Tensor]] = {}  # by name, what primitives do with operands that fit each other
 
@@ -92,7 +91,7 @@ def is_number(value: object) -> bool:
 
 
 def number(value: float, like: Tensor) -> Tensor:
-    """A number rounded once to the dtype of a tensor, 0-d, on its device. -0.0 by its bits, since compilers drop signs."""
+    """A number rounded once to the dtype of a tensor, 0-d. -0.0 by its bits, since compilers drop signs."""
     if value == 0:
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         bits = sign_of(wide) if math.copysign(1.0, value) < 0 else 0
@@ -112,11 +111,12 @@ def differentiable(name: str, tensors: tuple[Tensor, ...], options: tuple[Any, .
     if not _may_move(tensors):
         return COMPUTE[name](*tensors, *options)
     if name not in WHOLE:
-        shape = torch.broadcast_shapes(*(v.shape for v in tensors))
+        shape = torch.broadcast_shapes(*(v.shape for v in tensors))  # type: ignore[no-untyped-call]
         tensors = tuple(broadcast(v, shape) for v in tensors)
     return apply(_Primitive, name, options, *tensors)
 
 
+VIEWS = ("spread", "added", "cast")  # whose result may lie in the memory of an operand, which autograd must not see
 WHOLE = ("spread", "added", "nth", "looked_up")  # whose operands have shapes of their own
 
 
@@ -144,7 +144,7 @@ COMPUTE["spread"] = spread
 def _may_move(tensors: tuple[Tensor, ...]) -> bool:
     """Whether derivatives may be asked for. In backward passes that are compiled they are not."""
     if torch.compiler.is_compiling():
-        return torch.is_grad_enabled() or loses_gradients()
+        return records_gradient(*tensors) or loses_gradients()
     return records_gradient(*tensors) or not is_concrete(*tensors)
 
 
@@ -156,18 +156,22 @@ class _Primitive(torch.autograd.Function):
     @staticmethod
     def forward(name: str, options: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         value = COMPUTE[name](*tensors, *options)
-        return value.clone() if any(value is v for v in tensors) or value._is_view() else value
+        return value.clone() if name in VIEWS else value
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.name = inputs[0]
+        if not torch.compiler.is_compiling():  # what does not move adds nothing, not even a zero's sign
+            ctx.set_materialize_grads(False)
         ctx.save_for_backward(output, *inputs[2:])
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        maps = _maps(ctx)
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         asked = ctx.needs_input_grad[2:]
+        if g is None:
+            return None, None, *(None for _ in asked)
+        maps = _maps(ctx)
         given = tuple(one.pull(g) if one and ask else None for one, ask in zip(maps, asked, strict=True))
         return None, None, *given
 
@@ -178,7 +182,7 @@ class _Primitive(torch.autograd.Function):
         pushed = [one.push(t) for one, t in zip(_maps(ctx), tangents, strict=True) if one and t is not None]
         if not pushed:
             return torch.zeros_like(ctx.saved_tensors[0])
-        total = pushed[0]
+        total: Tensor = pushed[0]
         for one in pushed[1:]:
             total = p.add(total, one)
         return total

@@ -29,26 +29,26 @@ def round(x: Operand, direction: Rounding | str = Rounding.TIES_TO_EVEN, noise: 
     Raises:
         ValueError: no direction, or stochastic rounding without ``noise``.
     """
-    value = round_to_integer(carried(x), choice("direction", direction, Rounding), noise)  # type: ignore[arg-type]
-    return narrowed(value, x.dtype)  # type: ignore[union-attr]
+    value = round_to_integer(carried(x), choice("direction", direction, Rounding), noise)
+    return narrowed(value, x.dtype)
 
 
 @primitive(1)
 def floor(x: Operand) -> Tensor:
     """The largest integer of at most ``x``."""
-    return narrowed(carried(x).floor(), x.dtype)  # type: ignore[arg-type, union-attr]
+    return narrowed(carried(x).floor(), x.dtype)
 
 
 @primitive(1)
 def ceil(x: Operand) -> Tensor:
     """The smallest integer of at least ``x``; -0 between -1 and 0."""
-    return narrowed(carried(x).ceil(), x.dtype)  # type: ignore[arg-type, union-attr]
+    return narrowed(carried(x).ceil(), x.dtype)
 
 
 @primitive(1)
 def trunc(x: Operand) -> Tensor:
     """The integer part, with the sign of ``x``."""
-    return narrowed(carried(x).trunc(), x.dtype)  # type: ignore[arg-type, union-attr]
+    return narrowed(carried(x).trunc(), x.dtype)
 
 
 @primitive(1)
@@ -66,10 +66,10 @@ def to_format(
         ValueError: as `round`. TypeError: no format.
     """
     q = grid_of(format, rounding)
-    value = limit_to_grid(q, round_to_grid(q, carried(x), noise))  # type: ignore[arg-type]
+    value = limit_to_grid(q, round_to_grid(q, carried(x), noise))
     if isinstance(format, IntegerFormat):
         value = from_bits(torch.where(value == 0, 0, bits(value)), value)
-    return narrowed(value, x.dtype)  # type: ignore[union-attr]
+    return narrowed(value, x.dtype)
 
 
 @primitive(1)
@@ -81,4 +81,4 @@ def cast(x: Operand, dtype: str) -> Tensor:
     """
     check_float("dtype", dtype)
     to = getattr(torch, dtype)
-    return x if x.dtype == to else round_to_dtype(carried(x), to)  # type: ignore[arg-type, union-attr, return-value]
+    return x if x.dtype == to else round_to_dtype(carried(x), to)

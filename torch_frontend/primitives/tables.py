@@ -57,13 +57,16 @@ def broadcast_to(x: Operand, shape: Shape) -> Tensor:
 @primitive(2)
 def straight_through(forward: Operand, surrogate: Operand) -> Tensor:
     """``forward``, every bit of it, with the derivative of ``surrogate``. (Bengio et al., arXiv 1308.3432.)"""
-    return torch.broadcast_tensors(forward, surrogate)[0].clone()  # type: ignore[arg-type]
+    shape = torch.broadcast_shapes(forward.shape, surrogate.shape)  # type: ignore[no-untyped-call]
+    value: Tensor = forward.expand(shape).clone()
+    return value
 
 
 @primitive(1)
 def stop_gradient(x: Operand) -> Tensor:
     """``x``, with the derivative 0."""
-    return x  # type: ignore[return-value]
+    fixed: Tensor = x.detach()
+    return fixed
 
 
 def _looked_up(table: Tensor, index: Tensor, _places: Tensor) -> Tensor:
