@@ -1,4 +1,4 @@
-"""What a formula does that is no primitive: an error with its file and line, what was called, and what to call instead."""
+"""Errors of formulas: file and line, what was called that is no primitive, and what to call instead."""
 
 import ast
 import inspect
@@ -41,7 +41,14 @@ INSTEAD = {  # what functions of other libraries are called here
     "rand_like": "random_bits",
 }
 
-NUMBERS = {"float", "int", "bool", "numpy", "item", "tolist"}  # what makes numbers of a value, or arrays of another library
+NUMBERS = {
+    "float",
+    "int",
+    "bool",
+    "numpy",
+    "item",
+    "tolist",
+}  # what makes numbers of a value, or arrays of another library
 
 
 def guarded(run: Run, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
@@ -68,7 +75,9 @@ def _located(error: Exception, function: Callable[..., Any]) -> Exception:
     foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
     if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
         called, name = _function(text)
-        return LocatedTypeError(f"{where}: {f'`{called}`' if called else 'this'} is no primitive; {_instead(name)} ({error})")
+        return LocatedTypeError(
+            f"{where}: {f'`{called}`' if called else 'this'} is no primitive; {_instead(name)} ({error})"
+        )
     kind = LocatedValueError if isinstance(error, ValueError) else LocatedTypeError
     known = isinstance(error, TypeError | ValueError)
     return kind(f"{where}: {error if known else f'{type(error).__name__}: {error}'}")

@@ -54,7 +54,9 @@ def _parts(room: Room, step: Step, g: Any, moving: set[int]) -> list[Any]:
     p = room.primitives
     arrays = [v.array if isinstance(v, Value) else v for v in step.operands]
     if step.name == "power":  # whose rule compares them
-        arrays = [a if isinstance(v, Value) else p.straight_through(a, g) for a, v in zip(arrays, step.operands, strict=True)]
+        arrays = [
+            a if isinstance(v, Value) else p.straight_through(a, g) for a, v in zip(arrays, step.operands, strict=True)
+        ]
     maps = RULES[step.name](p, step.result, *arrays)
     return [
         _gathered(p, one.pull(g), v.shape) if ask and one is not None else None

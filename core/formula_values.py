@@ -60,9 +60,7 @@ class Run:
 
     __slots__ = ("file", "guarded", "room", "steps")
 
-    def __init__(
-        self, room: Room, keeps_steps: bool = False, file: str | None = None, guarded: bool = True
-    ) -> None:
+    def __init__(self, room: Room, keeps_steps: bool = False, file: str | None = None, guarded: bool = True) -> None:
         self.room, self.file, self.guarded = room, file, guarded
         self.steps: list[Step] | None = [] if keeps_steps else None
 
@@ -193,7 +191,9 @@ class Value:
         return self.run.value("not", ~_truths(self), (self,))
 
     def __bool__(self) -> bool:
-        raise TypeError("a formula has no `if`, `and`, `or`, `max` or `min` on values, which differ by element: use where")
+        raise TypeError(
+            "a formula has no `if`, `and`, `or`, `max` or `min` on values, which differ by element: use where"
+        )
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("a value of a formula is no array of NumPy")

@@ -80,7 +80,7 @@ class Prototype:
                 self.options[one.name] = one.default
 
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorator of ``function(g, x, *, ...)``, with the keywords of the formula that it needs, in the same language.
+        """Decorator of ``function(g, x, *, ...)`` in the same language, with the keywords that it needs.
 
         It gives the gradient of ``x``, or a pair of it and of gradients of learned parameters by name; others are 0.
 
@@ -141,9 +141,7 @@ class Prototype:
             raise TypeError(f"`{self.name}` returns states {sorted(states)}, declared are {sorted(wanted)}")
         return y, leaves, states
 
-    def pull(
-        self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any], g: Any
-    ) -> dict[str, Any]:
+    def pull(self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any], g: Any) -> dict[str, Any]:
         """Gradients of ``x`` and of learned parameters, arrays by name.
 
         Args:
@@ -157,14 +155,18 @@ class Prototype:
         else:
             leaves = {"x": run.value("x", x), **{name: run.value(name, array) for name, array in arrays.items()}}
             names = inspect.signature(self.backward).parameters
-            keywords = {name: value for name, value in (options | leaves).items() if name in names and name != "x"}
+            keywords = {name: value for name, value in {**options, **leaves}.items() if name in names and name != "x"}
             result = guarded(run, self.backward, run.value("g", g), leaves["x"], **keywords)
             of_x, others = result if isinstance(result, tuple) else (result, {})
             unknown = set(others) - set(wanted)
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
             for name, value in {"x": of_x, **others}.items():
-                if not isinstance(value, Value) or value.shape != leaves[name].shape or value.dtype != leaves[name].dtype:
+                if (
+                    not isinstance(value, Value)
+                    or value.shape != leaves[name].shape
+                    or value.dtype != leaves[name].dtype
+                ):
                     misshapen(self.backward, value, leaves[name], name)
             found = {name: value.array for name, value in {"x": of_x, **others}.items()}
         for name in wanted:

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from . import primitives
 from .arguments import as_array
-from .formula_errors import guarded
-from .formula_gradients import gradients
 from .formula_values import Room, Run
 from .operations import round_to_dtype
 from .prototype import Prototype

@@ -55,7 +55,7 @@ def updated(prototype: Prototype, x: Array, **given: Any) -> tuple[Array, dict[s
     for name in prototype.parameters:
         start = arrays[name] if name in arrays else prototype.initial(name, ROOM, jax.lax.stop_gradient(x), options)
         arrays[name] = jnp.asarray(start, np.uint32) if isinstance(start, int) else as_array(name, start)
-    return _formula((prototype, tuple(options.items())), x, arrays)  # type: ignore[no-any-return]
+    return _formula((prototype, tuple(options.items())), x, arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -114,7 +114,9 @@ class PrototypeQuantizer(nnx.Module):
             value = arrays.get(name)
             if value is None:
                 prototype.check_start(name, like)
-                value = prototype.initial(name, ROOM, jnp.zeros(()) if like is None else as_array("like", like), options)
+                value = prototype.initial(
+                    name, ROOM, jnp.zeros(()) if like is None else as_array("like", like), options
+                )
             if isinstance(value, int):
                 value = jnp.asarray(value, np.uint32 if parameter.kind == "seed" else np.float32)
             kind = nnx.Param if parameter.kind == "learned" else nnx.BatchStat

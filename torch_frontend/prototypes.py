@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.descriptions import QParams
 from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
@@ -65,9 +66,10 @@ def updated(prototype: Prototype, x: Tensor, **given: Any) -> tuple[Tensor, dict
     states = [name for name, one in prototype.parameters.items() if one.kind == "state"]
     names, tensors = tuple(arrays), tuple(arrays.values())
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *tensors)):
-        y, *new = _Formula.apply(prototype, options, names, x, *tensors)
+        y, *new = _Formula.apply(prototype, options, names, x, *tensors)  # type: ignore[no-untyped-call]
         return y, dict(zip(states, new, strict=True))
     return _forward(prototype, options, names, x, tensors)
+
 
 def _forward(
     prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], x: Tensor, tensors: tuple[Any, ...]
@@ -154,6 +156,17 @@ class PrototypeQuantizer(nn.Module):
                     elif self.prototype.parameters[name].kind == "seed":
                         old.add_(1)
         return y
+
+    def qparams(self, x: Tensor) -> QParams:
+        """It has none."""
+        return QParams(None)
+
+    def waits(self) -> None:
+        """Nothing is delayed."""
+
+    def quantized(self, x: Tensor, qparams: QParams, waits: Tensor | None) -> Tensor:
+        """`forward`."""
+        return self.forward(x)
 
     def extra_repr(self) -> str:
         """Its name, and options."""

@@ -1,4 +1,4 @@
-"""APoT: additive powers of two, weights (Li et al., arXiv 1909.13144, equations 5 to 8), of 5 bits: a sign and two terms.
+"""APoT: additive powers of two, weights of 5 bits (Li et al., arXiv 1909.13144, equations 5 to 8).
 
     Q(alpha) = alpha gamma (+- (p0 + p1)),  p0 in {0, 2^0, 2^-2, 2^-4},  p1 in {0, 2^-1, 2^-3, 2^-5}
     w_hat = alpha nearest(clip(w / alpha, -1, 1)),  with gamma such that the largest level is 1

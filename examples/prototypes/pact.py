@@ -1,8 +1,8 @@
 """PACT, activations (Choi et al., arXiv 1805.06085, equations 1 to 3).
 
-    y = (|x| - |x - alpha| + alpha) / 2 = clip(x, 0, alpha)
-    y_q = round(y (2^k - 1) / alpha) alpha / (2^k - 1)
-    dy_q / dalpha = 0 for x < alpha, 1 for x >= alpha
+y = (|x| - |x - alpha| + alpha) / 2 = clip(x, 0, alpha)
+y_q = round(y (2^k - 1) / alpha) alpha / (2^k - 1)
+dy_q / dalpha = 0 for x < alpha, 1 for x >= alpha
 """
 
 from samebits.core import formula as p

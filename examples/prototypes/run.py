@@ -1,7 +1,7 @@
 """Ten published algorithms as prototypes, in five modes: how many results and gradients differ from the specification.
 
-    .venv/bin/python examples/prototypes/run.py
-    .venv/bin/python examples/prototypes/run.py --mode "torch eager" --mode "jax eager" --only dorefa
+.venv/bin/python examples/prototypes/run.py
+.venv/bin/python examples/prototypes/run.py --mode "torch eager" --mode "jax eager" --only dorefa
 """
 
 import argparse

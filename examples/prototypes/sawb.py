@@ -1,4 +1,4 @@
-"""SAWB, weights of 2 bits (Choi et al., Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019, equation 6).
+"""SAWB, weights of 2 bits (Choi et al., Accurate and Efficient 2-bit Quantized Neural Networks, SysML 2019).
 
     alpha = c1 sqrt(E(w^2)) - c2 E(|w|)
     w_q = the nearest of the 2^k levels, as far from each other, from -alpha to alpha

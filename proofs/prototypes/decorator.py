@@ -10,42 +10,43 @@ from ...core import prototypes
 from ...core.prototype import Prototype as Description
 
 if TYPE_CHECKING:
-    import jax
-    import torch
+    from jax import Array as JaxArray
+    from torch import Tensor
 
     from ...jax_backend.prototypes import PrototypeQuantizer as FlaxModule
     from ...torch_frontend.prototypes import PrototypeQuantizer as TorchModule
 
 
 class Prototype(Description):
-    """A formula as functions of the three libraries and as their modules; layers take it as ``weight_quant=`` and so on.
+    """A formula as functions of the three libraries and as their modules.
 
-    Keywords are static options, and arrays of parameters: those that are missing are where they begin.
+    Layers take it as ``weight_quant=``, ``input_quant=`` and so on. Keywords are static
+    options, and arrays of parameters: those that are missing are where they begin.
     """
 
     def numpy(self, x: NDArray[Any], **given: Any) -> NDArray[Any]:
         """The specification. Shape and dtype of ``x``; errors as `samebits.core.prototypes.apply`."""
         return prototypes.apply(self, x, **given)
 
-    def torch(self, x: "torch.Tensor", **given: Any) -> "torch.Tensor":
+    def torch(self, x: "Tensor", **given: Any) -> "Tensor":
         """The same of a tensor, differentiable."""
         from ...torch_frontend.prototypes import apply
 
         return apply(self, x, **given)
 
-    def jax(self, x: "jax.Array", **given: Any) -> "jax.Array":
+    def jax(self, x: "JaxArray", **given: Any) -> "JaxArray":
         """The same of a JAX array, differentiable (in reverse)."""
         from ...jax_backend.prototypes import apply
 
         return apply(self, x, **given)
 
-    def torch_module(self, like: "torch.Tensor | None" = None, **given: Any) -> "TorchModule":
+    def torch_module(self, like: "Tensor | None" = None, **given: Any) -> "TorchModule":
         """A module that holds the parameters: `samebits.torch_frontend.prototypes.PrototypeQuantizer`."""
         from ...torch_frontend.prototypes import PrototypeQuantizer
 
         return PrototypeQuantizer(self, like, **given)
 
-    def flax_module(self, like: "jax.Array | None" = None, **given: Any) -> "FlaxModule":
+    def flax_module(self, like: "JaxArray | None" = None, **given: Any) -> "FlaxModule":
         """A module that holds the parameters: `samebits.jax_backend.prototypes.PrototypeQuantizer`."""
         from ...jax_backend.prototypes import PrototypeQuantizer
 
@@ -62,9 +63,9 @@ def prototype(function: Callable[..., Any]) -> Prototype:
     """Makes a formula a quantizer; what it may contain stands in `samebits.core.formula`.
 
     Args:
-        function: ``function(x, *, parameters)``, with the shape and dtype of ``x`` as result, or a pair of it and of new
-            states by name. Keywords have defaults: ``p.learned(...)``, ``p.state(...)``, ``p.seed(...)``, or static
-            values.
+        function: ``function(x, *, parameters)``, whose result has the shape and dtype of ``x``, or is a pair of it and
+            of new states by name. Keywords have defaults: ``p.learned(...)``, ``p.state(...)``, ``p.seed(...)``,
+            or static values.
     Raises:
         TypeError: other parameters.
     """

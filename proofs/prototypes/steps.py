@@ -44,9 +44,7 @@ def explain(prototype: Prototype, x: Array, mode: str, other: str = "numpy", **g
     return ""
 
 
-def _told(
-    prototype: Prototype, step: Step, values: Sequence[Array], found: Comparison, modes: tuple[str, str]
-) -> str:
+def _told(prototype: Prototype, step: Step, values: Sequence[Array], found: Comparison, modes: tuple[str, str]) -> str:
     file, line = step.place or (prototype.function.__code__.co_filename, 0)
     lines = [f"{file}:{line}: `{step.name}` of {prototype.name}: {found.differing} of {found.compared} elements differ"]
     if found.index is None:

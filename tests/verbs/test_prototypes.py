@@ -1,7 +1,7 @@
 """Prototypes in all rooms: what a formula may say, its errors with their lines, states, gradients, modules and layers.
 
-Expected values: formulas in NumPy, where every operation is rounded once; the differentiation of the frameworks, through the
-primitives one by one, of which each has a rule of its own.
+Expected values: formulas in NumPy, where every operation is rounded once; the differentiation of the frameworks,
+through the primitives one by one, of which each has a rule of its own.
 """
 
 import math
@@ -57,7 +57,7 @@ def whole(x: Any, *, a: Any = p.learned(0.75)) -> Any:
     t = p.take(p.constant((0.5, -1.0, 2.0), x) * a, p.floor(abs(x) * 2).transpose())
     z = (y + t * p.broadcast_to(p.sum(x[1:3, ::2]) + a, y.shape)).transpose()
     w = p.where((x < 0) | ~(x > -1) & (x != 2), z, p.cast(p.cast(x, "bfloat16"), "float32")) - a
-    return p.minimum(w, p.exp(-x)) + 2.0 ** (x * a) + p.stop_gradient(x) + p.amax(w[..., 1]) - 1 / (x**2 + 1) + -x**3
+    return p.minimum(w, p.exp(-x)) + 2.0 ** (x * a) + p.stop_gradient(x) + p.amax(w[..., 1]) - 1 / (x**2 + 1) + -(x**3)
 
 
 def test_the_language_has_every_primitive() -> None:
@@ -96,7 +96,9 @@ def small(x: Any, *, s: Any = p.learned(0.3)) -> Any:
 
 
 def special(dtype: Any) -> Any:
-    tiny = np.finfo(np.float32).smallest_subnormal if dtype == ml_dtypes.bfloat16 else np.finfo(dtype).smallest_subnormal
+    tiny = (
+        np.finfo(np.float32).smallest_subnormal if dtype == ml_dtypes.bfloat16 else np.finfo(dtype).smallest_subnormal
+    )
     return np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -3 * tiny, 1e4]]).astype(dtype)
 
 
@@ -173,34 +175,59 @@ def test_a_gradient_of_its_own() -> None:
 def unknown(x: Any, *, how: int = 0) -> Any:
     """What is no primitive, each on a line of its own."""
     match how:
-        case 0: return torch.exp(x)
-        case 1: return jnp.where(x > 0, x, 0)
-        case 2: return np.exp(x)
-        case 3: return math.floor(x)
-        case 4: return x if x > 0 else -x
-        case 5: return float(x)
-        case 6: return x.numpy()
-        case 7: return x * np.ones(6, np.float32)
-        case 8: return torch.ones(6) + x
-        case 9: return p.amax(x)
-        case 10: return p.cast(x, "float16")
-        case 11: return x + p.cast(x, "float16")
-        case 12: return max(x, 0)
-        case 13: return x // 2
-        case 14: return np.where(x > 0, x, 0)
-        case 15: return [v for v in x]
-        case 16: return x + jnp.ones(6)
-        case 17: return 3
-        case 18: return p.exp(3.0)
-        case 19: return x[p.floor(x)]
-        case 20: return p.expm1(x)
-        case 21: return x.reshape(5, 5)
-        case 22: return torch.clip(x, 0, 1)
-        case 23: return x & (x > 0)
-        case 24: return np.float32(2) * x
+        case 0:
+            return torch.exp(x)
+        case 1:
+            return jnp.where(x > 0, x, 0)
+        case 2:
+            return np.exp(x)
+        case 3:
+            return math.floor(x)
+        case 4:
+            return x if x > 0 else -x
+        case 5:
+            return float(x)
+        case 6:
+            return x.numpy()
+        case 7:
+            return x * np.ones(6, np.float32)
+        case 8:
+            return torch.ones(6) + x
+        case 9:
+            return p.amax(x)
+        case 10:
+            return p.cast(x, "float16")
+        case 11:
+            return x + p.cast(x, "float16")
+        case 12:
+            return max(x, 0)
+        case 13:
+            return x // 2
+        case 14:
+            return np.where(x > 0, x, 0)
+        case 15:
+            return [v * 2 for v in x]
+        case 16:
+            return x + jnp.ones(6)
+        case 17:
+            return 3
+        case 18:
+            return p.exp(3.0)
+        case 19:
+            return x[p.floor(x)]
+        case 20:
+            return p.expm1(x)
+        case 21:
+            return x.reshape(5, 5)
+        case 22:
+            return torch.clip(x, 0, 1)
+        case 23:
+            return x & (x > 0)
+        case 24:
+            return np.float32(2) * x
 
 
-FIRST = unknown.__code__.co_firstlineno + 3
+FIRST = unknown.__code__.co_firstlineno + 4
 ERRORS: list[tuple[type[Exception], str]] = [
     (TypeError, r"in `torch.exp\(x\)`: `torch.exp` is no primitive; use exp "),
     (TypeError, r"`jnp.where` is no primitive; use where "),
@@ -217,7 +244,7 @@ ERRORS: list[tuple[type[Exception], str]] = [
     (TypeError, r"in `max\(x, 0\)`: a formula has no `if`"),
     (TypeError, r"in `x // 2`: this is no primitive"),
     (TypeError, r"`np.where` is no primitive; use where "),
-    (TypeError, r"`Value' object is not iterable|'Value' object is not iterable"),
+    (TypeError, r"'Value' object is not iterable"),
     (TypeError, r"`add` takes .* got jaxlib"),
     (TypeError, r"`unknown`: must return a value .* got int"),
     (TypeError, r"`exp` must be given a value of the formula, got numbers only"),
@@ -236,7 +263,7 @@ def test_what_is_no_primitive(how: int) -> None:
     kind, message = ERRORS[how]
     one = prototype(unknown)
     shaped = how in (9, 10, 17)
-    line = FIRST + len(ERRORS) - 1 if shaped else FIRST + how
+    line = FIRST + 2 * (len(ERRORS) - 1 if shaped else how)
     with pytest.raises(kind, match=rf"^test_prototypes.py:{line}, .*{message}"):
         one.numpy(X, how=how)
     if how in (0, 4, 7, 9):
@@ -251,9 +278,9 @@ def test_declarations_and_arguments_that_are_refused() -> None:
             prototype(function)
     with pytest.raises(TypeError, match="`plain` has no parameter width; it has s, bits"):
         plain.numpy(X, width=3)
-    with pytest.raises(TypeError, match="must be a torch.Tensor, got ndarray"):
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got ndarray"):
         plain.torch(X)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="states \\['mean'\\], declared are \\[\\]"):
+    with pytest.raises(TypeError, match=r"states \['mean'\], declared are \[\]"):
         prototype(lambda x: (x, {"mean": x})).numpy(X)
     with pytest.raises(TypeError, match="`s` of `<lambda>` begins as a formula of the array: give `like`"):
         prototype(lambda x, *, s=p.learned(p.absmax): x / s).torch_module()

@@ -1,7 +1,8 @@
 """The published algorithms of `examples/prototypes`, each beside an oracle written without primitives.
 
-The oracles take exact fractions or float64, whose own error is far below the distance between two levels; where a result
-is a product of float32 they round as the formula says. Inputs are multiples of 1/64, so that sums are exact in any order.
+The oracles take exact fractions or float64, whose own error is far below the distance between two levels; where a
+result is a product of float32 they round as the formula says. Inputs are multiples of 1/64, so that sums are exact in
+any order.
 """
 
 import importlib

@@ -124,7 +124,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
     if isinstance(value, Prototype):
         weights = getattr(layer, weight) if role == "weight" else None
         return PrototypeQuantizer(value, weights, **overrides)
-    if value is None or isinstance(value, PrototypeQuantizer) or isinstance(value, TensorQuantizer):
+    if value is None or isinstance(value, PrototypeQuantizer | TensorQuantizer):
         if overrides:
             what = "None" if value is None else "an instance, which others may share"
             raise TypeError(f"{kind} cannot use `{role}_{next(iter(overrides))}`: `{argument}` is {what}")
