@@ -1,6 +1,6 @@
 """Prototypes on arrays of NumPy: what the formula says, and its gradient.
 
-Parameters and errors are the same in the other rooms, whose gradients are those of their own differentiation.
+Parameters and errors are the same in the other rooms, where autograd and `jax.grad` give these gradients.
 """
 
 from collections.abc import Mapping

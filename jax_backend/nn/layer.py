@@ -10,7 +10,7 @@ from ...core.contraction import contracts_codes
 from ...core.descriptions import Quantizer
 from ...core.prototype import Prototype
 from ..layers import Axes, Geometry, Layer, Options, contract, laid_out, laid_out_qparams, over_codes
-from ..prototypes import PrototypeQuantizer
+from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer, either, quantizer_of
 from .given import CodedWeight
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from jax import Array as JaxArray
     from torch import Tensor
 
-    from ...jax_backend.prototypes import PrototypeQuantizer as FlaxModule
-    from ...torch_frontend.prototypes import PrototypeQuantizer as TorchModule
+    from ...jax_backend.prototype_quantizer import PrototypeQuantizer as FlaxModule
+    from ...torch_frontend.prototype_quantizer import PrototypeQuantizer as TorchModule
 
 
 class Prototype(Description):
@@ -41,14 +41,14 @@ class Prototype(Description):
         return apply(self, x, **given)
 
     def torch_module(self, like: "Tensor | None" = None, **given: Any) -> "TorchModule":
-        """A module that holds the parameters: `samebits.torch_frontend.prototypes.PrototypeQuantizer`."""
-        from ...torch_frontend.prototypes import PrototypeQuantizer
+        """A module that holds the parameters: `samebits.torch_frontend.prototype_quantizer.PrototypeQuantizer`."""
+        from ...torch_frontend.prototype_quantizer import PrototypeQuantizer
 
         return PrototypeQuantizer(self, like, **given)
 
     def flax_module(self, like: "JaxArray | None" = None, **given: Any) -> "FlaxModule":
-        """A module that holds the parameters: `samebits.jax_backend.prototypes.PrototypeQuantizer`."""
-        from ...jax_backend.prototypes import PrototypeQuantizer
+        """A module that holds the parameters: `samebits.jax_backend.prototype_quantizer.PrototypeQuantizer`."""
+        from ...jax_backend.prototype_quantizer import PrototypeQuantizer
 
         return PrototypeQuantizer(self, like, **given)
 

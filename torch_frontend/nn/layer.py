@@ -16,7 +16,7 @@ from ...core.prototype import Prototype
 from ...core.scales import ScaleSource
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
-from ..prototypes import PrototypeQuantizer
+from ..prototype_quantizer import PrototypeQuantizer
 from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
