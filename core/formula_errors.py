@@ -71,7 +71,7 @@ def _located(error: Exception, function: Callable[..., Any]) -> Exception:
     if place is None or isinstance(error, LocatedTypeError | LocatedValueError):
         return error
     text = _text(place)
-    where = f"{Path(file).name}:{place.lineno}, in `{text}`"
+    where = f"{Path(file).name}:{place.lineno}" + (f", in `{text}`" if text else "")
     foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
     if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
         called, name = _function(text)
