@@ -14,7 +14,8 @@ same formula runs on arrays of NumPy, torch and JAX. Only `random_bits` takes a 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .formula_values import OPERANDS, Value, called
+from .formula_values import OPERANDS, called
+from .formula_values import Value as Value
 from .prototype import learned as learned
 from .prototype import seed as seed
 from .prototype import state as state
@@ -48,5 +49,5 @@ def _named(name: str) -> Callable[..., Value]:
 globals().update({name: _named(name) for name in OPERANDS})
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Callable[..., Value]:
     raise AttributeError(f"`{name}` is no primitive; there are {', '.join(sorted(OPERANDS))}")

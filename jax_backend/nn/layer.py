@@ -20,7 +20,7 @@ Quant = str | Quantizer | Prototype | Held
 Quantizers = tuple[Any, Any, Any]  # of input, weight, output: a `TensorQuantizer`, what has its methods, or None
 
 
-def held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> Held:
+def held(name: str, value: Quant, weight_shape: tuple[int, ...] | None = None) -> Any:
     """What a layer keeps for an argument, beside the weight if it quantizes that."""
     if isinstance(value, Prototype):
         return PrototypeQuantizer(value)

@@ -213,7 +213,7 @@ def test_layers_train_sigma_in_both_frameworks() -> None:
         optimizer.step()
     assert len(set(moved)) == 6
     assert isinstance(first.weight_quant.sigma, torch.nn.Parameter)  # type: ignore[union-attr]
-    assert isinstance(second.weight_quant.sigma, nnx.Param)  # type: ignore[union-attr]
+    assert isinstance(second.weight_quant.sigma, nnx.Param)
 
 
 def test_quantizers_use_their_sigma() -> None:

@@ -150,10 +150,10 @@ def test_gradients_are_those_of_the_primitives() -> None:
         lambda x: p.take(p.sum(x, 0), p.round(p.stop_gradient(x))),
         lambda x: x + p.percentile(x, 30),
     ):
-        one = prototype(formula)
-        y, _, _ = one.run(Run(in_torch.ROOM), x, {}, {})
+        simple = prototype(formula)
+        y, _, _ = simple.run(Run(in_torch.ROOM), x, {}, {})
         (expected,) = torch.autograd.grad(y.array, x, to_torch(G))
-        assert_same_bits(expected, vjp(one, X, G)["x"])
+        assert_same_bits(expected, vjp(simple, X, G)["x"])
 
 
 def test_a_gradient_of_its_own() -> None:
@@ -224,6 +224,8 @@ def unknown(x: Any, *, how: int = 0) -> Any:
             return x & (x > 0)
         case 24:
             return np.float32(2) * x
+        case _:
+            raise AssertionError
 
 
 FIRST = unknown.__code__.co_firstlineno + 4
@@ -268,7 +270,14 @@ def test_what_is_no_primitive(how: int) -> None:
     if how in (0, 4, 7, 9):
         for run, array in ((one.torch, to_torch(X)), (one.jax, to_jax(X))):
             with pytest.raises(kind, match=rf"^test_prototypes.py:{line}, .*"):
-                run(array, how=how)  # type: ignore[operator]
+                run(array, how=how)
+
+
+def test_what_is_no_primitive_in_a_compiled_program() -> None:
+    """Dynamo's error holds the line."""
+    one = prototype(unknown)
+    with pytest.raises(RuntimeError, match=rf'test_prototypes.py", line {FIRST}, in unknown'):
+        torch.compile(lambda x: one.torch(x, how=0), fullgraph=True)(to_torch(X))
 
 
 def test_declarations_and_arguments_that_are_refused() -> None:
@@ -278,7 +287,7 @@ def test_declarations_and_arguments_that_are_refused() -> None:
     with pytest.raises(TypeError, match="`plain` has no parameter width; it has s, bits"):
         plain.numpy(X, width=3)
     with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got ndarray"):
-        plain.torch(X)  # type: ignore[arg-type]
+        plain.torch(X)
     with pytest.raises(TypeError, match=r"states \['mean'\], declared are \[\]"):
         prototype(lambda x: (x, {"mean": x})).numpy(X)
     with pytest.raises(TypeError, match="`s` of `<lambda>` begins as a formula of the array: give `like`"):
@@ -314,14 +323,14 @@ def test_modules() -> None:
         peak, seed = states["peak"], seed + 1
         assert_same_bits((y, y), (in_module(to_torch(x)), in_flax(to_jax(x))))
         assert_same_bits((peak, peak), (in_module.peak, in_flax.peak[...]))  # type: ignore[attr-defined]
-        assert int(in_module.draw) == int(in_flax.draw[...]) == seed  # type: ignore[attr-defined, arg-type]
+        assert int(in_module.draw) == int(in_flax.draw[...]) == seed
     in_module.eval()
     in_flax.eval()
     twice = [in_module(to_torch(X)) for _ in range(2)]
     assert_same_bits((twice[0], twice[0]), (twice[1], in_flax(to_jax(X))))
     began = prototype(lambda x, *, s=p.learned(lambda x, n: p.absmax(x, 1, True) / n), n=7.0: p.round(x / s) * s)
     module = began.torch_module(to_torch(X), n=3.0)
-    assert_same_bits(abs(X).max(1, keepdims=True) / np.float32(3), module.s)  # type: ignore[attr-defined]
+    assert_same_bits(abs(X).max(1, keepdims=True) / np.float32(3), module.s)
     assert_same_bits(module(to_torch(X)), began.numpy(X, n=3.0))
     assert [n for n, _ in module.named_parameters()] == ["s"]
     assert [n for n, _ in in_module.named_buffers()] == ["peak", "draw"]
