@@ -50,7 +50,7 @@ def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Functi
             tensors = operands(names[conditions:], given[conditions : conditions + count])
             if name in RULES:
                 return differentiable(name, (*truths, *tensors), (*given[conditions + count :], *options.values()))
-            fixed = (v.detach() for v in tensors)
+            fixed = [rounded(v.detach()) for v in tensors]
             result: Tensor = function(*truths, *fixed, *given[conditions + count :], **options)
             return result
 
@@ -75,12 +75,14 @@ def operands(names: tuple[str, ...], given: tuple[Any, ...]) -> tuple[Tensor, ..
         refuse_flushing(*tensors)
     dtypes = [dtype_name(v.dtype) if isinstance(v, Tensor) else None for v in given]
     check_operands(names, dtypes, [tuple(v.shape) if isinstance(v, Tensor) else () for v in given])
-    return tuple(rounded(v) if isinstance(v, Tensor) else number(v, tensors[0]) for v in given)
+    return tuple(v if isinstance(v, Tensor) else number(v, tensors[0]) for v in given)
 
 
 def rounded(x: Tensor) -> Tensor:
-    """``x``; in compiled code of 16 bits rounded to its dtype, since it may come from an operation that was not."""
-    if x.element_size() > 2 or not torch.compiler.is_compiling():
+    """``x``; in compiled code of 16 bits rounded to its dtype, since it may come from an operation that was not.
+
+    By its bits, through which no gradient goes: so only where derivatives are taken care of."""
+    if x.element_size() != 2 or not torch.compiler.is_compiling():
         return x
     return widened(x).to(x.dtype)
 
@@ -109,7 +111,7 @@ def condition(value: Any) -> Tensor:
 def differentiable(name: str, tensors: tuple[Tensor, ...], options: tuple[Any, ...] = ()) -> Tensor:
     """A primitive that has a rule, of tensors that fit each other."""
     if not _may_move(tensors):
-        return COMPUTE[name](*tensors, *options)
+        return COMPUTE[name](*map(rounded, tensors), *options)
     if name not in WHOLE:
         shape = torch.broadcast_shapes(*(v.shape for v in tensors))  # type: ignore[no-untyped-call]
         tensors = tuple(broadcast(v, shape) for v in tensors)
@@ -155,7 +157,7 @@ class _Primitive(torch.autograd.Function):
 
     @staticmethod
     def forward(name: str, options: tuple[Any, ...], *tensors: Tensor) -> Tensor:
-        value = COMPUTE[name](*tensors, *options)
+        value = COMPUTE[name](*map(rounded, tensors), *options)
         return value.clone() if name in VIEWS else value
 
     @staticmethod
