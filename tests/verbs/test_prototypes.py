@@ -323,7 +323,7 @@ def test_modules() -> None:
         peak, seed = states["peak"], seed + 1
         assert_same_bits((y, y), (in_module(to_torch(x)), in_flax(to_jax(x))))
         assert_same_bits((peak, peak), (in_module.peak, in_flax.peak[...]))  # type: ignore[attr-defined]
-        assert int(in_module.draw) == int(in_flax.draw[...]) == seed
+        assert int(in_module.draw) == int(in_flax.draw[...]) == seed  # type: ignore[attr-defined]
     in_module.eval()
     in_flax.eval()
     twice = [in_module(to_torch(X)) for _ in range(2)]
