@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .modes.execution import MODES as MODES
     from .modes.execution import Implementation as Implementation
     from .modes.execution import implementation as implementation
+    from .prototypes.decorator import prototype as prototype
     from .validation.validate import validate as validate
 
 _PLACES = {
@@ -44,6 +45,7 @@ _PLACES = {
     "MODES": "modes.execution",
     "Implementation": "modes.execution",
     "implementation": "modes.execution",
+    "prototype": "prototypes.decorator",
     "validate": "validation.validate",
 }
 

@@ -12,14 +12,17 @@ from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import PerAxis, PerTensor, qparams_shape
 from ...core.inject import Declaration
 from ...core.keywords import by_role, check_changeable, quantizer_of_bias, with_fields
+from ...core.prototype import Prototype
 from ..bias_quantizer import BiasQuantizer
 from ..layers import Axes, Geometry, Layer, contract, laid_out, laid_out_qparams, over_codes
+from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer, either, quantizer_of
 from .given import CodedWeight
 from .proxies import named, proxy
 
 Array = jax.Array
-Quant = str | Quantizer | TensorQuantizer | Declaration | None  # what the arguments `*_quant` take, and
+# What the arguments `*_quant` take, and
+Quant = str | Quantizer | TensorQuantizer | Declaration | Prototype | PrototypeQuantizer | None
 Held = Any  # what becomes of them: a `TensorQuantizer`, a `BiasQuantizer`, what has their methods, or None
 Surround = Callable[[Array], Array]
 # What layers of parameters hand on to that of flax, as it means them
@@ -71,13 +74,17 @@ def held(role: str, value: Any, layer: Any, overrides: Mapping[str, Any]) -> Any
     argument, kind = f"{role}_quant", type(layer).__name__
     if isinstance(value, Declaration):
         return proxy(role, value, layer, overrides)
-    if value is None or isinstance(value, TensorQuantizer):
+    if isinstance(value, Prototype | PrototypeQuantizer) and role == "bias":
+        raise TypeError(f"{kind}, `{argument}`: must not be a prototype, which has no codes to add to sums")
+    if isinstance(value, Prototype):
+        return PrototypeQuantizer(value, layer.weight if role == "weight" else None, **overrides)
+    if value is None or isinstance(value, PrototypeQuantizer | TensorQuantizer):
         check_changeable(kind, role, value, overrides)
         return value
     if not isinstance(value, str | Quantizer):
         raise TypeError(
-            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), a "
-            f"TensorQuantizer, or None; got {value!r}"
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), a prototype, "
+            f"a TensorQuantizer, or None; got {value!r}"
         )
     with named(f"{kind}, `{argument}`"):
         q = with_fields(quantizer_of(argument, value), role, overrides)

@@ -72,7 +72,7 @@ def _compiled(plain: Program, name: str) -> Program:
     """One graph under a name of its own; it is compiled anew for ranks, sizes 0 and 1, small and large arrays."""
     import torch
 
-    whole = torch.compile(_own_code(plain, name), fullgraph=True)
+    whole = torch.compile(own_code(plain, name), fullgraph=True)
 
     def program(*arrays: Any) -> Any:
         with torch._dynamo.config.patch(recompile_limit=64):
@@ -81,7 +81,7 @@ def _compiled(plain: Program, name: str) -> Program:
     return program
 
 
-def _own_code(function: Any, name: str) -> Program:
+def own_code(function: Any, name: str) -> Program:
     """The function with a code object of its own, by which dynamo counts recompilations and keeps its guesses."""
     return types.FunctionType(
         function.__code__.replace(co_name=name), function.__globals__, name, function.__defaults__, function.__closure__

@@ -12,8 +12,10 @@ from ...core.granularity import PerAxis, PerTensor
 from ...core.inject import Declaration
 from ...core.keywords import by_role as keywords_by_role
 from ...core.keywords import check_changeable, quantizer_of_bias, with_fields
+from ...core.prototype import Prototype
 from ..arrays import is_concrete
 from ..loading import load_state_dict as load_state_dict
+from ..prototype_quantizer import PrototypeQuantizer
 from ..quant_tensor import QuantTensor
 from ..quantized import quantized_tensor
 from ..tensor_quantizer import TensorQuantizer, quantizer_of
@@ -23,8 +25,10 @@ from .proxies import proxy
 from .proxies_of_given_scales import BiasQuantProxy
 from .proxy import QuantProxy
 
-Quant = str | Quantizer | TensorQuantizer | Declaration | QuantProxy | None  # what the arguments `*_quant` take, and
-Held = TensorQuantizer | QuantProxy | None  # what becomes of them
+Quant = (  # what the arguments `*_quant` take, and
+    str | Quantizer | TensorQuantizer | Declaration | QuantProxy | Prototype | PrototypeQuantizer | None
+)
+Held = TensorQuantizer | QuantProxy | PrototypeQuantizer | None  # what becomes of them
 Kind = TypeVar("Kind", bound=nn.Module)
 OverValues = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 OverCodes = Callable[[Quantizer, Tensor, QParams, Quantizer, Any, QParams, Tensor | None], Tensor]
@@ -85,7 +89,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
     Args:
         role: weight, bias, or an activation: input, output, act, ...
         value: a catalog name, a `Quantizer`, an `Injector`, or None; a `TensorQuantizer` or a proxy of another layer
-            is shared.
+            is shared. Or a prototype, whose overrides are its options and where its parameters begin.
         overrides: fields of the quantizer, its format, scale rule, arithmetic or learned rounding, to replace.
         weight: the attribute that is the weight.
     Returns:
@@ -98,13 +102,18 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
     if isinstance(value, QuantProxy | Declaration):
         return proxy(role, value, layer, overrides, weight)
     argument, kind = f"{role}_quant", type(layer).__name__
-    if value is None or isinstance(value, TensorQuantizer):
+    if isinstance(value, Prototype | PrototypeQuantizer) and role == "bias":
+        raise TypeError(f"{kind}, `{argument}`: must not be a prototype, which has no codes to add to sums")
+    if isinstance(value, Prototype):
+        weights = getattr(layer, weight) if role == "weight" else None
+        return PrototypeQuantizer(value, weights, **overrides)
+    if value is None or isinstance(value, PrototypeQuantizer | TensorQuantizer):
         check_changeable(kind, role, value, overrides)
         return value
     if not isinstance(value, str | Quantizer):
         raise TypeError(
-            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), the quantizer "
-            f"of another layer, or None; got {value!r}"
+            f"{kind}, `{argument}`: must be a catalog name or a Quantizer, a declaration (an Injector), a "
+            f"prototype, the quantizer of another layer, or None; got {value!r}"
         )
     try:
         q = with_fields(quantizer_of(argument, value), role, overrides)

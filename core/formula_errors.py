@@ -1,0 +1,151 @@
+"""Errors of formulas: file and line, what was called that is no primitive, and what to call instead."""
+
+import ast
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from .formula_values import OPERANDS, Run, Value
+
+ROOMS = tuple(Path(__file__).resolve().parents[1] / room for room in ("core", "torch_frontend", "jax_backend"))
+INSTEAD = {  # what functions of other libraries are called here
+    "abs": "absolute",
+    "fabs": "absolute",
+    "clip": "clamp",
+    "hardtanh": "clamp",
+    "rint": "round",
+    "round_": "round",
+    "pow": "power",
+    "max": "maximum (of two), amax (of an axis)",
+    "min": "minimum (of two), amin (of an axis)",
+    "relu": "maximum(x, 0.0)",
+    "square": "x * x",
+    "rsqrt": "1 / sqrt(x)",
+    "reciprocal": "1 / x",
+    "detach": "stop_gradient",
+    "quantile": "percentile",
+    "astype": "cast",
+    "to": "cast",
+    "float32": "cast",
+    "tensor": "constant",
+    "asarray": "constant",
+    "array": "constant",
+    "frexp": "exponent and significand",
+    "ldexp": "scale_by_power",
+    "rand": "random_bits",
+    "uniform": "random_bits",
+    "rand_like": "random_bits",
+}
+
+NUMBERS = {
+    "float",
+    "int",
+    "bool",
+    "numpy",
+    "item",
+    "tolist",
+}  # what makes numbers of a value, or arrays of another library
+
+
+def guarded(run: Run, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """``function(...)``, with errors that say where in it they arose; as they are, while a compiler follows.
+
+    Raises:
+        TypeError, ValueError: with file, line and text of what was called.
+    """
+    if not run.guarded:
+        return function(*given, **options)
+    try:
+        return function(*given, **options)
+    except Exception as error:
+        raise _located(error, function) from error
+
+
+def _located(error: Exception, function: Callable[..., Any]) -> Exception:
+    file = function.__code__.co_filename
+    place = _last(error.__traceback__, file)
+    if place is None or isinstance(error, LocatedTypeError | LocatedValueError):
+        return error
+    text = _text(place)
+    where = f"{Path(file).name}:{place.lineno}" + (f", in `{text}`" if text else "")
+    foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
+    if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
+        called, name = _function(text)
+        return LocatedTypeError(
+            f"{where}: {f'`{called}`' if called else 'this'} is no primitive; {_instead(name)} ({error})"
+        )
+    kind = LocatedValueError if isinstance(error, ValueError) else LocatedTypeError
+    known = isinstance(error, TypeError | ValueError)
+    return kind(f"{where}: {error if known else f'{type(error).__name__}: {error}'}")
+
+
+class LocatedTypeError(TypeError):
+    """TypeError of a formula, with its line."""
+
+
+class LocatedValueError(ValueError):
+    """ValueError of a formula, with its line."""
+
+
+def misshapen(function: Callable[..., Any], y: Any, x: Value, name: str = "x") -> NoReturn:
+    """The error for a result that is not like ``x``, or a gradient that is not, at the line of the last ``return``."""
+    file, line = function.__code__.co_filename, _last_return(function)
+    where = f"{Path(file).name}:{line}, `{function.__name__}`"
+    wanted = f"a value of shape {x.shape} and dtype {x.dtype}, as `{name}` has"
+    if not isinstance(y, Value):
+        raise LocatedTypeError(f"{where}: must return {wanted}, got {type(y).__name__}")
+    kind = LocatedValueError if y.shape != x.shape else LocatedTypeError
+    raise kind(f"{where}: must return {wanted}, got {y.shape}, {y.dtype}")
+
+
+def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | None:
+    found = [frame for frame in traceback.extract_tb(trace) if frame.filename == file]
+    return found[-1] if found else None
+
+
+def _is_ours(trace: TracebackType | None) -> bool:
+    """Whether something of this package raised."""
+    frames = traceback.extract_tb(trace)
+    file = Path(frames[-1].filename).resolve()
+    return any(file.is_relative_to(room) for room in ROOMS)
+
+
+def _text(place: traceback.FrameSummary) -> str:
+    """The expression that was evaluated, as it stands in the file."""
+    line = linecache.getline(place.filename, place.lineno or 0)
+    if place.colno is None or place.end_colno is None or place.end_lineno != place.lineno:
+        return line.strip()
+    return line.encode()[place.colno : place.end_colno].decode()
+
+
+def _function(text: str) -> tuple[str, str]:
+    """The name that is called, or the attribute, as it stands there; and its last part."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return "", ""
+    if isinstance(node, ast.Call):
+        node = node.func
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return (ast.unparse(node), name) if name else ("", "")
+
+
+def _instead(name: str) -> str:
+    if name in NUMBERS:
+        return "a value has no number while a formula runs, and stays in its library"
+    return f"use {INSTEAD.get(name, name if name in OPERANDS else 'those of samebits.core.formula')}"
+
+
+def _last_return(function: Callable[..., Any]) -> int:
+    first = function.__code__.co_firstlineno
+    try:
+        lines, start = inspect.getsourcelines(function)
+        tree = ast.parse(inspect.cleandoc("".join(lines)) if lines[0][:1].isspace() else "".join(lines))
+    except (OSError, SyntaxError):
+        return first
+    found = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    return start + found[-1] - 1 if found else first

@@ -1,0 +1,176 @@
+"""A quantizer that is a formula: a Python function over values, its parameters, and its gradient. A noun.
+
+What it computes stands in `prototypes.py` of the three rooms.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .formula_errors import guarded, misshapen
+from .formula_gradients import gradients
+from .formula_values import Room, Run, Value
+
+ARRAYS = ("learned", "state", "seed")  # kinds of parameters that are arrays
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter that is an array: ``kind`` is learned, state or seed; see `learned`, `state`, `seed`."""
+
+    kind: str
+    initial: Any
+
+
+def learned(initial: Any) -> Any:
+    """Default of a keyword that is trained.
+
+    Args:
+        initial: a number, for one scalar; or a formula of ``x``, and of the static options it names, whose result has
+            the shape of the parameter.
+    """
+    return Parameter("learned", initial)
+
+
+def state(initial: Any) -> Any:
+    """Default of a keyword that runs along, without a gradient: the formula returns ``y, {name: new value}``.
+
+    Args:
+        initial: as of `learned`.
+    """
+    return Parameter("state", initial)
+
+
+def seed(initial: int = 0) -> Any:
+    """Default of a keyword that is the seed of `random_bits`: in layers one more after every step of training."""
+    return Parameter("seed", initial)
+
+
+class Prototype:
+    """A formula as a quantizer, made by `samebits.proofs.prototype`. Hashable by identity, so static under ``jax.jit``.
+
+    Args:
+        function: ``function(x, *, parameters)``, whose result has the shape and dtype of ``x``, or is a pair of it and
+            of new states by name. Keywords need defaults: `learned`, `state`, `seed`, or anything hashable, which is a
+            static option. An option named ``training`` is set by layers.
+    Raises:
+        TypeError: other parameters.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+        self.backward: Callable[..., Any] | None = None
+        self.parameters: dict[str, Parameter] = {}
+        self.options: dict[str, Any] = {}
+        first, *others = inspect.signature(function).parameters.values()
+        for one in (first, *others):
+            if (one is first) != (one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)) or (
+                one is not first and (one.kind is not one.KEYWORD_ONLY or one.default is one.empty)
+            ):
+                raise TypeError(
+                    f"`{self.name}` must take one array, then keywords with defaults behind `*`, got {one.name!r} of "
+                    f"{inspect.signature(function)}"
+                )
+            if isinstance(one.default, Parameter):
+                self.parameters[one.name] = one.default
+            elif one is not first:
+                self.options[one.name] = one.default
+
+    def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator of ``function(g, x, *, ...)`` in the same language, with the keywords that it needs.
+
+        It gives the gradient of ``x``, or a pair of it and of gradients of learned parameters by name; others are 0.
+
+        Raises:
+            TypeError: there is one already.
+        """
+        if self.backward is not None:
+            raise TypeError(f"`{self.name}` has a gradient already")
+        self.backward = function
+        return function
+
+    def __repr__(self) -> str:
+        return f"<prototype {self.name}>"
+
+    def split(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Keywords as static options, all of them, and arrays, those that are given.
+
+        Raises:
+            TypeError: a keyword that it does not have.
+        """
+        unknown = given.keys() - self.parameters.keys() - self.options.keys()
+        if unknown:
+            known = ", ".join((*self.parameters, *self.options)) or "none"
+            raise TypeError(f"`{self.name}` has no parameter {', '.join(sorted(unknown))}; it has {known}")
+        arrays = {name: value for name, value in given.items() if name in self.parameters}
+        return {name: given.get(name, value) for name, value in self.options.items()}, arrays
+
+    def initial(self, name: str, room: Room, x: Any, options: Mapping[str, Any]) -> Any:
+        """Where a parameter begins: an array of the room, of the dtype of ``x``; an int for a seed."""
+        parameter = self.parameters[name]
+        if parameter.kind == "seed":
+            return parameter.initial
+        if not callable(parameter.initial):
+            return room.array((float(parameter.initial),), x).reshape(())
+        names = [n for n in inspect.signature(parameter.initial).parameters if n in options]
+        run = Run(room)
+        value = guarded(run, parameter.initial, run.value("x", x), **{n: options[n] for n in names})
+        return value.array
+
+    def check_start(self, name: str, like: Any) -> None:
+        """TypeError if a parameter begins as a formula of an array that is not given."""
+        if callable(self.parameters[name].initial) and like is None:
+            raise TypeError(f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}`")
+
+    def run(
+        self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> tuple[Value, dict[str, Value], dict[str, Value]]:
+        """The formula on arrays of a room: the result; ``x`` and the parameters, by name; and new states, by name."""
+        leaves = {"x": run.value("x", x)}
+        for name, array in arrays.items():
+            leaves[name] = run.value(name, array)
+        result = guarded(run, self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
+        y, states = result if isinstance(result, tuple) else (result, {})
+        if not isinstance(y, Value) or y.shape != leaves["x"].shape or y.dtype != leaves["x"].dtype:
+            misshapen(self.function, y, leaves["x"])
+        wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
+        if not set(states) <= wanted:
+            raise TypeError(f"`{self.name}` returns states {sorted(states)}, declared are {sorted(wanted)}")
+        return y, leaves, states
+
+    def pull(self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any], g: Any) -> dict[str, Any]:
+        """Gradients of ``x`` and of learned parameters, arrays by name.
+
+        Args:
+            run: one that keeps its steps.
+            g: an array, the gradient of the result.
+        """
+        wanted = ["x", *(name for name, one in self.parameters.items() if one.kind == "learned")]
+        if self.backward is None:
+            y, leaves, _ = self.run(run, x, arrays, options)
+            found = dict(zip(wanted, gradients(run, y, g, [leaves[name] for name in wanted]), strict=True))
+        else:
+            leaves = {"x": run.value("x", x), **{name: run.value(name, array) for name, array in arrays.items()}}
+            names = inspect.signature(self.backward).parameters
+            keywords = {name: value for name, value in {**options, **leaves}.items() if name in names and name != "x"}
+            result = guarded(run, self.backward, run.value("g", g), leaves["x"], **keywords)
+            of_x, others = result if isinstance(result, tuple) else (result, {})
+            unknown = set(others) - set(wanted)
+            if unknown:
+                raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
+            for name, value in {"x": of_x, **others}.items():
+                if (
+                    not isinstance(value, Value)
+                    or value.shape != leaves[name].shape
+                    or value.dtype != leaves[name].dtype
+                ):
+                    misshapen(self.backward, value, leaves[name], name)
+            found = {name: value.array for name, value in {"x": of_x, **others}.items()}
+        for name in wanted:
+            if found.get(name) is None:
+                zero = run.room.array((0.0,), leaves[name].array).reshape(())
+                found[name] = run.room.primitives.broadcast_to(zero, leaves[name].shape)
+        return found

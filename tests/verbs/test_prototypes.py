@@ -1,0 +1,370 @@
+"""Prototypes in all rooms: what a formula may say, its errors with their lines, states, gradients, modules and layers.
+
+Expected values: formulas in NumPy, where every operation is rounded once; the differentiation of the frameworks,
+through the primitives one by one, of which each has a rule of its own.
+"""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import samebits.jax_backend.nn as flax_layers
+import samebits.torch_frontend.nn as torch_layers
+from samebits.core import formula as p
+from samebits.core import primitives
+from samebits.core.formula_values import OPERANDS, Run
+from samebits.core.prototypes import updated, vjp
+from samebits.jax_backend import prototypes as in_jax
+from samebits.proofs import MODES, assert_same_bits, prototype
+from samebits.proofs.modes.arrays import to_jax, to_torch
+from samebits.proofs.prototypes.agreement import differing
+from samebits.proofs.prototypes.steps import explain
+from samebits.torch_frontend import primitives as torch_primitives
+from samebits.torch_frontend import prototypes as in_torch
+
+X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+G = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+
+
+@prototype
+def plain(x: Any, *, s: Any = p.learned(0.3), bits: int = 4) -> Any:
+    v = x / s
+    q = p.clamp(p.round(v), -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+    return p.straight_through(q, v) * s + x * 0.125
+
+
+@prototype
+def drawing(x: Any, *, peak: Any = p.state(0.0), draw: Any = p.seed(3), training: bool = True) -> Any:
+    y = p.round(x * 4, "stochastic", noise=p.random_bits(draw, x)) / 4
+    return p.straight_through(y, x), {"peak": p.maximum(peak, p.absmax(x)) if training else peak}
+
+
+@prototype
+def whole(x: Any, *, a: Any = p.learned(0.75)) -> Any:
+    """Every derivative that is no other primitive's."""
+    rows = x.reshape(2, 12)
+    m = p.mean(rows, axis=1, keepdims=True) + p.amin(rows, 1, True) * 0.5 + p.percentile(rows, 60, axis=0)[None, :1]
+    y = (rows * m / p.absmax(rows)).reshape(x.shape).transpose(1, 0)
+    t = p.take(p.constant((0.5, -1.0, 2.0), x) * a, p.floor(abs(x) * 2).transpose())
+    z = (y + t * p.broadcast_to(p.sum(x[1:3, ::2]) + a, y.shape)).transpose()
+    w = p.where((x < 0) | ~(x > -1) & (x != 2), z, p.cast(p.cast(x, "bfloat16"), "float32")) - a
+    return p.minimum(w, p.exp(-x)) + 2.0 ** (x * a) + p.stop_gradient(x) + p.amax(w[..., 1]) - 1 / (x**2 + 1) + -(x**3)
+
+
+def test_the_language_has_every_primitive() -> None:
+    names = {name for name in vars(primitives) if callable(getattr(primitives, name)) and not name.startswith("_")}
+    assert names - {"random_bits"} == OPERANDS.keys()
+    with pytest.raises(AttributeError, match="`expm1` is no primitive; there are absmax, absolute, add"):
+        p.expm1  # noqa: B018
+
+
+def test_operators_are_primitives() -> None:
+    s, x = np.float32(0.3), X
+    q = np.clip(np.rint(x / s), np.float32(-8), np.float32(7))
+    assert_same_bits(q * s + x * np.float32(0.125), plain.numpy(x))
+    assert_same_bits(np.rint(x) + np.float32(0.1), prototype(lambda x: round(x) + 0.1).numpy(x))
+
+
+def test_modes_agree() -> None:
+    """Values, gradients, new states; the sum of the gradient of a scale as well."""
+    for one, given in ((plain, {"bits": 3}), (drawing, {"draw": 5, "peak": np.float32(1)}), (whole, {})):
+        assert differing(one, X, G, ("torch eager",), **given) == {"torch eager": 0}, one
+    assert differing(drawing, X, G, ("jax jit",)) == {"jax jit": 0}
+
+
+@pytest.mark.thorough
+def test_modes_agree_about_all_derivatives() -> None:
+    for one in (plain, drawing, whole):
+        assert differing(one, X, G) == dict.fromkeys(MODES, 0)
+
+
+@prototype
+def small(x: Any, *, s: Any = p.learned(0.3)) -> Any:
+    """Where a product and a sum, a quotient and a product would merge."""
+    v = x / s
+    return p.straight_through(p.round(v), v) * s + x * 0.125
+
+
+def special(dtype: Any) -> Any:
+    tiny = (
+        np.finfo(np.float32).smallest_subnormal if dtype == ml_dtypes.bfloat16 else np.finfo(dtype).smallest_subnormal
+    )
+    return np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -3 * tiny, 1e4]]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.float32])
+def test_special_values(dtype: Any) -> None:
+    x, given = special(dtype), {"s": np.asarray(0.3, dtype)}
+    for array in (x, np.asfortranarray(np.tile(x, (3, 1)))[:, ::2], x[:, :0], x[0, 3], np.zeros_like(x)):
+        assert differing(plain, array, np.ones_like(array), ("torch eager",), **given) == {"torch eager": 0}
+    if dtype in (np.float16, np.float32):
+        assert differing(small, x, np.ones_like(x), ("jax jit",), **given) == {"jax jit": 0}
+
+
+@pytest.mark.thorough
+def test_special_values_everywhere() -> None:
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64, np.float32):
+        x, given = special(dtype), {"s": np.asarray(0.3, dtype)}
+        for array in (x, x[:, :0], x[0, 3]):
+            assert differing(plain, array, np.ones_like(array), MODES, **given) == dict.fromkeys(MODES, 0)
+
+
+def test_inside_a_compiled_program() -> None:
+    """No operation merges with those around it: with ``fullgraph``, and the gradient too."""
+
+    def around(x: Any, apply: Any) -> Any:
+        return apply(small, x * 1.7) * 3 + x
+
+    a, b = (to_torch(X).requires_grad_() for _ in range(2))
+    eager, compiled = around(a, in_torch.apply), torch.compile(around, fullgraph=True)(b, in_torch.apply)
+    eager.backward(to_torch(G))
+    compiled.backward(to_torch(G))
+    assert_same_bits(eager, compiled)
+    assert_same_bits(a.grad, b.grad)
+    value = jax.jit(lambda x: in_jax.apply(small, x) + x)(to_jax(X))
+    assert_same_bits(small.numpy(X) + X, value)
+
+
+def test_gradients_are_those_of_the_primitives() -> None:
+    """Those of autograd and of JAX, through one primitive after the other, up to the order of three terms or more."""
+    x, a = to_torch(X).requires_grad_(), torch.tensor(0.75, requires_grad=True)
+    y, _, _ = whole.run(Run(in_torch.ROOM), x, {"a": a}, {})
+    ours = vjp(whole, X, G)
+    for name, one in zip(("x", "a"), torch.autograd.grad(y.array, (x, a), to_torch(G)), strict=True):
+        np.testing.assert_allclose(ours[name], one.numpy(), rtol=2e-5, atol=2e-6)
+    # where at most two terms meet there is no order
+    for formula in (
+        lambda x: x * p.absmax(x, axis=1, keepdims=True),
+        lambda x: p.mean(x * x, axis=0, keepdims=True) * 2 + p.stop_gradient(x),
+        lambda x: x[1:, 0:1].reshape(3)[0] * x,
+        lambda x: p.exp(x).transpose().reshape(4, 6) / 3,
+        lambda x: p.take(p.sum(x, 0), p.round(p.stop_gradient(x))),
+        lambda x: x + p.percentile(x, 30),
+    ):
+        simple = prototype(formula)
+        y, _, _ = simple.run(Run(in_torch.ROOM), x, {}, {})
+        (expected,) = torch.autograd.grad(y.array, x, to_torch(G))
+        assert_same_bits(expected, vjp(simple, X, G)["x"])
+
+
+def test_a_gradient_of_its_own() -> None:
+    one = prototype(lambda x, *, s=p.learned(2.0), t=p.learned(1.0), k=3: p.round(x / s) * s * t)
+
+    @one.gradient
+    def own(g: Any, x: Any, *, s: Any, k: int) -> Any:
+        return p.where(abs(x) < s, g * k, 0.0), {"s": p.sum(g * x)}
+
+    found = vjp(one, X, G)
+    assert_same_bits(np.where(abs(X) < 2, G * np.float32(3), np.float32(0)), found["x"])
+    assert_same_bits(np.float32(0), found["t"])
+    assert differing(one, X, G, ("torch eager",)) == {"torch eager": 0}
+    with pytest.raises(TypeError, match="has a gradient already"):
+        one.gradient(own)
+
+
+def unknown(x: Any, *, how: int = 0) -> Any:
+    """What is no primitive, each on a line of its own."""
+    match how:
+        case 0:
+            return torch.exp(x)
+        case 1:
+            return jnp.where(x > 0, x, 0)
+        case 2:
+            return np.exp(x)
+        case 3:
+            return math.floor(x)
+        case 4:
+            return x if x > 0 else -x
+        case 5:
+            return float(x)
+        case 6:
+            return x.numpy()
+        case 7:
+            return x * np.ones(6, np.float32)
+        case 8:
+            return torch.ones(6) + x
+        case 9:
+            return p.amax(x)
+        case 10:
+            return p.cast(x, "float16")
+        case 11:
+            return x + p.cast(x, "float16")
+        case 12:
+            return max(x, 0)
+        case 13:
+            return x // 2
+        case 14:
+            return np.where(x > 0, x, 0)
+        case 15:
+            return [v * 2 for v in x]
+        case 16:
+            return x + jnp.ones(6)
+        case 17:
+            return 3
+        case 18:
+            return p.exp(3.0)
+        case 19:
+            return x[p.floor(x)]
+        case 20:
+            return p.expm1(x)
+        case 21:
+            return x.reshape(5, 5)
+        case 22:
+            return torch.clip(x, 0, 1)
+        case 23:
+            return x & (x > 0)
+        case 24:
+            return np.float32(2) * x
+        case _:
+            raise AssertionError
+
+
+FIRST = unknown.__code__.co_firstlineno + 4
+ERRORS: list[tuple[type[Exception], str]] = [
+    (TypeError, r"in `torch.exp\(x\)`: `torch.exp` is no primitive; use exp "),
+    (TypeError, r"`jnp.where` is no primitive; use where "),
+    (TypeError, r"`np.exp` is no primitive; use exp "),
+    (TypeError, r"`math.floor` is no primitive; use floor "),
+    (TypeError, r"in `x > 0`: a formula has no `if`.*: use where"),
+    (TypeError, r"`float` is no primitive; a value has no number"),
+    (TypeError, r"`x.numpy` is no primitive; a value has no number"),
+    (TypeError, r"`multiply` takes values of the formula and numbers of Python, got numpy.ndarray"),
+    (TypeError, r"`add` takes .* got torch.Tensor"),
+    (ValueError, r"`unknown`: must return a value of shape \(4, 6\) and dtype float32, as `x` has, got \(\), float32"),
+    (TypeError, r"`unknown`: must return .* got \(4, 6\), float16"),
+    (TypeError, r"`b` must have the dtype of `a`, float32, got float16: cast one of them"),
+    (TypeError, r"in `max\(x, 0\)`: a formula has no `if`"),
+    (TypeError, r"in `x // 2`: this is no primitive"),
+    (TypeError, r"`np.where` is no primitive; use where "),
+    (TypeError, r"'Value' object is not iterable"),
+    (TypeError, r"`add` takes .* got jaxlib"),
+    (TypeError, r"`unknown`: must return a value .* got int"),
+    (TypeError, r"`exp` must be given a value of the formula, got numbers only"),
+    (TypeError, r"an index must be of numbers, slices, None and `...`: use take"),
+    (TypeError, r"`p.expm1` is no primitive; use those of samebits.core.formula"),
+    (ValueError, r"in `x.reshape\(5, 5\)`: "),
+    (TypeError, r"`torch.clip` is no primitive; use clamp "),
+    (TypeError, r"are of truth values, as comparisons give them"),
+    (TypeError, r"`multiply` takes .* got numpy.float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", range(len(ERRORS)))
+def test_what_is_no_primitive(how: int) -> None:
+    """File and line, what was called, and what to call instead, in each library."""
+    kind, message = ERRORS[how]
+    one = prototype(unknown)
+    shaped = how in (9, 10, 17)
+    line = FIRST + 2 * (len(ERRORS) - 1 if shaped else how)
+    with pytest.raises(kind, match=rf"^test_prototypes.py:{line}, .*{message}"):
+        one.numpy(X, how=how)
+    if how in (0, 4, 7, 9):
+        for run, array in ((one.torch, to_torch(X)), (one.jax, to_jax(X))):
+            with pytest.raises(kind, match=rf"^test_prototypes.py:{line}, .*"):
+                run(array, how=how)
+
+
+def test_what_is_no_primitive_in_a_compiled_program() -> None:
+    """Dynamo's error holds the line."""
+    one = prototype(unknown)
+    with pytest.raises(RuntimeError, match=rf'test_prototypes.py", line {FIRST}, in unknown'):
+        torch.compile(lambda x: one.torch(x, how=0), fullgraph=True)(to_torch(X))
+
+
+def test_declarations_and_arguments_that_are_refused() -> None:
+    for function in (lambda x, y: x, lambda *, x=1: x, lambda x, **k: x, lambda x, *, bits: x):
+        with pytest.raises(TypeError, match="must take one array, then keywords with defaults"):
+            prototype(function)
+    with pytest.raises(TypeError, match="`plain` has no parameter width; it has s, bits"):
+        plain.numpy(X, width=3)
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got ndarray"):
+        plain.torch(X)
+    with pytest.raises(TypeError, match=r"states \['mean'\], declared are \[\]"):
+        prototype(lambda x: (x, {"mean": x})).numpy(X)
+    with pytest.raises(TypeError, match="`s` of `<lambda>` begins as a formula of the array: give `like`"):
+        prototype(lambda x, *, s=p.learned(p.absmax): x / s).torch_module()
+    with pytest.raises(TypeError, match="must not be a prototype"):
+        torch_layers.QuantLinear(3, 3, bias_quant=plain)
+
+
+def test_the_first_step_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quotient by way of a reciprocal, planted; with nothing planted there is no step."""
+    assert explain(plain, X, "torch eager") == ""
+    right = torch_primitives.divide
+    monkeypatch.setattr(torch_primitives, "divide", lambda a, b: a * right(1.0, b))
+    told = explain(plain, X, "torch eager")
+    line = plain.function.__code__.co_firstlineno + 2
+    parted = X[X / np.float32(0.3) != X * (np.float32(1) / np.float32(0.3))]
+    value = parted[0]
+    assert f"{parted.size} of 24 elements differ" in told
+    assert told.startswith(f"{__file__}:{line}: `divide` of plain: ")
+    assert f"operand 0       {value!s} = {value.item().hex()[:6]}" in told
+    assert "operand 1       0.3 = 0x1.333334p-2 (float32 bits 0x3e99999a)" in told
+    assert f"  numpy           {value / np.float32(0.3)!s} = " in told
+    assert f"  torch eager     {value * (np.float32(1) / np.float32(0.3))!s} = " in told
+
+
+def test_modules() -> None:
+    """States and seeds step by step in training, and none in evaluation; learned parameters begin as a formula."""
+    in_module, in_flax = drawing.torch_module(), drawing.flax_module()
+    peak, seed = np.float32(0), 3
+    for scale in (1.0, 0.5):
+        x = X * np.float32(scale)
+        y, states = updated(drawing, x, peak=peak, draw=np.asarray(seed))
+        peak, seed = states["peak"], seed + 1
+        assert_same_bits((y, y), (in_module(to_torch(x)), in_flax(to_jax(x))))
+        assert_same_bits((peak, peak), (in_module.peak, in_flax.peak[...]))  # type: ignore[attr-defined]
+        assert int(in_module.draw) == int(in_flax.draw[...]) == seed  # type: ignore[attr-defined]
+    in_module.eval()
+    in_flax.eval()
+    twice = [in_module(to_torch(X)) for _ in range(2)]
+    assert_same_bits((twice[0], twice[0]), (twice[1], in_flax(to_jax(X))))
+    began = prototype(lambda x, *, s=p.learned(lambda x, n: p.absmax(x, 1, True) / n), n=7.0: p.round(x / s) * s)
+    module = began.torch_module(to_torch(X), n=3.0)
+    assert_same_bits(abs(X).max(1, keepdims=True) / np.float32(3), module.s)
+    assert_same_bits(module(to_torch(X)), began.numpy(X, n=3.0))
+    assert [n for n, _ in module.named_parameters()] == ["s"]
+    assert [n for n, _ in in_module.named_buffers()] == ["peak", "draw"]
+
+
+def test_layers() -> None:
+    """A layer contracts what the prototypes make of weight and input, and trains their parameters."""
+    weight = np.random.default_rng(2).normal(size=(3, 6)).astype(np.float32)
+    in_torch = torch_layers.QuantLinear(6, 3, bias=False, weight_quant=plain, input_quant=plain, input_bits=5)
+    in_flax = flax_layers.QuantLinear(
+        6, 3, use_bias=False, weight_quant=plain, input_quant=plain.flax_module(bits=5), rngs=nnx.Rngs(0)
+    )
+    in_torch.weight.data = to_torch(weight)
+    in_flax.kernel.set_value(to_jax(weight.T))
+    y = in_torch(to_torch(X))
+    quantized = to_torch(plain.numpy(X, bits=5)), to_torch(plain.numpy(weight))
+    assert_same_bits(torch.nn.functional.linear(*quantized), y)
+    exact = plain.numpy(X, bits=5).astype(np.float64) @ plain.numpy(weight).astype(np.float64).T
+    np.testing.assert_allclose(nnx.jit(lambda layer: layer(to_jax(X)))(in_flax), exact, rtol=1e-5, atol=1e-6)
+    y.sum().backward()
+    gradients = nnx.jit(nnx.grad(lambda layer: layer(to_jax(X)).sum()))(in_flax)
+    for name in ("weight_quant", "input_quant"):
+        ours, theirs = getattr(in_torch, name).s.grad, gradients[name]["s"][...]
+        assert ours is not None
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+        assert float(ours) != 0
+    assert_same_bits(plain.numpy(np.maximum(X, 0)), torch_layers.QuantReLU(act_quant=plain)(to_torch(X)))
+
+
+def test_declaring_imports_no_framework() -> None:
+    code = (
+        "import sys, numpy\nfrom samebits.core import formula as p\nfrom samebits.proofs import prototype\n"
+        "one = prototype(lambda x, *, s=p.learned(2.0): p.round(x / s) * s)\none.numpy(numpy.ones(3, 'f'))\n"
+        "print({'torch', 'jax', 'flax'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

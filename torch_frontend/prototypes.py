@@ -1,0 +1,128 @@
+"""Prototypes on tensors: what the formula says, and its gradient.
+
+Semantics and errors: `samebits.core.prototypes`, of which these have the bits. The backward pass runs the formula again
+instead of keeping what it computed: only its operands stay in memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.formula_values import Room, Run
+from ..core.prototype import Prototype
+from . import primitives
+from .arguments import check_tensor
+from .arrays import narrowed
+
+
+def _array(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    return narrowed(torch.tensor(numbers, dtype=torch.float64, device=like.device), like.dtype)
+
+
+def _put(g: Tensor, index: Any, like: Tensor) -> Tensor:
+    zeros = torch.zeros_like(like)
+    zeros[index] = g
+    return zeros
+
+
+ROOM = Room(
+    "torch",
+    primitives,
+    lambda value: isinstance(value, Tensor),
+    _array,
+    lambda x, index: x[index],
+    _put,
+    lambda x, axes: x.permute(axes),
+)
+
+
+def apply(prototype: Prototype, x: Tensor, **given: Any) -> Tensor:
+    """The result of a formula.
+
+    Args:
+        x: float32, float64, bfloat16 or float16, any shape.
+        given: static options, and tensors of parameters: those that are missing are where they begin.
+    Returns:
+        Shape and dtype of ``x``.
+    Raises:
+        TypeError, ValueError: what the formula does that is no primitive, with its line; other dtypes or keywords.
+    """
+    return updated(prototype, x, **given)[0]
+
+
+def updated(prototype: Prototype, x: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """As `apply`, and the new states by name, which have no gradient."""
+    options, arrays = _given(prototype, x, given)
+    states = [name for name, one in prototype.parameters.items() if one.kind == "state"]
+    names, tensors = tuple(arrays), tuple(arrays.values())
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *tensors)):
+        y, *new = _Formula.apply(prototype, options, names, x, *tensors)  # type: ignore[no-untyped-call]
+        return y, dict(zip(states, new, strict=True))
+    return _forward(prototype, options, names, x, tensors)
+
+
+def vjp(prototype: Prototype, x: Tensor, g: Tensor, **given: Any) -> dict[str, Tensor]:
+    """Gradients of ``x`` and of learned parameters, by name, from that of the result; what autograd gives.
+
+    Args:
+        x, given: as `apply`.
+        g: shape and dtype of ``x``.
+    """
+    check_tensor("g", g)
+    options, arrays = _given(prototype, x, given)
+    return _gradients(prototype, options, arrays, x, g)
+
+
+def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    options, arrays = prototype.split(given)
+    check_tensor("x", x)
+    for name in prototype.parameters:
+        if name not in arrays:
+            with torch.no_grad():
+                arrays[name] = prototype.initial(name, ROOM, x, options)
+        else:
+            check_tensor(name, arrays[name])
+    return options, {name: arrays[name] for name in prototype.parameters}
+
+
+def _gradients(
+    prototype: Prototype, options: Mapping[str, Any], arrays: Mapping[str, Any], x: Tensor, g: Tensor
+) -> dict[str, Tensor]:
+    run = Run(ROOM, keeps_steps=True, guarded=not torch.compiler.is_compiling())
+    with torch.no_grad():
+        return prototype.pull(run, x, arrays, options, g)
+
+
+def _forward(
+    prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], x: Tensor, tensors: tuple[Any, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    run = Run(ROOM, guarded=not torch.compiler.is_compiling())
+    with torch.no_grad():
+        y, _, states = prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)
+    return y.array, {name: value.array for name, value in states.items()}
+
+
+class _Formula(torch.autograd.Function):
+    """A formula of x and its parameters, with new states as further results."""
+
+    @staticmethod
+    def forward(
+        prototype: Prototype, options: dict[str, Any], names: tuple[str, ...], x: Tensor, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        y, states = _forward(prototype, options, names, x, tensors)
+        return (y.clone() if y is x else y, *states.values())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.prototype, ctx.options, ctx.names, *operands = inputs
+        ctx.save_for_backward(*operands)
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_states: Any) -> tuple[Any, ...]:
+        x, *tensors = ctx.saved_tensors
+        arrays = dict(zip(ctx.names, tensors, strict=True))
+        found = _gradients(ctx.prototype, ctx.options, arrays, x, g)
+        return None, None, None, found["x"], *(found.get(name) for name in ctx.names)
