@@ -13,6 +13,7 @@ from .source import BACKENDS, ROOT, definitions, is_public, parsed
 ROOMS = ("core", *BACKENDS)
 # Why something is `Any`, by the beginning of its place. A place without a line fails, a line without a place too.
 OF_ANY_LIBRARY = "arrays of NumPy, torch or JAX, or None: they have no type in common, and core imports no framework"
+OF_FORMULAS = "what a user's function takes and gives: arrays of any room, options, and where parameters begin"
 WIDTHS = "dtypes and NumPy scalars of several widths, for other files of the room; no user calls it"
 REASONS = {
     "core/descriptions.py QParams.": OF_ANY_LIBRARY,
@@ -24,6 +25,8 @@ REASONS = {
     "core/keywords.py ": "keywords of layers: fields of quantizers, each of its own type",
     "core/rules.py ": "keywords of layers: fields of quantizers, each of its own type",
     "core/partial_derivatives.py Linear.": OF_ANY_LIBRARY,
+    "core/formula": OF_FORMULAS,
+    "core/prototype": OF_FORMULAS,
     "core/primitives/": "what operands are given as: arrays, numbers of Python, or what is refused",
     "core/arguments.py ": "whatever NumPy reads as an array, or refuses",
     "torch_frontend/recomputation.py ": "what a call used: its owner alone knows the type",
@@ -32,6 +35,7 @@ REASONS = {
     "torch_frontend/loading.py load_state_dict": "what `torch.nn.Module.load_state_dict` takes and gives",
     "torch_frontend/nn/": "fields of quantizers as keywords, each of its own type; layers and quantizers of any class",
     "torch_frontend/ptq/": "fields of quantizers as keywords, each of its own type; what models and functions take",
+    "torch_frontend/prototype": OF_FORMULAS,
     "torch_frontend/primitives/": "what operands are given as: tensors, numbers of Python, or what is refused",
     "torch_frontend/quant_": "what operators of torch take and give",
     "torch_frontend/programs.py programs(options)": "options of `torch.compile`",
@@ -40,6 +44,7 @@ REASONS = {
     "jax_backend/arithmetic_gradients.py ": WIDTHS,
     "jax_backend/functional.py ": "definitions and pytrees of a module, and what it takes and gives",
     "jax_backend/nn/": "fields of quantizers as keywords, each of its own type; layers, parts and what they wait for",
+    "jax_backend/prototype": OF_FORMULAS,
     "jax_backend/primitives/": "what operands are given as: arrays, numbers of Python, or what is refused; dtypes",
     "jax_backend/pallas/quantizer.py options ->": "arguments of ``pallas_call``",
     "jax_backend/platforms.py by_platform(arrays)": "arrays, or None",
@@ -59,6 +64,7 @@ REASONS = {
     "proofs/certificates/certify.py certify(how)": "the arguments of `run`, handed on",
     "proofs/inputs/compare.py differences(": OF_ANY_LIBRARY,
     "proofs/inputs/found_edges.py ": OF_ANY_LIBRARY,
+    "proofs/prototypes/decorator.py ": OF_FORMULAS,
     "proofs/inputs/compare.py assert_same_bits(": OF_ANY_LIBRARY,
 }
 WHOLE = {"NDArray", "dtype"}  # NDArray[Any] and np.dtype[Any] are arrays and dtypes of every kind, not unknown things
