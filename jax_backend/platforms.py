@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from ..core.descriptions import Quantizer
+
 Array = jax.Array
 PLATFORMS = ("cuda", "tpu")  # for which there are kernels of `pallas`
 
@@ -25,3 +27,21 @@ def by_platform(kernel: Callable[..., Array], ordinary: Callable[..., Array], *a
     kernels = {platform: on(platform) for platform in PLATFORMS}
     result: Array = lax.platform_dependent(*arrays, default=ordinary, **kernels)
     return result
+
+
+def fake_quantized(q: Quantizer, ordinary: Callable[..., Array], *operands: Any) -> Array:
+    """``ordinary(*operands)``, or the kernel of `pallas` where there is one and it fits.
+
+    Args:
+        operands: ``x``, scale, zero point, seed and bit width, those that are not there None.
+    """
+    if has_kernels():
+        from . import pallas  # takes longer to import than it is to everybody worth
+
+        def kernel(platform: str, x: Array, scale: Array, zero_point: Array | None, *_: None) -> Array:
+            value: Array = pallas.fake_quantized(platform, q, x, scale, zero_point)
+            return value
+
+        if pallas.fits(q, operands[0], operands[-1]):
+            return by_platform(kernel, ordinary, *operands)
+    return ordinary(*operands)

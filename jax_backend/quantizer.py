@@ -21,8 +21,7 @@ What only values can tell (scales that are no positive normal numbers, zero poin
 block that is not finite gets a NaN scale, `quantize` gives NaN the code of zero, and other wrong values give results
 without meaning.
 
-The functions compile themselves. Almost always every scale is far above the smallest normal number, and subnormal
-``x`` may be read as zero, as XLA on CPU does; `kernels.by_scale` takes the branch that decodes them when it may not.
+The functions compile themselves; `kernels.by_scale` says where subnormal ``x`` may be read as zero, as XLA does.
 """
 
 from functools import partial
@@ -51,7 +50,7 @@ from .grid import decode, encode
 from .half_quadratic import half_quadratic_range
 from .operations import round_to_dtype, working_dtype
 from .parameters import choose_by_rule, is_other_rule
-from .platforms import by_platform, has_kernels
+from .platforms import fake_quantized
 from .ranges import average_range, percentile_range, searched_range
 from .scale_rules import given_parameters
 from .scaling import affine_scale, restrict_scale, symmetric_scale
@@ -323,21 +322,8 @@ def _codes_and_zero_points(
 
 @partial(jax.jit, static_argnums=0)
 @laid_out_by(like_first)
-def _fake_quantized(
-    q: Quantizer, x: Array, scale: Array, zero_point: Array | None, seed: Array | None, bit_width: Array | None
-) -> Array:
-    ordinary = partial(_by_lax, q)
-    if has_kernels():
-        from . import pallas  # takes longer to import than it is to everybody worth
-
-        if pallas.fits(q, x, bit_width):
-
-            def kernel(platform: str, x: Array, scale: Array, zero_point: Array | None, *_: None) -> Array:
-                value: Array = pallas.fake_quantized(platform, q, x, scale, zero_point)
-                return value
-
-            return by_platform(kernel, ordinary, x, scale, zero_point, seed, bit_width)
-    return ordinary(x, scale, zero_point, seed, bit_width)
+def _fake_quantized(q: Quantizer, *operands: Array | None) -> Array:
+    return fake_quantized(q, partial(_by_lax, q), *operands)
 
 
 def _by_lax(

@@ -1,6 +1,7 @@
 """Models of torch as flax models, and back, by the table of `pairs`."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -91,7 +92,7 @@ def to_torch(model: Any, *, modules: Mapping[Any, Callable[[Any], nn.Module]] | 
     return found
 
 
-class _Making:
+class _Making(ABC):
     """A conversion: what was made so far, and what was refused."""
 
     to = ""
@@ -128,14 +129,17 @@ class _Making:
             self.made.append((layer, self.kept[key]))
         return self.kept[key]
 
+    @abstractmethod
     def build(self, layer: Any, axes: Axes) -> Any:
-        raise NotImplementedError
+        """The counterpart of a layer, made."""
 
+    @abstractmethod
     def allowed(self, layer: Any) -> Axes | None:
-        raise NotImplementedError
+        """How many axes images may have where a layer stands; None for what has no counterpart."""
 
+    @abstractmethod
     def joined(self, module: Any, path: Path, parts: Mapping[Path, Any]) -> Any:
-        raise NotImplementedError
+        """The counterpart of a module, whose parts are made."""
 
     def quantizers(self, layer: Any, theirs: type[Any], weight: tuple[int, ...] | None) -> Arguments:
         """Arguments ``*_quant`` of a layer's counterpart."""

@@ -47,7 +47,7 @@ REASONS = {
     "jax_backend/prototype": OF_FORMULAS,
     "jax_backend/primitives/": "what operands are given as: arrays, numbers of Python, or what is refused; dtypes",
     "jax_backend/pallas/quantizer.py options ->": "arguments of ``pallas_call``",
-    "jax_backend/platforms.py by_platform(arrays)": "arrays, or None",
+    "jax_backend/platforms.py ": "arrays, or None",
     "jax_backend/ptq/": "pytrees, and what they hold; what models take; a bool, or an array in traced code",
     "jax_backend/arithmetics.py ": WIDTHS,
     "jax_backend/arrays.py ": WIDTHS,

@@ -348,6 +348,8 @@ def test_layers() -> None:
     y = in_torch(to_torch(X))
     quantized = to_torch(plain.numpy(X, bits=5)), to_torch(plain.numpy(weight))
     assert_same_bits(torch.nn.functional.linear(*quantized), y)
+    assert_same_bits(plain.numpy(weight).T, in_flax.weight_quant(to_jax(weight.T), None, (1, 0)))
+    # values are contracted, in any order: the sums have no promised bits, nor have gradients that are sums of them
     exact = plain.numpy(X, bits=5).astype(np.float64) @ plain.numpy(weight).astype(np.float64).T
     np.testing.assert_allclose(nnx.jit(lambda layer: layer(to_jax(X)))(in_flax), exact, rtol=1e-5, atol=1e-6)
     y.sum().backward()
@@ -358,6 +360,26 @@ def test_layers() -> None:
         assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
         assert float(ours) != 0
     assert_same_bits(plain.numpy(np.maximum(X, 0)), torch_layers.QuantReLU(act_quant=plain)(to_torch(X)))
+
+
+@prototype
+def rows(x: Any, *, scale: Any = p.learned(lambda x: p.absmax(x, axis=1, keepdims=True) / 7), bits: int = 4) -> Any:
+    return p.clamp(p.round(x / scale), -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) * scale
+
+
+def test_parameters_of_weights_begin_as_a_formula_of_them() -> None:
+    first: Any = torch_layers.QuantLinear(6, 3, weight_quant=rows, weight_bits=3)
+    weight = first.weight.detach().numpy()
+    arguments: Any = {"rngs": nnx.Rngs(0), "kernel_init": lambda *_: to_jax(weight.T)}
+    second: Any = flax_layers.QuantLinear(6, 3, weight_quant=rows, weight_bits=3, **arguments)
+    assert second.weight_quant.scale.shape == (3, 1)
+    assert_same_bits(first.weight_quant.scale.detach(), second.weight_quant.scale[...])
+    quantized = second.weight_quant(second.kernel[...], None, (1, 0))
+    assert_same_bits(first.weight_quant(first.weight).detach(), quantized.T)
+    assert_same_bits(rows.numpy(weight, bits=3), quantized.T)
+    for layer, options in ((torch_layers.QuantLinear, {}), (flax_layers.QuantLinear, arguments)):
+        with pytest.raises(TypeError, match="QuantLinear, `bias_quant`: must not be a prototype"):
+            layer(6, 3, bias_quant=rows, **options)
 
 
 def test_declaring_imports_no_framework() -> None:
