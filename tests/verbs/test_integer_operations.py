@@ -29,6 +29,7 @@ ROOMS: dict[str, tuple[Any, Callable[[Array], Any]]] = {
     "jax": (jax_backend, to_jax),
 }
 SHIFTS = (23, 24, 31, 32, 33, 47, 61, 62)
+TIES = ((2**30, 31), (3 * 2**29, 31), (2**30, 33), (2**30, 47), (2**30, 61))  # whose quotients may be exact halves
 ADDED = ((3, 5), 3), ((1, 1), 1), ((1, 1), 0), ((2**22, 2**22), 22), ((2**23 - 1, 1), 30)
 
 
@@ -38,8 +39,9 @@ def inputs() -> dict[str, Array]:
     random = np.random.default_rng(0)
     every = np.arange(-128, 128).astype(np.int8)
     acc = [np.array([0, 1, -1, 2, -2, 3, 5, 6, 7, 2**31 - 1, -(2**31), 1 - 2**31, 2**30], np.int64)]
-    multipliers = np.array([2**30, 2**31 - 1, 2**30 + 1, *random.integers(2**30, 2**31, 5)])
-    for m, s in zip(multipliers, SHIFTS, strict=True):
+    multipliers = np.array([2**30, 2**31 - 1, 2**30 + 1, *random.integers(2**30, 2**31, 5), *(m for m, _ in TIES)])
+    shifts = (*SHIFTS, *(s for _, s in TIES))
+    for m, s in zip(multipliers, shifts, strict=True):
         halves = [
             round((k + Fraction(1, 2)) * 2**s / int(m)) + d for k in (-128, -3, 0, 1, 126, 127) for d in (-1, 0, 1)
         ]
@@ -51,9 +53,9 @@ def inputs() -> dict[str, Array]:
         "w": random.integers(-128, 128, (7, 40)).astype(np.int8),
         "v": random.integers(-128, 128, (3, 6, 40)).astype(np.int8),
         "bias": np.array([2**30, -(2**30), 0, 1, -1, 12345, -54321], np.int32),
-        "acc": np.broadcast_to(column[:, None], (len(column), len(SHIFTS))).copy(),
+        "acc": np.broadcast_to(column[:, None], (len(column), len(shifts))).copy(),
         "multiplier": multipliers.astype(np.int32),
-        "shift": np.array(SHIFTS, np.int32),
+        "shift": np.array(shifts, np.int32),
         "left": np.repeat(every, 256),
         "right": np.tile(every, 256),
         "image": random.integers(-128, 128, (2, 3, 7, 9)).astype(np.int8),
@@ -123,6 +125,9 @@ def test_sums_of_products_against_python() -> None:
 
 def test_requantized_sums_against_fractions() -> None:
     g = inputs()
+    halves = g["acc"].astype(object) * g["multiplier"].astype(object) * 2 % [2 ** int(s) for s in g["shift"]] == 0
+    odd = g["acc"].astype(object) * g["multiplier"].astype(object) * 2 // [2 ** int(s) for s in g["shift"]] % 2 == 1
+    assert ((halves & odd).sum(0)[len(SHIFTS) :] > 0).all()  # ties, on both sides of 0
     for (zero, format), got in zip([(0, INT8), (5, INT4), (0, UINT8)], specified()[6:], strict=False):
         for row, column in np.ndindex(*got.shape):
             exact = Fraction(int(g["acc"][row, column]) * int(g["multiplier"][column]), 2 ** int(g["shift"][column]))
