@@ -176,7 +176,8 @@ def test_empty_and_strided_arrays(room: str) -> None:
     assert to_numpy(functions.integer_matmul(to(g["a"][:0]), to(g["w"]))).shape == (0, 5, 7)
     assert not to_numpy(functions.integer_matmul(to(g["a"][..., :0]), to(g["w"][:, :0]))).any()
     assert to_numpy(functions.lookup(to(g["a"][:0]), to(g["table"]))).shape == (0, 5, 40)
-    assert to_numpy(functions.requantize(to(g["acc"][:0]), to(g["multiplier"]), to(g["shift"]))).shape == (0, 8)
+    none = functions.requantize(to(g["acc"][:0]), to(g["multiplier"]), to(g["shift"]))
+    assert to_numpy(none).shape == (0, len(g["shift"]))
     strided = to(g["image"])[:, ::-1, ::2, 1:] if room != "torch" else to(g["image"]).flip(1)[:, :, ::2, 1:]
     want = core.integer_average_pool(np.ascontiguousarray(g["image"][:, ::-1, ::2, 1:]), (2, 2))
     assert_same_bits(want, to_numpy(functions.integer_average_pool(strided, (2, 2))))

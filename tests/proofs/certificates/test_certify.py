@@ -1,6 +1,8 @@
 """Certificates as a process: planted faults are found, tiles are scheduled, kept, lost and done again."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +189,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_certificate(cluster: Any) 
     def kill_one(progress: Any) -> None:
         seen.append(progress.place)
         if len(seen) == 2:
-            next(iter(cluster.workers.values())).process.process.kill()
+            os.kill(next(iter(cluster.workers.values())).process.pid, signal.SIGKILL)
 
     again = certify(request, scheduler=cluster.scheduler_address, on_progress=kill_one)
     assert sorted(seen) == list(range(len(kinds)))
