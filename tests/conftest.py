@@ -3,6 +3,7 @@
 import gc
 import resource
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,23 @@ LARGE = 1 * 2**30  # bytes of a process, above which the programs of a file that
 PEAKS: dict[str, str] = {}  # of each process of `make test`
 
 
-def slower_than_their_worth() -> tuple[str, ...]:
-    """Tests, with or without their parameters, that `thorough.txt` lists."""
+def slower_than_their_worth() -> dict[str, int]:
+    """Tests, with or without their parameters, that `thorough.txt` lists: one in how many cases stays, 0 for none."""
     lines = (line.partition("#")[0].strip() for line in THOROUGH.read_text().splitlines())
-    return tuple(line for line in lines if line)
+    halves = (line.partition(" 1/") if line[-1] != "]" else (line, "", "") for line in lines if line)
+    return {name: int(stays or 0) for name, _, stays in halves}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks them, as `pytest.mark.thorough` marks others."""
-    listed = frozenset(slower_than_their_worth())
+    listed, seen = slower_than_their_worth(), Counter[str]()
     for item in items:
-        if item.nodeid in listed or item.nodeid.partition("[")[0] in listed:
+        function = item.nodeid.partition("[")[0]
+        stays = listed.get(item.nodeid, listed.get(function, 1))
+        if stays == 0 or seen[function] % stays:
             item.add_marker(pytest.mark.thorough)
+        seen[function] += 1
 
 
 @pytest.fixture(autouse=True, scope="module")
