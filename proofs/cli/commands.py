@@ -15,6 +15,7 @@ import typer
 
 from . import vectors
 from .atlas import atlas
+from .certify import certify
 from .fingerprint import fingerprint
 from .quantize import quantize
 from .validate import validate
@@ -200,64 +201,6 @@ def _causes(target: list[str] | None, *, json: bool) -> NoReturn:
 
 
 @app.command()
-def certify(
-    name: Annotated[
-        list[str] | None, typer.Argument(help="Catalog names; like ones share their work.", metavar="[NAME]...")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="boundary, exhaustive or scales.")] = "boundary",
-    mode: Modes = None,
-    rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,
-    dtype: Annotated[str, typer.Option(help="For exhaustive: float32, bfloat16 or float16.")] = "float32",
-    zero_point: Annotated[int | None, typer.Option(help="For exhaustive, where there is one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The file, or a directory; NAME.json by default.")] = None,
-    missing: Annotated[
-        bool, typer.Option("--missing", help="Leave out files that are there, of this very code.")
-    ] = False,
-    replay: Annotated[Path | None, typer.Option(help="Run a certificate again.", metavar="FILE.json")] = None,
-    tiles: Annotated[int | None, typer.Option(min=1, help="Of a replay: so many, drawn at random.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="A Dask cluster.", metavar="tcp://HOST:PORT")] = None,
-    workers: Workers = 2,
-    json: Json = False,
-) -> None:
-    """Establish that the modes agree for every input and scale, and write a certificate; or run one again."""
-    from ..certificates.certificate import CertificateError, is_current, load, save
-    from ..certificates.certify import Difference
-    from ..certificates.certify import run_together as run_tiles
-    from ..certificates.request import check_modes, requested
-    from . import display_certificates as display
-
-    try:
-        if bool(name) == bool(replay):
-            _refuse("give either catalog names or --replay FILE")
-        if output and not output.is_dir() and len(name or ()) > 1:
-            _refuse(f"{output}: must be a directory for several certificates")
-        if replay:
-            certificate, request = load(replay)
-            check_modes(request.modes)
-        wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
-    except (CertificateError, KeyError, ValueError) as error:
-        _refuse(error.args[0])
-    try:
-        if replay:
-            agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
-            raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
-        targets = [_target(n, engine, output) for n in name or ()]
-        files = {r: t for r, t in zip(wanted, targets, strict=True) if not (missing and is_current(t, r))}
-        journals = [target.with_suffix(".tiles") for target in files.values()]
-        done = run_tiles(list(files), journals, workers=workers, scheduler=scheduler)
-        for found in display.show_runs(list(files), done, quiet=json) if files else ():
-            save(found.certificate, files[found.request])
-            files[found.request].with_suffix(".tiles").unlink()
-            display.show_certificate(found, files[found.request], quiet=json)
-    except Difference as difference:
-        display.show_difference(difference, quiet=json)
-        raise typer.Exit(DIFFERENCE) from None
-    except (CertificateError, ConnectionError) as error:
-        _refuse(error.args[0])
-
-
-@app.command()
 def prove(
     name: Annotated[
         list[str] | None, typer.Argument(help="Catalog names; all by default.", metavar="[NAME]...")
@@ -301,6 +244,7 @@ def catalog(json: Json = False) -> None:
 
 
 vectors.register(app)
+app.command()(certify)
 app.command()(fingerprint)
 app.command()(atlas)
 app.command()(quantize)
@@ -319,12 +263,6 @@ def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> It
         for result in results:
             yield result
             bar.advance(task)
-
-
-def _target(name: str, engine: str, output: Path | None) -> Path:
-    """The file of a certificate."""
-    file = Path(f"{name}.scales.json" if engine == "scales" else f"{name}.json")
-    return file if output is None else output / file if output.is_dir() else output
 
 
 def _command() -> str:
