@@ -23,15 +23,15 @@ def _sum(m: Array, a: Array, b: Array) -> Array:
     s = a + b
     back = s - a
     error = (a - (s - back)) + (b - back)
-    return np.where(s == m, np.sign(error), np.sign(s - m))
+    return np.asarray(np.where(s == m, np.sign(error), np.sign(s - m)))
 
 
 def _quotient(m: Array, a: Array, b: Array) -> Array:
-    return np.sign(a - m * b) * np.sign(b)
+    return np.asarray(np.sign(a - m * b) * np.sign(b))
 
 
 def _scaled(m: Array, x: Array, n: Array) -> Array:
-    return np.sign(np.ldexp(x, np.clip(np.trunc(n), -FARTHEST, FARTHEST).astype(np.int32)) - m)
+    return np.asarray(np.sign(np.ldexp(x, np.clip(np.trunc(n), -FARTHEST, FARTHEST).astype(np.int32)) - m))
 
 
 BESIDE: Mapping[str, Beside] = MappingProxyType(

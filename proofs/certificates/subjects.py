@@ -157,7 +157,8 @@ def _program(subject: Primitive, mode: str) -> Callable[..., Any]:
 
 def dtype_of(name: str) -> np.dtype[Any]:
     """One of `DTYPES`."""
-    return np.dtype(DTYPES[name])
+    found: np.dtype[Any] = np.dtype(DTYPES[name])
+    return found
 
 
 def canonical(values: Array) -> Array:

@@ -25,9 +25,9 @@ from ..modes.source import source_digest
 from ..prototypes.users import parameters_of, prototype_of
 from .cases import DTYPES
 from .nearest import BESIDE
-from .request import check_modes
+from .request import Request, check_modes
 from .subjects import PRIMITIVES, Formula, Primitive, Subject, dtype_of, formula
-from .tiles import SWEEP_STRIDE, Part, Tile
+from .tiles import Part, Tile
 
 Array = NDArray[Any]
 AT_ONCE, OF_THREE = 1 << 24, 1 << 21  # inputs of a tile; of three operands, which take longest
@@ -76,6 +76,9 @@ class Sweep:
         )
 
 
+AnyRequest = Request | Sweep
+
+
 def requested_primitive(name: str, dtype: str = "float32", modes: Sequence[str] = ()) -> Sweep:
     """The sweep of a primitive by names.
 
@@ -113,14 +116,13 @@ def special(dtype: str) -> Array:
 def content(request: Sweep, plan: Sequence[Part]) -> dict[str, Any]:
     """The sections of a certificate that follow from the request alone."""
     subject = request.subject
+    own: dict[str, Any]
     if isinstance(subject, Formula):
-        own: dict[str, Any] = {
-            "prototype": {"name": subject.name, "given": dict(subject.given), "file": subject.source}
-        }
+        kind, own = "prototype", {"given": dict(subject.given), "file": subject.source}
     else:
-        own = {"primitive": {"name": subject.name, "operands": subject.operands}}
+        kind, own = "primitive", {"operands": subject.operands}
     return {
-        **own,
+        kind: {"name": subject.name, **own},
         "request": {"engine": request.engine, "modes": list(request.modes), "dtype": request.dtype},
         "statement": {"result": "complete", "says": _says(request, plan)},
         "domain": [{"part": part.name, "claim": part.claim, "tiles": len(part.tiles)} for part in plan],
@@ -148,16 +150,14 @@ def _of_one(request: Sweep) -> tuple[Part, ...]:
     step = min(AT_ONCE, 1 << bits)
     every = tuple(Tile("numbers", first, step, dtype=dtype) for first in range(0, 1 << bits, step))
     whole = Part("numbers", f"every bit pattern of {dtype}", every)
-    if isinstance(request.subject, Primitive):
+    if isinstance(request.subject, Primitive) or bits == 16:
         return (whole,)
     edges = Part(
         "edges",
         "the numbers beside every place at which bisection finds the result or the gradient of x change, and special "
-        "values; of results that change everywhere, beside powers of two",
+        "values; of what changes everywhere, beside powers of two",
         (Tile("edges", 0, 0, dtype=dtype),),
     )
-    if bits == 16:
-        return (whole,)
     if request.engine == "exhaustive":
         return edges, whole
     count = (1 << bits) // SWEEP_STRIDE + 1
@@ -172,12 +172,8 @@ def _says(request: Sweep, plan: Sequence[Part]) -> str:
     asked = "; ".join(part.claim for part in plan)
     ours = f"Modes {', '.join(request.modes)} give the bits of samebits.core for {request.name} on: {asked}."
     if isinstance(request.subject, Primitive):
-        return (
-            ours if request.subject.verb not in BESIDE else f"{ours} There it is the number nearest to the exact one."
-        )
-    return (
-        f"{ours} So do the gradients, with one and the same incoming one. Other parameters are outside the statement."
-    )
+        return ours + (" They are the numbers nearest to the exact ones." if request.subject.verb in BESIDE else "")
+    return f"{ours} So do the gradients, of one and the same incoming one. Other parameters are outside the statement."
 
 
 def _assumptions(request: Sweep) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command `samebits certify`: quantizers, primitives and prototypes in every mode, and files of what was covered."""
+"""The command `samebits certify`: quantizers, primitives and prototypes in every mode, and files of what they cover."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def certify(
 
     own = [*(name or ()), *(primitive or ())]
     _check_options(name or (), primitive or (), replay, tiles, output, (rounding, scale, zero_point), parameter)
-    how = {"workers": workers, "scheduler": scheduler}
+    how: dict[str, Any] = {"workers": workers, "scheduler": scheduler}
     try:
         if replay:
             certificate, answered = load(replay)
