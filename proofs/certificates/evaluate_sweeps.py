@@ -14,6 +14,7 @@ from ..inputs.bits import raw_bits
 from ..inputs.compare import describe, differences
 from ..inputs.found_edges import TooManyEdges, found_edges
 from ..inputs.knife_edges import special_values
+from .cases import IN_CACHE
 from .evaluate import TileResult
 from .nearest import BESIDE, not_nearest
 from .subjects import Formula, Function, Primitive, Results, Subject, canonical, dtype_of, function_of, reference
@@ -127,7 +128,9 @@ def _judged(subject: Subject, operands: tuple[Array, ...], expected: Results) ->
     if not isinstance(subject, Primitive) or subject.verb not in BESIDE:
         return
     (y,) = expected.values()
-    wrong = not_nearest(subject.verb, operands, y)
+    parts = range(0, len(y), IN_CACHE)
+    cut = [(tuple(one[i : i + IN_CACHE] for one in operands), y[i : i + IN_CACHE]) for i in parts]
+    wrong = np.concatenate([not_nearest(subject.verb, *part) for part in cut])
     if wrong.any():
         at = int(np.argmax(wrong))
         given = tuple(one[at] for one in operands)

@@ -64,21 +64,19 @@ def not_nearest(name: str, operands: tuple[Array, ...], y: Array) -> Array:
         asked &= wide[1] != 0
     if name == "sqrt":
         asked &= wide[0] >= 0
-    place, top = ordinal(y), int(ordinal(np.asarray(np.inf, y.dtype)))
-    below, above = _middle(place - 1, place, y.dtype, top), _middle(place, place + 1, y.dtype, top)
+    below, above = _middle(y, -np.inf), _middle(y, np.inf)
     even = (raw_bits(y) & 1) == 0
     low, high = BESIDE[name](below, *wide), BESIDE[name](above, *wide)
     fits = np.where(even, (low >= 0) & (high <= 0), (low > 0) & (high < 0))
     return np.asarray(asked & (np.isnan(y) | ~fits))
 
 
-def _middle(one: Array, other: Array, dtype: np.dtype[Any], top: int) -> Array:
-    """Midpoints of neighbours, float64; beyond the largest number stands the next power of two, then infinity."""
-    below, above = (_number(place, dtype, top) for place in (one, other))
-    return np.where(np.abs(one) > top, -np.inf, np.where(np.abs(other) > top, np.inf, below / 2 + above / 2))
-
-
-def _number(place: Array, dtype: np.dtype[Any], top: int) -> Array:
-    largest, before = (float(from_ordinal(np.asarray(top - back), dtype)) for back in (1, 2))
-    number = from_ordinal(np.clip(place, 1 - top, top - 1), dtype).astype(np.float64)
-    return np.where(np.abs(place) >= top, np.sign(place) * (largest + (largest - before)), number)
+def _middle(y: Array, toward: float) -> Array:
+    """Midpoint with the next number; beyond the largest one stands the next power of two, and then infinity."""
+    largest = float(from_ordinal(ordinal(np.asarray(np.inf, y.dtype)) - 1, y.dtype))
+    beyond = 2.0 ** np.ceil(np.log2(largest))
+    number, other = y.astype(np.float64), np.nextafter(y, y.dtype.type(toward)).astype(np.float64)
+    last = np.isinf(number)
+    other = np.where(np.isinf(other) & ~last, np.copysign(beyond, other), other)
+    number = np.where(last & np.isfinite(other), np.copysign(beyond, number), number)
+    return np.asarray(number / 2 + other / 2)

@@ -27,7 +27,7 @@ from .cases import DTYPES
 from .nearest import BESIDE
 from .request import Request, check_modes
 from .subjects import PRIMITIVES, Formula, Primitive, Subject, dtype_of, formula
-from .tiles import Part, Tile
+from .tiles import SWEEP_STRIDE, Part, Tile
 
 Array = NDArray[Any]
 AT_ONCE, OF_THREE = 1 << 24, 1 << 21  # inputs of a tile; of three operands, which take longest
