@@ -25,7 +25,13 @@ Item = TypeVar("Item")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Names = Annotated[list[str] | None, typer.Option(help="Catalog name; may be repeated. All by default.", metavar="NAME")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(help="Catalog name, or FILE.py:NAME of a prototype; may be repeated. All by default.", metavar="NAME"),
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter of prototypes; may be repeated.", metavar="NAME=VALUE")
+]
 Modes = Annotated[
     list[str] | None, typer.Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
 ]
@@ -83,6 +89,7 @@ def check(
     dialect: Annotated[
         str | None, typer.Option(help="Check quantizers in the arithmetic of another system.", metavar="NAME")
     ] = None,
+    parameter: Parameters = None,
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
@@ -99,15 +106,25 @@ def check(
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
     if networks:
-        if checkpoint or quantizer or dtype or dialect or thorough:
-            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect or --thorough")
+        if checkpoint or quantizer or dtype or dialect or thorough or parameter:
+            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --set or --thorough")
         _check_networks(mode or (), json=json, report=report, workers=workers)
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
+    if parameter and not any(":" in name for name in quantizer or ()):
+        _refuse("--set is of prototypes, --quantizer FILE.py:NAME")
     try:
-        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough, dialect=dialect)
-    except (CheckpointError, KeyError, ValueError) as error:
-        _refuse(error.args[0])
+        wanted = plan(
+            checkpoint,
+            quantizer or (),
+            mode or (),
+            dtype or (),
+            thorough=thorough,
+            dialect=dialect,
+            parameters=parameter or (),
+        )
+    except (CheckpointError, ImportError, KeyError, TypeError, ValueError) as error:
+        _refuse(" ".join(str(error.args[0]).split()))
     _refuse_if_alone(wanted.modes)
     start = time.monotonic()
     result = summary(wanted, _shown("checking", len(wanted.jobs), run_plan(wanted, workers=workers), quiet=json))
@@ -151,13 +168,19 @@ def _check_networks(runs: Iterable[str], *, json: bool, report: Path | None, wor
 def diverge(
     target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
     cause: Annotated[bool, typer.Option("--cause", help="Find why: the operation, and the switch.")] = False,
+    parameter: Parameters = None,
     json: Json = False,
     workers: Workers = 2,
 ) -> None:
     """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0.
 
-    A target PACKAGE.MODULE:NAME is a Program of yours, of which causes are shown.
+    A target PACKAGE.MODULE:NAME or FILE.py:NAME is yours: a Program, of which causes are shown, or a prototype, whose
+    textbook code is compared with its primitives.
     """
+    if not cause and (own := _prototypes(target or ())):
+        _diverge_prototypes(own, parameter or (), json=json, workers=workers)
+    if parameter:
+        _refuse("--set is of prototypes, FILE.py:NAME, without --cause")
     if cause or any(":" in name for name in target or ()):
         _causes(target, json=json)
     from ..divergence import divergence
@@ -179,6 +202,41 @@ def diverge(
         display.show_divergence(found)
     ours = any(row.differing for row in found if row.target == divergence.OURS)
     raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
+
+
+def _prototypes(target: Iterable[str]) -> list[str]:
+    """The targets, if they are prototypes; none if they are something else."""
+    from ...core.prototype import Prototype
+    from ..inputs.named import named
+
+    names = list(target)
+    try:
+        own = [name for name in names if ":" in name and isinstance(named(name), Prototype)]
+    except (ImportError, KeyError) as error:
+        _refuse(str(error.args[0]))
+    if own and len(own) < len(names):
+        _refuse(f"{own[0]} is a prototype: prototypes go by themselves")
+    return own
+
+
+def _diverge_prototypes(names: list[str], parameters: Iterable[str], *, json: bool, workers: int) -> NoReturn:
+    from ..divergence import divergence, of_prototypes
+    from ..modes.workers import run_jobs
+    from . import prototypes as page
+
+    _refuse_if_alone(divergence.MODES)
+    try:
+        wanted = of_prototypes.jobs(names, tuple(parameters))
+        done = run_jobs(of_prototypes.run_job, wanted, workers)
+        shown = [row for rows in _shown("comparing", len(wanted), done, quiet=json) for row in rows]
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        _refuse(" ".join(str(error.args[0]).split()))
+    found = sorted(shown, key=lambda row: (names.index(row.prototype), tuple(divergence.DTYPES).index(row.dtype)))
+    if json:
+        print(page.prototypes_json(found, _command()))
+    else:
+        page.show_prototypes(found)
+    raise typer.Exit(AGREEMENT if page.same(found) else DIFFERENCE)
 
 
 def _causes(target: list[str] | None, *, json: bool) -> NoReturn:

@@ -21,6 +21,11 @@ def is_named(name: str) -> bool:
     return ":" in name
 
 
+def shown(name: str, parameters: Sequence[str]) -> str:
+    """A prototype with its parameters, ``NAME=VALUE``, as it is listed."""
+    return ", ".join([name, *parameters])
+
+
 def prototype_of(name: str) -> Prototype:
     """The prototype that a name stands for.
 
