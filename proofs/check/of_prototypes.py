@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core import catalog
+from ...core import catalog, prototypes
 from ...core.prototype import Prototype
 from ..inputs.checkpoint import mapped_values, stored_tensors
 from ..inputs.compare import describe, differences
@@ -20,7 +20,7 @@ from ..inputs.knife_edges import special_values
 from ..prototypes.agreement import results
 from ..prototypes.edges import found_inputs
 from ..prototypes.users import arrays_of, parameters_of, prototype_of
-from .pieces import BREADTH, HEIGHT, pack, tensor_rows
+from .pieces import BREADTH, HEIGHT, Piece, pack, tensor_rows
 from .tally import Example, Tally
 
 Array = NDArray[Any]
@@ -47,7 +47,7 @@ def check_formula(name: str, parameters: Sequence[str]) -> None:
     """
     prototype = prototype_of(name)
     x = np.ones((HEIGHT, BREADTH), np.float32)
-    prototype.numpy(x, **arrays_of(prototype, parameters_of(prototype, parameters), x.dtype))
+    prototypes.apply(prototype, x, **arrays_of(prototype, parameters_of(prototype, parameters), x.dtype))
 
 
 def run_prototype(job: PrototypeJob, missing: Mapping[str, str | None]) -> dict[str, Tally]:
@@ -72,17 +72,15 @@ def run_prototype(job: PrototypeJob, missing: Mapping[str, str | None]) -> dict[
 
 def _arrays(job: PrototypeJob, prototype: Prototype, given: Mapping[str, Any]) -> Iterator[tuple[Array, Sequence[str]]]:
     """Pieces of all tensors; then edges and special values in the first and the last one. With sources, row by row."""
-    first = last = None
+    ends: list[Piece] = []
     for piece in pack(LIKE, _rows(job)):
-        first = first or piece
-        last = piece
+        ends = [*ends[:1], piece]
         yield piece.x, piece.sources
-    for piece in (first, last) if first is not last else (first,):
-        if piece is not None:
-            for x in found_inputs(prototype, piece.x, **given):
-                yield x, [f"edges found in {source}" for source in piece.sources]
-    if first is not None:
-        yield _with_special(first.x), [f"special values in {source}" for source in first.sources]
+    for piece in ends:
+        for x in found_inputs(prototype, piece.x, **given):
+            yield x, [f"edges found in {source}" for source in piece.sources]
+    for piece in ends[:1]:
+        yield _with_special(piece.x), [f"special values in {source}" for source in piece.sources]
 
 
 def _rows(job: PrototypeJob) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from ..modes.programs import own_code
 from ..prototypes.edges import found_inputs
 from ..prototypes.steps import explain_textbook
 from ..prototypes.textbook import textbook_room
-from ..prototypes.users import arrays_of, parameters_of, prototype_of
+from ..prototypes.users import arrays_of, complete, parameters_of, prototype_of
 from .causes import Program
 from .divergence import DTYPES, MODES, OURS, data
 
@@ -87,7 +87,7 @@ def textbook_program(name: str) -> Program:
     """The textbook code of a prototype, beside edges, as a program whose causes can be looked for."""
     prototype = prototype_of(name)
     x = _inputs(prototype, "float32", {})["edges"][:16]
-    operands = list(_arrays(prototype, x, {}).values())
+    operands = _arrays(prototype, x, {})
     functions = {library: _function(prototype, {}, textbook_room(library)) for library in ("torch", "jax")}
     return Program(f"{name}, textbook", (x, *operands), functions["torch"], functions["jax"])
 
@@ -100,7 +100,7 @@ def _rows(job: Job, prototype: Prototype, given: Mapping[str, Any]) -> Iterator[
         for program, room in ((TEXTBOOK, textbook_room(library)), (OURS, _room(library))):
             call = _compiled(_function(prototype, given, room), mode, program)
             for kind, x in inputs.items():
-                got = call([x, *_arrays(prototype, x, given).values()])
+                got = call([x, *_arrays(prototype, x, given)])
                 found = differences(expected[kind], got, inputs=x)
                 example, ulps = None, 0
                 if found.differing and found.index is not None:
@@ -121,13 +121,11 @@ def _inputs(prototype: Prototype, dtype: str, given: Mapping[str, Any]) -> dict[
     return {"random": random, "real": real, **({} if edges is None else {"edges": edges})}
 
 
-def _arrays(prototype: Prototype, x: Array, given: Mapping[str, Any]) -> dict[str, Array]:
+def _arrays(prototype: Prototype, x: Array, given: Mapping[str, Any]) -> list[Array]:
     """All parameters, those that are missing where they begin."""
-    options, arrays = prototype.split(given)
-    for name, one in prototype.parameters.items():
-        value = arrays[name] if name in arrays else prototype.initial(name, prototypes.ROOM, x, options)
-        arrays[name] = np.asarray(value, np.uint32 if one.kind == "seed" else None)
-    return {name: arrays[name] for name in prototype.parameters}
+    every = complete(prototype, x, given)
+    seeds = {name for name, one in prototype.parameters.items() if one.kind == "seed"}
+    return [every[name].astype(np.uint32) if name in seeds else every[name] for name in prototype.parameters]
 
 
 def _function(prototype: Prototype, given: Mapping[str, Any], room: Room) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from ...core import primitives, prototypes
 from ...core.formula_values import OPERANDS, Run
 from ...core.prototype import Prototype
 from ..inputs.bits import at_place, place, raw_bits
+from .users import complete
 
 Array = NDArray[Any]
 STATISTICS = ("absmax", "amax", "amin", "sum", "mean", "percentile")
@@ -54,10 +55,7 @@ def beside_edges(prototype: Prototype, x: Array, which: str = "y", seed: int = 0
     """
     if which not in WHICH:
         raise ValueError(f"`which` must be one of {', '.join(map(repr, WHICH))}, got {which!r}")
-    options, arrays = prototype.split(given)
-    for name in prototype.parameters:
-        start = arrays[name] if name in arrays else prototype.initial(name, prototypes.ROOM, x, options)
-        arrays[name] = np.asarray(start)
+    options, arrays = prototype.split(complete(prototype, x, given))
     random = np.random.default_rng(seed)
     own: Given = (prototype, options, arrays, random.standard_normal(x.shape).astype(x.dtype))
     held = _held(own, which, x)

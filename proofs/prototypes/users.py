@@ -71,34 +71,46 @@ def arrays_of(prototype: Prototype, given: Mapping[str, Any], dtype: Any) -> dic
     }
 
 
-def steps_of(prototype: Prototype, x: Array, **given: Any) -> list[Step]:
-    """What the formula does with an array, step by step, in NumPy; first `x` and the parameters, in their order."""
+def complete(prototype: Prototype, x: Array, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is given, and the arrays of all other parameters where they begin at ``x``."""
     options, arrays = prototype.split(given)
     for name in prototype.parameters:
-        if name not in arrays:
-            arrays[name] = prototype.initial(name, prototypes.ROOM, x, options)
-        arrays[name] = np.asarray(arrays[name])
-    ordered = {name: arrays[name] for name in prototype.parameters}
-    run = Run(prototypes.ROOM, keeps_steps=True, file=prototype.function.__code__.co_filename)
-    prototype.run(run, x, ordered, options)
-    return run.steps or []
+        value = arrays[name] if name in arrays else prototype.initial(name, prototypes.ROOM, x, options)
+        arrays[name] = np.asarray(value)
+    return {**options, **arrays}
 
 
 def what_mixes(prototype: Prototype, x: Array, **given: Any) -> str:
-    """The first step by which the result of an element depends on others, or on its place; "" if there is none.
+    """By which step the result of an element, or its gradient, depends on others or on its place; "" if by none.
 
-    Parameters that are given, or that begin as a number, are no such step.
+    Parameters that are given, or that begin as a number, are no such step; if they are arrays with axes, they are.
     """
     for name, one in prototype.parameters.items():
         if name not in given and callable(one.initial):
             return f"`{name}` of `{prototype.name}` begins as a formula of the array: give {name}=VALUE"
-    moving = {0}
-    for number, step in enumerate(steps_of(prototype, x, **given)):
-        operands = [one for one in (*step.operands, *step.options.values()) if isinstance(one, Value)]
-        if not any(one.number in moving for one in operands) and step.name != "random_bits":
+        if name in given and np.ndim(given[name]):
+            return f"`{name}` of `{prototype.name}` is an array of shape {np.shape(given[name])}"
+    options, arrays = prototype.split(complete(prototype, x, given))
+    file = prototype.function.__code__.co_filename
+    run = Run(prototypes.ROOM, keeps_steps=True, file=file)
+    y = prototype.run(run, x, arrays, options)[0].array
+    reason = _mixing(prototype, run.steps or [], {"x"}, y)
+    if not reason and prototype.backward is not None:
+        run = Run(prototypes.ROOM, keeps_steps=True, file=prototype.backward.__code__.co_filename)
+        dx = prototype.pull(run, x, arrays, options, np.ones_like(x))["x"]
+        reason = _mixing(prototype, run.steps or [], {"x", "g"}, dx)
+    return reason
+
+
+def _mixing(prototype: Prototype, steps: Sequence[Step], leaves: set[str], result: Array) -> str:
+    """Of the steps that lead from leaves to a result the first by which elements meet."""
+    reasons: dict[int, str] = {}  # of all that depends on the leaves, by number
+    for number, step in enumerate(steps):
+        before = [one.number for one in (*step.operands, *step.options.values()) if isinstance(one, Value)]
+        moving = [reasons[one] for one in before if one in reasons]
+        if not moving and step.name not in (*leaves, "random_bits"):
             continue
-        moving.add(number)
-        if step.name in (*MIXING, "random_bits"):
-            file, line = step.place or (prototype.function.__code__.co_filename, 0)
-            return f"{file}:{line}: `{step.name}` of `{prototype.name}` makes an element depend on others or its place"
-    return ""
+        file, line = step.place or (prototype.function.__code__.co_filename, 0)
+        own = f"{file}:{line}: `{step.name}` of `{prototype.name}` makes an element depend on others or its place"
+        reasons[number] = next(filter(None, moving), own if step.name in (*MIXING, "random_bits") else "")
+    return next((reasons.get(i, "") for i in reversed(range(len(steps))) if steps[i].result is result), "")
