@@ -124,7 +124,7 @@ def content(request: Sweep, plan: Sequence[Part]) -> dict[str, Any]:
     return {
         kind: {"name": subject.name, **own},
         "request": {"engine": request.engine, "modes": list(request.modes), "dtype": request.dtype},
-        "statement": {"result": "complete", "says": _says(request, plan)},
+        "statement": {"result": "sampled" if _is_sample(plan) else "complete", "says": _says(request, plan)},
         "domain": [{"part": part.name, "claim": part.claim, "tiles": len(part.tiles)} for part in plan],
         "assumptions": _assumptions(request),
     }
@@ -168,6 +168,10 @@ def _of_one(request: Sweep) -> tuple[Part, ...]:
     return edges, Part("sample", f"every {SWEEP_STRIDE}th bit pattern of {dtype}", sample)
 
 
+def _is_sample(plan: Sequence[Part]) -> bool:
+    return any(part.name == "sample" for part in plan)
+
+
 def _says(request: Sweep, plan: Sequence[Part]) -> str:
     asked = "; ".join(part.claim for part in plan)
     ours = f"Modes {', '.join(request.modes)} give the bits of samebits.core for {request.name} on: {asked}."
@@ -183,7 +187,7 @@ def _assumptions(request: Sweep) -> list[str]:
     ]
     if request.subject.operands == 3:
         listed.append("Triples in which at most one number is none of the special ones stand for all others.")
-    if isinstance(request.subject, Formula) and any(part.name == "sample" for part in request.plan()):
+    if _is_sample(request.plan()):
         listed.append("Between the numbers asked a mode is as right as at them.")
     return listed
 

@@ -54,8 +54,9 @@ def memory_plays_no_part(mode: str, one: Prototype, x: Array, g: Array, given: G
     """Arrays that are not contiguous, or in another order of memory, have the results of their copies."""
     apart = np.repeat(x, 2, axis=-1)[..., ::2] if x.ndim else x
     expected = results(mode, one, x, g, **given)
-    for name, value in results(mode, one, np.asfortranarray(apart), np.asfortranarray(g), **given).items():
-        assert_same_bits(expected[name], value, call=_claim(mode, one, f"{name}, not contiguous"), inputs={"x": x})
+    for kind, given_x in (("not contiguous", apart), ("in Fortran's order", np.array(x, order="F"))):
+        for name, value in results(mode, one, given_x, np.array(g, order="F"), **given).items():
+            assert_same_bits(expected[name], value, call=_claim(mode, one, f"{name}, {kind}"), inputs={"x": x})
 
 
 def shapes_play_no_part(mode: str, one: Prototype, x: Array, g: Array, given: Given) -> None:
