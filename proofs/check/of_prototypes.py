@@ -20,7 +20,7 @@ from ..inputs.knife_edges import special_values
 from ..prototypes.agreement import results
 from ..prototypes.edges import found_inputs
 from ..prototypes.users import arrays_of, parameters_of, prototype_of
-from .pieces import BREADTH, HEIGHT, Piece, pack, tensor_rows
+from .pieces import BREADTH, HEIGHT, Piece, Rows, pack, tensor_rows
 from .tally import Example, Tally
 
 Array = NDArray[Any]
@@ -73,8 +73,10 @@ def run_prototype(job: PrototypeJob, missing: Mapping[str, str | None]) -> dict[
 def _arrays(job: PrototypeJob, prototype: Prototype, given: Mapping[str, Any]) -> Iterator[tuple[Array, Sequence[str]]]:
     """Pieces of all tensors; then edges and special values in the first and the last one. With sources, row by row."""
     ends: list[Piece] = []
-    for piece in pack(LIKE, _rows(job)):
+    for piece in pack(LIKE, _rows(job, finite=True)):
         ends = [*ends[:1], piece]
+        yield piece.x, piece.sources
+    for piece in pack(LIKE, _rows(job, finite=False)):  # apart, since one NaN is enough for many a statistic
         yield piece.x, piece.sources
     for piece in ends:
         for x in found_inputs(prototype, piece.x, **given):
@@ -83,11 +85,13 @@ def _arrays(job: PrototypeJob, prototype: Prototype, given: Mapping[str, Any]) -
         yield _with_special(piece.x), [f"special values in {source}" for source in piece.sources]
 
 
-def _rows(job: PrototypeJob) -> Iterator[Any]:
+def _rows(job: PrototypeJob, *, finite: bool) -> Iterator[Rows]:
+    """Rows of all tensors: those that are finite, which `tensor_rows` leaves without a scale, or the others."""
     for tensor in stored_tensors(job.path):
         if not tensor.skipped:
             for rows in tensor_rows(LIKE, mapped_values(job.path, tensor), job.dtype, tensor.name):
-                yield replace(rows, scale=None, zero_point=None)
+                if (rows.scale is None) == finite:
+                    yield replace(rows, scale=None, zero_point=None)
 
 
 def _with_special(x: Array) -> Array:

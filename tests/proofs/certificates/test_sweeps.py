@@ -268,3 +268,10 @@ def test_differences_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, torch_primitives, "absolute", one_ulp_at(2.0))
     with pytest.raises(Difference, match="torch eager: absolute differs"):
         certify(requested_primitive("absolute", "float16", QUICK))
+
+
+def test_the_certificate_that_is_kept_holds_together() -> None:
+    """The square root of every float32 in four modes, which a sweep of minutes gave."""
+    found, request = load(Path(__file__).parents[3] / "docs" / "certificates" / "primitives" / "sqrt.json")
+    assert request == requested_primitive("sqrt", modes=["numpy", "torch eager", "torch compiled", "jax jit"])
+    assert found["domain"][0]["results per mode"] == 2**32
