@@ -2,7 +2,8 @@
 
 A float32 sum of integers is exact while it stays within 2**24, in any order; so contractions run over parts of the
 contracted axes short enough for that, and the parts are added as integers. Operands are integers held in floats, split
-into two bytes where they exceed 256, so that bfloat16 holds each part: hardware multiplies that fastest. NaN stays NaN.
+into two bytes where they exceed 256, so that bfloat16, which some hardware multiplies fastest, holds each part. NaN
+stays NaN.
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Array = jax.Array
@@ -23,12 +24,23 @@ class Definition(NamedTuple):
 
     Attributes:
         graph: what flax knows of it.
-        params, state: the structures of its arrays.
+        params, state: the structures of its arrays, and their shapes.
     """
 
     graph: Any
-    params: Any
-    state: Any
+    params: "Arrays"
+    state: "Arrays"
+
+
+class Arrays(NamedTuple):
+    """A pytree without its values; hashable.
+
+    Attributes:
+        structure: of the pytree. shapes: of its leaves.
+    """
+
+    structure: Any
+    shapes: tuple[tuple[int, ...], ...]
 
 
 class Model(NamedTuple):
@@ -63,7 +75,7 @@ def taken_apart(module: nnx.Module) -> Model:
     """The arrays of a module apart from it; changes of them do not change it."""
     graph, *parts = nnx.split(module, nnx.Param, ...)
     params, state = (nnx.to_pure_dict(part) for part in parts)
-    return Model(Definition(graph, *map(jax.tree.structure, (params, state))), params, state)
+    return Model(Definition(graph, _arrays(params), _arrays(state)), params, state)
 
 
 def apply(
@@ -83,7 +95,8 @@ def apply(
         train: whether statistics learn (``module.train()``), or stay as they are (``module.eval()``).
         method: which one is called.
     Raises:
-        ValueError: arrays that are missing, or that the module does not have; and what the module raises.
+        ValueError: arrays that are missing, that the module does not have, or of other shapes than its own, unless
+            those are empty: a scale that is not set yet; and what the module raises.
     """
     _check("params", definition.params, params)
     _check("state", definition.state, state)
@@ -93,14 +106,23 @@ def apply(
     return y, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
 
 
-def _check(name: str, wanted: Any, given: Tree) -> None:
-    """ValueError unless a pytree has this structure."""
-    if jax.tree.structure(given) == wanted:
-        return
-    placeholders = jax.tree.unflatten(wanted, [0] * wanted.num_leaves)
-    names = [
-        {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (placeholders, given)
-    ]
-    kinds = (("missing", names[0] - names[1]), ("unexpected", names[1] - names[0]))
-    found = "; ".join(f"{kind} {', '.join(sorted(some))}" for kind, some in kinds if some) or "another kind of node"
-    raise ValueError(f"`{name}` must hold what the module holds, got {found}")
+def _arrays(tree: Tree) -> Arrays:
+    leaves, structure = jax.tree.flatten(tree)
+    return Arrays(structure, tuple(tuple(leaf.shape) for leaf in leaves))
+
+
+def _check(name: str, wanted: Arrays, given: Tree) -> None:
+    """ValueError unless a pytree has this structure and these shapes."""
+    own = _paths(jax.tree.unflatten(wanted.structure, range(wanted.structure.num_leaves)))
+    others = _paths(given)
+    if jax.tree.structure(given) != wanted.structure:
+        kinds = (("missing", {*own} - {*others}), ("unexpected", {*others} - {*own}))
+        found = "; ".join(f"{kind} {', '.join(sorted(some))}" for kind, some in kinds if some) or "another kind of node"
+        raise ValueError(f"`{name}` must hold what the module holds, got {found}")
+    for path, shape, leaf in zip(own, wanted.shapes, jax.tree.leaves(given), strict=True):
+        if 0 not in shape and tuple(jnp.shape(leaf)) != shape:
+            raise ValueError(f"`{name}`: {path} must have shape {shape}, got {tuple(jnp.shape(leaf))}")
+
+
+def _paths(tree: Tree) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

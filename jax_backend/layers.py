@@ -28,6 +28,7 @@ from .derivatives import Tangents, differentiable
 from .exact import BYTE, EXACT, integer_contraction
 from .gradients import gradients
 from .ieee_any import multiply_any
+from .platforms import type_of_codes
 from .sharding import joined, laid_out_by, spec_of
 from .tangents import Moves, tangent
 
@@ -322,9 +323,9 @@ def _spoiled(geometry: Geometry, b: Array) -> Array:
 
 
 def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:
-    """`_contract` for integers of at most 256: exact in bfloat16, which matrix products multiply fastest."""
+    """`_contract` for integers of at most 256, in the dtype that matrix products multiply fastest."""
     if geometry.stride is None and a.dtype != np.float64:
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+        a, b = a.astype(type_of_codes()), b.astype(type_of_codes())
     return _contract(geometry, a, b)
 
 
@@ -339,9 +340,9 @@ def _noise(q: Quantizer, seed: Array | None, shape: Shape, axes: Axes | None) ->
 def centred_codes(
     q: Quantizer, x: Array, scale: Array, zero_point: Array | None, noise: Array | None, *, small: bool
 ) -> Array:
-    """``code - z``, NaN for NaN: in the dtype of the scale, or if ``small`` in bfloat16 where that is exact."""
+    """``code - z``, NaN for NaN: in the dtype of the scale, or if ``small`` in that of the fastest products."""
     exact = small and largest_code(q) <= 256 and scale.dtype == np.float32
-    dtype = jnp.bfloat16 if exact else scale.dtype
+    dtype = type_of_codes() if exact else scale.dtype
 
     def compute(subnormals: bool) -> Array:
         codes = kernels.codes(q, x, scale, zero_point, noise, subnormals=subnormals)

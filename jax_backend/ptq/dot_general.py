@@ -18,6 +18,7 @@ from ..arrays import as_array, narrow, widen
 from ..exact import integer_contraction
 from ..grid import decode
 from ..layers import scaled_by_both
+from ..platforms import type_of_codes
 from ..quantizer import choose_qparams, fake_quantize, quantize
 from .products import with_derivative_of
 from .qarray import QArray, codes_of
@@ -189,10 +190,10 @@ def _over_codes(a: Side, b: Side, dtype: DTypeLike) -> Array:
     bound = accumulator_bound(q_a, q_b, left.shape[-1])
 
     def contract(x: Array, y: Array) -> Array:
-        """Integers of at most 256 are exact in bfloat16."""
+        """Integers of at most 256."""
         if x.dtype == np.float64:
             return _product(x, y, x.dtype)
-        return _product(x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), np.float32)
+        return _product(x.astype(type_of_codes()), y.astype(type_of_codes()), np.float32)
 
     acc = integer_contraction(contract, left, right, (2,), 2, largest, bound)
     scales = _scales(a), jnp.swapaxes(_scales(b), 1, 2)

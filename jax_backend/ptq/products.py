@@ -18,7 +18,7 @@ from ...core.descriptions import QParams, Quantizer
 from .. import kernels
 from ..grid import decode
 from ..layers import Geometry, Layer, centred_codes, contract, contracted_codes, scaled_sums
-from ..platforms import by_platform, has_kernels
+from ..platforms import by_platform, has_kernels, type_of_codes
 from ..quantizer import choose_qparams, dequantize, fake_quantize
 
 Array = jax.Array
@@ -84,7 +84,7 @@ def _over_stored(
     def by_lax(x: Array, x_scale: Array, x_zero: Array | None, codes: Array, w_zero: Array | None) -> Array:
         a = centred_codes(q_x, x, x_scale, x_zero, None, small=True)
         b = kernels.centred(q_w, decode(q_w, codes, w_scale.dtype), w_scale, w_zero)
-        b = b.astype(jnp.bfloat16) if largest_code(q_w) <= 256 and b.dtype == np.float32 else b
+        b = b.astype(type_of_codes()) if largest_code(q_w) <= 256 and b.dtype == np.float32 else b
         return contracted_codes(layer, a, x_scale, b, w_scale, fixed_bias, x.dtype)
 
     def by_pallas(platform: str, x: Array, x_scale: Array, x_zero: Array | None, codes: Array, w_zero: Any) -> Array:

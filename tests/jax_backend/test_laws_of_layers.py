@@ -1,6 +1,6 @@
 """The laws of quantizers, on what a flax layer holds: its scale and zero point are parameters of the module."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from samebits.core import Quantizer, catalog
 from samebits.core.descriptions import QParams, QuantizerGradients
 from samebits.core.scaling import restrict_scale
-from samebits.jax_backend import choose_qparams, dequantize, quantize
+from samebits.jax_backend import dequantize, quantize
 from samebits.jax_backend.nn import QuantIdentity
 from samebits.jax_backend.tensor_quantizer import TensorQuantizer
 from samebits.proofs.laws.catalog_of_laws import LAWS, applies
@@ -29,7 +29,7 @@ MODES = [
 ]
 
 
-def bound(q: Quantizer, x: Array, qparams: QParams | None) -> nnx.Module:
+def bound(q: Quantizer, x: Array, qparams: QParams | None) -> QuantIdentity:
     """A layer with this quantizer, in evaluation; parameters that are given are its parameters."""
     if qparams is None:
         return QuantIdentity(TensorQuantizer(q, x.shape, use_running_average=True))
@@ -45,8 +45,8 @@ def compiled(jit: bool) -> tuple[Any, Any]:
         return layer(x)
 
     def pulled_back(layer: Any, x: Any, g: Any) -> Any:
-        graph, learned, rest = nnx.split(layer, nnx.Param, ...)
-        return jax.vjp(lambda params, x: nnx.merge(graph, params, rest)(x), learned, x)[1](g)
+        graph, learned, *others = nnx.split(layer, nnx.Param, ...)
+        return jax.vjp(lambda params, x: nnx.merge(graph, params, *others)(x), learned, x)[1](g)
 
     return (nnx.jit(call), nnx.jit(pulled_back)) if jit else (call, pulled_back)
 

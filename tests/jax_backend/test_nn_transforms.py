@@ -182,3 +182,6 @@ def test_a_step_of_training_by_pure_functions() -> None:
         functional.apply(
             model.definition, {name.replace("kernel", "kernal"): a for name, a in params.items()}, state, x
         )
+    turned = {**params, "kernel": params["kernel"][:3]}
+    with pytest.raises(ValueError, match=r"`params`: \['kernel'\] must have shape \(4, 4\), got \(3, 4\)"):
+        functional.apply(model.definition, turned, state, x)

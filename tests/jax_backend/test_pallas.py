@@ -1,6 +1,7 @@
 """Kernels in Pallas have the bits of those in lax and of core; programs for CUDA and TPU take them, others do not."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -162,6 +163,24 @@ def test_what_has_no_exact_sums_is_left_to_lax() -> None:
 
 
 # --- platforms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", ["fpu avx2", "fpu avx512_bf16 avx512_vnni"])
+def test_codes_are_multiplied_in_the_type_that_is_fastest(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And give the same bits in each."""
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags\t\t: {flags}\n")
+    platforms.type_of_codes.cache_clear()
+    jax.clear_caches()
+    try:
+        q_x, q_w = catalog["uint8_affine_per_tensor"], catalog["int8_per_channel"]
+        x, w = np.random.default_rng(0).standard_normal((2, 6, 3000)).astype(np.float32)
+        own = core.choose_qparams(q_x, x), core.choose_qparams(q_w, w)
+        linear = jax.jit(lambda x, w: jb.linear(q_x, x, own[0], q_w, w, own[1]))
+        assert ("bf16" in linear.lower(x, w).as_text()) == ("bf16" in flags)
+        assert_same_bits(core.linear(q_x, x, own[0], q_w, w, own[1]), linear(x, w))
+    finally:
+        monkeypatch.undo()
+        platforms.type_of_codes.cache_clear()
 
 
 @pytest.fixture
