@@ -132,5 +132,7 @@ def test_prototypes_beside_entries_of_the_catalog(files: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_all_modes(files: Path) -> None:
-    assert check(files / "model.safetensors", quantizers=[f"{files / 'formulas.py'}:rows"], dtypes=["bfloat16"]).same
+@pytest.mark.parametrize("mode", ["torch compiled", "jax jit"])
+def test_compiled_modes(files: Path, mode: str) -> None:
+    name = f"{files / 'formulas.py'}:rows"
+    assert check(files / "model.safetensors", quantizers=[name], dtypes=["bfloat16"], modes=[mode]).same
