@@ -21,14 +21,17 @@ from ..modes import execution
 from ..modes.environment import versions
 from ..modes.source import FUNCTIONS as FIVE
 from ..modes.source import NAMES, source_digest
+from . import sweeps
 from .evaluate import TileResult
 from .request import Request
+from .sweeps import AnyRequest, Sweep
 from .tiles import Part, Tile, both_ends
 
 Certificate = dict[str, Any]
-SCHEMA = "samebits certificate 2"
+SCHEMA, OF_SWEEPS = "samebits certificate 2", "samebits certificate of a sweep 1"
 RESULTS = "results per mode"
 SECTIONS = ("quantizer", "request", "statement", "domain", "assumptions", "environment", "tiles")
+OTHERS = ("primitive", "prototype")  # what may stand in the place of the first section
 CPU_FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512_bf16", "amx_tile")
 ITSELF, ELEMENTWISE = "the quantizer itself", "its elementwise function, one scale per row"
 BY_ELEMENTS = "the quantizer with blocks of one element"
@@ -45,12 +48,24 @@ class CertificateError(Exception):
     """A file that is no certificate, or not the one that was written; the message says what is wrong."""
 
 
-def compose(request: Request, parts: Sequence[tuple[Part, Sequence[TileResult]]]) -> Certificate:
+def compose(request: AnyRequest, parts: Sequence[tuple[Part, Sequence[TileResult]]]) -> Certificate:
     """The sections of a certificate in which every tile came out as specified."""
     counts = [sum(result.results for result in results) for _, results in parts]
-    covered = [entry | {RESULTS: n} for entry, n in zip(domain([p for p, _ in parts]), counts, strict=True)]
+    said = content(request, [part for part, _ in parts])
     return {
-        "schema": SCHEMA,
+        "schema": OF_SWEEPS if isinstance(request, Sweep) else SCHEMA,
+        **said,
+        "domain": [entry | {RESULTS: n} for entry, n in zip(said["domain"], counts, strict=True)],
+        "environment": conditions(request),
+        "tiles": {part.name: [result.digest for result in results] for part, results in parts},
+    }
+
+
+def content(request: AnyRequest, plan: Sequence[Part]) -> dict[str, Any]:
+    """The sections that follow from the request alone, that of its subject first."""
+    if isinstance(request, Sweep):
+        return sweeps.content(request, plan)
+    return {
         "quantizer": {"name": request.name, **describe_quantizer(request.q)},
         "request": {
             "engine": request.engine,
@@ -60,16 +75,19 @@ def compose(request: Request, parts: Sequence[tuple[Part, Sequence[TileResult]]]
             "zero point": request.zero_point,
         },
         "statement": _statement(request),
-        "domain": covered,
+        "domain": domain(plan),
         "assumptions": assumptions(request),
-        "environment": conditions(),
-        "tiles": {part.name: [result.digest for result in results] for part, results in parts},
     }
 
 
 def sealed(certificate: Certificate) -> Certificate:
     """With the seal of every section."""
-    return certificate | {"seals": {name: _seal(certificate[name]) for name in SECTIONS}}
+    return certificate | {"seals": {name: _seal(certificate[name]) for name in sections_of(certificate)}}
+
+
+def sections_of(certificate: Certificate) -> tuple[str, ...]:
+    """The names of its sections; of a quantizer unless it is said to be of something else."""
+    return next((name for name in OTHERS if name in certificate), SECTIONS[0]), *SECTIONS[1:]
 
 
 def save(certificate: Certificate, path: Path) -> None:
@@ -84,7 +102,7 @@ def write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def load(path: Path) -> tuple[Certificate, Request]:
+def load(path: Path) -> tuple[Certificate, AnyRequest]:
     """A certificate, checked, and the request that it answers.
 
     Raises:
@@ -109,7 +127,7 @@ def load(path: Path) -> tuple[Certificate, Request]:
     return found, request
 
 
-def is_current(path: Path, request: Request) -> bool:
+def is_current(path: Path, request: AnyRequest) -> bool:
     """Whether a file holds the certificate of this request, made by this very code on a machine like this one."""
     if not path.exists():
         return False
@@ -117,42 +135,40 @@ def is_current(path: Path, request: Request) -> bool:
         found, answered = load(path)
     except CertificateError:
         return False
-    return answered == request and found["environment"] == conditions()
+    return answered == request and found["environment"] == conditions(request)
 
 
-def check(found: Any) -> Request:
+def check(found: Any) -> AnyRequest:
     """The request of a certificate that holds together; CertificateError otherwise."""
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    if not isinstance(found, dict) or found.get("schema") not in (SCHEMA, OF_SWEEPS):
         got = found.get("schema") if isinstance(found, dict) else type(found).__name__
-        raise CertificateError(f"`schema` must be {SCHEMA!r}, got {got!r}")
-    for name in (*SECTIONS, "seals"):
+        raise CertificateError(f"`schema` must be {SCHEMA!r} or {OF_SWEEPS!r}, got {got!r}")
+    for name in (*sections_of(found), "seals"):
         if name not in found:
             raise CertificateError(f"section `{name}` is missing")
     if not isinstance(found["seals"], dict):
         raise CertificateError("section `seals` must be an object")
-    for name in SECTIONS:
+    for name in sections_of(found):
         if found["seals"].get(name) != _seal(found[name]):
             raise CertificateError(
                 f"section `{name}` was changed after the certificate was made: its seal does not fit"
             )
     try:
-        request = _request(found)
+        request = sweeps.sweep_of(found) if found["schema"] == OF_SWEEPS else _request(found)
         plan = request.plan()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CertificateError(f"sections `quantizer` and `request` make no request: {error}") from None
+    except (ImportError, KeyError, TypeError, ValueError, AttributeError) as error:
+        subject = sections_of(found)[0]
+        raise CertificateError(f"sections `{subject}` and `request` make no request: {error}") from None
     digests = found["tiles"]
     want = {part.name: len(part.tiles) for part in plan}
     have = {name: len(own) for name, own in digests.items()} if isinstance(digests, dict) else digests
     if want != have:
         raise CertificateError(f"section `tiles` must hold {want}, got {have}")
     covered = [{k: v for k, v in dict(entry).items() if k != RESULTS} for entry in found["domain"]]
-    for name, own, said in (
-        ("domain", domain(plan), covered),
-        ("assumptions", assumptions(request), found["assumptions"]),
-        ("statement", _statement(request), found["statement"]),
-    ):
-        if own != said:
-            raise CertificateError(f"section `{name}` is not that of this quantizer and request")
+    own = content(request, plan)
+    for name, said in {**{name: found[name] for name in own if name != "request"}, "domain": covered}.items():
+        if own[name] != said:
+            raise CertificateError(f"section `{name}` is not that of this {sections_of(found)[0]} and request")
     return request
 
 
@@ -187,11 +203,12 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def conditions() -> dict[str, Any]:
+def conditions(request: AnyRequest | None = None) -> dict[str, Any]:
     """Versions, the code of the rooms, the processor's features, the flags under which compiled modes compile."""
+    own = sweeps.source_of(request) if isinstance(request, Sweep) else None
     return {
         "versions": versions(),
-        "source": source_digest(without=NAMES, reached_from=FIVE),
+        "source": own or source_digest(without=NAMES, reached_from=FIVE),
         "processor features": _features(),
         "compiler": _compiler(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),

@@ -24,22 +24,25 @@ from ..modes.execution import Implementation
 from .certificate import Certificate, CertificateError, canonical, compose, conditions, sealed, write_whole
 from .evaluate import Finding, TileResult, run_tile
 from .evaluate_scales import run_scale_tile
+from .evaluate_sweeps import SweepFinding, explain_sweep, run_sweep_tile
 from .request import Request, tiles_of
 from .scale_steps import check_scale_steps
 from .schedule import Pools, ask_for_fresh_process, give_back_memory, resident_memory, run_anywhere
 from .steps import exact_steps, same_steps, steps
+from .subjects import Subject
+from .sweeps import AnyRequest, Sweep
 from .tiles import Tile, as_run, elementwise, zero_points
 
 LIVE = 11 << 27  # bytes that a process may need between two quantizers: 1.375 GiB, compiled programs among it
 MOST = 27 << 26  # bytes that a process may hold between two tiles: 1.69 GiB, memory that it keeps among it
-_LATEST: dict[str, Quantizer] = {}  # what this process ran last
+_LATEST: dict[str, Quantizer | Subject] = {}  # what this process ran last
 
 
 @dataclass(frozen=True)
 class Job:
     """One tile for any process; ``q`` as it runs: quantizers of one elementwise function have jobs in common."""
 
-    q: Quantizer
+    q: Quantizer | Subject
     modes: tuple[str, ...]
     tile: Tile
 
@@ -56,14 +59,14 @@ class Progress:
 class Difference(Exception):
     """A mode is not what the specification says; holds what was found."""
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
+    def __init__(self, findings: Sequence[Finding | SweepFinding]) -> None:
         self.findings = tuple(findings)
         super().__init__("\n".join(explain_finding(f) for f in findings))
 
 
 def run_job(job: Job) -> TileResult:
     """A tile in the modes of the job, on one thread of torch: the machine's cores are shared out by process."""
-    _make_room(as_run(job.q, job.tile))
+    _make_room(as_run(job.q, job.tile) if isinstance(job.q, Quantizer) else job.q)
     with _one_thread() if any(mode.startswith("torch") for mode in job.modes) else nullcontext():
         return _run(job, [execution.implementation(mode) for mode in job.modes])
 
@@ -80,7 +83,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _make_room(q: Quantizer) -> None:
+def _make_room(q: Quantizer | Subject) -> None:
     """Between quantizers, give back free memory; where compiled programs have become many, go on in a fresh process.
 
     Not between tiles of one, unless there is need: what is given back costs the next tile, in pages that the system
@@ -107,12 +110,16 @@ def _make_room(q: Quantizer) -> None:
 
 
 def _run(job: Job, implementations: Sequence[Implementation]) -> TileResult:
+    if not isinstance(job.q, Quantizer):
+        return run_sweep_tile(job.q, job.tile, job.modes)
     run_one = run_scale_tile if job.tile.kind in ("magnitudes", "blocks") else run_tile
     return run_one(job.q, job.tile, implementations)
 
 
-def jobs_of(request: Request) -> list[Job]:
+def jobs_of(request: AnyRequest) -> list[Job]:
     """A job for each tile."""
+    if isinstance(request, Sweep):
+        return [Job(request.subject, request.modes, tile) for tile in tiles_of(request)]
     return [Job(as_run(request.q, tile), request.modes, tile) for tile in tiles_of(request)]
 
 
@@ -144,13 +151,13 @@ def _check_steps(q: Quantizer) -> None:
             raise AssertionError(f"the steps of {q}, zero point {z}, are not among those of the ends of the range")
 
 
-def run(request: Request, journal: Path | None = None, **how: Any) -> Generator[Progress, None, None]:
+def run(request: AnyRequest, journal: Path | None = None, **how: Any) -> Generator[Progress, None, None]:
     """`run_together` of one request."""
     yield from (progress for _, progress in run_together([request], [journal], **how))
 
 
 def run_together(
-    requests: Sequence[Request],
+    requests: Sequence[AnyRequest],
     journals: Sequence[Path | None],
     *,
     workers: int | Pools = 0,
@@ -171,8 +178,9 @@ def run_together(
         CertificateError: a journal of something else; the source changed meanwhile, told before a request's last tile.
     """
     for request in requests:
-        (check_scale_steps if request.engine == "scales" else check_steps)(request.q)
-    before = conditions()
+        if isinstance(request, Request):
+            (check_scale_steps if request.engine == "scales" else check_steps)(request.q)
+    before = [conditions(request) for request in requests]
     jobs, known = [jobs_of(request) for request in requests], {} if known is None else known
     kept = [_read_journal(path, r) if path else {} for path, r in zip(journals, requests, strict=True)]
     for own, results in zip(jobs, kept, strict=True):
@@ -199,14 +207,16 @@ def run_together(
         for r, place in missing[todo[i]]:
             _write_journal(journals[r], place, result)
             left[r] -= 1
-            if not left[r] and conditions() != before:
+            if not left[r] and conditions(requests[r]) != before[r]:
                 raise CertificateError(
                     "the source or the environment changed while tiles ran; remove the journal, begin anew"
                 )
             yield r, Progress(place, result)
 
 
-def certify(request: Request, *, on_progress: Callable[[Progress], None] = lambda _: None, **how: Any) -> Certificate:
+def certify(
+    request: AnyRequest, *, on_progress: Callable[[Progress], None] = lambda _: None, **how: Any
+) -> Certificate:
     """The certificate of a request that holds in full; ``how`` is passed to `run`.
 
     Raises:
@@ -219,7 +229,7 @@ def certify(request: Request, *, on_progress: Callable[[Progress], None] = lambd
     return certificate_of(request, results)
 
 
-def certificate_of(request: Request, results: dict[int, TileResult]) -> Certificate:
+def certificate_of(request: AnyRequest, results: dict[int, TileResult]) -> Certificate:
     """The file of finished tiles; all of them must be there (KeyError)."""
     place, parts = 0, []
     for part in request.plan():
@@ -230,22 +240,41 @@ def certificate_of(request: Request, results: dict[int, TileResult]) -> Certific
 
 
 def replay(
-    request: Request, digests: Sequence[str], places: Sequence[int], *, workers: int = 0, scheduler: str | None = None
+    request: AnyRequest,
+    digests: Sequence[str],
+    places: Sequence[int],
+    *,
+    workers: int = 0,
+    scheduler: str | None = None,
 ) -> Iterator[tuple[int, bool]]:
     """Some tiles of a certificate again: place, and whether the digest is that of the file.
 
     Raises:
         Difference: a mode is no longer what the specification says.
     """
+    for place, result in run_some(request, places, workers=workers, scheduler=scheduler):
+        yield place, result.digest == digests[place]
+
+
+def run_some(
+    request: AnyRequest, places: Sequence[int], *, workers: int = 0, scheduler: str | None = None
+) -> Iterator[tuple[int, TileResult]]:
+    """Some tiles of a request, by their places in the plan, as they are done.
+
+    Raises:
+        Difference: at the first tile with one.
+    """
     jobs = jobs_of(request)
     for i, result in run_anywhere(run_job, [jobs[place] for place in places], workers=workers, scheduler=scheduler):
         if result.findings:
             raise Difference(result.findings)
-        yield places[i], result.digest == digests[places[i]]
+        yield places[i], result
 
 
-def explain_finding(found: Finding) -> str:
+def explain_finding(found: Finding | SweepFinding) -> str:
     """The input in full, as decimal, hexadecimal float and bits, with both results."""
+    if isinstance(found, SweepFinding):
+        return explain_sweep(found)
     lines = [f"{found.mode}: {found.function} differs from the specification at {found.differing:,} inputs of a tile"]
     if not found.monotone:
         lines.append("  the results do not ascend with the inputs: the argument from steps does not apply")
@@ -258,12 +287,12 @@ def explain_finding(found: Finding) -> str:
     return "\n".join(lines)
 
 
-def _identity(request: Request) -> str:
+def _identity(request: AnyRequest) -> str:
     """What a journal belongs to: the request and everything a result depends on."""
-    return canonical([repr(request), conditions()])
+    return canonical([repr(request), conditions(request)])
 
 
-def _read_journal(path: Path, request: Request) -> dict[int, TileResult]:
+def _read_journal(path: Path, request: AnyRequest) -> dict[int, TileResult]:
     """The finished tiles; a last line that was cut short is left out and overwritten."""
     if not path.exists():
         write_whole(path, json.dumps({"of": _identity(request)}) + "\n")

@@ -59,7 +59,7 @@ class TileResult:
     digest: str
     results: int
     seconds: dict[str, float]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Any, ...] = ()
 
 
 class MaskCase(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,14 @@ from .evaluate_scales import scales_plan
 from .tiles import Part, Tile, boundary_plan, exhaustive_plan
 
 ENGINES = ("boundary", "exhaustive", "scales")
+
+
+class Planned(Protocol):
+    """Whatever has a plan."""
+
+    def plan(self) -> tuple[Part, ...]:
+        """Its parts, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,6 @@ def check_modes(modes: Sequence[str]) -> None:
             raise ValueError(f"mode {mode} cannot run here: {reason}")
 
 
-def tiles_of(request: Request) -> list[Tile]:
+def tiles_of(request: Planned) -> list[Tile]:
     """All tiles, in the order of the file."""
     return [tile for part in request.plan() for tile in part.tiles]

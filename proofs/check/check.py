@@ -8,6 +8,8 @@ dequantized values, fake quantization, and the gradient of x; and on a part of t
 program for operands (`modes.constants`). The gradients of scale and zero point are sums, and the
 order of a sum is the mode's own; they are held to `tally.sum_bound`.
 
+Prototypes of users, named ``FILE.py:NAME``, are taken as entries are (`of_prototypes`).
+
 With a ``dialect`` (`core.dialects`) every quantizer that it can be said of is checked as that of the other system:
 what the dialect says in the place of what the catalog says. A mode whose room refuses such a quantizer is not run.
 
@@ -36,6 +38,8 @@ from ..modes import execution
 from ..modes.constants import FOLDING
 from ..modes.execution import Case
 from ..modes.workers import run_jobs
+from ..prototypes.users import is_named, shown
+from .of_prototypes import PrototypeJob, check_formula, run_prototype
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, range_rows, tensor_rows
 from .tally import Tally, refused, tally, tally_of_constants
 
@@ -127,7 +131,7 @@ class DigitsJob:
     batch_size: int
 
 
-Job = QuantizersJob | DigitsJob
+Job = QuantizersJob | PrototypeJob | DigitsJob
 JobResult = tuple[Row, ...] | tuple[DigitsRow, ...]
 
 
@@ -152,23 +156,33 @@ def plan(
     *,
     thorough: bool = False,
     dialect: str | None = None,
+    parameters: Sequence[str] = (),
 ) -> Plan:
     """The jobs of a check. Everything that can be wrong with the request is found here.
 
     Args:
         path: a safetensors file; None for the digit classifier of the package, with its logits.
-        quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+        quantizers: names in the catalog, and prototypes as ``FILE.py:NAME``; none for the whole catalog.
+        modes: of `execution.MODES`; ``dtypes``: of `DTYPES`.
         thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
         dialect: of `core.dialects`; None for the quantizers of the catalog as they are. Without names, those entries
             that have it; and without the logits of the digits, whose quantizers have none.
+        parameters: ``NAME=VALUE``, of the prototypes.
     Raises:
         CheckpointError: a file that cannot be read, or one without a tensor to check.
         KeyError: an unknown name, with the nearest known ones.
         ValueError: a quantizer that cannot have the dialect, with the reason.
+        ImportError, TypeError: a prototype that cannot be, or whose formula fails.
     """
     from ..inputs.digits import DATA
 
-    names = _known("quantizer", quantizers, catalog)
+    prototypes = tuple(dict.fromkeys(name for name in quantizers if is_named(name)))
+    if prototypes and dialect is not None:
+        raise ValueError(f"`dialect` is of quantizers of the catalog, not of {prototypes[0]}")
+    for name in prototypes:
+        check_formula(name, parameters)
+    asked = [name for name in quantizers if not is_named(name)]
+    names = _known("quantizer", asked, catalog) if asked or not prototypes else ()
     if dialect is not None:
         names = tuple(name for name in names if quantizers or _has(name, dialect))
         for name in names:
@@ -187,8 +201,14 @@ def plan(
         picked = [name for name in like if every or dtype == "float32" or _first(name)]
         groups = (tuple(picked[start : start + TOGETHER]) for start in range(0, len(picked), TOGETHER))
         jobs += [QuantizersJob(source, group, dtype, others, dialect) for group in groups]
-    with_digits = path is None and dialect is None
+    jobs += [
+        PrototypeJob(source, name, tuple(parameters), DTYPES[dtype], others)
+        for name in prototypes
+        for dtype in (chosen_dtypes if others else ())
+    ]
+    with_digits = path is None and dialect is None and bool(names)
     network = [DigitsJob(mode, size) for size in BATCH_SIZES for mode in chosen_modes] if with_digits else []
+    names += tuple(shown(name, parameters) for name in prototypes)
     return Plan(source, tensors, names, chosen_modes, chosen_dtypes, (*network, *jobs), dialect)
 
 
@@ -249,11 +269,17 @@ def summary(wanted: Plan, results: Iterator[JobResult]) -> CheckResult:
     for job in wanted.jobs:
         if isinstance(job, QuantizersJob):
             taken[job.dtype] += len(job.quantizers)
+        elif isinstance(job, PrototypeJob):
+            taken[job.dtype.name] += 1
     return CheckResult(str(wanted.path), taken, wanted.modes, tensors, ordered, tuple(digits), wanted.dialect)
 
 
 def run_job(job: Job) -> JobResult:
     """One job, in this process."""
+    if isinstance(job, PrototypeJob):
+        missing = {mode: execution.unavailable(mode) for mode in job.modes}
+        totals = run_prototype(job, missing)
+        return tuple(Row(shown(job.name, job.parameters), mode, totals[mode], why) for mode, why in missing.items())
     return _digits(job) if isinstance(job, DigitsJob) else _quantizers(job)
 
 

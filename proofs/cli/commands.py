@@ -15,6 +15,7 @@ import typer
 
 from . import vectors
 from .atlas import atlas
+from .certify import certify
 from .fingerprint import fingerprint
 from .quantize import quantize
 from .validate import validate
@@ -24,7 +25,13 @@ Item = TypeVar("Item")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-Names = Annotated[list[str] | None, typer.Option(help="Catalog name; may be repeated. All by default.", metavar="NAME")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(help="Catalog name, or FILE.py:NAME of a prototype; may be repeated. All by default.", metavar="NAME"),
+]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter of prototypes; may be repeated.", metavar="NAME=VALUE")
+]
 Modes = Annotated[
     list[str] | None, typer.Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
 ]
@@ -82,6 +89,7 @@ def check(
     dialect: Annotated[
         str | None, typer.Option(help="Check quantizers in the arithmetic of another system.", metavar="NAME")
     ] = None,
+    parameter: Parameters = None,
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
@@ -98,15 +106,25 @@ def check(
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
     if networks:
-        if checkpoint or quantizer or dtype or dialect or thorough:
-            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect or --thorough")
+        if checkpoint or quantizer or dtype or dialect or thorough or parameter:
+            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --set or --thorough")
         _check_networks(mode or (), json=json, report=report, workers=workers)
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
+    if parameter and not any(":" in name for name in quantizer or ()):
+        _refuse("--set is of prototypes, --quantizer FILE.py:NAME")
     try:
-        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough, dialect=dialect)
-    except (CheckpointError, KeyError, ValueError) as error:
-        _refuse(error.args[0])
+        wanted = plan(
+            checkpoint,
+            quantizer or (),
+            mode or (),
+            dtype or (),
+            thorough=thorough,
+            dialect=dialect,
+            parameters=parameter or (),
+        )
+    except (CheckpointError, ImportError, KeyError, TypeError, ValueError) as error:
+        _refuse(" ".join(str(error.args[0]).split()))
     _refuse_if_alone(wanted.modes)
     start = time.monotonic()
     result = summary(wanted, _shown("checking", len(wanted.jobs), run_plan(wanted, workers=workers), quiet=json))
@@ -150,13 +168,19 @@ def _check_networks(runs: Iterable[str], *, json: bool, report: Path | None, wor
 def diverge(
     target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
     cause: Annotated[bool, typer.Option("--cause", help="Find why: the operation, and the switch.")] = False,
+    parameter: Parameters = None,
     json: Json = False,
     workers: Workers = 2,
 ) -> None:
     """Show where textbook code and its compiled form part, and torch and JAX; beside it our function, at 0.
 
-    A target PACKAGE.MODULE:NAME is a Program of yours, of which causes are shown.
+    A target PACKAGE.MODULE:NAME or FILE.py:NAME is yours: a Program, of which causes are shown, or a prototype, whose
+    textbook code is compared with its primitives.
     """
+    if not cause and (own := _prototypes(target or ())):
+        _diverge_prototypes(own, parameter or (), json=json, workers=workers)
+    if parameter:
+        _refuse("--set is of prototypes, FILE.py:NAME, without --cause")
     if cause or any(":" in name for name in target or ()):
         _causes(target, json=json)
     from ..divergence import divergence
@@ -180,6 +204,41 @@ def diverge(
     raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
 
 
+def _prototypes(target: Iterable[str]) -> list[str]:
+    """The targets, if they are prototypes; none if they are something else."""
+    from ...core.prototype import Prototype
+    from ..inputs.named import named
+
+    names = list(target)
+    try:
+        own = [name for name in names if ":" in name and isinstance(named(name), Prototype)]
+    except (ImportError, KeyError) as error:
+        _refuse(str(error.args[0]))
+    if own and len(own) < len(names):
+        _refuse(f"{own[0]} is a prototype: prototypes go by themselves")
+    return own
+
+
+def _diverge_prototypes(names: list[str], parameters: Iterable[str], *, json: bool, workers: int) -> NoReturn:
+    from ..divergence import divergence, of_prototypes
+    from ..modes.workers import run_jobs
+    from . import prototypes as page
+
+    _refuse_if_alone(divergence.MODES)
+    try:
+        wanted = of_prototypes.jobs(names, tuple(parameters))
+        done = run_jobs(of_prototypes.run_job, wanted, workers)
+        shown = [row for rows in _shown("comparing", len(wanted), done, quiet=json) for row in rows]
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        _refuse(" ".join(str(error.args[0]).split()))
+    found = sorted(shown, key=lambda row: (names.index(row.prototype), tuple(divergence.DTYPES).index(row.dtype)))
+    if json:
+        print(page.prototypes_json(found, _command()))
+    else:
+        page.show_prototypes(found)
+    raise typer.Exit(AGREEMENT if page.same(found) else DIFFERENCE)
+
+
 def _causes(target: list[str] | None, *, json: bool) -> NoReturn:
     from ..divergence import divergence, programs
     from . import causes
@@ -197,64 +256,6 @@ def _causes(target: list[str] | None, *, json: bool) -> NoReturn:
         causes.show_causes(found)
     ours = any(one.explanation.differing for one in found if one.explanation.program.startswith(divergence.OURS))
     raise typer.Exit(DIFFERENCE if ours else AGREEMENT)
-
-
-@app.command()
-def certify(
-    name: Annotated[
-        list[str] | None, typer.Argument(help="Catalog names; like ones share their work.", metavar="[NAME]...")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="boundary, exhaustive or scales.")] = "boundary",
-    mode: Modes = None,
-    rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
-    scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,
-    dtype: Annotated[str, typer.Option(help="For exhaustive: float32, bfloat16 or float16.")] = "float32",
-    zero_point: Annotated[int | None, typer.Option(help="For exhaustive, where there is one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The file, or a directory; NAME.json by default.")] = None,
-    missing: Annotated[
-        bool, typer.Option("--missing", help="Leave out files that are there, of this very code.")
-    ] = False,
-    replay: Annotated[Path | None, typer.Option(help="Run a certificate again.", metavar="FILE.json")] = None,
-    tiles: Annotated[int | None, typer.Option(min=1, help="Of a replay: so many, drawn at random.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="A Dask cluster.", metavar="tcp://HOST:PORT")] = None,
-    workers: Workers = 2,
-    json: Json = False,
-) -> None:
-    """Establish that the modes agree for every input and scale, and write a certificate; or run one again."""
-    from ..certificates.certificate import CertificateError, is_current, load, save
-    from ..certificates.certify import Difference
-    from ..certificates.certify import run_together as run_tiles
-    from ..certificates.request import check_modes, requested
-    from . import display_certificates as display
-
-    try:
-        if bool(name) == bool(replay):
-            _refuse("give either catalog names or --replay FILE")
-        if output and not output.is_dir() and len(name or ()) > 1:
-            _refuse(f"{output}: must be a directory for several certificates")
-        if replay:
-            certificate, request = load(replay)
-            check_modes(request.modes)
-        wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
-    except (CertificateError, KeyError, ValueError) as error:
-        _refuse(error.args[0])
-    try:
-        if replay:
-            agreed = display.show_replay(certificate, request, tiles, quiet=json, workers=workers, scheduler=scheduler)
-            raise typer.Exit(AGREEMENT if agreed else DIFFERENCE)
-        targets = [_target(n, engine, output) for n in name or ()]
-        files = {r: t for r, t in zip(wanted, targets, strict=True) if not (missing and is_current(t, r))}
-        journals = [target.with_suffix(".tiles") for target in files.values()]
-        done = run_tiles(list(files), journals, workers=workers, scheduler=scheduler)
-        for found in display.show_runs(list(files), done, quiet=json) if files else ():
-            save(found.certificate, files[found.request])
-            files[found.request].with_suffix(".tiles").unlink()
-            display.show_certificate(found, files[found.request], quiet=json)
-    except Difference as difference:
-        display.show_difference(difference, quiet=json)
-        raise typer.Exit(DIFFERENCE) from None
-    except (CertificateError, ConnectionError) as error:
-        _refuse(error.args[0])
 
 
 @app.command()
@@ -301,6 +302,7 @@ def catalog(json: Json = False) -> None:
 
 
 vectors.register(app)
+app.command()(certify)
 app.command()(fingerprint)
 app.command()(atlas)
 app.command()(quantize)
@@ -319,12 +321,6 @@ def _shown(what: str, total: int, results: Iterable[Item], *, quiet: bool) -> It
         for result in results:
             yield result
             bar.advance(task)
-
-
-def _target(name: str, engine: str, output: Path | None) -> Path:
-    """The file of a certificate."""
-    file = Path(f"{name}.scales.json" if engine == "scales" else f"{name}.json")
-    return file if output is None else output / file if output.is_dir() else output
 
 
 def _command() -> str:

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..certificates.certificate import Certificate
-from ..certificates.certify import Difference, certificate_of, explain_finding, replay
+from ..certificates.certify import Difference, certificate_of, explain_finding, jobs_of, replay, run_some
 from ..certificates.certify import Progress as Step
 from ..certificates.evaluate import TileResult
-from ..certificates.request import Request, tiles_of
+from ..certificates.request import tiles_of
+from ..certificates.sweeps import AnyRequest, Sweep
 
 Item = TypeVar("Item")
 LINES_EVERY = 20  # seconds
@@ -28,14 +29,14 @@ TITLES = {"part": "part", "tiles": "tiles", "scales": "scales", "results per mod
 class Run:
     """A finished run: the certificate, seconds since the command began, the rate of every mode, tiles done before."""
 
-    request: Request
+    request: AnyRequest
     certificate: Certificate
     seconds: float
     rates: dict[str, float]
     earlier: int = 0
 
 
-def show_runs(requests: Sequence[Request], steps: Iterable[tuple[int, Step]], *, quiet: bool) -> Iterator[Run]:
+def show_runs(requests: Sequence[AnyRequest], steps: Iterable[tuple[int, Step]], *, quiet: bool) -> Iterator[Run]:
     """Run all tiles behind a bar; requests as they are finished. An interruption says how to go on."""
     start = time.monotonic()
     results: list[dict[int, TileResult]] = [{} for _ in requests]
@@ -64,9 +65,10 @@ def show_certificate(run: Run, target: Path, *, quiet: bool) -> None:
         print(json.dumps({"file": str(target), "seconds": run.seconds, "results per second": run.rates, **shown}))
         return
     console = Console(highlight=False)
-    table = Table(*TITLES.values())
+    titles = [key for key in TITLES if key in run.certificate["domain"][0]]
+    table = Table(*(TITLES[key] for key in titles))
     for part in run.certificate["domain"]:
-        table.add_row(*(f"{part[key]:,}" if isinstance(part[key], int) else part[key] for key in TITLES))
+        table.add_row(*(f"{part[key]:,}" if isinstance(part[key], int) else part[key] for key in titles))
     console.print(table)
     console.print(run.certificate["statement"]["says"], style="green")
     for assumption in run.certificate["assumptions"]:
@@ -77,7 +79,7 @@ def show_certificate(run: Run, target: Path, *, quiet: bool) -> None:
     console.print(f"written to {target}")
 
 
-def show_replay(certificate: Certificate, request: Request, count: int | None, *, quiet: bool, **how: Any) -> bool:
+def show_replay(certificate: Certificate, request: AnyRequest, count: int | None, *, quiet: bool, **how: Any) -> bool:
     """Tiles again, all of them or some drawn at random; whether every digest is that of the file."""
     digests = [digest for own in certificate["tiles"].values() for digest in own]
     places = sorted(random.sample(range(len(digests)), min(count or len(digests), len(digests))))
@@ -91,6 +93,29 @@ def show_replay(certificate: Certificate, request: Request, count: int | None, *
         if different:
             Console(highlight=False).print(f"tiles with another digest: {', '.join(map(str, different))}")
     return not different
+
+
+def show_sample(requests: Sequence[Sweep], count: int, *, quiet: bool, **how: Any) -> None:
+    """Some tiles of each sweep, drawn at random: a quick look, of which no file is written.
+
+    Raises:
+        Difference: a mode is not what the specification says.
+    """
+    shown = []
+    for request in requests:
+        jobs = jobs_of(request)
+        places = sorted(random.sample(range(len(jobs)), min(count, len(jobs))))
+        start, results = time.monotonic(), 0
+        for _, result in _bar(f"looking at {request.name}", len(places), run_some(request, places, **how), quiet):
+            results += result.results
+        shown.append((request.name, len(places), len(jobs), results, round(time.monotonic() - start, 1)))
+    if quiet:
+        names = "name", "tiles", "of", "results per mode", "seconds"
+        print(json.dumps({"result": "the same", "sample": [dict(zip(names, row, strict=True)) for row in shown]}))
+        return
+    for name, some, every, results, seconds in shown:
+        text = f"{name}: 0 of {results:,} results per mode differ in {some} of {every} tiles ({seconds} s); no file"
+        Console(highlight=False, width=160).print(text, style="green")
 
 
 def show_difference(difference: Difference, *, quiet: bool) -> None:

@@ -1,2 +1,2 @@
 """Where textbook code and its compiled form part, and torch and JAX, how often, and the smallest example. Imports
-`inputs` and `modes`."""
+`inputs`, `modes` and `prototypes`."""

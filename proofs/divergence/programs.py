@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from ...core.prototype import Prototype
 from ..inputs.named import named
 from .causes import Function, Program
 from .divergence import TARGETS, Job, data, jobs
+from .of_prototypes import textbook_program
 
 
 def program_of(job: Job) -> Program:
@@ -34,7 +36,8 @@ def program_of(job: Job) -> Program:
 
 
 def programs(names: Sequence[str]) -> tuple[Program, ...]:
-    """Programs by the names of targets, and as ``package.module:name``: a `Program`, or a function that makes one.
+    """Programs by the names of targets, and as ``package.module:name``: a `Program`, a function that makes one, or
+    a prototype, of which it is the textbook code.
 
     Raises:
         KeyError: a name that is no target, or not in its module. ImportError: no such module.
@@ -46,6 +49,9 @@ def programs(names: Sequence[str]) -> tuple[Program, ...]:
             found += [program_of(job) for job in jobs([name])]
             continue
         own = named(name)
+        if isinstance(own, Prototype):
+            found.append(textbook_program(name))
+            continue
         made = own() if callable(own) else own
         if not isinstance(made, Program):
             raise TypeError(f"{name!r} must be a samebits.proofs.divergence.causes.Program, got {type(made).__name__}")

@@ -34,13 +34,28 @@ def explain(prototype: Prototype, x: Array, mode: str, other: str = "numpy", **g
     for name in (mode, other):
         if name not in MODES:
             raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {name!r}")
+    return _explained(prototype, x, (other, mode), (None, None), given)
+
+
+def explain_textbook(prototype: Prototype, x: Array, mode: str, given: Mapping[str, Any]) -> str:
+    """As `explain`, of textbook code in a mode of torch or JAX beside mode "numpy" of the primitives."""
+    from .textbook import textbook_room
+
+    return _explained(prototype, x, ("numpy", mode), (None, textbook_room(mode.partition(" ")[0])), given)
+
+
+def _explained(
+    prototype: Prototype, x: Array, modes: tuple[str, str], rooms: tuple[Room | None, ...], given: Mapping[str, Any]
+) -> str:
+    """The first step with other bits in the second mode than in the first, in rooms of ours unless others are given."""
     steps = _steps(prototype, x, given)
-    expected, found = (_results(name, prototype, x, given) for name in (other, mode))
+    pairs = zip(modes, rooms, strict=True)
+    expected, found = (_results(name, prototype, x, given, room) for name, room in pairs)
     first = 1 + len(prototype.parameters)  # what comes in is no step
     for step, a, b in list(zip(steps, expected, found, strict=True))[first:]:
         difference = differences(a, b)
         if not difference.same:
-            return _told(prototype, step, expected, difference, (other, mode))
+            return _told(prototype, step, expected, difference, modes)
     return ""
 
 
@@ -90,8 +105,10 @@ def _steps(prototype: Prototype, x: Array, given: Mapping[str, Any]) -> list[Ste
     return _run(run, prototype, options, list(arrays), list(arrays.values()))
 
 
-def _results(mode: str, prototype: Prototype, x: Array, given: Mapping[str, Any]) -> list[Array]:
-    """What every step gives."""
+def _results(
+    mode: str, prototype: Prototype, x: Array, given: Mapping[str, Any], room: Room | None = None
+) -> list[Array]:
+    """What every step gives, in another room than ours if one is given."""
     options, arrays = _operands(prototype, x, given)
 
     def program(room: Room, guarded: bool, *operands: Any) -> list[Any]:
@@ -101,31 +118,32 @@ def _results(mode: str, prototype: Prototype, x: Array, given: Mapping[str, Any]
     operands = list(arrays.values())
     if mode == "numpy":
         return program(prototypes.ROOM, True, *operands)
-    found = (_in_torch if mode.startswith("torch") else _in_jax)(program, mode, operands)
+    found = (_in_torch if mode.startswith("torch") else _in_jax)(program, mode, operands, room)
     return [to_numpy(value) for value in found]
 
 
-def _in_torch(program: Any, mode: str, operands: Sequence[Array]) -> Any:
+def _in_torch(program: Any, mode: str, operands: Sequence[Array], other: Room | None) -> Any:
     import torch
 
     from ...torch_frontend.prototypes import ROOM
 
-    tensors = [to_torch(a) for a in operands]
+    room, tensors = other or ROOM, [to_torch(a) for a in operands]
     with torch.no_grad():
         if mode == "torch eager":
-            return program(ROOM, True, *tensors)
-        return torch.compile(own_code(lambda *t: program(ROOM, False, *t), "steps"), fullgraph=True)(*tensors)
+            return program(room, True, *tensors)
+        return torch.compile(own_code(lambda *t: program(room, False, *t), "steps"), fullgraph=True)(*tensors)
 
 
-def _in_jax(program: Any, mode: str, operands: Sequence[Array]) -> Any:
+def _in_jax(program: Any, mode: str, operands: Sequence[Array], other: Room | None) -> Any:
     import jax
 
     from ...jax_backend.prototypes import ROOM
 
+    room = other or ROOM
     narrow = [a.astype(np.uint32) if a.dtype == np.int64 else a for a in operands]
     with jax_types(wide=operands[0].dtype == np.float64):
         arrays = [to_jax(a) for a in narrow]
         if mode == "jax jit":
-            return jax.jit(lambda *a: program(ROOM, True, *a))(*arrays)
+            return jax.jit(lambda *a: program(room, True, *a))(*arrays)
         with jax.disable_jit():
-            return program(ROOM, True, *arrays)
+            return program(room, True, *arrays)

@@ -298,6 +298,7 @@ def test_a_file_is_read_back(certificate: dict[str, Any], tmp_path: Path) -> Non
     save(certificate, tmp_path / "c.json")
     found, request = load(tmp_path / "c.json")
     assert found == certificate
+    assert isinstance(request, Request)
     assert request.q == catalog["int4_per_channel"]
     assert [p.name for p in tmp_path.iterdir()] == ["c.json"]
 
@@ -392,4 +393,5 @@ def test_kept_certificates_hold_together(path: Path) -> None:
     assert certificate["statement"]["result"] == "complete"
     name = request.name.partition(",")[0]
     q: Quantizer = catalog[name]
+    assert isinstance(request, Request)
     assert request.q.replace(rounding=q.rounding) == q

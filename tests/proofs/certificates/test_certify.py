@@ -348,6 +348,7 @@ def test_the_command_writes_and_replays(command: Any, tmp_path: Path) -> None:
     assert "for every float16 input at the scales listed" in " ".join(out.split())
     assert [p.name for p in tmp_path.iterdir()] == ["c.json"]  # the journal is gone
     certificate, request = load(file)
+    assert isinstance(request, Request)
     assert request.scales == (*SCALES[:1], 3.0)
     assert certificate["domain"][0]["tiles"] == 2
     code, out, _ = command("certify", SMALL.name, "--mode", "numpy", *small, "--output", str(tmp_path), "--missing")

@@ -51,7 +51,7 @@ def test_a_certificate_does_not_hold_under_other_conditions(
 ) -> None:
     """Other versions, another source, another processor, other flags: each of them by itself."""
     other = conditions() | {condition: "other"}
-    monkeypatch.setattr(module, "conditions", lambda: other)
+    monkeypatch.setattr(module, "conditions", lambda _: other)
     assert not is_current(path, REQUEST)
 
 

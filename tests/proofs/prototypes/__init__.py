@@ -1,0 +1,1 @@
+"""Prototypes: their knife edges, what users name, and faults that are found."""
