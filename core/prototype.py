@@ -134,7 +134,7 @@ class Prototype:
             leaves[name] = run.value(name, array)
         result = guarded(run, self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
         y, states = result if isinstance(result, tuple) else (result, {})
-        if not isinstance(y, Value) or y.shape != leaves["x"].shape or y.dtype != leaves["x"].dtype:
+        if not isinstance(y, Value) or not _alike(y, leaves["x"]):
             misshapen(self.function, y, leaves["x"])
         wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
         if not set(states) <= wanted:
@@ -172,16 +172,16 @@ class Prototype:
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
             for name, value in {"x": of_x, **others}.items():
-                if (
-                    not isinstance(value, Value)
-                    or value.shape != leaves[name].shape
-                    or value.dtype != leaves[name].dtype
-                ):
+                if not isinstance(value, Value) or not _alike(value, leaves[name]):
                     misshapen(self.backward, value, leaves[name], name)
             found = {name: value.array for name, value in {"x": of_x, **others}.items()}
         wanted = [name for name in wanted if asked is None or name in asked]
         for name in wanted:
             if found.get(name) is None:
                 zero = run.room.array((0.0,), leaves[name].array).reshape(())
-                found[name] = run.room.primitives.broadcast_to(zero, leaves[name].shape)
+                found[name] = run.room.primitives.broadcast_to(zero, tuple(leaves[name].array.shape))
         return {name: found[name] for name in wanted}
+
+
+def _alike(value: Value, other: Value) -> bool:
+    return tuple(value.array.shape) == tuple(other.array.shape) and value.dtype == other.dtype

@@ -303,6 +303,10 @@ class Plain:
         """As the primitive."""
         return self._compared("not_equal", a, b, jnp.not_equal)
 
+    def logical_or(self, a: Number, b: Number) -> Number:
+        """Whether one of two is true."""
+        return a | b
+
     def _extreme(self, name: str, a: Any, b: Any) -> Number:
         for v, limit in ((a, b), (b, a)):
             found = self._limited(name, v, limit)

@@ -107,16 +107,14 @@ def _shaped(value: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
 def _nth(rows: Array, rank: int) -> Array:
     """The element of a rank, from 1, along the last axis; NaN if one is."""
     most = np.iinfo(layout(rows.dtype).integer).max
-    order = ordered(rows)
-    chosen = (
-        order.max(-1)
-        if rank == rows.shape[-1]
-        else order.min(-1)
-        if rank == 1
-        else jnp.sort(order, axis=-1)[..., rank - 1]
-    )
-    value = from_pattern(jnp.where(chosen < 0, chosen ^ most, chosen), rows.dtype)
-    return jnp.where(is_not_a_number(rows).any(-1), jnp.asarray(jnp.nan, rows.dtype), value)
+    order, nan = ordered(rows), is_not_a_number(rows)
+    if rank == rows.shape[-1]:
+        chosen = jnp.where(nan, most, order).max(-1)
+    elif rank == 1:
+        chosen = jnp.where(nan, -most - 1, order).min(-1)
+    else:
+        chosen = jnp.where(nan.any(-1), most, jnp.sort(order, axis=-1)[..., rank - 1])
+    return from_pattern(jnp.where(chosen < 0, chosen ^ most, chosen), rows.dtype)
 
 
 def _added(rows: Array, add: Callable[[Array, Array], Array] | None = None) -> Array:
