@@ -2,8 +2,8 @@
 
     python benchmarks/prototypes.py [--size 4194304] [--rounds 25] [--keep-memory] [--markdown FILE]
 
-float32; forward, and forward with the gradient of x. int8 with one scale given, int8 of a tanh, and int8 with a scale for
-each 32 elements. A figure is a ratio of medians, and in brackets the ratios of the quarters of the rounds, from the least.
+float32; forward, and forward with the gradient of x. int8 with one scale given, int8 of a tanh, and int8 with a scale
+for each 32 elements. A figure is a ratio of medians; in brackets the quartiles of the ratios of single rounds.
 """
 
 import argparse

@@ -171,7 +171,9 @@ class Plain:
 
     def constants(self, numbers: tuple[float, ...], like: Number) -> Number:
         """An array of numbers of Python."""
-        return Number((len(numbers),), like.dtype, Bounds(), lambda: jnp.stack([number(n, like.dtype) for n in numbers]))
+        return Number(
+            (len(numbers),), like.dtype, Bounds(), lambda: jnp.stack([number(n, like.dtype) for n in numbers])
+        )
 
     def add(self, a: Any, b: Any) -> Number:
         """As the primitive."""
@@ -252,7 +254,11 @@ class Plain:
 
     def straight_through(self, forward: Any, surrogate: Any) -> Number:
         """As the primitive."""
-        if isinstance(forward, Number) and isinstance(surrogate, Number) and forward.dtype == surrogate.dtype == FLOAT32:
+        if (
+            isinstance(forward, Number)
+            and isinstance(surrogate, Number)
+            and forward.dtype == surrogate.dtype == FLOAT32
+        ):
             if np.broadcast_shapes(forward.shape, surrogate.shape) == forward.shape:
                 return forward
         return self._exactly("straight_through", forward, surrogate)
@@ -379,7 +385,9 @@ class Plain:
         """What does the same to the plain arrays as to the exact ones, in the shape of the first."""
         exact = (lambda: function(*(v.exact() for v in operands))) if bounds.fuzz else None
         costs = [frozenset[int]().union(*many) for many in zip(*map(_costs, operands), strict=True)]
-        return Number(operands[0].shape, FLOAT32, bounds, lambda: function(*(v.plain() for v in operands)), exact, *costs)
+        return Number(
+            operands[0].shape, FLOAT32, bounds, lambda: function(*(v.plain() for v in operands)), exact, *costs
+        )
 
     def _exactly(self, name: str, *given: Any, kind: Any = None, **options: Any) -> Number:
         """The primitive itself, of exact arrays.

@@ -152,7 +152,8 @@ def after_quotient(a: Bounds, b: Bounds) -> Bounds | None:
     if b.read or (a.read and not b.nonzero):
         return None
     fuzz = a.read / b.least if a.read else 0.0
-    return _rounded(fuzz, a.least / b.most if b.most < math.inf else 0.0, a.most / b.least)
+    most = a.most / b.least if b.nonzero else math.inf
+    return _rounded(fuzz, a.least / b.most if b.most < math.inf else 0.0, most)
 
 
 def after_product(a: Bounds, b: Bounds) -> Bounds | None:

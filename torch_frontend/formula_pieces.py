@@ -111,7 +111,12 @@ def by_pieces(
         run, result = compute(room._replace(primitives=recorder), arguments)
     except Exception:  # of the shape of a piece; any other comes again
         return None
-    if not recorder.elementwise or run.sees_shapes or id(result) not in recorder.places or result.shape != recorder.shape:
+    if (
+        not recorder.elementwise
+        or run.sees_shapes
+        or id(result) not in recorder.places
+        or result.shape != recorder.shape
+    ):
         return None
     calls, place = _needed(recorder.calls, recorder.places[id(result)], first)
     fixed, last = arguments[len(arrays) :], _last_uses(calls)
@@ -164,6 +169,7 @@ def _last_uses(calls: list[Call]) -> dict[int, set[int]]:
 def _replay(calls: list[Call], last: dict[int, set[int]], arguments: list[Tensor], place: int, out: Tensor) -> None:
     """The calls on one piece, whose result is written to ``out``."""
     arrays: dict[int, Tensor] = dict(enumerate(arguments))
+    own = {call.result for call in calls if call.operator is not None}  # not the memory of an operand
     for call in calls:
         given = [arrays[v.index] if isinstance(v, Place) else v for v in call.given]
         options = {key: arrays[v.index] if isinstance(v, Place) else v for key, v in call.options.items()}
@@ -171,7 +177,7 @@ def _replay(calls: list[Call], last: dict[int, set[int]], arguments: list[Tensor
         if call.operator is not None and call.name in COMPARISONS:
             arrays[call.result] = call.operator(*given)
         elif call.operator is not None and alike:
-            free = [arrays[i] for i in last[call.result] if i >= len(arguments)]
+            free = [arrays[i] for i in last[call.result] if i in own]
             into = [out] if call.result == place else [t for t in alike if any(t is other for other in free)]
             arrays[call.result] = call.operator(*given, out=into[0] if into else torch.empty_like(out))
         else:

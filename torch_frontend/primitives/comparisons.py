@@ -76,5 +76,6 @@ def where_by_bytes(condition: Tensor, a: Operand, b: Operand) -> Tensor:
     """
     a, b = operands(("a", "b"), (a, b))
     one, other = bits(a), bits(b)
-    mask = torch.where(condition, 1, 0).to(torch.uint8).to(one.dtype).neg()
+    wide = carried(a)  # of truth values as integers, inductor makes those of 64 bits first
+    mask = -torch.where(condition, torch.ones_like(wide), torch.zeros_like(wide)).to(torch.uint8).to(one.dtype)
     return from_bits((one & mask) | (other & ~mask), a)
