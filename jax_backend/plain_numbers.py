@@ -1,4 +1,4 @@
-"""Numbers of a formula that are computed in one of two ways: as primitives compute, or with XLA's own float32 arithmetic.
+"""Numbers of a formula, made in one of two ways: as primitives compute, or with XLA's own float32 arithmetic.
 
 XLA on CPU reads and writes subnormal numbers as zero. What that changes is known by bounds (`Bounds`), from which
 `plain_formulas` tells where a later operation, such as a rounding, has the same result either way.
@@ -84,7 +84,8 @@ class Number:
 
     def moved(self, move: Callable[[Array], Array], **bounds: Any) -> "Number":
         """The elements in other places."""
-        shape = jax.eval_shape(move, jax.ShapeDtypeStruct(self.shape, self.dtype)).shape
+        kind = jax.ShapeDtypeStruct(self.shape, self.dtype)  # type: ignore[no-untyped-call]
+        shape = jax.eval_shape(move, kind).shape
         exact = None if self.exact is self.plain else lambda: move(self.exact())
         changed = self.bounds._replace(**bounds)
         return Number(shape, self.dtype, changed, lambda: move(self.plain()), exact, self.plain_costs, self.costs)

@@ -1,4 +1,4 @@
-"""Elementwise formulas piece by piece, in eager mode: what one operation writes is in cache when the next one reads it.
+"""Elementwise formulas piece by piece, in eager mode: what one operation writes is in cache when the next reads it.
 
 A first piece shows which primitives are called with what. If every element is made of those at its place, the same calls
 are made for each piece, without those on which the result does not depend, and in the place of operands that nothing
@@ -111,12 +111,9 @@ def by_pieces(
         run, result = compute(room._replace(primitives=recorder), arguments)
     except Exception:  # of the shape of a piece; any other comes again
         return None
-    if (
-        not recorder.elementwise
-        or run.sees_shapes
-        or id(result) not in recorder.places
-        or result.shape != recorder.shape
-    ):
+    if not recorder.elementwise or run.sees_shapes:
+        return None
+    if id(result) not in recorder.places or result.shape != recorder.shape:
         return None
     calls, place = _needed(recorder.calls, recorder.places[id(result)], first)
     fixed, last = arguments[len(arrays) :], _last_uses(calls)

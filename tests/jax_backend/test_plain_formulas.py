@@ -102,9 +102,8 @@ def several(x: Any, *, s: Any = p.learned(0.3), b: Any = p.learned(0.25)) -> Any
     """Products that are added, quotients of quotients, what cancels, and a sum."""
     rest = x - p.round(x / s) * s
     y = p.clamp(rest / s / 3.0 + b * x, -0.5, s) * 0.1 * 0.7 + x * s
-    return (
-        p.where(x < 0.0, p.maximum(y, -1.0), p.minimum(abs(y), p.absmax(x))) - x / (x * x + 1.0) + 0.1 - p.sum(x) * 0.0
-    )
+    y = p.where(x < 0.0, p.maximum(y, -1.0), p.minimum(abs(y), p.absmax(x)))
+    return y - x / (x * x + 1.0) + 0.1 - p.sum(x) * 0.0
 
 
 @prototype

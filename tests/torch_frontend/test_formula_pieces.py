@@ -48,11 +48,8 @@ def every(x: Any, *, s: Any = p.learned(0.3), z: Any = p.learned(-0.0)) -> Any:
     a = p.maximum(p.stop_gradient(abs(u)), 0.0) - s * 2
     v = p.where(u < a, p.round(u, "toward_zero"), p.where(u >= 2.0, p.negative(u), p.minimum(a, s)))
     v = p.clamp(v, -0.0, 7.0) - p.clamp(u, -1e-46, s) * u
-    return (
-        p.where(p.is_nan(v), p.tanh(x), p.copysign(v, a))
-        + p.where(u == a, s, -0.0)
-        + p.cast(p.cast(u, "float64"), x.dtype)
-    )
+    v = p.where(p.is_nan(v), p.tanh(x), p.copysign(v, a)) + p.where(u == a, s, -0.0)
+    return v + p.cast(p.cast(u, "float64"), x.dtype)
 
 
 @prototype

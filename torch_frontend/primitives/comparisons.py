@@ -72,7 +72,7 @@ def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
 def where_by_bytes(condition: Tensor, a: Operand, b: Operand) -> Tensor:
     """`where`, for gradients in compiled code, which hands its condition on from the forward pass.
 
-    As bytes: inductor writes truth values one after the other, in thirty times as long. See `expressions.where_passing`.
+    As bytes: inductor writes truth values one after the other, in thirty times as long (`expressions.where_passing`).
     """
     a, b = operands(("a", "b"), (a, b))
     one, other = bits(a), bits(b)

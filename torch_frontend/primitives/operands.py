@@ -123,12 +123,8 @@ def differentiable(name: str, tensors: tuple[Tensor, ...], options: tuple[Any, .
     return apply(_Primitive, name, options, *tensors)
 
 
-VIEWS = (
-    "spread",
-    "added",
-    "cast",
-    "straight_through",
-)  # whose result may lie in the memory of an operand, which autograd must not see
+# whose result may lie in the memory of an operand, which autograd must not see
+VIEWS = ("spread", "added", "cast", "straight_through")
 WHOLE = ("spread", "added", "nth", "looked_up")  # whose operands have shapes of their own
 
 
