@@ -3,7 +3,7 @@
     python benchmarks/prototypes.py [--size 4194304] [--rounds 25] [--keep-memory] [--markdown FILE]
 
 float32; forward, and forward with the gradient of x. int8 with one scale given, int8 of a tanh, and int8 with a scale
-for each 32 elements. A figure is a ratio of medians; in brackets the quartiles of the ratios of single rounds.
+for each 32 elements. A figure is the median of the ratios of single rounds, in brackets their quartiles.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def ratio(samples: dict[str, list[float]], mode: str, to: str) -> str:
     if others is None:
         return ""
     each = sorted(a / b for a, b in zip(own, others, strict=True))
-    return f"{median(own) / median(others):.2f} ({each[len(each) // 4]:.2f}-{each[3 * len(each) // 4]:.2f})"
+    return f"{median(each):.2f} ({each[len(each) // 4]:.2f}-{each[3 * len(each) // 4]:.2f})"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Elementwise formulas piece by piece, in eager mode: what one operation writes is in cache when the next reads it.
 
-A first piece shows which primitives are called with what. If every element is made of those at its place, the same calls
+A first piece shows which primitives are called with what. If every element is made of those at its place, these calls
 are made for each piece, without those on which the result does not depend, and in the place of operands that nothing
 needs any more.
 """
@@ -46,7 +46,7 @@ COMPARISONS: dict[str, Callable[..., Tensor]] = {
 class Place(NamedTuple):
     """Which array: arguments come first, then results of calls."""
 
-    index: int
+    number: int
 
 
 class Call(NamedTuple):
@@ -130,16 +130,16 @@ def _needed(calls: list[Call], place: int, like: Tensor) -> tuple[list[Call], in
     same: dict[int, int] = {}
     found: list[Call] = []
     for call in calls:
-        given = tuple(Place(same.get(v.index, v.index)) if isinstance(v, Place) else v for v in call.given)
+        given = tuple(Place(same.get(v.number, v.number)) if isinstance(v, Place) else v for v in call.given)
         if call.name in SAME and isinstance(given[0], Place):
-            same[call.result] = given[0].index
+            same[call.result] = given[0].number
         else:
             found.append(call._replace(given=given))
     place = same.get(place, place)
     needed, kept = {place}, []
     for call in reversed(found):
         if call.result in needed:
-            needed |= {v.index for v in (*call.given, *call.options.values()) if isinstance(v, Place)}
+            needed |= {v.number for v in (*call.given, *call.options.values()) if isinstance(v, Place)}
             kept.append(_prepared(call, like))
     return kept[::-1], place
 
@@ -159,7 +159,7 @@ def _last_uses(calls: list[Call]) -> dict[int, set[int]]:
     """By the place of a result, which arrays nothing needs behind that call."""
     last: dict[int, int] = {}
     for call in calls:
-        last |= {v.index: call.result for v in (*call.given, *call.options.values()) if isinstance(v, Place)}
+        last |= {v.number: call.result for v in (*call.given, *call.options.values()) if isinstance(v, Place)}
     return {call.result: {index for index, at in last.items() if at == call.result} for call in calls}
 
 
@@ -168,8 +168,8 @@ def _replay(calls: list[Call], last: dict[int, set[int]], arguments: list[Tensor
     arrays: dict[int, Tensor] = dict(enumerate(arguments))
     own = {call.result for call in calls if call.operator is not None}  # not the memory of an operand
     for call in calls:
-        given = [arrays[v.index] if isinstance(v, Place) else v for v in call.given]
-        options = {key: arrays[v.index] if isinstance(v, Place) else v for key, v in call.options.items()}
+        given = [arrays[v.number] if isinstance(v, Place) else v for v in call.given]
+        options = {key: arrays[v.number] if isinstance(v, Place) else v for key, v in call.options.items()}
         alike = [v for v in given if isinstance(v, Tensor) and v.dtype == out.dtype and v.shape == out.shape]
         if call.operator is not None and call.name in COMPARISONS:
             arrays[call.result] = call.operator(*given)

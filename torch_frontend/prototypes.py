@@ -85,7 +85,8 @@ def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[d
     for name in prototype.parameters:
         if name not in arrays:
             with torch.no_grad():
-                arrays[name] = prototype.initial(name, ROOM, x, options)
+                start = prototype.initial(name, ROOM, x, options)
+            arrays[name] = torch.tensor(start) if isinstance(start, int) else start
         else:
             check_tensor(name, arrays[name])
     return options, {name: arrays[name] for name in prototype.parameters}
