@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.choice import choice
 from ..core.directions import Rounding
+from ..core.granularity import Shape
 from . import primitives
 from .arrays import bit_pattern, constant_pattern, divide, from_pattern, layout, magnitude
 from .ieee_any import is_zero
@@ -155,7 +156,7 @@ class Plain:
         shape = np.broadcast_shapes(condition.shape, *(v.shape for v in pair))
 
         def chosen(of: Callable[[Number], Make]) -> Make:
-            return lambda: jnp.broadcast_to(jnp.where(condition.exact(), *(of(v)() for v in pair)), shape)
+            return lambda: jnp.broadcast_to(jnp.where(condition.exact(), of(pair[0])(), of(pair[1])()), shape)
 
         bounds = joined(*(v.bounds for v in pair))
         exact = chosen(lambda v: v.exact) if bounds.fuzz else None
@@ -313,7 +314,7 @@ class Plain:
             return result
 
         if kind is None:
-            kind = jax.eval_shape(made, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in numbers))
+            kind = jax.eval_shape(made, *(_like(v.shape, v.dtype) for v in numbers))
         costs = frozenset[int]().union(*(v.costs for v in numbers))
         return Number(kind.shape, kind.dtype, Bounds(), lambda: made(*(v.exact() for v in numbers)), None, costs)
 
@@ -345,7 +346,7 @@ class Plain:
         Args:
             zero: whether elements may be 0.
         """
-        if is_number(x):
+        if not isinstance(x, Number):
             return bounds_of_number(x)
         if x.size * SMALL > self.size or x.bounds.most < np.inf:
             return x.bounds
@@ -381,9 +382,13 @@ def _kind(pair: tuple[Number, Number] | None, dtype: Any) -> Any:
     try:
         if pair is None:
             return None
-        return jax.ShapeDtypeStruct(np.broadcast_shapes(pair[0].shape, pair[1].shape), dtype)
+        return _like(np.broadcast_shapes(pair[0].shape, pair[1].shape), dtype)
     except ValueError:
         return None
+
+
+def _like(shape: Shape, dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def _with_cost(x: Number, name: int) -> Number:
