@@ -166,6 +166,7 @@ def main() -> None:
                 row = [name, "forward, backward" if backward else "forward", mode, own]
                 row += [ratio(samples, mode, to) for to in ("textbook", "catalog")]
                 table.add_row(*row)
+                print(*row, sep=", ", flush=True)
                 lines.append(f"| {' | '.join(row)} |")
             torch._dynamo.reset()
             jax.clear_caches()
