@@ -126,7 +126,7 @@ def of_jax(name: str, x: np.ndarray, s: np.ndarray, backward: bool) -> Programs:
 
         compiled = jax.jit(both if backward else function)
         inputs = (data, scale, g) if backward else (data, scale)
-        return lambda: jax.block_until_ready(compiled(*inputs))
+        return lambda: jax.block_until_ready(compiled(*inputs))  # type: ignore[no-untyped-call]
 
     return {f"jax jit, {row}": program(f) for row, f in ours.items()}
 
@@ -169,7 +169,7 @@ def main() -> None:
                 print(*row, sep=", ", flush=True)
                 lines.append(f"| {' | '.join(row)} |")
             torch._dynamo.reset()
-            jax.clear_caches()
+            jax.clear_caches()  # type: ignore[no-untyped-call]
     print(", ".join(f"{library} {version(library)}" for library in ("torch", "jax")))
     Console().print(table)
     if arguments.markdown:

@@ -135,7 +135,7 @@ def test_what_needs_float64() -> None:
     s = jax.ShapeDtypeStruct((), np.dtype(np.float32))
     found: list[list[int]] = []
     for one, given in ((int8, {"s": s}), (blocks, {}), (last, {"s": s})):
-        jax.eval_shape(lambda g, one=one: found.append(costs(one, **g)), given)  # type: ignore[misc]
+        jax.eval_shape(lambda g, one=one: found.append(costs(one, **g)), given)
     assert found == [[0, True], [0, True], [2, False]]
 
 
@@ -150,7 +150,8 @@ def inputs(kind: str) -> Array:
         case "any bits":
             drawn = rng.integers(0, 2**32, near.shape, dtype=np.uint64).astype(np.uint32).view(np.float32)
             return np.where(rng.random(near.shape) < 0.1, np.float32(-0.0), drawn)
-    return near
+        case _:
+            return near
 
 
 def around(function: Any, x: Any, t: Any) -> Any:

@@ -64,7 +64,7 @@ def test_a_seed_begins_somewhere_in_training_too() -> None:
     x = torch.from_numpy(X).requires_grad_()
     y = in_torch.apply(drawing, x)
     assert_same_bits(drawing.numpy(X), y.detach().numpy())
-    y.sum().backward()  # type: ignore[no-untyped-call]
+    y.sum().backward()
 
 
 def test_the_language_has_every_primitive() -> None:
