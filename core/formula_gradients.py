@@ -59,7 +59,7 @@ def _parts(room: Room, step: Step, g: Any, moving: set[int]) -> list[Any]:
         ]
     maps = RULES[step.name](p, step.result, *arrays)
     return [
-        _gathered(p, one.pull(g), v.shape) if ask and one is not None else None
+        _gathered(p, one.pull(g), tuple(v.array.shape)) if ask and one is not None else None
         for one, ask, v in zip(maps, asked, step.operands, strict=True)
     ]
 
@@ -68,6 +68,8 @@ def _gathered(p: Any, g: Any, shape: tuple[int, ...]) -> Any:
     """The sum over what was repeated from this shape."""
     lengths = (1,) * (len(g.shape) - len(shape)) + tuple(shape)
     repeated = tuple(i for i, n in enumerate(g.shape) if n != lengths[i])
+    if tuple(g.shape) == tuple(shape):
+        return g
     return (p.sum(g, repeated) if repeated else g).reshape(shape)
 
 
@@ -76,7 +78,7 @@ def _moved(room: Room, step: Step, g: Any) -> Any:
     p, x = room.primitives, step.operands[0]
     match step.name:
         case "reshape":
-            return g.reshape(x.shape)
+            return g.reshape(tuple(x.array.shape))
         case "transpose":
             order = step.options["axes"]
             return room.transposed(g, tuple(order.index(i) for i in range(len(order))))

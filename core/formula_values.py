@@ -56,13 +56,15 @@ class Run:
         steps: those that ran, if they are kept; else None.
         file: of the formula, if every step is to say its line.
         guarded: whether errors are to say theirs; not while a compiler follows.
+        sees_shapes: whether the formula asked for the shape of a value.
     """
 
-    __slots__ = ("file", "guarded", "room", "steps")
+    __slots__ = ("file", "guarded", "room", "sees_shapes", "steps")
 
     def __init__(self, room: Room, keeps_steps: bool = False, file: str | None = None, guarded: bool = True) -> None:
         self.room, self.file, self.guarded = room, file, guarded
         self.steps: list[Step] | None = [] if keeps_steps else None
+        self.sees_shapes = False
 
     def value(self, name: str, array: Any, operands: tuple[Any, ...] = (), /, **options: Any) -> "Value":
         """The result of a step."""
@@ -94,11 +96,13 @@ class Value:
     @property
     def shape(self) -> Shape:
         """Lengths of the axes."""
+        self.run.sees_shapes = True
         return tuple(self.array.shape)
 
     @property
     def ndim(self) -> int:
         """How many axes there are."""
+        self.run.sees_shapes = True
         return len(self.array.shape)
 
     @property
@@ -113,7 +117,7 @@ class Value:
 
     def transpose(self, *axes: int) -> "Value":
         """The axes in another order; reversed, if none is given."""
-        order = axes or tuple(range(self.ndim))[::-1]
+        order = axes or tuple(range(len(self.array.shape)))[::-1]
         return self.run.value("transpose", self.run.room.transposed(self.array, order), (self,), axes=order)
 
     def __getitem__(self, index: Any) -> "Value":

@@ -7,6 +7,7 @@ of the operands. Functions that are not here have the derivative 0.
 """
 
 from collections.abc import Callable, Mapping
+from operator import or_
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -69,9 +70,10 @@ def _clamp(p: Any, value: Any, x: Any, lo: Any, hi: Any) -> Any:
     """To x inside and at the bounds, and where one is NaN; else to the bound that was taken."""
     below = p.less(x, lo)
     above = p.greater(p.where(below, lo, x), hi)
+    outside = getattr(p, "logical_or", or_)(below, above)
     return _same(
-        lambda g: p.where(below | above, 0.0, g),
-        lambda g: p.where(below & ~above, g, 0.0),
+        lambda g: p.where(outside, 0.0, g),
+        lambda g: p.where(above, 0.0, p.where(below, g, 0.0)),
         lambda g: p.where(above, g, 0.0),
     )
 

@@ -4,7 +4,7 @@ What it computes stands in `prototypes.py` of the three rooms.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,22 +134,32 @@ class Prototype:
             leaves[name] = run.value(name, array)
         result = guarded(run, self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
         y, states = result if isinstance(result, tuple) else (result, {})
-        if not isinstance(y, Value) or y.shape != leaves["x"].shape or y.dtype != leaves["x"].dtype:
+        if not isinstance(y, Value) or not _alike(y, leaves["x"]):
             misshapen(self.function, y, leaves["x"])
         wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
         if not set(states) <= wanted:
             raise TypeError(f"`{self.name}` returns states {sorted(states)}, declared are {sorted(wanted)}")
         return y, leaves, states
 
-    def pull(self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any], g: Any) -> dict[str, Any]:
+    def pull(
+        self,
+        run: Run,
+        x: Any,
+        arrays: Mapping[str, Any],
+        options: Mapping[str, Any],
+        g: Any,
+        asked: Collection[str] | None = None,
+    ) -> dict[str, Any]:
         """Gradients of ``x`` and of learned parameters, arrays by name.
 
         Args:
             run: one that keeps its steps.
             g: an array, the gradient of the result.
+            asked: names of those that are wanted; None for all.
         """
         wanted = ["x", *(name for name, one in self.parameters.items() if one.kind == "learned")]
         if self.backward is None:
+            wanted = [name for name in wanted if asked is None or name in asked]
             y, leaves, _ = self.run(run, x, arrays, options)
             found = dict(zip(wanted, gradients(run, y, g, [leaves[name] for name in wanted]), strict=True))
         else:
@@ -162,15 +172,16 @@ class Prototype:
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
             for name, value in {"x": of_x, **others}.items():
-                if (
-                    not isinstance(value, Value)
-                    or value.shape != leaves[name].shape
-                    or value.dtype != leaves[name].dtype
-                ):
+                if not isinstance(value, Value) or not _alike(value, leaves[name]):
                     misshapen(self.backward, value, leaves[name], name)
             found = {name: value.array for name, value in {"x": of_x, **others}.items()}
+        wanted = [name for name in wanted if asked is None or name in asked]
         for name in wanted:
             if found.get(name) is None:
                 zero = run.room.array((0.0,), leaves[name].array).reshape(())
-                found[name] = run.room.primitives.broadcast_to(zero, leaves[name].shape)
-        return found
+                found[name] = run.room.primitives.broadcast_to(zero, tuple(leaves[name].array.shape))
+        return {name: found[name] for name in wanted}
+
+
+def _alike(value: Value, other: Value) -> bool:
+    return tuple(value.array.shape) == tuple(other.array.shape) and value.dtype == other.dtype

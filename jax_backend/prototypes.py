@@ -10,14 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
 from .arrays import as_array
+from .plain_formulas import GRADIENT, computed
 from .primitives.operands import number
 
 Array = jax.Array
+Moving = dict[str, None]  # names of what is differentiated: keys, which are static among residuals
+RESULT = ""  # its name among new states
 Static = tuple[Prototype, tuple[tuple[str, Any], ...]]
 
 
@@ -74,19 +78,36 @@ def _given(prototype: Prototype, x: Any, given: dict[str, Any]) -> tuple[Array, 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _formula(static: Static, x: Array, arrays: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
     prototype, options = static
-    y, _, states = prototype.run(Run(ROOM), x, arrays, dict(options))
-    return y.array, {name: value.array for name, value in states.items()}
+
+    def results(room: Room, operands: dict[str, Any]) -> dict[str, Any]:
+        given = {name: operands[name] for name in arrays}
+        y, _, states = prototype.run(Run(room), operands["x"], given, dict(options))
+        return {RESULT: y.array, **{name: value.array for name, value in states.items()}}
+
+    operands = {"x": x, **arrays}
+    found = computed(results, operands, lambda: results(ROOM, operands))
+    return found.pop(RESULT), found
 
 
-def _forward(static: Static, x: Array, arrays: dict[str, Array]) -> tuple[Any, tuple[Array, dict[str, Array]]]:
-    return _formula(static, x, arrays), (x, arrays)
+def _forward(static: Static, x: Any, arrays: dict[str, Any]) -> tuple[Any, tuple[Array, dict[str, Array], Moving]]:
+    moving = {name: None for name, one in {"x": x, **arrays}.items() if one.perturbed}
+    values = {name: one.value for name, one in arrays.items()}
+    return _formula(static, x.value, values), (x.value, values, moving)
 
 
-def _backward(static: Static, kept: tuple[Array, dict[str, Array]], g: Any) -> tuple[Array, dict[str, Any]]:
+def _backward(static: Static, kept: tuple[Array, dict[str, Array], Moving], g: Any) -> tuple[Any, dict[str, Any]]:
     prototype, options = static
-    x, arrays = kept
-    found = prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, dict(options), g[0])
-    return found["x"], {name: found.get(name, _no_gradient(array)) for name, array in arrays.items()}
+    x, arrays, moving = kept
+
+    def results(room: Room, operands: dict[str, Any]) -> dict[str, Any]:
+        given = {name: operands[name] for name in arrays}
+        run = Run(room, keeps_steps=True)
+        return prototype.pull(run, operands["x"], given, dict(options), operands[GRADIENT], tuple(moving))
+
+    of_y = jnp.zeros_like(x) if isinstance(g[0], SymbolicZero) else g[0]
+    operands = {"x": x, **arrays, GRADIENT: of_y}
+    found = computed(results, operands, lambda: results(ROOM, operands))
+    return found.get("x", _no_gradient(x)), {name: found.get(name, _no_gradient(a)) for name, a in arrays.items()}
 
 
 def _no_gradient(array: Array) -> Any:
@@ -95,4 +116,4 @@ def _no_gradient(array: Array) -> Any:
     return np.zeros(array.shape, jax.dtypes.float0)
 
 
-_formula.defvjp(_forward, _backward)
+_formula.defvjp(_forward, _backward, symbolic_zeros=True)

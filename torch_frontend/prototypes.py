@@ -4,7 +4,8 @@ Semantics and errors: `samebits.core.prototypes`, of which these have the bits. 
 instead of keeping what it computed: only its operands stay in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ..core.prototype import Prototype
 from . import primitives
 from .arguments import check_tensor
 from .arrays import narrowed
+from .formula_pieces import by_pieces
+from .primitives.comparisons import where_by_bytes
 
 
 def _array(numbers: tuple[float, ...], like: Tensor) -> Tensor:
@@ -36,6 +39,7 @@ ROOM = Room(
     _put,
     lambda x, axes: x.permute(axes),
 )
+BACKWARD = ROOM._replace(primitives=SimpleNamespace(**{**vars(primitives), "where": where_by_bytes}))  # when compiled
 
 
 def apply(prototype: Prototype, x: Tensor, **given: Any) -> Tensor:
@@ -81,27 +85,53 @@ def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[d
     for name in prototype.parameters:
         if name not in arrays:
             with torch.no_grad():
-                arrays[name] = prototype.initial(name, ROOM, x, options)
+                start = prototype.initial(name, ROOM, x, options)
+            arrays[name] = torch.tensor(start) if isinstance(start, int) else start
         else:
             check_tensor(name, arrays[name])
     return options, {name: arrays[name] for name in prototype.parameters}
 
 
 def _gradients(
-    prototype: Prototype, options: Mapping[str, Any], arrays: Mapping[str, Any], x: Tensor, g: Tensor
+    prototype: Prototype,
+    options: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    x: Tensor,
+    g: Tensor,
+    asked: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    run = Run(ROOM, keeps_steps=True, guarded=not torch.compiler.is_compiling())
+    def of_x(room: Room, operands: Sequence[Any]) -> tuple[Run, Tensor]:
+        run, (of_y, x, *tensors) = _run(room, keeps_steps=True), operands
+        given = dict(zip(arrays, tensors, strict=True))
+        return run, prototype.pull(run, x, given, options, of_y, asked)["x"]
+
     with torch.no_grad():
-        return prototype.pull(run, x, arrays, options, g)
+        if asked is not None and set(asked) == {"x"} and g.dtype == x.dtype:
+            gradient = by_pieces(of_x, ROOM, (g, x), tuple(arrays.values()))
+            if gradient is not None:
+                return {"x": gradient}
+        room = BACKWARD if torch.compiler.is_compiling() else ROOM
+        return prototype.pull(_run(room, keeps_steps=True), x, arrays, options, g, asked)
 
 
 def _forward(
     prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], x: Tensor, tensors: tuple[Any, ...]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    run = Run(ROOM, guarded=not torch.compiler.is_compiling())
+    def result(room: Room, operands: Sequence[Any]) -> tuple[Run, Tensor]:
+        run, (x, *tensors) = _run(room), operands
+        return run, prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)[0].array
+
     with torch.no_grad():
-        y, _, states = prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)
+        if all(one.kind == "learned" for one in prototype.parameters.values()):
+            found = by_pieces(result, ROOM, (x,), tensors)
+            if found is not None:
+                return found, {}
+        y, _, states = prototype.run(_run(ROOM), x, dict(zip(names, tensors, strict=True)), options)
     return y.array, {name: value.array for name, value in states.items()}
+
+
+def _run(room: Room, keeps_steps: bool = False) -> Run:
+    return Run(room, keeps_steps, guarded=not torch.compiler.is_compiling())
 
 
 class _Formula(torch.autograd.Function):
@@ -124,5 +154,6 @@ class _Formula(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, *_states: Any) -> tuple[Any, ...]:
         x, *tensors = ctx.saved_tensors
         arrays = dict(zip(ctx.names, tensors, strict=True))
-        found = _gradients(ctx.prototype, ctx.options, arrays, x, g)
-        return None, None, None, found["x"], *(found.get(name) for name in ctx.names)
+        asked = [name for name, ask in zip(("x", *ctx.names), ctx.needs_input_grad[3:], strict=True) if ask]
+        found = _gradients(ctx.prototype, ctx.options, arrays, x, g, asked)
+        return None, None, None, *(found.get(name) for name in ("x", *ctx.names))

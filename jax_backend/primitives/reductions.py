@@ -5,6 +5,7 @@ those of `arithmetic`.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,11 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return _shaped(_narrow(moved("added", (), rows), x), x, axis, keepdims)
 
 
+def plain_sum(x: Array, axis: Axis, keepdims: bool) -> Array:
+    """`sum` in float32 by XLA's additions, where neither operands nor sums are subnormal, nor bare products."""
+    return _shaped(_added(_rows(x, axis), jnp.add), x, axis, keepdims)
+
+
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """`sum`, not yet rounded to 16 bits, divided by the count of elements. ValueError if there are none."""
     rows = _wide(_rows(x, axis))
@@ -101,24 +107,23 @@ def _shaped(value: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
 def _nth(rows: Array, rank: int) -> Array:
     """The element of a rank, from 1, along the last axis; NaN if one is."""
     most = np.iinfo(layout(rows.dtype).integer).max
-    order = ordered(rows)
-    chosen = (
-        order.max(-1)
-        if rank == rows.shape[-1]
-        else order.min(-1)
-        if rank == 1
-        else jnp.sort(order, axis=-1)[..., rank - 1]
-    )
-    value = from_pattern(jnp.where(chosen < 0, chosen ^ most, chosen), rows.dtype)
-    return jnp.where(is_not_a_number(rows).any(-1), jnp.asarray(jnp.nan, rows.dtype), value)
+    order, nan = ordered(rows), is_not_a_number(rows)
+    if rank == rows.shape[-1]:
+        chosen = jnp.where(nan, most, order).max(-1)
+    elif rank == 1:
+        chosen = jnp.where(nan, -most - 1, order).min(-1)
+    else:
+        chosen = jnp.where(nan.any(-1), most, jnp.sort(order, axis=-1)[..., rank - 1])
+    return from_pattern(jnp.where(chosen < 0, chosen ^ most, chosen), rows.dtype)
 
 
-def _added(rows: Array) -> Array:
+def _added(rows: Array, add: Callable[[Array, Array], Array] | None = None) -> Array:
+    """The sum along the last axis, by a function that adds; without one that of `arithmetic`."""
     n = rows.shape[-1]
     steps = max(n - 1, 0).bit_length()
     v = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, (1 << steps) - n)])
     for _ in range(steps):
-        v = COMPUTE["add"](*jnp.split(barrier(v), 2, axis=-1))
+        v = (add or COMPUTE["add"])(*jnp.split(barrier(v), 2, axis=-1))
     return v[..., 0]
 
 

@@ -60,6 +60,13 @@ def whole(x: Any, *, a: Any = p.learned(0.75)) -> Any:
     return p.minimum(w, p.exp(-x)) + 2.0 ** (x * a) + p.stop_gradient(x) + p.amax(w[..., 1]) - 1 / (x**2 + 1) + -(x**3)
 
 
+def test_a_seed_begins_somewhere_in_training_too() -> None:
+    x = torch.from_numpy(X).requires_grad_()
+    y = in_torch.apply(drawing, x)
+    assert_same_bits(drawing.numpy(X), y.detach().numpy())
+    y.sum().backward()
+
+
 def test_the_language_has_every_primitive() -> None:
     names = {name for name in vars(primitives) if callable(getattr(primitives, name)) and not name.startswith("_")}
     assert names - {"random_bits"} == OPERANDS.keys()

@@ -4,15 +4,17 @@ Semantics, errors and derivatives: `samebits.core.primitives`, of which these ha
 of zeros by their bits, since inductor compiles with ``-fno-signed-zeros``.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from ...core.arithmetic import Arithmetic, ComputeDtype
 from .. import operations
-from ..arrays import narrowed
+from ..arrays import is_concrete, narrowed
 from ..expressions import bits_of, carried, sign_of
 from ..sums import square_root
-from .operands import Operand, primitive
+from .operands import LIMITS, Operand, is_number, primitive
 
 EXACT = Arithmetic(compute_dtype=ComputeDtype.INPUT, fused_multiply_add=True, keep_negative_zero=True)
 
@@ -107,6 +109,34 @@ def copysign(x: Operand, of: Operand) -> Tensor:
     signed = (bits(x) & ~_sign(x)) | (bits(of) & _sign(of))
     wide = carried(of)
     return from_bits(torch.where(wide != wide, bits(of), signed), x)
+
+
+def limits_of(x: Tensor, lo: Operand | None, hi: Operand | None) -> list[float | None] | None:
+    """Limits as numbers between which torch's own operator has the bits of `clamp`: none is a zero, or NaN, or unknown.
+
+    Else None.
+    """
+    limits = [None if v is None else _known(v) for v in (lo, hi)]
+    known = torch.finfo(x.dtype)
+    ordinary = x.element_size() > 2 and all(v is None or known.tiny <= abs(v) <= known.max for v in limits)
+    return limits if ordinary else None
+
+
+def _limited(x: Tensor, lo: Operand | None, hi: Operand | None) -> Tensor | None:
+    limits = limits_of(x, lo, hi)
+    return None if limits is None else x.clamp(*limits)
+
+
+def _known(limit: Operand) -> float:
+    """A number, or that of a 0-d tensor which may be looked at; else NaN."""
+    if is_number(limit):
+        return float(limit)
+    return float(limit.item()) if limit.ndim == 0 and is_concrete(limit) and limit.is_cpu else math.nan
+
+
+LIMITS["clamp"] = _limited
+LIMITS["maximum"] = lambda x, lo: _limited(x, lo, None)
+LIMITS["minimum"] = lambda x, hi: _limited(x, None, hi)
 
 
 def bits(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..expressions import carried
 from .arithmetic import bits, from_bits
-from .operands import Operand, primitive
+from .operands import Operand, operands, primitive
 
 
 @primitive(2)
@@ -67,3 +67,15 @@ def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
         condition: bool, as comparisons give; broadcasts with ``a`` and ``b``. TypeError for other dtypes.
     """
     return from_bits(torch.where(condition, bits(a), bits(b)), a)
+
+
+def where_by_bytes(condition: Tensor, a: Operand, b: Operand) -> Tensor:
+    """`where`, for gradients in compiled code, which hands its condition on from the forward pass.
+
+    As bytes: inductor writes truth values one after the other, in thirty times as long (`expressions.where_passing`).
+    """
+    a, b = operands(("a", "b"), (a, b))
+    one, other = bits(a), bits(b)
+    wide = carried(a)  # of truth values as integers, inductor makes those of 64 bits first
+    mask = -torch.where(condition, torch.ones_like(wide), torch.zeros_like(wide)).to(torch.uint8).to(one.dtype)
+    return from_bits((one & mask) | (other & ~mask), a)

@@ -28,6 +28,8 @@ Operand = Any  # an array, or a number of Python: functions themselves get array
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPUTE: dict[str, Callable[..., Tensor]] = {}  # by name, what primitives do with operands that fit each other
 
+LIMITS: dict[str, Callable[..., Tensor | None]] = {}  # by name, what is simpler where the operands behind x are numbers
+
 
 def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Function]:
     """Decorator of ``function(*conditions, *tensors, **options)``: operands are checked, numbers become tensors.
@@ -48,6 +50,9 @@ def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Functi
             given += tuple(options.pop(one) for one in names[len(given) :] if one in options)
             truths = tuple(condition(one) for one in given[:conditions])
             tensors = operands(names[conditions:], given[conditions : conditions + count])
+            limited = LIMITS[name](tensors[0], *given[1:]) if name in LIMITS and not may_move(tensors) else None
+            if limited is not None:
+                return limited
             if name in RULES:
                 return differentiable(name, (*truths, *tensors), (*given[conditions + count :], *options.values()))
             fixed = [rounded(v.detach()) for v in tensors]
@@ -110,7 +115,7 @@ def condition(value: Any) -> Tensor:
 
 def differentiable(name: str, tensors: tuple[Tensor, ...], options: tuple[Any, ...] = ()) -> Tensor:
     """A primitive that has a rule, of tensors that fit each other."""
-    if not _may_move(tensors):
+    if not may_move(tensors):
         return COMPUTE[name](*map(rounded, tensors), *options)
     if name not in WHOLE:
         shape = torch.broadcast_shapes(*(v.shape for v in tensors))  # type: ignore[no-untyped-call]
@@ -118,7 +123,8 @@ def differentiable(name: str, tensors: tuple[Tensor, ...], options: tuple[Any, .
     return apply(_Primitive, name, options, *tensors)
 
 
-VIEWS = ("spread", "added", "cast")  # whose result may lie in the memory of an operand, which autograd must not see
+# whose result may lie in the memory of an operand, which autograd must not see
+VIEWS = ("spread", "added", "cast", "straight_through")
 WHOLE = ("spread", "added", "nth", "looked_up")  # whose operands have shapes of their own
 
 
@@ -126,7 +132,7 @@ def broadcast(x: Tensor, shape: Shape) -> Tensor:
     """``x`` repeated to a shape; the gradient is the `sum` over what was repeated."""
     lengths = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     repeated = [i for i, n in enumerate(shape) if n != lengths[i]]
-    if not repeated or not x.is_floating_point() or not _may_move((x,)):
+    if not repeated or not x.is_floating_point() or not may_move((x,)):
         return x.expand(shape)
     kept = [i for i in range(len(shape)) if i not in repeated]
     ones = x.reshape([lengths[i] for i in kept])
@@ -143,7 +149,7 @@ def spread(x: Tensor, n: int) -> Tensor:
 COMPUTE["spread"] = spread
 
 
-def _may_move(tensors: tuple[Tensor, ...]) -> bool:
+def may_move(tensors: tuple[Tensor, ...]) -> bool:
     """Whether derivatives may be asked for. In backward passes that are compiled they are not."""
     if torch.compiler.is_compiling():
         return records_gradient(*tensors) or loses_gradients()

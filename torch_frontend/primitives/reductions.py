@@ -13,7 +13,7 @@ from torch.nn import functional
 from ...core.checks import scale_dtype
 from ...core.operands import axes_of, check_not_empty, rank_of
 from ..arrays import dtype_name, is_concrete
-from .operands import COMPUTE, differentiable, number, operands
+from .operands import COMPUTE, differentiable, may_move, number, operands
 from .roundings import cast
 
 Axis = int | tuple[int, ...] | None
@@ -38,7 +38,12 @@ def amin(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def absmax(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """``amax(absolute(x))``."""
-    return amax(differentiable("absolute", operands(("x",), (x,))), axis, keepdims)
+    size = differentiable("absolute", operands(("x",), (x,)))
+    if may_move((size,)):
+        return amax(size, axis, keepdims)
+    rows = _rows(size, axis)  # whose zeros have one sign, so that torch's own reduction has the bits
+    check_not_empty(rows.shape[-1])
+    return _shaped(rows.amax(-1), x, axis, keepdims)
 
 
 def percentile(x: Tensor, percent: float, axis: Axis = None, keepdims: bool = False) -> Tensor:

@@ -58,7 +58,7 @@ def broadcast_to(x: Operand, shape: Shape) -> Tensor:
 def straight_through(forward: Operand, surrogate: Operand) -> Tensor:
     """``forward``, every bit of it, with the derivative of ``surrogate``. (Bengio et al., arXiv 1308.3432.)"""
     shape = torch.broadcast_shapes(forward.shape, surrogate.shape)  # type: ignore[no-untyped-call]
-    value: Tensor = forward.expand(shape).clone()
+    value: Tensor = forward.expand(shape)
     return value
 
 
