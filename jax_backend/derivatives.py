@@ -92,6 +92,29 @@ def differentiable_again(function: Rule, maps: Rule, add: Rule) -> Any:
     return whole
 
 
+def differentiable_beside(function: Rule, tangent: Rule, gradient: Rule) -> Any:
+    """``function(static, *operands)``, as `differentiable`, with a tree of arrays without derivatives beside its result.
+
+    Operands count in further derivatives, as those of `differentiable_again` do.
+
+    Args:
+        function: of something hashable and of arrays, with a pair of an array and the tree as result.
+        tangent, gradient: as of `differentiable`.
+    """
+    whole = jax.custom_jvp(function, nondiff_argnums=(0,))
+
+    def rule(static: Any, operands: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        value, beside = whole(static, *operands)
+        moving = tuple(None if _stays(t) else t for t in tangents)
+        moved = _linear(
+            partial(tangent, static), partial(gradient, static), tuple(operands), moving, jax.typeof(value)
+        )
+        return (value, beside), (moved, jax.tree.map(jnp.zeros_like, beside))
+
+    whole.defjvp(rule, symbolic_zeros=True)
+    return whole
+
+
 def varying_as(x: Array, *kinds: Any) -> Array:
     """``x``, counted as different on all devices along the axes of `jax.shard_map` on which one of the types is.
 

@@ -1,10 +1,9 @@
 """Prototypes on JAX arrays: what the formula says, and its gradient.
 
 Semantics and errors: `samebits.core.prototypes`, of which these have the bits. The backward pass runs the formula again
-instead of keeping what it computed. There is no forward mode (``jax.jvp``), and no second derivative.
+instead of keeping what it computed. Forward mode and further derivatives are those of the primitives.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,16 +14,14 @@ from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
 from .arrays import as_array
+from .derivatives import Tangents, differentiable_beside
 from .primitives.operands import number
 
 Array = jax.Array
-Static = tuple[Prototype, tuple[tuple[str, Any], ...]]
-
 
 ROOM = Room(
     "jax",
     primitives,
-    lambda value: isinstance(value, jax.Array),
     lambda numbers, like: jnp.stack([number(n, like.dtype) for n in numbers]),
     lambda x, index: x[index],
     lambda g, index, like: jnp.zeros_like(like).at[index].set(g),
@@ -37,7 +34,7 @@ def apply(prototype: Prototype, x: Array, **given: Any) -> Array:
 
     Args:
         x: float32, float64, bfloat16 or float16, any shape.
-        given: static options, and arrays of parameters: those that are missing are where they begin.
+        given: static options, and arrays or numbers for parameters: those that are missing are where they begin.
     Returns:
         Shape and dtype of ``x``.
     Raises:
@@ -49,7 +46,10 @@ def apply(prototype: Prototype, x: Array, **given: Any) -> Array:
 def updated(prototype: Prototype, x: Array, **given: Any) -> tuple[Array, dict[str, Array]]:
     """As `apply`, and the new states by name, which have no gradient."""
     x, arrays, options = _given(prototype, x, given)
-    return _formula((prototype, tuple(options.items())), x, arrays)
+    value: tuple[Array, dict[str, Array]] = _formula(
+        (prototype, tuple(options.items()), tuple(arrays)), x, *arrays.values()
+    )
+    return value
 
 
 def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:
@@ -64,35 +64,45 @@ def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Arr
 
 def _given(prototype: Prototype, x: Any, given: dict[str, Any]) -> tuple[Array, dict[str, Array], dict[str, Any]]:
     options, arrays = prototype.split(given)
+    prototype.check_library("jax", x, arrays)
     x = as_array("x", x)
     for name in prototype.parameters:
-        start = arrays[name] if name in arrays else prototype.initial(name, ROOM, jax.lax.stop_gradient(x), options)
+        if name in arrays:
+            start = prototype.number(name, ROOM, x, arrays[name])
+        else:
+            start = prototype.initial(name, ROOM, jax.lax.stop_gradient(x), options)
         arrays[name] = jnp.asarray(start, np.uint32) if isinstance(start, int) else as_array(name, start)
     return x, arrays, options
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _formula(static: Static, x: Array, arrays: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    prototype, options = static
-    y, _, states = prototype.run(Run(ROOM), x, arrays, dict(options))
-    return y.array, {name: value.array for name, value in states.items()}
+Static = tuple[Prototype, tuple[tuple[str, Any], ...], tuple[str, ...]]  # with static options, and names of arrays
 
 
-def _forward(static: Static, x: Array, arrays: dict[str, Array]) -> tuple[Any, tuple[Array, dict[str, Array]]]:
-    return _formula(static, x, arrays), (x, arrays)
+def _values(static: Static, x: Array, *arrays: Array) -> tuple[Array, dict[str, Array]]:
+    """The result of a formula, and new states."""
+    prototype, options, names = static
+    y, _, states = prototype.run(Run(ROOM), x, dict(zip(names, arrays, strict=True)), dict(options))
+    return y._array, {name: value._array for name, value in states.items()}
 
 
-def _backward(static: Static, kept: tuple[Array, dict[str, Array]], g: Any) -> tuple[Array, dict[str, Any]]:
-    prototype, options = static
-    x, arrays = kept
-    found = prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, dict(options), g[0])
-    return found["x"], {name: found.get(name, _no_gradient(array)) for name, array in arrays.items()}
+def _tangent(static: Static, operands: Tangents, tangents: Tangents) -> Array:
+    """By the rules of the primitives, along what moves."""
+    static[0].check_forward_mode("jax.jvp")
+    moving = [i for i, t in enumerate(tangents) if t is not None]
+
+    def along(*moved: Any) -> Array:
+        return _values(static, *(dict(enumerate(operands)) | dict(zip(moving, moved, strict=True))).values())[0]
+
+    pushed: Array = jax.jvp(along, [operands[i] for i in moving], [tangents[i] for i in moving])[1]
+    return pushed
 
 
-def _no_gradient(array: Array) -> Any:
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        return jnp.zeros_like(array)
-    return np.zeros(array.shape, jax.dtypes.float0)
+def _gradient(static: Static, operands: Any, g: Array) -> Tangents:
+    """The transpose, by the formula again."""
+    prototype, options, names = static
+    x, *arrays = operands
+    found = prototype.pull(Run(ROOM, keeps_steps=True), x, dict(zip(names, arrays, strict=True)), dict(options), g)
+    return found["x"], *(found.get(name) for name in names)
 
 
-_formula.defvjp(_forward, _backward)
+_formula = differentiable_beside(_values, _tangent, _gradient)
