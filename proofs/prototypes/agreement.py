@@ -13,6 +13,7 @@ from ..inputs.compare import differences
 from ..modes.arrays import to_jax, to_numpy, to_torch
 from ..modes.execution import MODES
 from ..modes.programs import jax_types, own_code
+from .edges import at_edges
 
 Array = NDArray[Any]
 
@@ -30,6 +31,22 @@ def differing(prototype: Prototype, x: Array, g: Array, modes: Sequence[str] = M
         mode: sum(differences(value, got[name]).differing for name, value in expected.items())
         for mode, got in found.items()
     }
+
+
+def differing_at_edges(
+    prototype: Prototype, x: Array, g: Array, modes: Sequence[str] = MODES, most: int = 4, **given: Any
+) -> dict[str, int]:
+    """As `differing`, of inputs at knife edges that are found: see `edges.at_edges`.
+
+    Args:
+        most: edges of each of two elements.
+    """
+    options, _ = prototype.split(given)
+    total = dict.fromkeys(modes, 0)
+    for operands in at_edges(prototype, x, g, most, **given):
+        for mode, count in differing(prototype, modes=modes, **options, **operands).items():
+            total[mode] += count
+    return total
 
 
 def results(mode: str, prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:
