@@ -54,8 +54,9 @@ def apply(prototype: Prototype, x: Array, **given: Any) -> Array:
 
 def updated(prototype: Prototype, x: Array, **given: Any) -> tuple[Array, dict[str, Array]]:
     """As `apply`, and the new states by name."""
-    y, _, states = prototype.run(Run(ROOM), *_given(prototype, x, given))
-    return y._array, {name: value._array for name, value in states.items()}
+    x, arrays, options = _given(prototype, x, given)
+    y, _, states = prototype.run(Run(ROOM), x, arrays, options)
+    return y._array.copy() if np.may_share_memory(y._array, x) else y._array, {name: value._array for name, value in states.items()}
 
 
 def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
 from .arguments import check_tensor
-from .arrays import may_have_tangent, narrowed, records_gradient, refuse_lost_gradients
+from .arrays import is_concrete, may_have_tangent, narrowed, records_gradient, refuse_lost_gradients
 from .examined import examine
 
 
@@ -122,7 +122,8 @@ def _forward(
     with torch.no_grad():
         y, _, states = prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)
     value = y._array
-    return (x.clone() if value is x else value), {name: value._array for name, value in states.items()}
+    same = value is x or (is_concrete(x) and torch._C._is_alias_of(value, x))
+    return (value.clone() if same else value), {name: value._array for name, value in states.items()}
 
 
 class _Formula(torch.autograd.Function):
