@@ -56,7 +56,8 @@ def updated(prototype: Prototype, x: Array, **given: Any) -> tuple[Array, dict[s
     """As `apply`, and the new states by name."""
     x, arrays, options = _given(prototype, x, given)
     y, _, states = prototype.run(Run(ROOM), x, arrays, options)
-    return y._array.copy() if np.may_share_memory(y._array, x) else y._array, {name: value._array for name, value in states.items()}
+    value = y._array.copy() if np.may_share_memory(y._array, x) else y._array
+    return value, {name: state._array for name, state in states.items()}
 
 
 def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:

@@ -93,7 +93,7 @@ def differentiable_again(function: Rule, maps: Rule, add: Rule) -> Any:
 
 
 def differentiable_beside(function: Rule, tangent: Rule, gradient: Rule) -> Any:
-    """``function(static, *operands)``, as `differentiable`, with a tree of arrays without derivatives beside its result.
+    """``function(static, *operands)``, as `differentiable`, with a tree of arrays beside its result, which do not move.
 
     Operands count in further derivatives, as those of `differentiable_again` do.
 
@@ -106,9 +106,7 @@ def differentiable_beside(function: Rule, tangent: Rule, gradient: Rule) -> Any:
     def rule(static: Any, operands: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
         value, beside = whole(static, *operands)
         moving = tuple(None if _stays(t) else t for t in tangents)
-        moved = _linear(
-            partial(tangent, static), partial(gradient, static), tuple(operands), moving, jax.typeof(value)
-        )
+        moved = _linear(partial(tangent, static), partial(gradient, static), tuple(operands), moving, jax.typeof(value))
         return (value, beside), (moved, jax.tree.map(jnp.zeros_like, beside))
 
     whole.defjvp(rule, symbolic_zeros=True)

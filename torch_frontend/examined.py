@@ -14,9 +14,7 @@ from ..core.formula_values import Run
 from ..core.prototype import Prototype
 
 
-def examine(
-    prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], tensors: Any, both: bool
-) -> None:
+def examine(prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], tensors: Any, both: bool) -> None:
     """Raises what the formula raises, and its gradient too if ``both``. Only for dynamo to trace.
 
     Args:
@@ -35,7 +33,6 @@ def _examined(context: Any) -> None:
         arguments = ("prototype", "options", "names", "tensors", "both")
         error = _error(*(_value(context.get_local(name)) for name in arguments))
     except (AttributeError, KeyError, NotImplementedError, torch._dynamo.exc.TorchDynamoException):
-        import traceback; traceback.print_exc()
         return
     if error is not None:
         raise error
@@ -67,15 +64,15 @@ def _error(
     prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], tensors: Any, both: bool
 ) -> Exception | None:
     """What the formula raises on such tensors, if that has a line."""
-    from .prototypes import ROOM as room
+    from .prototypes import ROOM
 
     x, *others = tensors
     arrays = dict(zip(names, others, strict=True))
     try:
         with torch.no_grad():
-            prototype.run(Run(room), x, arrays, options)
+            prototype.run(Run(ROOM), x, arrays, options)
             if both:
-                prototype.pull(Run(room, keeps_steps=True), x, arrays, options, torch.empty_like(x))
+                prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, options, torch.empty_like(x))
     except (LocatedTypeError, LocatedValueError) as error:
         found: Exception = _of_dynamo(type(error))(str(error))
         return found
