@@ -122,7 +122,7 @@ def _forward(
     with torch.no_grad():
         y, _, states = prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)
     value = y._array
-    same = value is x or (is_concrete(x) and torch._C._is_alias_of(value, x))
+    same = value is x or (is_concrete(x) and value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() != 0)
     return (value.clone() if same else value), {name: value._array for name, value in states.items()}
 
 

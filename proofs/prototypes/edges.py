@@ -67,7 +67,9 @@ def at_edges(prototype: Prototype, x: Array, g: Array, most: int = 4, **given: A
     for vary in ("x", "g") if prototype.backward is not None else ("x",):
         for place in (0, x.size - 1):
             edges = edges_of(prototype, x, g, place, vary, **given)
-            chosen = np.unique(np.linspace(0, len(edges.row) - 1, most).round().astype(int)) if len(edges.row) else []
+            chosen: Any = (
+                np.unique(np.linspace(0, len(edges.row) - 1, most).round().astype(int)) if len(edges.row) else []
+            )
             for value in (side[i] for i in chosen for side in (edges.before, edges.after)):
                 moved = {"x": x.copy(), "g": g.copy()}
                 moved[vary].reshape(-1)[place] = value

@@ -64,6 +64,7 @@ def test_forward_mode_has_the_same_bits() -> None:
         assert_same_bits(of_torch, jax.jit(lambda x, t, one=one: jax.jvp(one.jax, (x,), (t,)))(X, T))
 
 
+@pytest.mark.thorough
 def test_forward_mode_is_the_transpose_of_reverse_mode() -> None:
     x, g, t = (a.astype(np.float64) for a in (X, G, T))
     with jax_types(wide=True):
@@ -121,6 +122,7 @@ def test_a_gradient_of_its_own_has_no_forward_mode() -> None:
     assert_same_bits(second, jax.jit(jax.grad(lambda x: jax.grad(lambda x: own.jax(x).sum())(x).sum()))(X))
 
 
+@pytest.mark.thorough
 def test_batches() -> None:
     """Every element of a batch has statistics of its own, as if it came alone."""
     expected = np.stack([smooth.numpy(np.tile(row, (4, 1))) for row in X])
