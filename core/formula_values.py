@@ -111,7 +111,7 @@ class Value:
     def reshape(self, *shape: Any) -> "Value":
         """The same elements in another shape, in row-major order; one length may be -1."""
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        known, count = math.prod(n for n in wanted if n != -1), math.prod(self.shape)
+        known, count = math.prod([n for n in wanted if n != -1]), math.prod(self.shape)
         if (known != count) if -1 not in wanted else (not known or count % known):
             raise ValueError(f"`reshape` must keep the {count} elements of shape {self.shape}, got {wanted}")
         return self.run.value("reshape", self._array.reshape(wanted), (self,))

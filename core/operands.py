@@ -79,7 +79,7 @@ def check_index(index: object, shape: Shape) -> None:
         if not (one is None or one is ... or isinstance(one, slice) or type(one) is int):
             raise TypeError("an index must be of numbers, slices, None and `...`: use take for an array of them")
     named = [one for one in given if one is not None and one is not ...]
-    after = len(named) if ... not in given else sum(one is not None for one in given[: given.index(...)])
+    after = len(named) if ... not in given else len([one for one in given[: given.index(...)] if one is not None])
     if len(named) > len(shape):
         raise ValueError(f"an index must have at most {len(shape)} axes for shape {shape}, got {index}")
     for place, one in enumerate(named):

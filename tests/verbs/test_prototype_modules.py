@@ -41,7 +41,8 @@ def mixed(x: Any, *, s: Any = p.learned(0.3), peak: Any = p.state(0.0)) -> Any:
 
 def expected(steps: int) -> tuple[list[Any], Any, int]:
     """What training in NumPy gives: outputs, the state and the seed after them."""
-    peak, outputs = np.float32(0), []
+    peak: Any = np.float32(0)
+    outputs: list[Any] = []
     for step in range(steps):
         y, states = updated(running, X, s=0.5, peak=peak, draw=np.asarray(3 + step))
         outputs, peak = [*outputs, y], states["peak"]
@@ -97,9 +98,9 @@ def test_checkpoints_go_on_with_the_same_bits(tmp_path: Path) -> None:
 def test_compiled_steps_of_training_have_states_and_seeds() -> None:
     """Of torch with one program for all steps; of flax within ``nnx.jit``, which hands the states out."""
     outputs, peak, seed = expected(3)
-    module = running.torch_module()
+    module: Any = running.torch_module()
     compiled = torch.compile(module, fullgraph=True)
-    network = running.flax_module()
+    network: Any = running.flax_module()
 
     @nnx.jit
     def step(network: Any, x: Any, g: Any) -> tuple[Any, Any]:
@@ -115,7 +116,7 @@ def test_compiled_steps_of_training_have_states_and_seeds() -> None:
         of_torch.backward(to_torch(G))
         of_flax, gradient = step(network, to_jax(X), to_jax(G))
         assert_same_bits((y, y), (of_torch.detach(), of_flax))
-        assert_same_bits(module.s.grad, gradient)  # type: ignore[arg-type]
+        assert_same_bits(module.s.grad, gradient)
         module.s.grad = None
     assert_same_bits((peak, peak), (module.peak, network.peak[...]))
     assert int(module.draw) == int(network.draw[...]) == seed
@@ -127,10 +128,11 @@ def test_numbers_of_16_bits_with_parameters_of_float32(dtype: Any) -> None:
     x, g = X.astype(dtype), G.astype(dtype)
     given = {"s": np.float32(0.3), "peak": np.float32(0.125)}
     assert differing(mixed, x, g, ("torch eager", "jax jit"), **given) == {"torch eager": 0, "jax jit": 0}
-    module, network = mixed.torch_module(), mixed.flax_module()
+    module: Any = mixed.torch_module()
+    network: Any = mixed.flax_module()
     y = module(to_torch(x))
     y.backward(to_torch(g))
-    assert (y.dtype, module.s.grad.dtype) == (to_torch(x).dtype, torch.float32)  # type: ignore[union-attr]
+    assert (y.dtype, module.s.grad.dtype) == (to_torch(x).dtype, torch.float32)
     assert_same_bits(y.detach(), network(to_jax(x)))
     assert_same_bits(module.peak, network.peak[...])
 

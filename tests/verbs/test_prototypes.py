@@ -79,6 +79,13 @@ def test_modes_agree() -> None:
     assert differing(drawing, X, G, ("jax jit",)) == {"jax jit": 0}
 
 
+def test_dynamo_follows_every_step() -> None:
+    """Without a break, with lengths that vary too; what it makes of it is compared elsewhere."""
+    for dynamic in (False, True):
+        compiled = torch.compile(whole.torch, fullgraph=True, backend="eager", dynamic=dynamic)
+        assert compiled(to_torch(X).requires_grad_()).shape == X.shape
+
+
 @pytest.mark.thorough
 def test_modes_agree_about_all_derivatives() -> None:
     for one in (plain, drawing, whole):
