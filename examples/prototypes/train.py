@@ -115,7 +115,7 @@ def _in_jax(prototype: Prototype | None, epochs: int, seed: int) -> Training:
     @nnx.jit
     def step(network: nnx.Sequential, optimizer: nnx.Optimizer[Any], x: jax.Array, y: jax.Array) -> jax.Array:
         def loss(network: nnx.Sequential) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(network(x), y).mean()
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(network(x), y))
 
         value, gradients = nnx.value_and_grad(loss)(network)
         optimizer.update(network, gradients)
