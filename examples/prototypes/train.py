@@ -115,8 +115,10 @@ def _in_jax(prototype: Prototype | None, epochs: int, seed: int) -> Training:
     @nnx.jit
     def step(network: nnx.Sequential, optimizer: nnx.Optimizer[Any], x: jax.Array, y: jax.Array) -> jax.Array:
         def loss(network: nnx.Sequential) -> jax.Array:
-            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(network(x), y))
+            mean: jax.Array = optax.softmax_cross_entropy_with_integer_labels(network(x), y).mean()
+            return mean
 
+        value: jax.Array
         value, gradients = nnx.value_and_grad(loss)(network)
         optimizer.update(network, gradients)
         return value
