@@ -67,13 +67,16 @@ def _error(
     from .prototypes import ROOM
 
     x, *others = tensors
-    arrays = dict(zip(names, others, strict=True))
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    arrays = {name: seed if isinstance(v, int) else v for name, v in zip(names, others, strict=True)}
     try:
         with torch.no_grad():
             prototype.run(Run(ROOM), x, arrays, options)
             if both:
                 prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, options, torch.empty_like(x))
     except (LocatedTypeError, LocatedValueError) as error:
+        if isinstance(error.__cause__, RuntimeError):  # of torch itself, perhaps of this device
+            return None
         found: Exception = _of_dynamo(type(error))(str(error))
         return found
     return None
