@@ -24,7 +24,7 @@ from .prototype import state as state
 def constant(numbers: Sequence[float], like: Value) -> Value:
     """An array with one axis of numbers of Python, each rounded once to the dtype of a value."""
     run = like.run
-    return run.value("constant", run.room.array(tuple(numbers), like.array))
+    return run.value("constant", run.room.array(tuple(numbers), like._array))
 
 
 def random_bits(seed: Any, like: Value) -> Value:
@@ -33,7 +33,7 @@ def random_bits(seed: Any, like: Value) -> Value:
     Args:
         seed: an integer in [0, 2**32), or the parameter that `seed` declares.
     """
-    run, key = like.run, seed.array if isinstance(seed, Value) else seed
+    run, key = like.run, seed._array if isinstance(seed, Value) else seed
     return run.value("random_bits", run.room.primitives.random_bits(key, like.shape))
 
 

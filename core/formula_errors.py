@@ -1,12 +1,12 @@
 """Errors of formulas: file and line, what was called that is no primitive, and what to call instead."""
 
 import ast
-import inspect
 import linecache
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from .formula_values import OPERANDS, Run, Value
@@ -31,9 +31,7 @@ INSTEAD = {  # what functions of other libraries are called here
     "astype": "cast",
     "to": "cast",
     "float32": "cast",
-    "tensor": "constant",
     "asarray": "constant",
-    "array": "constant",
     "frexp": "exponent and significand",
     "ldexp": "scale_by_power",
     "rand": "random_bits",
@@ -48,19 +46,22 @@ NUMBERS = {
     "numpy",
     "item",
     "tolist",
+    "array",
+    "tensor",
+    "data",
 }  # what makes numbers of a value, or arrays of another library
 
 
-def guarded(run: Run, function: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """``function(...)``, with errors that say where in it they arose; as they are, while a compiler follows.
+def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
+    """``call()``, of the function, with errors that say where in it they arose; as they are, while a compiler follows.
 
     Raises:
         TypeError, ValueError: with file, line and text of what was called.
     """
     if not run.guarded:
-        return function(*given, **options)
+        return call()
     try:
-        return function(*given, **options)
+        return call()
     except Exception as error:
         raise _located(error, function) from error
 
@@ -91,13 +92,18 @@ class LocatedValueError(ValueError):
     """ValueError of a formula, with its line."""
 
 
-def misshapen(function: Callable[..., Any], y: Any, x: Value, name: str = "x") -> NoReturn:
-    """The error for a result that is not like ``x``, or a gradient that is not, at the line of the last ``return``."""
-    file, line = function.__code__.co_filename, _last_return(function)
-    where = f"{Path(file).name}:{line}, `{function.__name__}`"
+def misshapen(function: Callable[..., Any], y: Any, x: Value, name: str, again: Callable[[], Any]) -> NoReturn:
+    """The error for a result that is not like ``x``, or a gradient that is not, at the line of its ``return``.
+
+    Args:
+        again: calls the function once more, as it was called.
+    """
+    file = Path(function.__code__.co_filename)
+    where = f"{file.name}:{_returned_at(function, again)}, `{function.__name__}`"
     wanted = f"a value of shape {x.shape} and dtype {x.dtype}, as `{name}` has"
     if not isinstance(y, Value):
-        raise LocatedTypeError(f"{where}: must return {wanted}, got {type(y).__name__}")
+        arrays = ": what is computed on arrays themselves is no primitive" if hasattr(y, "dtype") else ""
+        raise LocatedTypeError(f"{where}: must return {wanted}, got {type(y).__name__}{arrays}")
     kind = LocatedValueError if y.shape != x.shape else LocatedTypeError
     raise kind(f"{where}: must return {wanted}, got {y.shape}, {y.dtype}")
 
@@ -136,16 +142,25 @@ def _function(text: str) -> tuple[str, str]:
 
 def _instead(name: str) -> str:
     if name in NUMBERS:
-        return "a value has no number while a formula runs, and stays in its library"
+        return "a value has no number while a formula runs, and its array is not for formulas"
     return f"use {INSTEAD.get(name, name if name in OPERANDS else 'those of samebits.core.formula')}"
 
 
-def _last_return(function: Callable[..., Any]) -> int:
-    first = function.__code__.co_firstlineno
+def _returned_at(function: Callable[..., Any], again: Callable[[], Any]) -> int:
+    """The line of the ``return`` by which it ends."""
+    lines = [function.__code__.co_firstlineno]
+
+    def follow(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not function.__code__:
+            return None
+        if event == "return":
+            lines.append(frame.f_lineno)
+        return follow
+
+    before = sys.gettrace()
+    sys.settrace(follow)
     try:
-        lines, start = inspect.getsourcelines(function)
-        tree = ast.parse(inspect.cleandoc("".join(lines)) if lines[0][:1].isspace() else "".join(lines))
-    except (OSError, SyntaxError):
-        return first
-    found = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Return)]
-    return start + found[-1] - 1 if found else first
+        again()
+    finally:
+        sys.settrace(before)
+    return lines[-1]

@@ -52,14 +52,14 @@ def _parts(room: Room, step: Step, g: Any, moving: set[int]) -> list[Any]:
     if step.name in NAMES:
         return [_moved(room, step, g) if ask else None for ask in asked]
     p = room.primitives
-    arrays = [v.array if isinstance(v, Value) else v for v in step.operands]
+    arrays = [v._array if isinstance(v, Value) else v for v in step.operands]
     if step.name == "power":  # whose rule compares them
         arrays = [
             a if isinstance(v, Value) else p.straight_through(a, g) for a, v in zip(arrays, step.operands, strict=True)
         ]
     maps = RULES[step.name](p, step.result, *arrays)
     return [
-        _gathered(p, one.pull(g), tuple(v.array.shape)) if ask and one is not None else None
+        _gathered(p, one.pull(g), tuple(v._array.shape)) if ask and one is not None else None
         for one, ask, v in zip(maps, asked, step.operands, strict=True)
     ]
 
@@ -78,16 +78,16 @@ def _moved(room: Room, step: Step, g: Any) -> Any:
     p, x = room.primitives, step.operands[0]
     match step.name:
         case "reshape":
-            return g.reshape(tuple(x.array.shape))
+            return g.reshape(tuple(x._array.shape))
         case "transpose":
             order = step.options["axes"]
             return room.transposed(g, tuple(order.index(i) for i in range(len(order))))
         case "index":
-            return room.put(g, step.options["index"], x.array)
+            return room.put(g, step.options["index"], x._array)
         case "broadcast_to":
             return _gathered(p, g, x.shape)
         case "take":
-            return _of_entries(room, x.array, step.operands[1].array, g)
+            return _of_entries(room, x._array, step.operands[1]._array, g)
         case name:
             return _of_reduction(p, name, _reduction(step), x, g, step.result)
 
@@ -107,11 +107,11 @@ def _of_reduction(p: Any, name: str, options: Mapping[str, Any], x: Value, g: An
         for axis in axes:
             count *= x.shape[axis]
         return p.broadcast_to(p.cast(p.divide(p.cast(g, scale_dtype(dtype)), float(count)), dtype), x.shape)
-    of = p.absolute(x.array) if name == "absmax" else x.array
+    of = p.absolute(x._array) if name == "absmax" else x._array
     taken = p.equal(of, value)
     count = p.sum(p.where(taken, p.where(taken, 1.0, of), 0.0), axes, True)
     part = p.where(taken, p.divide(g, count), 0.0)
-    return p.multiply(part, p.sign(x.array)) if name == "absmax" else part
+    return p.multiply(part, p.sign(x._array)) if name == "absmax" else part
 
 
 def _of_entries(room: Room, table: Any, index: Any, g: Any) -> Any:

@@ -1,10 +1,12 @@
 """Values of a formula: arrays of one room whose operators are primitives, and the steps by which they were made."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .granularity import Shape
+from .operands import check_index
 
 OPERANDS: Mapping[str, int] = {  # the primitives, and how many arrays or numbers each takes first
     **dict.fromkeys(("absolute", "negative", "sign", "sqrt", "exponent", "significand", "is_nan", "is_finite"), 1),
@@ -31,7 +33,6 @@ class Room(NamedTuple):
 
     name: str
     primitives: Any
-    is_array: Callable[[Any], bool]
     array: Callable[[Any, Any], Any]  # an array of a tuple of numbers, in the dtype and on the device of another
     taken: Callable[[Any, Any], Any]  # x[index]
     put: Callable[[Any, Any, Any], Any]  # zeros like the second, with the first at an index
@@ -81,50 +82,54 @@ class Value:
     So ``+ - * / ** -x abs(x) round(x) < <= > >= == !=``, and of truth values ``& | ~``.
 
     ``x ** 2`` is ``x * x``, rounded once; other powers are `power`. ``x[...]``, ``reshape`` and ``transpose`` move
-    elements, ``shape``, ``ndim`` and ``dtype`` (a name) are known while the formula runs.
+    elements, ``shape``, ``ndim`` and ``dtype`` (a name) are known while the formula runs. The array itself is not for
+    formulas: what they computed on it would be no primitive.
     """
 
-    __slots__ = ("array", "number", "run")
+    __slots__ = ("_array", "number", "run")
     __hash__ = None  # type: ignore[assignment]
     __iter__ = None
     __array_ufunc__ = None
     __array_priority__ = 1000
 
     def __init__(self, run: Run, array: Any, number: int) -> None:
-        self.run, self.array, self.number = run, array, number
+        self.run, self._array, self.number = run, array, number
 
     @property
     def shape(self) -> Shape:
         """Lengths of the axes."""
         self.run.sees_shapes = True
-        return tuple(self.array.shape)
+        return tuple(self._array.shape)
 
     @property
     def ndim(self) -> int:
         """How many axes there are."""
         self.run.sees_shapes = True
-        return len(self.array.shape)
+        return len(self._array.shape)
 
     @property
     def dtype(self) -> str:
         """The name of the dtype."""
-        return str(self.array.dtype).removeprefix("torch.")
+        return str(self._array.dtype).removeprefix("torch.")
 
     def reshape(self, *shape: Any) -> "Value":
         """The same elements in another shape, in row-major order; one length may be -1."""
         wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return self.run.value("reshape", self.array.reshape(wanted), (self,))
+        known, count = math.prod([n for n in wanted if n != -1]), math.prod(self.shape)
+        if (known != count) if -1 not in wanted else (not known or count % known):
+            raise ValueError(f"`reshape` must keep the {count} elements of shape {self.shape}, got {wanted}")
+        return self.run.value("reshape", self._array.reshape(wanted), (self,))
 
     def transpose(self, *axes: int) -> "Value":
         """The axes in another order; reversed, if none is given."""
-        order = axes or tuple(range(len(self.array.shape)))[::-1]
-        return self.run.value("transpose", self.run.room.transposed(self.array, order), (self,), axes=order)
+        order = axes or tuple(range(self.ndim))[::-1]
+        if sorted(order) != list(range(self.ndim)):
+            raise ValueError(f"`transpose` must name every axis of shape {self.shape} once, from 0, got {axes}")
+        return self.run.value("transpose", self.run.room.transposed(self._array, order), (self,), axes=order)
 
     def __getitem__(self, index: Any) -> "Value":
-        for one in index if isinstance(index, tuple) else (index,):
-            if isinstance(one, Value) or self.run.room.is_array(one):
-                raise TypeError("an index must be of numbers, slices, None and `...`: use take for an array of them")
-        return self.run.value("index", self.run.room.taken(self.array, index), (self,), index=index)
+        check_index(index, self.shape)
+        return self.run.value("index", self.run.room.taken(self._array, index), (self,), index=index)
 
     def __add__(self, other: Any) -> "Value":
         return called("add", self, other)
@@ -218,24 +223,31 @@ def called(name: str, *given: Any, **options: Any) -> Value:
         raise TypeError(f"`{name}` takes {OPERANDS[name]} operands, then {OPTIONS.get(name, ())}, got {len(given)}")
     options = {**dict(zip(OPTIONS.get(name, ()), further, strict=False)), **options}
     for value in operands:
-        if not isinstance(value, Value | int | float):
-            raise TypeError(
-                f"`{name}` takes values of the formula and numbers of Python, got {type(value).__module__}."
-                f"{type(value).__qualname__}: arrays come in as parameters or by constant"
-            )
+        if not isinstance(value, Value) and type(value) not in (int, float):  # no bool, nor float64 of NumPy
+            raise _foreign(name, value)
     values = [v for v in operands if isinstance(v, Value)]
     if not values:
         raise TypeError(f"`{name}` must be given a value of the formula, got numbers only")
     run = values[0].run
-    plain = {key: v.array if isinstance(v, Value) else v for key, v in options.items()}
-    array = getattr(run.room.primitives, name)(*[v.array if isinstance(v, Value) else v for v in operands], **plain)
+    for value in options.values():
+        if not isinstance(value, Value) and hasattr(value, "dtype"):
+            raise _foreign(name, value)
+    plain = {key: v._array if isinstance(v, Value) else v for key, v in options.items()}
+    array = getattr(run.room.primitives, name)(*[v._array if isinstance(v, Value) else v for v in operands], **plain)
     return run.value(name, array, operands, **options)
+
+
+def _foreign(name: str, value: Any) -> TypeError:
+    return TypeError(
+        f"`{name}` takes values of the formula and numbers of Python, got {type(value).__module__}."
+        f"{type(value).__qualname__}: arrays come in as parameters or by constant, numbers of NumPy by float()"
+    )
 
 
 def _truths(value: Any) -> Any:
     if not isinstance(value, Value) or value.dtype != "bool":
         raise TypeError("`&`, `|` and `~` are of truth values, as comparisons give them")
-    return value.array
+    return value._array
 
 
 def _line(file: str) -> tuple[str, int] | None:

@@ -68,6 +68,26 @@ def axes_of(shape: Shape, axis: int | tuple[int, ...] | None) -> tuple[int, ...]
     return axes
 
 
+def check_index(index: object, shape: Shape) -> None:
+    """Whether an index of a value means the same in every library.
+
+    Raises:
+        TypeError: another kind of index. ValueError: a number beyond its axis, or more of them than there are axes.
+    """
+    given = index if isinstance(index, tuple) else (index,)
+    for one in given:
+        if not (one is None or one is ... or isinstance(one, slice) or type(one) is int):
+            raise TypeError("an index must be of numbers, slices, None and `...`: use take for an array of them")
+    named = [one for one in given if one is not None and one is not ...]
+    after = len(named) if ... not in given else len([one for one in given[: given.index(...)] if one is not None])
+    if len(named) > len(shape):
+        raise ValueError(f"an index must have at most {len(shape)} axes for shape {shape}, got {index}")
+    for place, one in enumerate(named):
+        n = shape[place if place < after else place - len(named)]
+        if type(one) is int and not -n <= one < n:
+            raise ValueError(f"an index must be within shape {shape}, got {index}")
+
+
 def check_not_empty(count: int) -> None:
     """ValueError for a reduction that needs an element."""
     if not count:

@@ -6,6 +6,9 @@ What it computes stands in `prototypes.py` of the three rooms.
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from .formula_errors import guarded, misshapen
@@ -61,7 +64,7 @@ class Prototype:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.name = function.__name__
-        self.__doc__ = function.__doc__
+        self.__doc__, self.__module__, self.__qualname__ = function.__doc__, function.__module__, function.__qualname__
         self.backward: Callable[..., Any] | None = None
         self.parameters: dict[str, Parameter] = {}
         self.options: dict[str, Any] = {}
@@ -85,15 +88,33 @@ class Prototype:
         It gives the gradient of ``x``, or a pair of it and of gradients of learned parameters by name; others are 0.
 
         Raises:
-            TypeError: there is one already.
+            TypeError: there is one already; a keyword that the prototype does not have.
         """
         if self.backward is not None:
             raise TypeError(f"`{self.name}` has a gradient already")
+        _, _, *names = inspect.signature(function).parameters
+        self.split(dict.fromkeys(names))
         self.backward = function
         return function
 
     def __repr__(self) -> str:
         return f"<prototype {self.name}>"
+
+    def __copy__(self) -> "Prototype":
+        return self
+
+    def __deepcopy__(self, _: Any) -> "Prototype":
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled by name, as functions are; what has no name in a module, as the pickler can."""
+        try:
+            found = recalled(self.__module__, self.__qualname__)
+        except (AttributeError, ImportError):
+            found = None
+        if found is self:
+            return recalled, (self.__module__, self.__qualname__)
+        return super().__reduce_ex__(protocol)
 
     def split(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Keywords as static options, all of them, and arrays, those that are given.
@@ -117,8 +138,37 @@ class Prototype:
             return room.array((float(parameter.initial),), x).reshape(())
         names = [n for n in inspect.signature(parameter.initial).parameters if n in options]
         run = Run(room)
-        value = guarded(run, parameter.initial, run.value("x", x), **{n: options[n] for n in names})
-        return value.array
+        call = partial(parameter.initial, run.value("x", x), **{n: options[n] for n in names})
+        value = guarded(run, parameter.initial, call)
+        if not isinstance(value, Value):
+            raise TypeError(f"`{name}` of `{self.name}` must begin as a value of a formula, got {type(value).__name__}")
+        return value._array
+
+    def number(self, name: str, room: Room, x: Any, value: Any) -> Any:
+        """A number of Python for a parameter as an array of the room, of the dtype of ``x``; anything else as it is."""
+        if type(value) not in (int, float) or self.parameters[name].kind == "seed":
+            return value
+        return room.array((float(value),), x).reshape(())
+
+    def check_forward_mode(self, called: str) -> None:
+        """TypeError if it has a gradient of its own, from which no tangent follows."""
+        if self.backward is not None:
+            raise TypeError(
+                f"`{self.name}` has a gradient of its own, `{self.backward.__name__}`, and so no forward mode "
+                f"({called}): leave that out, or use straight_through"
+            )
+
+    def check_library(self, own: str, x: Any, arrays: Mapping[str, Any]) -> None:
+        """TypeError if arrays are of several libraries.
+
+        Args:
+            own: the one that runs, for which arrays of NumPy count as its own.
+        """
+        seen = {name: _library(value, own) for name, value in {"x": x, **arrays}.items()}
+        named = {name: library for name, library in seen.items() if library}
+        if len(set(named.values())) > 1:
+            listed = ", ".join(f"`{name}` of {library}" for name, library in named.items())
+            raise TypeError(f"`{self.name}` takes arrays of one library, got {listed}")
 
     def check_start(self, name: str, like: Any) -> None:
         """TypeError if a parameter begins as a formula of an array that is not given."""
@@ -132,13 +182,17 @@ class Prototype:
         leaves = {"x": run.value("x", x)}
         for name, array in arrays.items():
             leaves[name] = run.value(name, array)
-        result = guarded(run, self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
+        call = partial(self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
+        result = guarded(run, self.function, call)
         y, states = result if isinstance(result, tuple) else (result, {})
-        if not isinstance(y, Value) or not _alike(y, leaves["x"]):
-            misshapen(self.function, y, leaves["x"])
+        if not _alike(y, leaves["x"]):
+            misshapen(self.function, y, leaves["x"], "x", call)
         wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
         if not set(states) <= wanted:
             raise TypeError(f"`{self.name}` returns states {sorted(states)}, declared are {sorted(wanted)}")
+        for name, value in states.items():
+            if not isinstance(value, Value) or (name in leaves and value.shape != leaves[name].shape):
+                misshapen(self.function, value, leaves[name], name, call)
         return y, leaves, states
 
     def pull(
@@ -166,22 +220,38 @@ class Prototype:
             leaves = {"x": run.value("x", x), **{name: run.value(name, array) for name, array in arrays.items()}}
             names = inspect.signature(self.backward).parameters
             keywords = {name: value for name, value in {**options, **leaves}.items() if name in names and name != "x"}
-            result = guarded(run, self.backward, run.value("g", g), leaves["x"], **keywords)
+            call = partial(self.backward, run.value("g", g), leaves["x"], **keywords)
+            result = guarded(run, self.backward, call)
             of_x, others = result if isinstance(result, tuple) else (result, {})
             unknown = set(others) - set(wanted)
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
             for name, value in {"x": of_x, **others}.items():
-                if not isinstance(value, Value) or not _alike(value, leaves[name]):
-                    misshapen(self.backward, value, leaves[name], name)
-            found = {name: value.array for name, value in {"x": of_x, **others}.items()}
+                if not _alike(value, leaves[name]):
+                    misshapen(self.backward, value, leaves[name], name, call)
+            found = {name: value._array for name, value in {"x": of_x, **others}.items()}
         wanted = [name for name in wanted if asked is None or name in asked]
         for name in wanted:
             if found.get(name) is None:
-                zero = run.room.array((0.0,), leaves[name].array).reshape(())
-                found[name] = run.room.primitives.broadcast_to(zero, tuple(leaves[name].array.shape))
+                zero = run.room.array((0.0,), leaves[name]._array).reshape(())
+                found[name] = run.room.primitives.broadcast_to(zero, tuple(leaves[name]._array.shape))
         return {name: found[name] for name in wanted}
 
 
-def _alike(value: Value, other: Value) -> bool:
-    return tuple(value.array.shape) == tuple(other.array.shape) and value.dtype == other.dtype
+def recalled(module: str, name: str) -> Any:
+    """What is so called in a module: a prototype that was pickled."""
+    return attrgetter(name)(import_module(module))
+
+
+def _library(value: Any, own: str) -> str | None:
+    """Which library an array is of; None for numbers, lists and whatever else NumPy reads."""
+    root = type(value).__module__.partition(".")[0]
+    known = {"numpy": own, "ml_dtypes": own, "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+    return known.get(root)
+
+
+def _alike(value: Any, other: Value) -> bool:
+    """Not by `Value.shape`, which formulas ask for."""
+    if not isinstance(value, Value):
+        return False
+    return tuple(value._array.shape) == tuple(other._array.shape) and value.dtype == other.dtype

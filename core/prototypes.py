@@ -31,7 +31,6 @@ def _put(g: Array, index: Any, like: Array) -> Array:
 ROOM = Room(
     "numpy",
     primitives,
-    lambda value: isinstance(value, np.ndarray),
     _array,
     lambda x, index: np.asarray(x[index]),
     _put,
@@ -44,7 +43,7 @@ def apply(prototype: Prototype, x: Array, **given: Any) -> Array:
 
     Args:
         x: float32, float64, bfloat16 or float16, any shape.
-        given: static options, and arrays of parameters: those that are missing are where they begin.
+        given: static options, and arrays or numbers for parameters: those that are missing are where they begin.
     Returns:
         Shape and dtype of ``x``.
     Raises:
@@ -55,8 +54,10 @@ def apply(prototype: Prototype, x: Array, **given: Any) -> Array:
 
 def updated(prototype: Prototype, x: Array, **given: Any) -> tuple[Array, dict[str, Array]]:
     """As `apply`, and the new states by name."""
-    y, _, states = prototype.run(Run(ROOM), *_given(prototype, x, given))
-    return y.array, {name: value.array for name, value in states.items()}
+    x, arrays, options = _given(prototype, x, given)
+    y, _, states = prototype.run(Run(ROOM), x, arrays, options)
+    value = y._array.copy() if np.may_share_memory(y._array, x) else y._array
+    return value, {name: state._array for name, state in states.items()}
 
 
 def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:
@@ -72,7 +73,11 @@ def vjp(prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Arr
 
 def _given(prototype: Prototype, x: Any, given: Mapping[str, Any]) -> tuple[Array, dict[str, Any], dict[str, Any]]:
     options, arrays = prototype.split(given)
+    prototype.check_library("numpy", x, arrays)
     x = as_array("x", x)
     for name in prototype.parameters:
-        arrays[name] = as_array(name, arrays[name]) if name in arrays else prototype.initial(name, ROOM, x, options)
+        if name in arrays:
+            arrays[name] = as_array(name, prototype.number(name, ROOM, x, arrays[name]))
+        else:
+            arrays[name] = prototype.initial(name, ROOM, x, options)
     return x, arrays, options

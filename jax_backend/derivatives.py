@@ -92,6 +92,28 @@ def differentiable_again(function: Rule, maps: Rule, add: Rule) -> Any:
     return whole
 
 
+def differentiable_beside(function: Rule, tangent: Rule, gradient: Rule) -> Any:
+    """``function(static, *operands)``, as `differentiable`, with a tree of arrays beside its result, which do not move.
+
+    Operands count in further derivatives, as those of `differentiable_again` do.
+
+    Args:
+        function: of something hashable and of arrays, with a pair of an array and the tree as result.
+        tangent: as of `differentiable`. gradient: too, of ``(static, moves, operands, g)``: those that move are asked.
+    """
+    whole = jax.custom_jvp(function, nondiff_argnums=(0,))
+
+    def rule(static: Any, operands: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        value, beside = whole(static, *operands)
+        moving = tuple(None if _stays(t) else t for t in tangents)
+        pull = partial(gradient, static, tuple(t is not None for t in moving))
+        moved = _linear(partial(tangent, static), pull, tuple(operands), moving, jax.typeof(value))
+        return (value, beside), (moved, jax.tree.map(jnp.zeros_like, beside))
+
+    whole.defjvp(rule, symbolic_zeros=True)
+    return whole
+
+
 def varying_as(x: Array, *kinds: Any) -> Array:
     """``x``, counted as different on all devices along the axes of `jax.shard_map` on which one of the types is.
 

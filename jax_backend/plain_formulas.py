@@ -23,6 +23,8 @@ Array = jax.Array
 Results = dict[str, Array]
 Formula = Callable[[Room, dict[str, Any]], dict[str, Any]]  # results by name, of arrays (or numbers) by name
 GRADIENT = ""  # its name among operands
+# Whose elements are looked at, and whether everywhere: the first that costs nothing is taken
+WATCHED = (((), False), ((GRADIENT,), False), (("x", GRADIENT), False), (("x", GRADIENT), True))
 
 
 def computed(formula: Formula, arrays: Mapping[str, Array], present: Callable[[], Results]) -> Results:
@@ -36,12 +38,13 @@ def computed(formula: Formula, arrays: Mapping[str, Array], present: Callable[[]
     x = arrays["x"]
     if x.dtype != FLOAT32 or is_concrete(x) or not x.size:
         return present()
-    plans = []
-    for watched, everywhere in (((), False), ((GRADIENT,), False), (("x", GRADIENT), False), (("x", GRADIENT), True)):
-        if set(watched) - {"x"} <= arrays.keys():
-            plans.append(_plan(formula, arrays, watched, everywhere))
-            if not plans[-1].costs:
-                break
+    plans: list[Plan] = []
+    try:
+        for watched, everywhere in WATCHED:
+            if set(watched) - {"x"} <= arrays.keys() and (not plans or plans[-1].costs):
+                plans.append(_plan(formula, arrays, watched, everywhere))
+    except Exception:  # of what is no primitive: it comes again, and says where
+        return present()
     plan = min(plans, key=lambda one: len(one.costs))
     if not plan.saves:
         return present()
@@ -97,7 +100,6 @@ def room(arithmetic: "Plain") -> Room:
     return Room(
         "jax",
         arithmetic,
-        lambda value: isinstance(value, jax.Array),
         arithmetic.constants,
         lambda x, index: x[index],
         put,

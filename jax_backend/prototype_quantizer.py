@@ -71,7 +71,7 @@ class PrototypeQuantizer(nnx.Module):
         y, states = updated(self.prototype, lying, **options, **arrays)
         for name, parameter in self.prototype.parameters.items():
             if name in states and not frozen:
-                getattr(self, name).set_value(states[name])
+                getattr(self, name).set_value(states[name].astype(arrays[name].dtype))
             elif parameter.kind == "seed" and not frozen:
                 getattr(self, name).set_value(arrays[name] + np.uint32(1))
         return y if axes is None else y.transpose(tuple(np.argsort(axes)))

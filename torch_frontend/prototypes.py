@@ -1,7 +1,8 @@
 """Prototypes on tensors: what the formula says, and its gradient.
 
 Semantics and errors: `samebits.core.prototypes`, of which these have the bits. The backward pass runs the formula again
-instead of keeping what it computed: only its operands stay in memory.
+instead of keeping what it computed: only its operands stay in memory. Forward mode and further derivatives are those of
+the primitives.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
 from .arguments import check_tensor
-from .arrays import narrowed
+from .arrays import is_concrete, may_have_tangent, narrowed, records_gradient, refuse_lost_gradients
+from .examined import examine
 from .formula_pieces import by_pieces
 from .primitives.comparisons import where_by_bytes
 
@@ -33,7 +36,6 @@ def _put(g: Tensor, index: Any, like: Tensor) -> Tensor:
 ROOM = Room(
     "torch",
     primitives,
-    lambda value: isinstance(value, Tensor),
     _array,
     lambda x, index: x[index],
     _put,
@@ -47,7 +49,7 @@ def apply(prototype: Prototype, x: Tensor, **given: Any) -> Tensor:
 
     Args:
         x: float32, float64, bfloat16 or float16, any shape.
-        given: static options, and tensors of parameters: those that are missing are where they begin.
+        given: static options, and tensors or numbers for parameters: those that are missing are where they begin.
     Returns:
         Shape and dtype of ``x``.
     Raises:
@@ -59,12 +61,21 @@ def apply(prototype: Prototype, x: Tensor, **given: Any) -> Tensor:
 def updated(prototype: Prototype, x: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """As `apply`, and the new states by name, which have no gradient."""
     options, arrays = _given(prototype, x, given)
-    states = [name for name, one in prototype.parameters.items() if one.kind == "state"]
     names, tensors = tuple(arrays), tuple(arrays.values())
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *tensors)):
-        y, *new = _Formula.apply(prototype, options, names, x, *tensors)  # type: ignore[no-untyped-call]
-        return y, dict(zip(states, new, strict=True))
-    return _forward(prototype, options, names, x, tensors)
+    moves = records_gradient(*(t for t in (x, *tensors) if isinstance(t, Tensor)))
+    if torch.compiler.is_compiling():
+        refuse_lost_gradients()
+        examine(prototype, options, names, (x, *tensors), moves)
+    elif _has_tangents(x, *tensors):
+        prototype.check_forward_mode("torch.func.jvp, torch.autograd.forward_ad")
+        value, _, states = prototype.run(Run(ROOM), x, arrays, options)
+        return value._array, {name: state._array.detach() for name, state in states.items()}
+    if not moves:
+        return _forward(prototype, options, names, x, tensors)
+    y, *new = _Formula.apply(prototype, options, names, x, *tensors)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_exporting():
+        y = torch.ops.samebits.inference_only(y, [t for t in (x, *tensors) if t.is_floating_point()])
+    return y, dict(zip([n for n, one in prototype.parameters.items() if one.kind == "state"], new, strict=True))
 
 
 def vjp(prototype: Prototype, x: Tensor, g: Tensor, **given: Any) -> dict[str, Tensor]:
@@ -76,20 +87,31 @@ def vjp(prototype: Prototype, x: Tensor, g: Tensor, **given: Any) -> dict[str, T
     """
     check_tensor("g", g)
     options, arrays = _given(prototype, x, given)
-    return _gradients(prototype, options, arrays, x, g)
+    with torch.no_grad():
+        return _gradients(prototype, options, arrays, x, g)
 
 
 def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     options, arrays = prototype.split(given)
     check_tensor("x", x)
     for name in prototype.parameters:
-        if name not in arrays:
-            with torch.no_grad():
-                start = prototype.initial(name, ROOM, x, options)
-            arrays[name] = torch.tensor(start) if isinstance(start, int) else start
+        with torch.no_grad():
+            if name not in arrays:
+                arrays[name] = prototype.initial(name, ROOM, x, options)
+            arrays[name] = prototype.number(name, ROOM, x, arrays[name])
+        if isinstance(arrays[name], int):
+            arrays[name] = torch.tensor(arrays[name])
         else:
             check_tensor(name, arrays[name])
     return options, {name: arrays[name] for name in prototype.parameters}
+
+
+def _has_tangents(*tensors: Any) -> bool:
+    """Whether forward mode is at work, as far as these tensors can tell."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack):
+        return True
+    return forward_ad._current_level >= 0 and any(isinstance(t, Tensor) and may_have_tangent(t) for t in tensors)
 
 
 def _gradients(
@@ -105,13 +127,12 @@ def _gradients(
         given = dict(zip(arrays, tensors, strict=True))
         return run, prototype.pull(run, x, given, options, of_y, asked)["x"]
 
-    with torch.no_grad():
-        if asked is not None and set(asked) == {"x"} and g.dtype == x.dtype:
-            gradient = by_pieces(of_x, ROOM, (g, x), tuple(arrays.values()))
-            if gradient is not None:
-                return {"x": gradient}
-        room = BACKWARD if torch.compiler.is_compiling() else ROOM
-        return prototype.pull(_run(room, keeps_steps=True), x, arrays, options, g, asked)
+    if not torch.is_grad_enabled() and asked is not None and set(asked) == {"x"} and g.dtype == x.dtype:
+        gradient = by_pieces(of_x, ROOM, (g, x), tuple(arrays.values()))
+        if gradient is not None:
+            return {"x": gradient}
+    room = BACKWARD if torch.compiler.is_compiling() else ROOM
+    return prototype.pull(_run(room, keeps_steps=True), x, arrays, options, g, asked)
 
 
 def _forward(
@@ -119,7 +140,7 @@ def _forward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     def result(room: Room, operands: Sequence[Any]) -> tuple[Run, Tensor]:
         run, (x, *tensors) = _run(room), operands
-        return run, prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)[0].array
+        return run, prototype.run(run, x, dict(zip(names, tensors, strict=True)), options)[0]._array
 
     with torch.no_grad():
         if all(one.kind == "learned" for one in prototype.parameters.values()):
@@ -127,7 +148,9 @@ def _forward(
             if found is not None:
                 return found, {}
         y, _, states = prototype.run(_run(ROOM), x, dict(zip(names, tensors, strict=True)), options)
-    return y.array, {name: value.array for name, value in states.items()}
+    value = y._array
+    same = value is x or (is_concrete(x) and value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() != 0)
+    return (value.clone() if same else value), {name: value._array for name, value in states.items()}
 
 
 def _run(room: Room, keeps_steps: bool = False) -> Run:
@@ -137,12 +160,14 @@ def _run(room: Room, keeps_steps: bool = False) -> Run:
 class _Formula(torch.autograd.Function):
     """A formula of x and its parameters, with new states as further results."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         prototype: Prototype, options: dict[str, Any], names: tuple[str, ...], x: Tensor, *tensors: Any
     ) -> tuple[Tensor, ...]:
         y, states = _forward(prototype, options, names, x, tensors)
-        return (y.clone() if y is x else y, *states.values())
+        return (y, *states.values())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,5 +180,7 @@ class _Formula(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         arrays = dict(zip(ctx.names, tensors, strict=True))
         asked = [name for name, ask in zip(("x", *ctx.names), ctx.needs_input_grad[3:], strict=True) if ask]
-        found = _gradients(ctx.prototype, ctx.options, arrays, x, g, asked)
+        again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # to be differentiated once more
+        with torch.set_grad_enabled(again):
+            found = _gradients(ctx.prototype, ctx.options, arrays, x, g, asked)
         return None, None, None, *(found.get(name) for name in ("x", *ctx.names))

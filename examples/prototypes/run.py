@@ -1,6 +1,10 @@
 """Ten published algorithms as prototypes, in five modes: how many results and gradients differ from the specification.
 
+Inputs are random, with special values, and then with a quarter of the elements beside knife edges of the algorithm,
+found for each.
+
 .venv/bin/python examples/prototypes/run.py
+.venv/bin/python examples/prototypes/run.py --train
 .venv/bin/python examples/prototypes/run.py --mode "torch eager" --mode "jax eager" --only dorefa
 """
 
@@ -46,20 +50,45 @@ def inputs(dtype: Any = np.float32) -> tuple[Any, Any]:
     return x.astype(dtype), rng.normal(size=(8, 64)).astype(dtype)
 
 
+def compare(given: argparse.Namespace) -> int:
+    """Prints how many results and gradients differ, on random inputs and at knife edges; the sum."""
+    from samebits.proofs.prototypes.agreement import differing, differing_at_edges
+
+    modes, total = given.mode or MODES, 0
+    print(f"{'differences':<18}" + "".join(f"{mode:>16}" for mode in modes))
+    for one in algorithms(given.only or ()):
+        found = differing(one, *inputs(), modes)
+        edges = differing_at_edges(one, *inputs(), modes, given.edges) if given.edges else dict.fromkeys(modes, 0)
+        counts = [found[mode] + edges[mode] for mode in modes]
+        total += sum(counts)
+        print(f"{one.name:<18}" + "".join(f"{count:>16}" for count in counts), flush=True)
+    return total
+
+
+def show_training(given: argparse.Namespace) -> None:
+    """Prints the accuracy on held-out digits after the same training in torch and in flax, and how far losses part."""
+    from train import train
+
+    print(f"\n{'trained':<18}{'torch':>10}{'flax':>10}{'largest distance of losses':>30}")
+    for one in (None, *algorithms(given.only or ())):
+        of_torch, of_flax = (train(one, framework, given.epochs) for framework in ("torch", "jax"))
+        apart = abs(of_torch.losses - of_flax.losses).max()
+        name = "float32" if one is None else one.name
+        print(f"{name:<18}{of_torch.accuracy:>8.2f} %{of_flax.accuracy:>8.2f} %{apart:>30.1e}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; 1 if anything differs."""
+    """Prints the tables; 1 if anything differs."""
     parser = argparse.ArgumentParser(description="Published algorithms in five modes.")
     parser.add_argument("--mode", action="append", choices=MODES, help="one mode; may be repeated")
     parser.add_argument("--only", action="append", choices=FILES, help="one algorithm; may be repeated")
+    parser.add_argument("--edges", type=int, default=1, help="pairs of tensors beside edges; 0 for none")
+    parser.add_argument("--train", action="store_true", help="then train a network with each, in torch and in flax")
+    parser.add_argument("--epochs", type=int, default=10, help="of training")
     given = parser.parse_args(arguments)
-    from samebits.proofs.prototypes.agreement import differing
-
-    modes, total = given.mode or MODES, 0
-    print(f"{'algorithm':<18}" + "".join(f"{mode:>16}" for mode in modes))
-    for one in algorithms(given.only or ()):
-        found = differing(one, *inputs(), modes)
-        total += sum(found.values())
-        print(f"{one.name:<18}" + "".join(f"{found[mode]:>16}" for mode in modes), flush=True)
+    total = compare(given)
+    if given.train:
+        show_training(given)
     return int(total > 0)
 
 

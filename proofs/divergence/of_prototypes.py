@@ -132,7 +132,7 @@ def _function(prototype: Prototype, given: Mapping[str, Any], room: Room) -> Cal
     options, names = prototype.split(given)[0], tuple(prototype.parameters)
 
     def function(x: Any, *arrays: Any) -> Any:
-        return prototype.run(Run(room, guarded=False), x, dict(zip(names, arrays, strict=True)), options)[0].array
+        return prototype.run(Run(room, guarded=False), x, dict(zip(names, arrays, strict=True)), options)[0]._array
 
     return function
 

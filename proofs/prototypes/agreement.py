@@ -13,6 +13,7 @@ from ..inputs.compare import differences
 from ..modes.arrays import to_jax, to_numpy, to_torch
 from ..modes.execution import MODES
 from ..modes.programs import jax_types, own_code
+from .edges import found_inputs
 
 Array = NDArray[Any]
 
@@ -30,6 +31,21 @@ def differing(prototype: Prototype, x: Array, g: Array, modes: Sequence[str] = M
         mode: sum(differences(value, got[name]).differing for name, value in expected.items())
         for mode, got in found.items()
     }
+
+
+def differing_at_edges(
+    prototype: Prototype, x: Array, g: Array, modes: Sequence[str] = MODES, count: int = 1, **given: Any
+) -> dict[str, int]:
+    """As `differing`, of tensors whose elements lie beside knife edges that are found: see `edges.found_inputs`.
+
+    Args:
+        count: pairs of tensors beside edges of the result, and of its gradient.
+    """
+    total = dict.fromkeys(modes, 0)
+    for found in found_inputs(prototype, x, count, **given):
+        for mode, differ in differing(prototype, found, g, modes, **given).items():
+            total[mode] += differ
+    return total
 
 
 def results(mode: str, prototype: Prototype, x: Array, g: Array, **given: Any) -> dict[str, Array]:

@@ -128,7 +128,7 @@ def _run(own: Given, which: str, x: Array, statistic: Callable[[str], Callable[.
     taken = {name: statistic(name) for name in STATISTICS}
     room = prototypes.ROOM._replace(primitives=SimpleNamespace(**every | taken))
     if which == "y":
-        return np.asarray(prototype.run(Run(room), x, arrays, options)[0].array)
+        return np.asarray(prototype.run(Run(room), x, arrays, options)[0]._array)
     return np.asarray(prototype.pull(Run(room, keeps_steps=True), x, arrays, options, g)["x"])
 
 

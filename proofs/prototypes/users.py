@@ -93,7 +93,7 @@ def what_mixes(prototype: Prototype, x: Array, **given: Any) -> str:
     options, arrays = prototype.split(complete(prototype, x, given))
     file = prototype.function.__code__.co_filename
     run = Run(prototypes.ROOM, keeps_steps=True, file=file)
-    y = prototype.run(run, x, arrays, options)[0].array
+    y = prototype.run(run, x, arrays, options)[0]._array
     reason = _mixing(prototype, run.steps or [], {"x"}, y)
     if not reason and prototype.backward is not None:
         run = Run(prototypes.ROOM, keeps_steps=True, file=prototype.backward.__code__.co_filename)

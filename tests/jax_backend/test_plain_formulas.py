@@ -124,7 +124,7 @@ def costs(one: Prototype, **given: Any) -> list[int]:
     x = np.ones((8, 64), np.float32)
 
     def formula(room: Any, operands: Any) -> Any:
-        return {"": one.run(Run(room), operands["x"], {n: operands[n] for n in given}, {})[0].array}
+        return {"": one.run(Run(room), operands["x"], {n: operands[n] for n in given}, {})[0]._array}
 
     plan = plain_formulas._plan(formula, {"x": jax.numpy.asarray(x), **given}, (), False)
     return [len(plan.costs), plan.saves]

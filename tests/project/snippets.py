@@ -11,6 +11,7 @@ that begins with ``>>>`` is left to doctest.
 import doctest
 import io
 import json
+import linecache
 import os
 import re
 import shlex
@@ -72,11 +73,12 @@ def run_python(block: Block, place: str, names: dict[str, object]) -> tuple[str,
 
     Of an exception that the page shows, the message is printed, else the traceback.
     """
-    printed = io.StringIO()
-    unexpected = False
+    printed, unexpected = io.StringIO(), False
+    file, source = place.partition(":")[0], "\n" * (block.line - 1) + block.source
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for errors that show a line
     with redirect_stdout(printed):
         try:
-            exec(compile("\n" * (block.line - 1) + block.source, place.partition(":")[0], "exec"), names)
+            exec(compile(source, file, "exec"), names)
         except Exception as error:
             last = "".join(traceback.format_exception_only(error))
             unexpected = last not in (block.output or "")

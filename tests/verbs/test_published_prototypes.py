@@ -15,10 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from torch import is_tensor
 
 from samebits.core.prototypes import vjp
 from samebits.proofs import assert_same_bits
 from samebits.proofs.prototypes.agreement import differing
+from samebits.torch_frontend import primitives as torch_primitives
 from tests.project.source import ROOT
 
 FOLDER = ROOT / "examples" / "prototypes"
@@ -176,7 +178,7 @@ def test_stochastic_gradients() -> None:
 
 
 def test_none_is_longer_than_thirty_lines() -> None:
-    files = [path for path in FOLDER.glob("*.py") if path.stem != "run"]
+    files = [path for path in FOLDER.glob("*.py") if path.stem not in ("run", "train")]
     assert len(files) == 10
     for path in files:
         code = path.read_text().split('"""', 2)[2].splitlines()
@@ -184,12 +186,34 @@ def test_none_is_longer_than_thirty_lines() -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """Random inputs, special values, and at knife edges that are found."""
     run = importlib.import_module("run")
-    assert run.main(["--mode", "torch eager", "--mode", "jax jit", "--only", "pact", "--only", "residual"]) == 0
+    arguments = ["--mode", "torch eager", "--mode", "jax jit", "--only", "pact", "--only", "residual", "--edges", "1"]
+    assert run.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:]] == [["pact", "0", "0"], ["residual", "0", "0"]]
+
+
+def test_the_table_shows_what_differs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A quotient by way of a reciprocal, planted in torch: a difference of one place, next to halves."""
+    right = torch_primitives.divide
+    monkeypatch.setattr(torch_primitives, "divide", lambda a, b: a * right(1.0, b) if is_tensor(b) else right(a, b))
+    assert importlib.import_module("run").main(["--mode", "torch eager", "--only", "apot", "--edges", "2"]) == 1
+    assert int(capsys.readouterr().out.split()[-1]) > 0
 
 
 @pytest.mark.thorough
 def test_the_whole_table() -> None:
     assert importlib.import_module("run").main([]) == 0
+
+
+@pytest.mark.thorough
+def test_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Losses part by less than their own rounding, as long as no quantized value takes another step."""
+    run = importlib.import_module("run")
+    assert run.main(["--mode", "torch eager", "--only", "pact", "--edges", "0", "--train"]) == 0
+    plain, quantized = (line.split() for line in capsys.readouterr().out.splitlines()[-2:])
+    assert quantized[0] == "pact"
+    for line in (plain, quantized):
+        assert min(float(line[1]), float(line[3])) > 90
+        assert float(line[5]) < 1e-5
