@@ -34,6 +34,7 @@ from ..inputs.checkpoint import CheckpointError, StoredTensor, mapped_values, st
 from ..inputs.compare import differences
 from ..modes import execution
 from ..modes.constants import FOLDING
+from ..modes.devices import ACCELERATED
 from ..modes.execution import Case
 from ..modes.workers import run_jobs
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, range_rows, tensor_rows
@@ -152,12 +153,14 @@ def plan(
     *,
     thorough: bool = False,
     dialect: str | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """The jobs of a check. Everything that can be wrong with the request is found here.
 
     Args:
         path: a safetensors file; None for the digit classifier of the package, with its logits.
-        quantizers: names in the catalog; none for all. ``modes``: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+        quantizers: names in the catalog; none for all. ``modes``: of `execution`; ``dtypes``: of `DTYPES`.
+        device: of `modes.devices.DEVICES`; where no ``modes`` are named, those of this device.
         thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
         dialect: of `core.dialects`; None for the quantizers of the catalog as they are. Without names, those entries
             that have it; and without the logits of the digits, whose quantizers have none.
@@ -173,7 +176,8 @@ def plan(
         names = tuple(name for name in names if quantizers or _has(name, dialect))
         for name in names:
             quantizer_of(name, dialect)
-    chosen_modes = _known("mode", modes, execution.MODES)
+    on_device = execution.modes_on(device)
+    chosen_modes = _known("mode", modes, (*execution.MODES, *ACCELERATED)) if modes else on_device
     chosen_dtypes = _known("dtype", dtypes, DTYPES)
     others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
     source = DATA if path is None else path
@@ -287,11 +291,11 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
         }
         expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
         for mode in modes:
-            asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
+            asked = list(cases if execution.together(mode) else expected)  # that program takes all, always
             asked = [name for name in asked if not missing[name, mode]]
             if not asked:
                 continue
-            for names in [asked] if mode == "torch compiled" else [[name] for name in asked]:
+            for names in [asked] if execution.together(mode) else [[name] for name in asked]:
                 found = _answers(mode, {name: cases[name] for name in names})
                 for name in expected.keys() & found.keys():
                     totals[name, mode] += _compared(cases[name], pieces[name], expected[name], found[name])

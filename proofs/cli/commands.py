@@ -31,6 +31,7 @@ Modes = Annotated[
 Dtypes = Annotated[
     list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64; may be repeated.", metavar="DTYPE")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda: whose modes, where none is named.", metavar="DEVICE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that share the work; 0 for none but this one.")]
 
@@ -82,6 +83,7 @@ def check(
     dialect: Annotated[
         str | None, typer.Option(help="Check quantizers in the arithmetic of another system.", metavar="NAME")
     ] = None,
+    device: Device = "cpu",
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
@@ -98,13 +100,15 @@ def check(
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
     if networks:
-        if checkpoint or quantizer or dtype or dialect or thorough:
-            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect or --thorough")
+        if checkpoint or quantizer or dtype or dialect or thorough or device != "cpu":
+            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --device or --thorough")
         _check_networks(mode or (), json=json, report=report, workers=workers)
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
     try:
-        wanted = plan(checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough, dialect=dialect)
+        wanted = plan(
+            checkpoint, quantizer or (), mode or (), dtype or (), thorough=thorough, dialect=dialect, device=device
+        )
     except (CheckpointError, KeyError, ValueError) as error:
         _refuse(error.args[0])
     _refuse_if_alone(wanted.modes)
@@ -150,6 +154,7 @@ def _check_networks(runs: Iterable[str], *, json: bool, report: Path | None, wor
 def diverge(
     target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
     cause: Annotated[bool, typer.Option("--cause", help="Find why: the operation, and the switch.")] = False,
+    device: Device = "cpu",
     json: Json = False,
     workers: Workers = 2,
 ) -> None:
@@ -158,6 +163,8 @@ def diverge(
     A target PACKAGE.MODULE:NAME is a Program of yours, of which causes are shown.
     """
     if cause or any(":" in name for name in target or ()):
+        if device != "cpu":
+            _refuse("--cause is for the cpu")
         _causes(target, json=json)
     from ..divergence import divergence
     from . import display
@@ -165,11 +172,11 @@ def diverge(
 
     names = tuple(target or divergence.TARGETS)
     try:
-        jobs = divergence.jobs(names)
-    except KeyError as error:
+        jobs = divergence.jobs(names, device)
+    except (KeyError, ValueError) as error:
         _refuse(error.args[0])
-    _refuse_if_alone(divergence.MODES)
-    results = divergence.diverge(names, workers=workers)
+    _refuse_if_alone(divergence.modes_on(device))
+    results = divergence.diverge(names, device, workers=workers)
     shown = _shown("comparing", len(jobs), results, quiet=json)
     found = divergence.in_order(row for rows in shown for row in rows)
     if json:
@@ -206,6 +213,7 @@ def certify(
     ] = None,
     engine: Annotated[str, typer.Option(help="boundary, exhaustive or scales.")] = "boundary",
     mode: Modes = None,
+    device: Device = "cpu",
     rounding: Annotated[str | None, typer.Option(help="Another direction than the catalog's.")] = None,
     scale: Annotated[list[float] | None, typer.Option(help="For exhaustive; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="For exhaustive: float32, bfloat16 or float16.")] = "float32",
@@ -235,7 +243,8 @@ def certify(
         if replay:
             certificate, request = load(replay)
             check_modes(request.modes)
-        wanted = [requested(n, engine, mode or (), rounding, scale or (), dtype, zero_point) for n in name or ()]
+        asked = (engine, mode or (), rounding, scale or (), dtype, zero_point, device)
+        wanted = [requested(n, *asked) for n in name or ()]
     except (CertificateError, KeyError, ValueError) as error:
         _refuse(error.args[0])
     try:
@@ -334,9 +343,11 @@ def _command() -> str:
 
 def _refuse_if_alone(modes: Iterable[str]) -> None:
     """End where no framework of the modes is installed: that nothing was compared would pass for agreement."""
-    from ..modes.execution import not_installed
+    from ..modes.execution import not_installed, without_device
 
     others = [mode for mode in modes if mode != "numpy"]
+    if reason := without_device(others):
+        _refuse(f"no mode of a GPU can run here: {reason}")
     reasons: dict[str | None, str] = {}
     for mode in others:
         reasons.setdefault(not_installed(mode), mode)

@@ -1,6 +1,6 @@
 """The laws of quantizers, on what a flax layer holds: its scale and zero point are parameters of the module."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from samebits.core import Quantizer, catalog
 from samebits.core.descriptions import QParams, QuantizerGradients
 from samebits.core.scaling import restrict_scale
-from samebits.jax_backend import choose_qparams, dequantize, quantize
+from samebits.jax_backend import dequantize, quantize
 from samebits.jax_backend.nn import QuantIdentity
 from samebits.jax_backend.tensor_quantizer import TensorQuantizer
 from samebits.proofs.laws.catalog_of_laws import LAWS, applies
