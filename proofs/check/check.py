@@ -230,10 +230,11 @@ def check(
     workers: int = 0,
     thorough: bool = False,
     dialect: str | None = None,
+    device: str = "cpu",
     **wanted: Sequence[str],
 ) -> CheckResult:
     """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
-    chosen = plan(path, thorough=thorough, dialect=dialect, **wanted)
+    chosen = plan(path, thorough=thorough, dialect=dialect, device=device, **wanted)
     return summary(chosen, run_plan(chosen, workers=workers))
 
 
