@@ -138,6 +138,7 @@ def textbook(x: torch.Tensor, s: torch.Tensor, b: torch.Tensor) -> tuple[torch.T
     wide = (torch.clamp(torch.round(x / s), -512, 511) * 3).reshape(1, -1)
     return (
         values + b,
+        values.to(torch.bfloat16) + b,
         codes,
         wide @ wide.t(),
         torch.conv1d(wide.reshape(1, 1, -1), wide.narrow(1, 0, 3).reshape(1, 1, 3)),
