@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ...core import PerGroup, PerTensor, QParams, catalog, choose_qparams
 from ...core.catalog import Named
-from ..inputs.checkpoint import mapped_values, stored_tensors
 from ..inputs.compare import describe, differences, ulp_distance
 from ..inputs.knife_edges import knife_edges
 from ..modes.arrays import to_jax, to_numpy, to_torch
@@ -237,6 +236,7 @@ def data(dtype: str) -> tuple[Array, Array, Mapping[str, Array]]:
     Real inputs are the weights and activations of the digit classifier, the scale is that of `int8_per_tensor` for
     them; random ones are normal with a quarter of their range as deviation; the knife edges are those of the scale.
     """
+    from ..inputs.checkpoint import mapped_values, stored_tensors
     from ..inputs.digits import DATA
 
     to = DTYPES[dtype]
