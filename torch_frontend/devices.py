@@ -4,18 +4,15 @@ On the CPU inductor divides and multiplies as it is written. On a GPU Triton div
 units in the last place, inductor multiplies by the reciprocal of a divisor that is a constant, and a product is
 contracted with the sum that it enters. Eager CUDA divides by a number that lies in main memory by its reciprocal, too.
 
-A quotient is guessed there in float64 and then decided: between two neighbouring float32 numbers lies one of 25 bits,
-and that times the divisor is exact in float64, so a comparison tells on which side of it the dividend is. It does not
-matter how the guess came about. Products are kept apart from sums by a select, or by a zero that is not known as one.
+A quotient is guessed there, and its rest brings it so near in float64 that only one rounding to float32 is possible: no
+quotient lies next to where rounding turns. It does not matter how the guess came about. Products are kept apart from
+sums by a select, or by a zero that is not known as one.
 """
 
 import torch
 from torch import Tensor
 
-LINEAR = 1 << 24  # halves of the least distance of two float32 numbers, up to where that distance is the least
 BEYOND = 2.0**128  # float32 ends below it
-INFINITE = 0x7F800000
-UNITS = 896 << 52  # between the exponents of float32 and float64, in the bits of the latter
 
 
 def rounds_once(x: Tensor) -> bool:
@@ -38,9 +35,9 @@ def quotient(x: Tensor, s: Tensor) -> Tensor:
         return x / torch.where(x != x, x, s)
     dividend, divisor = x.to(torch.float64), s.to(torch.float64)
     inverse = torch.ones_like(divisor) / divisor
-    finite = (dividend.abs() < torch.inf) & (divisor.abs() < torch.inf) & (divisor != 0)
-    decided = _decided(dividend, divisor, _refined(dividend, divisor, inverse, guess(dividend, inverse)))
-    return torch.where(finite, decided, (dividend * inverse).to(torch.float32))
+    usual = (dividend.abs() < torch.inf) & (dividend != 0) & (divisor.abs() < torch.inf) & (divisor != 0)
+    near = _refined(dividend, divisor, inverse, guess(dividend, inverse))
+    return torch.where(usual, _decided(near), dividend * inverse).to(torch.float32)
 
 
 def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
@@ -49,29 +46,25 @@ def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _refined(dividend: Tensor, divisor: Tensor, inverse: Tensor, guessed: Tensor) -> Tensor:
-    """The quotient to within a unit of float32 in the last place: the rest is exact, or as good as that."""
-    guessed = guessed.clamp(-BEYOND, BEYOND)
-    return (guessed + (dividend - guessed * divisor) * inverse).to(torch.float32)
+    """The quotient with a relative error below 2**-50, from an inverse and a guess that are good to 2**-20.
+
+    Every product here may be contracted with the sum that it enters, or not.
+    """
+    inverse = inverse + inverse * (1.0 - inverse * divisor)
+    near = guessed.clamp(-BEYOND, BEYOND)
+    for _ in range(2):
+        near = near + (dividend - near * divisor) * inverse
+    return near
 
 
-def _decided(dividend: Tensor, divisor: Tensor, near: Tensor) -> Tensor:
-    """Of ``near`` and its neighbours the one that the quotient is rounded to, halves to the even one."""
-    size = near.view(torch.int32) & 0x7FFFFFFF
-    of_dividend, of_divisor = dividend.abs(), divisor.abs()
-    above, below = _halfway(2 * size.to(torch.int64) + 1), _halfway(2 * size.to(torch.int64) - 1)
-    upper, lower = above * of_divisor, below * of_divisor
-    odd = (size & 1) == 1
-    up = (of_dividend > upper) | ((of_dividend == upper) & odd)
-    down = (of_dividend < lower) | ((of_dividend == lower) & odd)
-    negative = (dividend.view(torch.int64) ^ divisor.view(torch.int64)) < 0
-    size = (size + up.to(torch.int32) - down.to(torch.int32)).clamp(max=INFINITE)
-    return torch.where(negative, size | -(2**31), size).view(torch.float32)
+def _decided(near: Tensor) -> Tensor:
+    """The quotient that `_refined` came near, to 50 bits: rounded to float32 it is what the quotient itself is.
 
-
-def _halfway(halves: Tensor) -> Tensor:
-    """The number between two neighbours, float64, from twice the place of the lower one among them, and 1."""
-    wide = ((halves << 28) + UNITS).view(torch.float64)
-    return torch.where(halves < LINEAR, halves.to(torch.float64) * 2.0**-150, wide)
+    With significands M of 25 bits and S of 24, a number halfway between two of float32 and a divisor, the quotient is
+    either M or at least 1 / (M * S) away from it: relatively 2**-48 and more where M is least. 50 bits are near enough
+    to stay on its side, and far enough apart that M, where it is the quotient (which only subnormals have), is hit.
+    """
+    return ((near.view(torch.int64) + 4) & -8).view(torch.float64)
 
 
 def product(a: Tensor, b: Tensor | float) -> Tensor:

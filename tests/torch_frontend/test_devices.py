@@ -119,14 +119,12 @@ def test_special_and_any_operands(elsewhere: None, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_only_guesses_is_seen(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the decision between neighbours, and without the rest that brings the guess near, quotients are wrong."""
-    rng = np.random.default_rng(4)
-    s = np.float32(0.7)
-    x = around((rng.integers(2**10, 2**12, 999) + 0.5) * np.float64(s) * 2.0**-149).astype(np.float32)
-    x = np.concatenate([x, np.ldexp(x, 149).astype(np.float32)])
+    """Of quotients halfway between two numbers: an error as large as may be left, and no rest that brings it near."""
+    s = np.float32(1.25 * 2**20)
+    x = ((np.random.default_rng(4).integers(2**10, 2**12, 999) + 0.5) * np.float64(s) * 2.0**-149).astype(np.float32)
     for name, instead in (
-        ("_decided", lambda dividend, divisor, near: near + near * 2.0**-24),
-        ("_refined", lambda dividend, divisor, inverse, guessed: guessed.to(torch.float32)),
+        ("_decided", lambda near: near + near * 2.0**-51),
+        ("_refined", lambda dividend, divisor, inverse, guessed: guessed),
     ):
         with monkeypatch.context() as one:
             one.setattr(devices, name, instead)
