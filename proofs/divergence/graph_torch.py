@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,12 +44,13 @@ def trace_torch(function: Callable[..., Any], *arguments: Array, device: str = "
     Tensors that it closes over are constants of the graph.
 
     Args:
-        device: that of the arguments; where it is no cpu it need not be there, and the function may hold no tensors.
+        device: that of the arguments. Where it is no cpu it need not be there; the function may hold no tensors, and is
+            told that it is compiled.
     """
     if device == "cpu":
         traced = make_fx(function)(*map(to_torch, arguments))
     else:
-        with FakeTensorMode():
+        with FakeTensorMode(), torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", return_value=True):
             given = [torch.empty(a.shape, dtype=to_torch(a).dtype, device=device) for a in arguments]
             traced = make_fx(function)(*given)
     builder, known = Builder(), {}

@@ -50,12 +50,6 @@ def each(*quick: int) -> Any:
 
 
 @pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code of torch takes the way that it has in compiled programs."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-
-
-@pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Code of JAX takes the way that it has where a GPU is the default."""
     monkeypatch.setattr(platforms, "rounds_once", lambda: False)
@@ -65,8 +59,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def traced(function: Callable[..., Any], *arguments: Array) -> Graph:
-    with torch.no_grad():
-        return trace_torch(function, *arguments, device="cuda")
+    return trace_torch(function, *arguments, device="cuda")
 
 
 def inputs(name: str, dtype: Any) -> tuple[Quantizer, Array, QParams, Array]:
@@ -104,7 +97,7 @@ def expected(q: Quantizer, x: Array, p: QParams, b: Array) -> tuple[Array, Array
 
 
 @each(0, 1, 5)
-def test_programs_of_torch_keep_their_bits(compiling: None, name: str, dtype: Any) -> None:
+def test_programs_of_torch_keep_their_bits(name: str, dtype: Any) -> None:
     q, x, p, b = inputs(name, dtype)
     graph = traced(programs_of(torch_frontend, q), *arguments_of(x, p, b))
     values, codes = on_hostile_device(graph, arguments_of(x, p, b), NO_TIES)
@@ -121,9 +114,7 @@ PLANTED: dict[str, tuple[str, Callable[..., Any]]] = {  # a liberty, and what is
 
 
 @pytest.mark.parametrize("liberty", PLANTED)
-def test_without_its_counter_measure_torch_is_seen_to_lose_bits(
-    compiling: None, liberty: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_its_counter_measure_torch_is_seen_to_lose_bits(liberty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q, x, p, b = inputs("int8_per_tensor", np.float32)
     monkeypatch.setattr(torch_frontend.devices, *PLANTED[liberty])
     graph = traced(programs_of(torch_frontend, q), *arguments_of(x, p, b))
@@ -154,7 +145,7 @@ def test_textbook_code_is_seen_to_lose_its_bits(liberty: str) -> None:
     assert sum(differences(*pair).differing for pair in zip(as_written, found, strict=True))
 
 
-def test_contractions_of_codes_keep_their_bits(compiling: None) -> None:
+def test_contractions_of_codes_keep_their_bits() -> None:
     """Up to 8 bits in float32, of which tensor cores may drop what is not there; convolutions in float64."""
     rng, p = np.random.default_rng(0), QParams(np.float32(0.01))
     q_x, q_w = catalog["int8_per_tensor"], catalog["int8_per_tensor"].replace(bits=10)
