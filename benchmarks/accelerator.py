@@ -31,7 +31,7 @@ from samebits.proofs.modes.environment import versions
 
 # Older releases than are promised: what torch 2.11 lacks (vmap of bit patterns, saturating casts to float8) and flax
 # (layers) is used by no part of this.
-requirements.EXTRAS = MappingProxyType({**requirements.EXTRAS, "torch": {"torch": "2.11"}, "jax": {"jax": "0.8.2"}})  # type: ignore[misc]
+requirements.EXTRAS = MappingProxyType({**requirements.EXTRAS, "torch": {"torch": "2.11"}, "jax": {"jax": "0.8.2"}})
 
 Array = NDArray[Any]
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ ENTRIES = (
     ("nf4_per_group64", np.dtype(np.float32)),
 )
 ON_CPU = ("torch eager", "torch compiled", "jax jit")  # without a GPU: modes that do the same there
-SCALES = np.float32([0.7, 0.1, 1 / 3, 1.5e-38])
+SCALES = np.array([0.7, 0.1, 1 / 3, 1.5e-38], np.float32)
 SHARES = {"check": 190, "speed": 100, "digits": 50, "diverge": 60, "certificate": 60}  # seconds
 
 
@@ -126,8 +126,9 @@ def check(modes: Sequence[str], quick: bool) -> Iterator[Row]:
 def edges_of(name: str, dtype: Any) -> tuple[Array, QParams]:
     """Knife edges of `SCALES`, of the first where there is one for a whole array."""
     q = catalog[name]
-    s = SCALES if q.scale.restriction is core.Restriction.FLOAT else np.float32([0.5, 2.0**-20, 4, 2.0**-126])
-    s = s[0] if name.endswith("per_tensor") else s
+    powers = np.array([0.5, 2.0**-20, 4, 2.0**-126], np.float32)
+    several = SCALES if q.scale.restriction is core.Restriction.FLOAT else powers
+    s = several[0] if name.endswith("per_tensor") else several
     kind, z = (np.float32, 0.3) if q.arithmetic.has_float_zeros else (np.int32, 7)
     return knife_edge_array(q, QParams(s, np.full(np.shape(s), z, kind) if q.affine else None), dtype)
 

@@ -121,7 +121,7 @@ def in_jax_programs(x: Array, backward: bool) -> Mapping[str, Program]:
         def program() -> None:
             for _ in range(IN_A_ROW):
                 last = function()
-            jax.block_until_ready(last)
+            jax.block_until_ready(last)  # type: ignore[no-untyped-call]
 
         return program
 

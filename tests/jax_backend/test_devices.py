@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from samebits import core, jax_backend
 from samebits.core import QParams, catalog
-from samebits.jax_backend import arrays, devices, ieee, ieee_any, operations, platforms
+from samebits.jax_backend import arrays, devices, ieee, ieee_any, platforms
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.knife_edges import knife_edges
 
@@ -139,4 +139,3 @@ def test_the_cpu_computes_as_it_is_written() -> None:
     for divide in (arrays.divide, ieee.divide_exactly, ieee_any.divide_any):
         program = str(jax.make_jaxpr(divide)(jnp.ones(3), jnp.ones(3)))
         assert program.count(" div ") == 1, divide
-    assert operations.as_float16 is devices.as_float16

@@ -19,8 +19,8 @@ from samebits.torch_frontend import devices
 Array = NDArray[Any]
 OFF = range(-4, 5)
 # Of both rows of the certificates (binades of 1 and of 2**-100) ends and some between; and the ends of all scales
-SCALES = np.float32(
-    [1, 1 + 2**-23, 2 - 2**-23, 1.4, 4 / 3, 1.6, 2.0**-100, 1.1 * 2.0**-100, 0.1, 2.0**-126, 3.4028235e38]
+SCALES = np.array(
+    [1, 1 + 2**-23, 2 - 2**-23, 1.4, 4 / 3, 1.6, 2.0**-100, 1.1 * 2.0**-100, 0.1, 2.0**-126, 3.4028235e38], np.float32
 )
 
 

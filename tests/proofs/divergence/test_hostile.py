@@ -41,7 +41,7 @@ ENTRIES = (
 NO_TIES = tuple(one for one in LIBERTIES if one != "ties")  # rounding to the nearest integer is taken as it is
 
 
-def each(*quick: int) -> Any:
+def each(*quick: int) -> pytest.MarkDecorator:
     """Every entry; those with other numbers than these are `thorough`."""
     thorough = [pytest.param(*entry, marks=pytest.mark.thorough) for entry in ENTRIES]
     return pytest.mark.parametrize(

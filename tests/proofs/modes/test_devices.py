@@ -4,6 +4,7 @@ Here "cuda" and "gpu" are put on the CPU: names, conversions and programs are th
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -86,11 +87,11 @@ def test_jax_is_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine whose default is a GPU, modes of the CPU stay on the CPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with in_jax("jax jit"):
-        assert jax.config.jax_default_device == jax.devices("cpu")[0]
+        assert jax.config.values["jax_default_device"] == jax.devices("cpu")[0]
     asked: list[str] = []
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(jax, "devices", lambda kind: asked.append(kind) or ["one"])
-    monkeypatch.setattr(jax, "default_device", lambda device: pytest.MonkeyPatch.context())
+    monkeypatch.setattr(jax, "devices", lambda kind: [asked.append(kind)])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(jax, "default_device", lambda device: nullcontext())
     with in_jax("jax gpu jit"):
         assert asked == ["gpu"]
 
