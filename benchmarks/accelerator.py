@@ -52,7 +52,7 @@ ENTRIES = (
 )
 ON_CPU = ("torch eager", "torch compiled", "jax jit")  # without a GPU: modes that do the same there
 SCALES = np.array([0.7, 0.1, 1 / 3, 1.5e-38], np.float32)
-SHARES = {"check": 190, "speed": 100, "digits": 50, "diverge": 60, "certificate": 60}  # seconds
+SHARES = {"check": 170, "speed": 90, "digits": 45, "diverge": 50, "certificate": 60}  # seconds
 
 
 def main() -> int:

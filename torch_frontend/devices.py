@@ -40,6 +40,16 @@ def quotient(x: Tensor, s: Tensor) -> Tensor:
     return torch.where(usual, _decided(near), dividend * inverse).to(torch.float32)
 
 
+def reciprocal(s: Tensor) -> Tensor:
+    """``1 / s``, rounded once."""
+    return 1.0 / s if s.is_cpu else quotient(torch.ones_like(s), s)
+
+
+def quotient_by_number(x: Tensor, n: int) -> Tensor:
+    """``x / n``, rounded once. Eager CUDA multiplies by the reciprocal of a number of Python."""
+    return x / n if x.is_cpu else quotient(x, torch.full_like(x, n))
+
+
 def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
     """About the quotient, float64; `quotient` is right if this is off by four units of float32, or by thousands."""
     return dividend * inverse

@@ -32,8 +32,7 @@ def integer_average_pool(codes: Tensor, size: Sequence[int]) -> Tensor:
         TypeError: another dtype. ValueError: windows that do not fit.
     """
     total = _windows(codes, size).sum(-1, dtype=torch.int64)
-    wide = total.double()
-    return devices.quotient(wide, torch.full_like(wide, prod(size))).round().to(codes.dtype)
+    return devices.quotient_by_number(total.double(), prod(size)).round().to(codes.dtype)
 
 
 def integer_max_pool(codes: Tensor, size: Sequence[int]) -> Tensor:

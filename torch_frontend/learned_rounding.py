@@ -143,4 +143,4 @@ def _both_sides(t: Tensor) -> tuple[Tensor, Tensor]:
         p = p * y + coefficient
     halvings = ((127 - n.to(torch.int32)) << 23).view(torch.float32)
     e = ((p * (y * y) + y) + 1.0) * halvings
-    return devices.quotient(e, e + 1.0), devices.quotient(torch.ones_like(e), e + 1.0)
+    return devices.quotient(e, e + 1.0), devices.reciprocal(e + 1.0)

@@ -155,3 +155,29 @@ def test_the_cpu_computes_as_it_is_written() -> None:
     assert devices.rounds_once(x)
     seen = torch.fx.experimental.proxy_tensor.make_fx(lambda x, s: devices.quotient(x, s))(x, s)
     assert [n.name for n in seen.graph.nodes if n.op == "call_function"] == ["div"]
+
+
+@pytest.mark.thorough
+def test_inductor_compiles_what_other_devices_are_given(elsewhere: None) -> None:
+    """In one graph, with a sum behind it; here by the compiler of the CPU."""
+    torch._dynamo.reset()
+
+    def program(x: Tensor, s: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        codes = devices.quotient(x, s).round().clamp(-128, 127)
+        return devices.product_of_codes(codes, s) + b, devices.product(codes, b) + s
+
+    x = np.random.default_rng(5).standard_normal(999).astype(np.float32)
+    s, b = np.float32(0.07), np.cos(x)
+    got = torch.compile(program, fullgraph=True)(*(torch.from_numpy(np.asarray(a)) for a in (x, s, b)))
+    codes = np.clip(np.rint(x / s), -128, 127)
+    for want, found in zip((codes * s + b, codes * b + s), got, strict=True):
+        assert_same_bits(want, found.numpy(), inputs=x)
+
+
+def test_numbers_of_python_are_divided_by_as_tensors(elsewhere: None) -> None:
+    x = torch.arange(1.0, 99.0) * 3
+    for device in ("cpu", "meta"):
+        assert devices.reciprocal(x.to(device)).device.type == device
+        assert devices.quotient_by_number(x.to(device), 6).device.type == device
+    assert_same_bits((np.float32(1) / x.numpy()), devices.reciprocal(x).numpy())
+    assert_same_bits((x.numpy() / np.float32(6)), devices.quotient_by_number(x, 6).numpy())

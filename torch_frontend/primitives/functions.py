@@ -76,9 +76,7 @@ def sigmoid(x: Operand) -> Tensor:
     n, p = _exponential((-wide.abs()).clamp(min=-800.0))
     below = 1.0 + scaled(1.0 + p, n.clamp(min=-100.0), torch.float32)
     return _narrow(
-        torch.where(
-            wide < 0, scaled(devices.quotient(1.0 + p, below), n, x.dtype), devices.quotient(torch.ones_like(p), below)
-        ),
+        torch.where(wide < 0, scaled(devices.quotient(1.0 + p, below), n, x.dtype), devices.reciprocal(below)),
         x,
     )
 
