@@ -12,8 +12,6 @@ sums by a select, or by a zero that is not known as one.
 import torch
 from torch import Tensor
 
-BEYOND = 2.0**128  # float32 ends below it
-
 
 def rounds_once(x: Tensor) -> bool:
     """Whether ``x / s``, and ``x * s`` before it is added to, are rounded once as they are written."""
@@ -51,7 +49,7 @@ def quotient_by_number(x: Tensor, n: int) -> Tensor:
 
 
 def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
-    """About the quotient, float64; `quotient` is right if this is off by four units of float32, or by thousands."""
+    """About the quotient, a finite float64; it may be off by four units of float32, or by thousands."""
     return dividend * inverse
 
 
@@ -61,7 +59,7 @@ def _refined(dividend: Tensor, divisor: Tensor, inverse: Tensor, guessed: Tensor
     Every product here may be contracted with the sum that it enters, or not.
     """
     inverse = inverse + inverse * (1.0 - inverse * divisor)
-    near = guessed.clamp(-BEYOND, BEYOND)
+    near = guessed
     for _ in range(2):
         near = near + (dividend - near * divisor) * inverse
     return near

@@ -34,10 +34,11 @@ def off_by(units: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A guess that is so many units in the last place of float32 away from the quotient that NumPy would round to."""
 
     def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
-        near = (dividend * inverse).to(torch.float32)
+        quotient = dividend * inverse
+        near = quotient.to(torch.float32)
         size = near.view(torch.int32) & 0x7FFFFFFF
-        moved = (size + units).clamp(0, 0x7F800000) | (near.view(torch.int32) & -(2**31))
-        return torch.where(size < 0x7F800000, moved.view(torch.float32), near).to(torch.float64)
+        moved = (size + units).clamp(0, 0x7F7FFFFF) | (near.view(torch.int32) & -(2**31))
+        return torch.where(size < 0x7F800000, moved.view(torch.float32).to(torch.float64), quotient)
 
     return guess
 
