@@ -172,7 +172,7 @@ def float_logits(framework: str) -> Array:
     room = importlib.import_module(f"samebits.proofs.inputs.digits_{framework}")
     network = room.classifier(None, None)
     room.load_tensors(network, load_checkpoint().tensors)
-    return np.asarray(room.inference(network, compiled=FASTER[framework] == "jax jit")(images()[0]))
+    return np.asarray(room.inference(network, FASTER[framework])(images()[0]))
 
 
 def show_checkpoint(framework: str, checkpoint: Checkpoint, console: Console) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..core import checks
 from ..core.granularity import Granularity, PerTensor, Shape, qparams_shape
+from . import platforms
 
 
 class Layout(NamedTuple):
@@ -171,6 +172,10 @@ def widen(x: jax.Array) -> jax.Array:
     """
     if x.dtype == checks.scale_dtype(x.dtype.name):
         return x
+    if not platforms.rounds_once():
+        from .devices import widened  # which needs this module
+
+        return widened(x)
     return lax.convert_element_type(barrier(x), checks.scale_dtype(x.dtype.name))
 
 
@@ -191,6 +196,10 @@ def with_float64(*dtypes: Any) -> AbstractContextManager[Any]:
 
 def narrow(x: jax.Array, dtype: Any) -> jax.Array:
     """``x`` rounded once, to nearest even, to ``dtype``; behind a barrier, so that a widening after it keeps that."""
+    if x.dtype != dtype and not platforms.rounds_once():
+        from .operations import round_to_dtype  # which needs this module
+
+        return round_to_dtype(x, dtype)
     return x if x.dtype == dtype else barrier(lax.convert_element_type(x, dtype))
 
 
@@ -202,6 +211,10 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
         subnormals: False where the caller knows that subnormal ``x`` may be read as zero; saves the decoding.
     """
     divisor = jnp.broadcast_to(s, x.shape)
+    if not platforms.rounds_once():
+        from .ieee import divide_exactly  # which needs this module
+
+        return divide_exactly(x, divisor)
     if not is_concrete(x, s, divisor):  # op by op there is nothing to be kept apart
         x, divisor = veiled(x, divisor), veiled(divisor, x)
     if not subnormals:

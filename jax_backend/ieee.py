@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from . import platforms
 from .arrays import (
     barrier,
     bit_pattern,
@@ -22,6 +23,7 @@ from .arrays import (
     scaled_subnormal,
     veiled,
 )
+from .devices import quotient_of
 
 Array = jax.Array
 
@@ -34,11 +36,20 @@ def divide_exactly(x: Array, s: Array) -> Array:
     """
     significand, exponent = parts(x)
     divisor, divisor_exponent = parts(s)
-    dividend, by = from_one_to_two(significand, x.dtype), from_one_to_two(divisor, x.dtype)
+    quotient, shift, lost = quotient_of_parts(significand, divisor, x.dtype)
+    return _rounded(x, s, quotient, exponent - divisor_exponent + shift, lost)
+
+
+def quotient_of_parts(significand: Array, divisor: Array, dtype: Any) -> tuple[Array, Array, Array]:
+    """The quotient of two significands: its own, its exponent, and the rest, whose sign says what the rounding lost."""
+    if not platforms.rounds_once():
+        quotient, less, rest = quotient_of(significand, divisor, dtype)
+        return quotient, -less, rest
+    dividend, by = from_one_to_two(significand, dtype), from_one_to_two(divisor, dtype)
     rounded = veiled(dividend, by) / veiled(by, dividend)
     quotient, shift = parts(rounded)  # in (1/2, 2)
-    lost = (significand << (layout(x.dtype).mantissa - shift)) - quotient * divisor  # small: wrapping does no harm
-    return _rounded(x, s, quotient, exponent - divisor_exponent + shift, lost)
+    lost = (significand << (layout(dtype).mantissa - shift)) - quotient * divisor  # small: wrapping does no harm
+    return quotient, shift, lost
 
 
 def multiply_exactly(x: Array, s: Array) -> Array:

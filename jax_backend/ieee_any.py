@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .arrays import add, bit_pattern, from_pattern, layout, magnitude, ordered, veiled, with_sign_of
-from .ieee import from_one_to_two, parts, placed
+from .arrays import add, bit_pattern, from_pattern, layout, magnitude, ordered, with_sign_of
+from .ieee import from_one_to_two, parts, placed, quotient_of_parts
 
 Array = jax.Array
 
@@ -52,9 +52,7 @@ def multiply_any(a: Array, b: Array) -> Array:
 def divide_any(a: Array, b: Array) -> Array:
     """``a / b``, correctly rounded. Float32 or float64, same shape."""
     (first, exponent), (second, other) = parts(a), parts(b)
-    dividend, by = from_one_to_two(first, a.dtype), from_one_to_two(second, a.dtype)
-    quotient, shift = parts(veiled(dividend, by) / veiled(by, dividend))  # in (1/2, 2)
-    lost = (first << (layout(a.dtype).mantissa - shift)) - quotient * second  # small: wrapping does no harm
+    quotient, shift, lost = quotient_of_parts(first, second, a.dtype)
     size = placed(quotient, exponent - other + shift, lost, a.dtype)
     infinite, zero = is_infinite(a) | is_zero(b), is_zero(a) | is_infinite(b)
     return _special(a, b, jnp.where(zero, 0, size), infinite, infinite & zero)

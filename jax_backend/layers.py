@@ -21,7 +21,7 @@ from ..core.contraction import accumulator_bound, largest_code
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.granularity import PerAxis, PerTensor, Shape
-from . import kernels
+from . import kernels, platforms
 from .arguments import check_operands
 from .arrays import add, bit_pattern, from_pattern, is_subnormal_or_zero, layout, narrow, scaled_subnormal, widen
 from .derivatives import Tangents, differentiable
@@ -323,7 +323,13 @@ def _spoiled(geometry: Geometry, b: Array) -> Array:
 
 
 def _contract_integers(geometry: Geometry, a: Array, b: Array) -> Array:
-    """`_contract` for integers of at most 256, in the dtype that matrix products multiply fastest."""
+    """`_contract` for integers of at most 256, in the dtype that matrix products multiply fastest.
+
+    Convolutions of float32 may be computed by transforms that round, elsewhere than on the CPU; of float64 none is.
+    """
+    if geometry.stride is not None and a.dtype != np.float64 and not platforms.rounds_once():
+        with jax.enable_x64(True):
+            return _contract(geometry, a.astype(np.float64), b.astype(np.float64)).astype(np.float32)
     if geometry.stride is None and a.dtype != np.float64:
         a, b = a.astype(type_of_codes()), b.astype(type_of_codes())
     return _contract(geometry, a, b)

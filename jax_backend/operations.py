@@ -22,8 +22,8 @@ from .arrays import (
     layout,
     magnitude,
     widen_exactly,
-    with_sign_of,
 )
+from .devices import as_float16
 from .ieee_any import add_any, divide_any, multiply_add_any, multiply_any
 
 Array = jax.Array
@@ -56,7 +56,7 @@ def round_to_dtype(x: Array, dtype: Any) -> Array:
         kept = from_pattern(nearest.astype(jnp.int16), jnp.bfloat16)
         return jnp.where(jnp.isnan(wide), jnp.asarray(jnp.nan, jnp.bfloat16), kept)
     if dtype == jnp.float16:
-        return lax.convert_element_type(_as_float16(_wide(x)), dtype)
+        return lax.convert_element_type(as_float16(_wide(x)), dtype)
     return widen_exactly(_wide(x), dtype)
 
 
@@ -124,18 +124,6 @@ def _wide(x: Array) -> Array:
     if x.dtype == jnp.bfloat16:  # by its bits, since a conversion may read a subnormal as zero
         return from_pattern(bit_pattern(x).astype(jnp.int32) << 16, FLOAT32)
     return lax.convert_element_type(x, checks.scale_dtype(x.dtype.name))
-
-
-def _as_float16(x: Array) -> Array:
-    """float32 rounded to the numbers of float16, to nearest even, and still float32."""
-    size = magnitude(x)
-    nearest = (size + 0xFFF + ((size >> 13) & 1)) & ~0x1FFF
-    large = layout(FLOAT32).one + np.int32(16 << 23)  # 65536
-    normal = from_pattern(jnp.where(nearest >= large, layout(FLOAT32).exponent, nearest), FLOAT32)
-    units = lax.round(jnp.abs(x) * np.float32(2.0**24), lax.RoundingMethod.TO_NEAREST_EVEN)  # exact but for the round
-    small = layout(FLOAT32).one - np.int32(14 << 23)  # 2**-14
-    rounded = with_sign_of(jnp.where(size < small, units * np.float32(2.0**-24), normal), x)
-    return jnp.where(jnp.isnan(x), x, rounded)
 
 
 def _float32_pattern(x: Array, *, odd: bool) -> Array:

@@ -1,4 +1,4 @@
-"""Which kernel a program takes: decided for the platform that it is compiled for."""
+"""Which kernel a program takes, and what its compiler computes otherwise: decided for the platform of a process."""
 
 import os
 from collections.abc import Callable
@@ -32,6 +32,15 @@ def type_of_codes() -> Any:
     except OSError:  # not Linux
         return np.float32
     return np.float32 if OF_BFLOAT16.isdisjoint(known.split()) else jnp.bfloat16
+
+
+def rounds_once() -> bool:
+    """Whether the compiler of this process rounds a quotient once, and keeps a conversion to 16 bits: on the CPU.
+
+    XLA on a GPU divides float32 with an error of units in the last place, leaves out a narrowing that is widened again,
+    and may take a convolution by an algorithm that rounds integers, too.
+    """
+    return jax.default_backend() == "cpu"
 
 
 def has_kernels() -> bool:

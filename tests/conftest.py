@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from samebits.proofs.certificates.schedule import give_back_memory, resident_memory
+from samebits.proofs.modes.devices import ACCELERATED
+from samebits.proofs.modes.execution import without_device
 from samebits.proofs.modes.workers import wait_idly
 
 wait_idly()  # one process for each core, each with threads of its own
@@ -43,6 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if stays == 0 or seen[function] % stays:
             item.add_marker(pytest.mark.thorough)
         seen[function] += 1
+    of_a_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    reason = without_device(ACCELERATED) if of_a_gpu else None
+    for item in of_a_gpu if reason else ():
+        item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {reason}"))
 
 
 @pytest.fixture(autouse=True, scope="module")

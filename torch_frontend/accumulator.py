@@ -13,6 +13,7 @@ from ..core.contraction import check_truncation, norm_of_accumulator
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import Rounding
 from ..core.formats import IntegerFormat
+from . import devices
 from .arguments import check_tensor
 from .arrays import dtype_name
 from .clamp import clamp
@@ -41,7 +42,7 @@ def accumulator_scale(w: Tensor, scale: Tensor, bound: float, centred: bool = Fa
         norm = 2 * torch.maximum(ordered_sum(rows.clamp(min=0)), ordered_sum((-rows).clamp(min=0)))
     else:
         norm = ordered_sum(rows.abs())
-    least = norm / torch.tensor(bound, dtype=torch.float32, device=w.device) * MARGIN
+    least = devices.quotient(norm, torch.tensor(bound, dtype=torch.float32, device=w.device)) * MARGIN
     return torch.maximum(scale, least.reshape(scale.shape))
 
 
@@ -61,7 +62,7 @@ def centred_channels(w: Tensor) -> Tensor:
     checks.check_weight(dtype_name(w.dtype), 1)
     rows = _counted(w.detach().reshape(len(w), -1))
     total = ordered_sum(rows)
-    mean = _counted(total / torch.full_like(total, max(rows.shape[1], 1)))
+    mean = _counted(devices.quotient(total, torch.full_like(total, max(rows.shape[1], 1))))
     return (rows - mean[:, None]).reshape(w.shape)
 
 
@@ -109,7 +110,7 @@ def weight_norm_scale(w: Tensor, scale: Tensor, g: Tensor) -> Tensor:
         check_tensor(name, tensor)
     checks.check_weight(dtype_name(w.dtype), 1)
     norm = average_range(_L2, w.detach())[1]
-    return (scale * norm / g).clamp(min=torch.finfo(torch.float32).smallest_normal)
+    return devices.quotient(scale * norm, g).clamp(min=torch.finfo(torch.float32).smallest_normal)
 
 
 def truncate(

@@ -30,7 +30,19 @@ def check_operands(q: Quantizer, x: Tensor, qparams: QParams) -> QParams:
     checks.check_quantizer(q)
     check_tensor("x", x)
     checks.check_float("x", dtype_name(x.dtype))
-    return check_qparams(q, tuple(x.shape), dtype_name(x.dtype), qparams)
+    qparams = check_qparams(q, tuple(x.shape), dtype_name(x.dtype), qparams)
+    return qparams if x.is_cpu else beside(x, qparams)
+
+
+def beside(x: Tensor, qparams: QParams) -> QParams:
+    """Parameters on the device of ``x``, unless that computes nothing.
+
+    Eager CUDA would multiply by the reciprocal of a scale in main memory.
+    """
+    if x.is_meta or qparams.scale.device == x.device:
+        return qparams
+    zero = None if qparams.zero_point is None else qparams.zero_point.to(x.device)
+    return qparams._replace(scale=qparams.scale.to(x.device), zero_point=zero)
 
 
 def check_qparams(q: Quantizer, shape: tuple[int, ...], dtype: str | None, qparams: QParams) -> QParams:

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import devices
+
 SQRT_HALF_BITS = 0x3F3504F3  # of the float32 nearest to the square root of 1/2
 LOG = (2.88539, 0.96179885, 0.57671416, 0.43174228)
 EXP = (0.6931472, 0.2402265, 0.05550328, 0.009618004, 0.001340027, 0.00015476301)
@@ -51,9 +53,9 @@ def power(x: Tensor, r: float) -> Tensor:
         raise ValueError(f"`r` must be 0, or 2**-64 to 8 in magnitude, got {r!r}")
     single = x.to(torch.float32)
     k, of_rest = _parts(single)
-    whole = k * _short(r)
+    whole = devices.product(k, _short(r))
     n = whole.round()
-    f = (whole - n) + (k * _short(r - _short(r)) + of_rest * r)
+    f = (whole - n) + (devices.product(k, _short(r - _short(r))) + devices.product(of_rest, r))
     more = f.round()
     value = _power_of_two(n + more, f - more)
     of_zero, of_infinity = (0.0, torch.inf) if r > 0 else (torch.inf, 0.0) if r < 0 else (1.0, 1.0)
@@ -73,11 +75,11 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     bits = x.view(torch.int32)
     k = (bits - SQRT_HALF_BITS) >> 23
     m = (bits - (k << 23)).view(torch.float32)
-    s = (m - 1.0) / (m + 1.0)
+    s = devices.quotient(m - 1.0, m + 1.0)
     z = s * s
     polynomial = torch.full_like(z, LOG[-1])
     for coefficient in LOG[-2::-1]:
-        polynomial = polynomial * z + coefficient
+        polynomial = devices.product(polynomial, z) + coefficient
     return k.to(torch.float32), s * polynomial
 
 
@@ -85,8 +87,8 @@ def _power_of_two(n: Tensor, f: Tensor) -> Tensor:
     """``2**(n + f)`` for whole ``n`` and ``f`` in [-1/2, 1/2]: ``n`` is added to the exponent in the bits."""
     polynomial = torch.full_like(f, EXP[-1])
     for coefficient in EXP[-2::-1]:
-        polynomial = polynomial * f + coefficient
-    near = (1.0 + polynomial * f).view(torch.int32)
+        polynomial = devices.product(polynomial, f) + coefficient
+    near = (1.0 + devices.product(polynomial, f)).view(torch.int32)
     value = (near + (n.clamp(-126.0, 127.0).to(torch.int32) << 23)).view(torch.float32)
     last = torch.where(f < 0, ((near + (127 << 23)).view(torch.float32)) * 2.0, torch.inf)  # n = 128
     value = torch.where(n < 128, value, torch.where(n > 128, torch.inf, last))

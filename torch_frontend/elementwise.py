@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Gradient, Quantizer
-from ..core.formats import IntegerFormat
-from . import arithmetics
+from ..core.formats import CodebookFormat, IntegerFormat
+from . import arithmetics, devices
 from .arrays import widened
 from .expressions import Terms, nearest, where_passing
 from .grid import limit_to_grid, round_to_grid
@@ -38,14 +38,14 @@ def codes_of(
         limits: smallest and largest code, 0-d, where they are not the format's.
     """
     if q.nearest_integers:  # rounded after the clamp, whose limits are integers: the same codes
-        quotient = value / s
+        quotient = value / s if value.is_cpu else devices.quotient(value, s)
         clamped = quotient.clamp(q.format.lo, q.format.hi) if limits is None else _limited(quotient, limits)
         return quotient, quotient.round(), nearest(clamped)
     if not q.usual:
         return arithmetics.codes_of(q, value, s, z, noise, limits)
     if z is not None and q.arithmetic.has_float_zeros:
         value, z = value - value_of_code_0(q, s, z), None
-    quotient = value / s
+    quotient = devices.quotient(value, s)
     rounded = round_to_grid(q, quotient, noise)
     unclamped = rounded if z is None else rounded + z
     return quotient, unclamped, limit_to_grid(q, unclamped) if limits is None else _limited(unclamped, limits)
@@ -53,7 +53,7 @@ def codes_of(
 
 def value_of_code_0(q: Quantizer, s: Tensor, z: Tensor) -> Tensor:
     """What code 0 stands for where the middle code stands for ``z``: ``z - mid * s``."""
-    return z - s * middle_code(q) if middle_code(q) else z
+    return z - devices.product(s, float(middle_code(q))) if middle_code(q) else z
 
 
 def centred(q: Quantizer, codes: Tensor, z: Tensor | None) -> Tensor:
@@ -97,10 +97,11 @@ def one_zero(q: Quantizer, codes: Tensor) -> Tensor:
 def values_of(q: Quantizer, codes: Tensor, s: Tensor, z: Tensor | None) -> Tensor:
     """``(code - z) * s``, or ``(code - mid) * s + z``; -0.0 only in formats that have it."""
     if q.nearest_integers:  # as below, without functions that compiled code would be guarded by
-        return codes * s
+        return codes * s if codes.is_cpu else devices.product_of_codes(codes, s)
     if not q.usual:
         return arithmetics.values_of(q, codes, s, z)
-    product = centred(q, codes, z) * s
+    multiply = devices.product if isinstance(q.format, CodebookFormat) or q.relaxed else devices.product_of_codes
+    product = multiply(centred(q, codes, z), s)
     return product + z if z is not None and q.arithmetic.has_float_zeros else product
 
 
@@ -124,7 +125,7 @@ def gradient_terms(
     if wanted[1]:
         steps = codes if z is None else centred(q, codes, z)
         if z is not None and q.arithmetic.has_float_zeros:
-            quotient = (value - z) / s
+            quotient = devices.quotient(value - z, s)
         d_scale = wide * (steps - torch.where(passes, quotient, torch.zeros_like(quotient)))
         if q.gradient is Gradient.LEARNED_CLIP:
             d_scale = torch.where(passes, torch.zeros_like(d_scale), d_scale)

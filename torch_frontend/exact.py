@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.contraction import accumulator_bound, largest_code
 from ..core.descriptions import Quantizer
+from . import devices
 from .arrays import is_concrete, pieces
 
 SHORTEST_PART = 64  # channels; below it many small float32 products cost more than one in float64
@@ -39,8 +40,10 @@ def contraction(
     for n in b.shape[2:] if axis == 1 else ():
         terms *= n
     part = 2**24 // max(1, accumulator_bound(q_x, q_w, terms))
+    # Convolutions of float32 may be computed by transforms that round, elsewhere than on the CPU; of float64 none is.
+    direct = a.is_cpu or a.is_meta or axis != 1 or b.ndim == 2
     # Up to 256 in magnitude, also where the user lets float32 products run in TensorFloat-32 or bfloat16.
-    small = max(largest_code(q_x), largest_code(q_w)) <= 256 and a.dtype == torch.float32
+    small = direct and max(largest_code(q_x), largest_code(q_w)) <= 256 and a.dtype == torch.float32
     known = largest_sum is not None and largest_sum * largest_code(q_x) <= 2**24
     if small and (channels <= part or known):
         return contract(a, b)
@@ -63,5 +66,5 @@ def scaled(total: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
                 out.add_(b)
         return y
     large = 1.5 * 2.0**52  # as `elementwise.one_zero`, in float64 since the sums are large
-    y = ((total.double() + large) - large).to(scale.dtype) * scale
+    y = devices.product(((total.double() + large) - large).to(scale.dtype), scale)
     return y if bias is None else y + bias

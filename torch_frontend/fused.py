@@ -12,6 +12,7 @@ J.-M. Muller et al., Handbook of Floating-Point Arithmetic, chapters 4 and 5.
 import torch
 from torch import Tensor
 
+from . import devices
 from .arrays import narrowed
 
 SPLIT = 2.0**27 + 1  # Veltkamp's, which halves the significand of a float64
@@ -105,13 +106,13 @@ def _sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The rounded product, and what it lacks, exactly; of numbers whose product neither overflows nor vanishes."""
-    total = a * b
+    total = devices.product(a, b)
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
     return total, ((a_high * b_high - total) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
 def _halves(a: Tensor) -> tuple[Tensor, Tensor]:
-    large = a * SPLIT
+    large = devices.product(a, SPLIT)
     high = large - (large - a)
     return high, a - high
 

@@ -12,6 +12,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from ..core.descriptions import Quantizer
 from ..core.scales import inverse_betas
+from . import devices
 from .arrays import is_concrete
 from .blocks import split_blocks
 from .elementary import power
@@ -94,11 +95,11 @@ def _median_ratio(y: Tensor, codes: Tensor) -> Tensor:
     counts = (y != 0) & (codes != 0)
     if not y.shape[-1]:
         return y.new_full(y.shape[:-1], torch.inf)
-    ratios = torch.where(counts, y / codes, torch.inf)
+    ratios = torch.where(counts, devices.quotient(y, codes), torch.inf)
     return nth_smallest(ratios, ((counts.sum(-1) + 1) // 2).clamp(min=1))
 
 
 def _mean_rest(y: Tensor, codes: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
     """The mean of what the codes leave, in units."""
-    total = ordered_sum(y - codes * in_units(scale[..., None], unit))
-    return total / torch.full_like(total, y.shape[-1])
+    total = ordered_sum(y - devices.product(codes, in_units(scale[..., None], unit)))
+    return devices.quotient(total, torch.full_like(total, y.shape[-1]))

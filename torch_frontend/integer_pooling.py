@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import integer_checks as checks
+from . import devices
 from .arguments import check_tensor
 from .arrays import dtype_name
 
@@ -31,7 +32,7 @@ def integer_average_pool(codes: Tensor, size: Sequence[int]) -> Tensor:
         TypeError: another dtype. ValueError: windows that do not fit.
     """
     total = _windows(codes, size).sum(-1, dtype=torch.int64)
-    return (total.double() / prod(size)).round().to(codes.dtype)
+    return devices.quotient_by_number(total.double(), prod(size)).round().to(codes.dtype)
 
 
 def integer_max_pool(codes: Tensor, size: Sequence[int]) -> Tensor:

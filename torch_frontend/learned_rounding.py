@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.descriptions import QParams, Quantizer
 from ..core.directions import LearnedRounding, Relaxation
-from . import arguments
+from . import arguments, devices
 from .arrays import apply, broadcast_views, widened
 
 LARGEST, LOG2_E = 32.0, 1.44269504088896341
@@ -45,10 +45,10 @@ def rounding_slope(rule: LearnedRounding, v: Tensor) -> Tensor:
     low, high = _both_sides(t)
     slope = low * high
     if rule.relaxation is Relaxation.HARD_SIGMOID:
-        stretched = torch.where(t < 0, low, high) * STRETCH + SHIFT
+        stretched = devices.product(torch.where(t < 0, low, high), STRETCH) + SHIFT
         slope = torch.where((stretched >= 0) & (stretched <= 1), slope * STRETCH, 0.0)
     else:
-        slope = slope / _constant(slope, rule.temperature)
+        slope = devices.quotient(slope, _constant(slope, rule.temperature))
     return torch.where(v != v, torch.nan, slope).to(v.dtype)
 
 
@@ -74,7 +74,8 @@ def initial_rounding(q: Quantizer, x: Tensor, qparams: QParams) -> Tensor:
     """
     qparams = arguments.check_operands(q, x, qparams._replace(rounding=None))
     array, own = broadcast_views(q.granularity, tuple(x.shape))
-    quotient = (widened(x.detach()).reshape(array) / qparams.scale.detach().reshape(own)).reshape(x.shape)
+    over = qparams.scale.detach().reshape(own)
+    quotient = devices.quotient(widened(x.detach()).reshape(array), over).reshape(x.shape)
     fraction = (quotient - quotient.floor()).to(torch.float32)
     rule = q.learned_rounding
     step = 4.0 if rule.relaxation is Relaxation.HARD_SIGMOID else 16 * float(_constant(fraction, rule.temperature))
@@ -117,14 +118,14 @@ def _share(rule: LearnedRounding, v: Tensor) -> Tensor:
     low, high = _both_sides(t)
     share = torch.where(t < 0, low, high)
     if rule.relaxation is Relaxation.HARD_SIGMOID:
-        share = (share * STRETCH + SHIFT).clamp(0.0, 1.0)
+        share = (devices.product(share, STRETCH) + SHIFT).clamp(0.0, 1.0)
     return torch.where(v != v, torch.nan, share).to(v.dtype)
 
 
 def _argument(rule: LearnedRounding, v: Tensor) -> Tensor:
     """What the sigmoid is taken of, in float32; 0 for NaN."""
     t = torch.where(v != v, 0.0, v).to(torch.float32)
-    return t / _constant(t, rule.temperature) if rule.relaxation is Relaxation.SIGMOID else t
+    return devices.quotient(t, _constant(t, rule.temperature)) if rule.relaxation is Relaxation.SIGMOID else t
 
 
 def _constant(like: Tensor, value: float) -> Tensor:
@@ -142,4 +143,4 @@ def _both_sides(t: Tensor) -> tuple[Tensor, Tensor]:
         p = p * y + coefficient
     halvings = ((127 - n.to(torch.int32)) << 23).view(torch.float32)
     e = ((p * (y * y) + y) + 1.0) * halvings
-    return e / (e + 1.0), 1.0 / (e + 1.0)
+    return devices.quotient(e, e + 1.0), devices.reciprocal(e + 1.0)

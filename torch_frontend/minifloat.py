@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.directions import Rounding
 from ..core.formats import FloatFormat, Specials
+from . import devices
 from .arrays import may_hold_nan
 from .rounding import round_to_integer
 
@@ -32,7 +33,7 @@ def round_to_float(u: Tensor, format: FloatFormat, rounding: Rounding, noise: Te
     )
     power = (u.view(integer) & exponent).view(u.dtype)  # 0 for subnormal numbers, infinite for NaN
     quantum = power.clamp(2.0**format.min_exponent, largest) * 2.0**-format.mantissa_bits
-    rounded = round_to_integer(u / quantum, rounding, noise) * quantum
+    rounded = round_to_integer(devices.quotient(u, quantum), rounding, noise) * quantum
     if format.negative_zero:
         return rounded
     bits = rounded.view(integer)  # compilers may take one zero for the other, but not among integers

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.arithmetic import Arithmetic, ComputeDtype, Division
+from . import devices
 from .arrays import narrowed
 from .expressions import carried, signed_sum
 from .fused import rounded_once, rounded_once_wide
@@ -47,7 +48,7 @@ def flush(x: Tensor, arithmetic: Arithmetic) -> Tensor:
 
 def multiply(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``a * b``, rounded once."""
-    return flush(_computed(torch.mul, flush(a, arithmetic), flush(b, arithmetic)), arithmetic)
+    return flush(_computed(devices.product, flush(a, arithmetic), flush(b, arithmetic)), arithmetic)
 
 
 def add(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -62,19 +63,19 @@ def add(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
 def divide(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``a / b`` as the arithmetic divides by a scale: rounded once, or ``a * (1 / b)`` with both steps rounded."""
     if arithmetic.division is Division.RECIPROCAL:
-        return flush(_computed(torch.mul, flush(a, arithmetic), reciprocal(b, arithmetic)), arithmetic)
+        return flush(_computed(devices.product, flush(a, arithmetic), reciprocal(b, arithmetic)), arithmetic)
     return true_divide(a, b, arithmetic)
 
 
 def true_divide(a: Tensor, b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``a / b``, rounded once."""
-    return flush(_computed(torch.true_divide, flush(a, arithmetic), flush(b, arithmetic)), arithmetic)
+    return flush(_computed(devices.quotient, flush(a, arithmetic), flush(b, arithmetic)), arithmetic)
 
 
 def reciprocal(b: Tensor, arithmetic: Arithmetic) -> Tensor:
     """``1 / b``, rounded once."""
     one = torch.ones_like(b)
-    return flush(_computed(torch.true_divide, one, flush(b, arithmetic)), arithmetic)
+    return flush(_computed(devices.quotient, one, flush(b, arithmetic)), arithmetic)
 
 
 def multiply_add(a: Tensor, b: Tensor, c: Tensor, arithmetic: Arithmetic) -> Tensor:

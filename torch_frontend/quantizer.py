@@ -33,7 +33,7 @@ from ..core.directions import Rounding
 from ..core.granularity import qparams_shape
 from ..core.scales import SEARCHED, Denominator, Statistic
 from . import eager, routes
-from .arguments import check_array, check_operands, check_qparams, check_tensor
+from .arguments import beside, check_array, check_operands, check_qparams, check_tensor
 from .arithmetics import as_operand, ends_of, with_one_zero
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, narrowed, records_gradient, wide_dtype, widened
 from .blocks import expand_blocks, split_blocks
@@ -129,6 +129,7 @@ def dequantize(q: Quantizer, codes: Tensor, qparams: QParams, dtype: torch.dtype
     if dtype is not None:
         checks.check_float("dtype", dtype_name(dtype))
     qparams = check_qparams(q, tuple(codes.shape), None if dtype is None else dtype_name(dtype), qparams)
+    qparams = qparams if codes.is_cpu else beside(codes, qparams)
     out = qparams.scale.dtype if dtype is None else dtype
     return routes.values(q, codes, qparams.scale, qparams.zero_point, out)
 

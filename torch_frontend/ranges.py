@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.descriptions import Quantizer
 from ..core.scales import Statistic
+from . import devices
 from .arithmetics import number_of, product
 from .arrays import is_concrete
 from .blocks import split_blocks
@@ -78,7 +79,7 @@ def mean_and_deviation(q: Quantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
     n, v = int(v.shape[-1]), v if q.affine else v.abs()
     mean = _over(ordered_sum(v), max(n, 1))
     difference = without_small(v - mean[..., None])
-    deviation = square_root(_over(ordered_sum(difference * difference), max(n - 1, 1)))
+    deviation = square_root(_over(ordered_sum(devices.product(difference, difference)), max(n - 1, 1)))
     return torch.where(finite, mean, torch.nan), torch.where(finite, deviation, torch.nan), unit
 
 
@@ -107,7 +108,7 @@ def searched_range(
     for some in torch.split(factors, 1 if is_concrete(x) else steps):
         lows, highs = product(low, some), product(high, some)
         difference = in_units(fake(lows, highs) - blocks, unit.expand(lows.shape))
-        for a, b, error in zip(lows, highs, ordered_sum(difference * difference), strict=True):
+        for a, b, error in zip(lows, highs, ordered_sum(devices.product(difference, difference)), strict=True):
             better = error < best
             best_low, best_high = torch.where(better, a, best_low), torch.where(better, b, best_high)
             best = torch.where(better, error, best)
@@ -116,4 +117,4 @@ def searched_range(
 
 def _over(total: Tensor, n: int) -> Tensor:
     """``total / n``, correctly rounded."""
-    return total / torch.full_like(total, n)
+    return devices.quotient(total, torch.full_like(total, n))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Quantizer
+from . import devices
 
 
 def running_average(q: Quantizer, old: Tensor, new: Tensor, seen: Tensor | None) -> Tensor:
@@ -21,12 +22,13 @@ def running_average(q: Quantizer, old: Tensor, new: Tensor, seen: Tensor | None)
     Source: momentum as Brevitas `inplace_momentum_update` (whose momentum is the weight of the new value).
     """
     if q.scale.momentum is not None:
-        average = old * q.scale.momentum + new * (1 - q.scale.momentum)
+        average = devices.product(old, q.scale.momentum) + devices.product(new, 1 - q.scale.momentum)
     elif seen is None:
         raise TypeError("`seen` must be a tensor for a mean, got None")
     else:
         count = (seen + 1).to(old.dtype).expand(old.shape)
-        average = old * (seen.to(old.dtype).expand(old.shape) / count) + new / count
+        share = devices.quotient(seen.to(old.dtype).expand(old.shape), count)
+        average = devices.product(old, share) + devices.quotient(new, count)
     return torch.where(new != new, old, torch.where(old != old, new, average))
 
 

@@ -9,6 +9,7 @@ from ..core.descriptions import Quantizer
 from ..core.directions import Rounding
 from ..core.formats import FloatFormat, significand_bits
 from ..core.scales import INTEGER_SCALE, SHARED_EXPONENT, Denominator, Restriction
+from . import devices
 from .arithmetics import number_of, with_one_zero
 from .elementary import exp2, log2
 from .expressions import carried
@@ -89,7 +90,7 @@ def _quantized(q: Quantizer, format: FloatFormat, magnitude: Tensor) -> Tensor:
     if q.scale.two_level:
         largest = magnitude.amax() if magnitude.numel() else magnitude.sum()
         tensor = _over(q, largest, divisor(q) * format.hi).clamp(min=floor).expand_as(magnitude)
-        level = level / tensor
+        level = devices.quotient(level, tensor)
     within = level.clamp(2.0**format.min_exponent, format.hi)
     return round_to_float(within, format, Rounding.TIES_TO_EVEN) * tensor
 
@@ -176,7 +177,7 @@ def _over(q: Quantizer, a: Tensor, b: float) -> Tensor:
     In other arithmetics through float32 for 16-bit dtypes, which do not hold every divisor (torch does the same).
     """
     if q.arithmetic.is_default and a.element_size() > 2:
-        return a / torch.full_like(a, b)
+        return devices.quotient(a, torch.full_like(a, b))
     wide = carried(a)
     return flush(round_to_dtype(true_divide(wide, torch.full_like(wide, b), q.arithmetic), a.dtype), q.arithmetic)
 

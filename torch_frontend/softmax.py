@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core import integer_checks as checks
+from . import devices
 from .arguments import check_codes, check_tensor, ends
 from .arrays import dtype_name
 
@@ -55,4 +56,4 @@ def integer_softmax(x: Tensor, exponentials: Tensor, bits: int, mask: Tensor | N
     e = exponentials[(codes.amax(-1, keepdim=True) - codes).long()]
     e = e if mask is None else torch.where(mask, e, 0)
     total = e.sum(-1, keepdim=True, dtype=torch.int64)
-    return ((255 * e).double() / total.clamp(min=1).double()).round().to(torch.uint8)
+    return devices.quotient((255 * e).double(), total.clamp(min=1).double()).round().to(torch.uint8)

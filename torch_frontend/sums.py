@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import devices
+
 
 def ordered_sum(terms: Tensor) -> Tensor:
     """Sum over the last axis: zeros appended up to a power of two, then ``v[: n/2] + v[n/2 :]`` until one is left.
@@ -54,7 +56,7 @@ def in_units(x: Tensor, unit: Tensor) -> Tensor:
     Args:
         x: one axis more than ``unit``, the last.
     """
-    return without_small(x / unit[..., None])
+    return without_small(devices.quotient(x, unit[..., None]))
 
 
 def without_small(x: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from ...core.descriptions import Quantizer
 from ...core.directions import Rounding
 from ..arrays import bit_pattern
-from ..ieee import from_one_to_two, parts
+from ..devices import quotient_of
+from ..ieee import parts
 
 Array = jax.Array
 MANTISSA = 23
-GUESS = 4  # units in the last place that a division may be off
 LEAST, LARGEST = -3, 22  # exponents that matter: smaller quotients round to 0, larger ones are clamped
 
 
@@ -37,13 +37,7 @@ def _quotient(x: Array, s: Array) -> tuple[Array, Array]:
     The quotient of two significands of 24 bits never lies halfway between two others, so nearest is one of them.
     """
     (of_x, x_exponent), (of_s, s_exponent) = parts(x), parts(s)
-    less = (of_x < of_s).astype(jnp.int32)
-    guess = from_one_to_two(of_x, x.dtype) * (1 + less).astype(x.dtype) / from_one_to_two(of_s, s.dtype)  # in [1, 2)
-    found = (guess * 2.0**MANTISSA).astype(jnp.int32)
-    rest = (of_x << (MANTISSA + less)) - found * of_s  # small: wrapping does no harm
-    for _ in range(GUESS):
-        step = (2 * rest > of_s).astype(jnp.int32) - (2 * rest < -of_s).astype(jnp.int32)
-        found, rest = found + step, rest - step * of_s
+    found, less, _ = quotient_of(of_x, of_s, x.dtype)
     return found, x_exponent - s_exponent - less
 
 

@@ -10,7 +10,8 @@ from ...core import catalog
 from ...core.descriptions import Quantizer
 from ...core.directions import Rounding
 from ..modes import execution
-from ..modes.execution import MODES
+from ..modes.devices import ACCELERATED
+from ..modes.execution import MODES, modes_on
 from .cases import DTYPES
 from .evaluate_scales import scales_plan
 from .tiles import Part, Tile, boundary_plan, exhaustive_plan
@@ -33,7 +34,7 @@ class Request:
     Attributes:
         name: of the quantizer, for people.
         q: the quantizer itself.
-        modes: which of `MODES`.
+        modes: which of `MODES` and `devices.ACCELERATED`.
         engine: of `ENGINES`.
         scales, dtype, zero_point: of the exhaustive engine.
     """
@@ -63,6 +64,7 @@ def requested(
     scales: Sequence[float] = (),
     dtype: str = "float32",
     zero_point: int | None = None,
+    device: str = "cpu",
 ) -> Request:
     """A request by names, with everything that can be wrong with it found.
 
@@ -75,7 +77,7 @@ def requested(
         raise ValueError(f"`rounding` must be deterministic, got '{q.rounding}': a certificate is of a step function")
     for kind, value, known in (
         ("engine", (engine,), ENGINES),
-        ("mode", modes, MODES),
+        ("mode", modes, (*MODES, *ACCELERATED)),
         ("dtype", (dtype,), tuple(DTYPES)),
     ):
         for one in value:
@@ -85,7 +87,8 @@ def requested(
         raise ValueError("`scale`, `dtype` and `zero_point` are for the exhaustive engine")
     chosen = tuple(float(np.float32(s)) for s in scales or ((0.1,) if engine == "exhaustive" else ()))
     shown = name if rounding is None else f"{name}, {rounding}"
-    request = Request(shown, q, tuple(m for m in MODES if not modes or m in modes), engine, chosen, dtype, zero_point)
+    wanted = tuple(m for m in (*MODES, *ACCELERATED) if m in (modes or modes_on(device)))
+    request = Request(shown, q, wanted, engine, chosen, dtype, zero_point)
     check_modes(request.modes)
     request.plan()
     return request

@@ -36,10 +36,11 @@ from ..inputs.checkpoint import CheckpointError, StoredTensor, mapped_values, st
 from ..inputs.compare import differences
 from ..modes import execution
 from ..modes.constants import FOLDING
+from ..modes.devices import ACCELERATED
 from ..modes.execution import Case
 from ..modes.workers import run_jobs
 from ..prototypes.users import is_named, shown
-from .of_prototypes import PrototypeJob, check_formula, run_prototype
+from .of_prototypes import PrototypeJob, checked_formulas, run_prototype
 from .pieces import Piece, Rows, chosen_parameters, edge_rows, not_applicable, pack, range_rows, tensor_rows
 from .tally import Tally, refused, tally, tally_of_constants
 
@@ -157,13 +158,15 @@ def plan(
     thorough: bool = False,
     dialect: str | None = None,
     parameters: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Plan:
     """The jobs of a check. Everything that can be wrong with the request is found here.
 
     Args:
         path: a safetensors file; None for the digit classifier of the package, with its logits.
         quantizers: names in the catalog, and prototypes as ``FILE.py:NAME``; none for the whole catalog.
-        modes: of `execution.MODES`; ``dtypes``: of `DTYPES`.
+        modes: of `execution`; ``dtypes``: of `DTYPES`.
+        device: of `modes.devices.DEVICES`; where no ``modes`` are named, those of this device.
         thorough: every dtype in every mode for every entry, as it also is where ``quantizers`` or ``dtypes`` are named.
         dialect: of `core.dialects`; None for the quantizers of the catalog as they are. Without names, those entries
             that have it; and without the logits of the digits, whose quantizers have none.
@@ -176,18 +179,15 @@ def plan(
     """
     from ..inputs.digits import DATA
 
-    prototypes = tuple(dict.fromkeys(name for name in quantizers if is_named(name)))
-    if prototypes and dialect is not None:
-        raise ValueError(f"`dialect` is of quantizers of the catalog, not of {prototypes[0]}")
-    for name in prototypes:
-        check_formula(name, parameters)
+    on_device = execution.modes_on(device)
+    chosen_modes = _known("mode", modes, (*execution.MODES, *ACCELERATED)) if modes else on_device
+    prototypes = checked_formulas(quantizers, parameters, chosen_modes, dialect)
     asked = [name for name in quantizers if not is_named(name)]
     names = _known("quantizer", asked, catalog) if asked or not prototypes else ()
     if dialect is not None:
         names = tuple(name for name in names if quantizers or _has(name, dialect))
         for name in names:
             quantizer_of(name, dialect)
-    chosen_modes = _known("mode", modes, execution.MODES)
     chosen_dtypes = _known("dtype", dtypes, DTYPES)
     others = tuple(mode for mode in chosen_modes if mode != REFERENCE)
     source = DATA if path is None else path
@@ -246,10 +246,11 @@ def check(
     workers: int = 0,
     thorough: bool = False,
     dialect: str | None = None,
+    device: str = "cpu",
     **wanted: Sequence[str],
 ) -> CheckResult:
     """`plan`, `run_plan` and `summary` in one call; ``workers`` above 0 need a program that can be imported again."""
-    chosen = plan(path, thorough=thorough, dialect=dialect, **wanted)
+    chosen = plan(path, thorough=thorough, dialect=dialect, device=device, **wanted)
     return summary(chosen, run_plan(chosen, workers=workers))
 
 
@@ -313,11 +314,11 @@ def _quantizers(job: QuantizersJob) -> tuple[Row, ...]:
         }
         expected = {name: execution.run_all(REFERENCE, *case) for name, case in cases.items() if name not in ended}
         for mode in modes:
-            asked = list(cases if mode == "torch compiled" else expected)  # that program takes all, always
+            asked = list(cases if execution.together(mode) else expected)  # that program takes all, always
             asked = [name for name in asked if not missing[name, mode]]
             if not asked:
                 continue
-            for names in [asked] if mode == "torch compiled" else [[name] for name in asked]:
+            for names in [asked] if execution.together(mode) else [[name] for name in asked]:
                 found = _answers(mode, {name: cases[name] for name in names})
                 for name in expected.keys() & found.keys():
                     totals[name, mode] += _compared(cases[name], pieces[name], expected[name], found[name])

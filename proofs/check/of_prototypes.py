@@ -17,9 +17,10 @@ from ...core.prototype import Prototype
 from ..inputs.checkpoint import mapped_values, stored_tensors
 from ..inputs.compare import describe, differences
 from ..inputs.knife_edges import special_values
+from ..modes.execution import MODES
 from ..prototypes.agreement import results
 from ..prototypes.edges import found_inputs
-from ..prototypes.users import arrays_of, parameters_of, prototype_of
+from ..prototypes.users import arrays_of, is_named, parameters_of, prototype_of
 from .pieces import BREADTH, HEIGHT, Piece, Rows, pack, tensor_rows
 from .tally import Example, Tally
 
@@ -39,15 +40,25 @@ class PrototypeJob:
     modes: tuple[str, ...]
 
 
-def check_formula(name: str, parameters: Sequence[str]) -> None:
-    """Runs it once on a piece, so that what is wrong with it is told before anything else is done.
+def checked_formulas(
+    names: Sequence[str], parameters: Sequence[str], modes: Sequence[str], dialect: str | None
+) -> tuple[str, ...]:
+    """Those among names that are prototypes, each run once on a piece: what is wrong is told before anything is done.
 
     Raises:
-        ImportError, KeyError: no such prototype. TypeError, ValueError: what the formula raises; other parameters.
+        ImportError, KeyError: no such prototype. TypeError, ValueError: what the formula raises; other parameters; a
+            dialect, or a mode that is not of the CPU.
     """
-    prototype = prototype_of(name)
-    x = np.ones((HEIGHT, BREADTH), np.float32)
-    prototypes.apply(prototype, x, **arrays_of(prototype, parameters_of(prototype, parameters), x.dtype))
+    found = tuple(dict.fromkeys(name for name in names if is_named(name)))
+    if found and dialect is not None:
+        raise ValueError(f"`dialect` is of quantizers of the catalog, not of {found[0]}")
+    if found and (others := [mode for mode in modes if mode not in MODES]):
+        raise ValueError(f"{found[0]} cannot run in {others[0]}: prototypes have the modes {', '.join(MODES)}")
+    for name in found:
+        prototype = prototype_of(name)
+        x = np.ones((HEIGHT, BREADTH), np.float32)
+        prototypes.apply(prototype, x, **arrays_of(prototype, parameters_of(prototype, parameters), x.dtype))
+    return found
 
 
 def run_prototype(job: PrototypeJob, missing: Mapping[str, str | None]) -> dict[str, Tally]:

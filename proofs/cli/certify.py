@@ -24,6 +24,9 @@ def certify(
     mode: Annotated[
         list[str] | None, Option(help='Execution mode, e.g. "jax jit"; may be repeated.', metavar="MODE")
     ] = None,
+    device: Annotated[
+        str, Option(help="cpu or cuda: whose modes, where none is named; for quantizers.", metavar="DEVICE")
+    ] = "cpu",
     rounding: Annotated[str | None, Option(help="Another direction than the catalog's.")] = None,
     scale: Annotated[list[float] | None, Option(help="For exhaustive; may be repeated.")] = None,
     parameter: Annotated[
@@ -54,10 +57,10 @@ def certify(
     def request(one: str) -> Any:
         if ":" in one:
             return requested_prototype(one, engine, dtype, mode or (), parameter or ())
-        return requested(one, engine, mode or (), rounding, scale or (), dtype, zero_point)
+        return requested(one, engine, mode or (), rounding, scale or (), dtype, zero_point, device)
 
     own = [*(name or ()), *(primitive or ())]
-    _check_options(name or (), primitive or (), replay, tiles, output, (rounding, scale, zero_point), parameter)
+    _check_options(name or (), primitive or (), replay, tiles, output, (rounding, scale, zero_point), parameter, device)
     how: dict[str, Any] = {"workers": workers, "scheduler": scheduler}
     try:
         if replay:
@@ -96,6 +99,7 @@ def _check_options(
     output: Path | None,
     of_quantizers: Sequence[Any],
     parameter: Sequence[str] | None,
+    device: str,
 ) -> None:
     """Refuses what does not go together."""
     own = [*name, *primitive]
@@ -106,6 +110,8 @@ def _check_options(
         _refuse(f"{output}: must be a directory for several certificates")
     if sweeps and any(value is not None and value != [] for value in of_quantizers):
         _refuse("--rounding, --scale and --zero-point are of quantizers of the catalog; see --primitive 'round ...'")
+    if device != "cpu" and (sweeps or replay):
+        _refuse("--device is of quantizers of the catalog")
     if parameter and len(sweeps) - len(primitive) != len(own):
         _refuse("--set is of prototypes, FILE.py:NAME")
     if tiles and not replay and len(sweeps) != len(own):

@@ -38,6 +38,7 @@ Modes = Annotated[
 Dtypes = Annotated[
     list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64; may be repeated.", metavar="DTYPE")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda: whose modes, where none is named.", metavar="DEVICE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that share the work; 0 for none but this one.")]
 
@@ -90,6 +91,7 @@ def check(
         str | None, typer.Option(help="Check quantizers in the arithmetic of another system.", metavar="NAME")
     ] = None,
     parameter: Parameters = None,
+    device: Device = "cpu",
     json: Json = False,
     report: Annotated[Path | None, typer.Option(help="Write a self-contained page.", metavar="FILE.html")] = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Also compile every entry for every dtype.")] = False,
@@ -106,8 +108,8 @@ def check(
     if report and not report.parent.is_dir():
         _refuse(f"{report}: no such directory: {report.parent}")
     if networks:
-        if checkpoint or quantizer or dtype or dialect or thorough or parameter:
-            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --set or --thorough")
+        if checkpoint or quantizer or dtype or dialect or thorough or parameter or device != "cpu":
+            _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --set, --device or --thorough")
         _check_networks(mode or (), json=json, report=report, workers=workers)
     if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
@@ -122,6 +124,7 @@ def check(
             thorough=thorough,
             dialect=dialect,
             parameters=parameter or (),
+            device=device,
         )
     except (CheckpointError, ImportError, KeyError, TypeError, ValueError) as error:
         _refuse(" ".join(str(error.args[0]).split()))
@@ -169,6 +172,7 @@ def diverge(
     target: Annotated[list[str] | None, typer.Argument(help="What to look at; all by default.")] = None,
     cause: Annotated[bool, typer.Option("--cause", help="Find why: the operation, and the switch.")] = False,
     parameter: Parameters = None,
+    device: Device = "cpu",
     json: Json = False,
     workers: Workers = 2,
 ) -> None:
@@ -178,10 +182,14 @@ def diverge(
     textbook code is compared with its primitives.
     """
     if not cause and (own := _prototypes(target or ())):
+        if device != "cpu":
+            _refuse("--device is of quantizers of the catalog")
         _diverge_prototypes(own, parameter or (), json=json, workers=workers)
     if parameter:
         _refuse("--set is of prototypes, FILE.py:NAME, without --cause")
     if cause or any(":" in name for name in target or ()):
+        if device != "cpu":
+            _refuse("--cause is for the cpu")
         _causes(target, json=json)
     from ..divergence import divergence
     from . import display
@@ -189,11 +197,11 @@ def diverge(
 
     names = tuple(target or divergence.TARGETS)
     try:
-        jobs = divergence.jobs(names)
-    except KeyError as error:
+        jobs = divergence.jobs(names, device)
+    except (KeyError, ValueError) as error:
         _refuse(error.args[0])
-    _refuse_if_alone(divergence.MODES)
-    results = divergence.diverge(names, workers=workers)
+    _refuse_if_alone(divergence.modes_on(device))
+    results = divergence.diverge(names, device, workers=workers)
     shown = _shown("comparing", len(jobs), results, quiet=json)
     found = divergence.in_order(row for rows in shown for row in rows)
     if json:
@@ -330,9 +338,11 @@ def _command() -> str:
 
 def _refuse_if_alone(modes: Iterable[str]) -> None:
     """End where no framework of the modes is installed: that nothing was compared would pass for agreement."""
-    from ..modes.execution import not_installed
+    from ..modes.execution import not_installed, without_device
 
     others = [mode for mode in modes if mode != "numpy"]
+    if reason := without_device(others):
+        _refuse(f"no mode of a GPU can run here: {reason}")
     reasons: dict[str | None, str] = {}
     for mode in others:
         reasons.setdefault(not_installed(mode), mode)

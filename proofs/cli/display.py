@@ -9,8 +9,9 @@ from rich.text import Text
 from ...core import Statistic, catalog
 from ..check.check import REFERENCE, CheckResult, Row
 from ..check.tally import Example
-from ..divergence.divergence import INPUTS, MODES, PAIRS, TARGETS, Divergence
+from ..divergence.divergence import INPUTS, PAIRS, PAIRS_OF_A_GPU, TARGETS, Divergence, modes_on
 from ..modes import execution
+from ..modes.devices import ACCELERATED
 from ..modes.environment import switches
 from .guarantees import GUARANTEE, oracle
 
@@ -61,7 +62,8 @@ def show_divergence(found: Sequence[Divergence]) -> None:
             console.print(_divergence_table(rows))
             for row in _first_of_each_pair(rows):
                 console.print(_divergence_example(row))
-    for mode in MODES:
+    of_a_gpu = any(mode in ACCELERATED for row in found for mode in (row.left, row.right))
+    for mode in modes_on("cuda" if of_a_gpu else "cpu"):
         if not any(mode in (row.left, row.right) for row in found):
             console.print(f"{mode} was not run: {execution.unavailable(mode)}", style="yellow")
 
@@ -137,7 +139,7 @@ def _verdict(result: CheckResult, seconds: float) -> Text:
 
 def _divergence_table(rows: Sequence[Divergence]) -> Table:
     """A line for each program, a column for each pair of modes."""
-    pairs = [pair for pair in PAIRS if any((row.left, row.right) == pair for row in rows)]
+    pairs = [pair for pair in (*PAIRS, *PAIRS_OF_A_GPU) if any((row.left, row.right) == pair for row in rows)]
     table = _table("scale", "dtype", "program", *(f"{left}\n{right}" for left, right in pairs))
     for scale, dtype, around in dict.fromkeys((row.scale, row.dtype, row.surroundings) for row in rows):
         cells = [

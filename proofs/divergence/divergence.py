@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from ...core import PerGroup, PerTensor, QParams, catalog, choose_qparams
 from ...core.catalog import Named
-from ..inputs.checkpoint import mapped_values, stored_tensors
 from ..inputs.compare import describe, differences, ulp_distance
 from ..inputs.knife_edges import knife_edges
 from ..modes.arrays import to_jax, to_numpy, to_torch
+from ..modes.devices import DEVICES, in_jax, torch_place, way_of
 from ..modes.workers import run_jobs
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ PAIRS = (
     ("jax eager", "jax jit"),
     ("torch eager", "jax eager"),
     ("torch compiled", "jax jit"),
+)
+PAIRS_OF_A_GPU = (
+    ("torch cuda eager", "torch cuda compiled"),
+    ("torch eager", "torch cuda eager"),
+    ("torch cuda compiled", "jax gpu jit"),
+    ("torch eager", "jax gpu jit"),
 )
 INPUTS = ("random", "real", "knife edges")
 
@@ -158,23 +164,43 @@ TARGETS: Mapping[str, Target] = Named(
 
 @dataclass(frozen=True)
 class Job:
-    """One program: what is run in every mode on every kind of input."""
+    """One program: what is run in every mode of a device on every kind of input."""
 
     target: str
     scale: Scale
     dtype: str
     surroundings: str
+    device: str = "cpu"
 
 
-def jobs(targets: Sequence[str] = tuple(TARGETS)) -> tuple[Job, ...]:
-    """All programs of the targets. KeyError names a target that does not exist."""
+def modes_on(device: str) -> tuple[str, ...]:
+    """The modes that `pairs_on` compares."""
+    return tuple(dict.fromkeys(mode for pair in pairs_on(device) for mode in pair))
+
+
+def pairs_on(device: str) -> tuple[tuple[str, str], ...]:
+    """`PAIRS` of the ``cpu``; of ``cuda`` the modes of a GPU, beside each other and beside those of the CPU.
+
+    Raises:
+        ValueError: another device.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"`device` must be one of {', '.join(DEVICES)}; got {device!r}")
+    return PAIRS if device == "cpu" else PAIRS_OF_A_GPU
+
+
+def jobs(targets: Sequence[str] = tuple(TARGETS), device: str = "cpu") -> tuple[Job, ...]:
+    """All programs of the targets. KeyError names a target that does not exist; ValueError a device."""
+    pairs_on(device)
     names = [TARGETS[name].name for name in targets]
-    return tuple(Job(n, s, d, a) for d in DTYPES for s in SCALES for a in SURROUNDINGS for n in names)
+    return tuple(Job(n, s, d, a, device) for d in DTYPES for s in SCALES for a in SURROUNDINGS for n in names)
 
 
-def diverge(targets: Sequence[str] = tuple(TARGETS), *, workers: int = 2) -> Iterator[tuple[Divergence, ...]]:
+def diverge(
+    targets: Sequence[str] = tuple(TARGETS), device: str = "cpu", *, workers: int = 2
+) -> Iterator[tuple[Divergence, ...]]:
     """The divergences of every program, program by program, as they are found."""
-    return run_jobs(run_job, jobs(targets), workers)
+    return run_jobs(run_job, jobs(targets, device), workers)
 
 
 def in_order(found: Iterable[Divergence]) -> tuple[Divergence, ...]:
@@ -193,11 +219,11 @@ def run_job(job: Job) -> tuple[Divergence, ...]:
     from ..modes.execution import unavailable
 
     scale, b, inputs = data(job.dtype)
-    modes = [mode for mode in MODES if not unavailable(mode)]
+    modes = [mode for mode in modes_on(job.device) if not unavailable(mode)]
     results = {mode: run(job, mode, inputs, scale, b) for mode in modes}
     return tuple(
         _divergence(job, left, right, name, inputs[name], scale, b, results[left][name], results[right][name])
-        for left, right in PAIRS
+        for left, right in pairs_on(job.device)
         if left in modes and right in modes
         for name in inputs
     )
@@ -210,6 +236,7 @@ def data(dtype: str) -> tuple[Array, Array, Mapping[str, Array]]:
     Real inputs are the weights and activations of the digit classifier, the scale is that of `int8_per_tensor` for
     them; random ones are normal with a quarter of their range as deviation; the knife edges are those of the scale.
     """
+    from ..inputs.checkpoint import mapped_values, stored_tensors
     from ..inputs.digits import DATA
 
     to = DTYPES[dtype]
@@ -234,30 +261,31 @@ def run(job: Job, mode: str, inputs: Mapping[str, Array], scale: Array, b: Array
     s = scale.astype(target.scale_dtype or scale.dtype)
     given = None if job.scale == "constant" else np.full(b.shape, s) if job.scale == "tensor" else s
     if in_torch:
-        return _run_torch(program, mode == "torch compiled", inputs, given, b)
-    return _run_jax(program, mode == "jax jit", inputs, given, b)
+        return _run_torch(program, mode, inputs, given, b)
+    return _run_jax(program, mode, inputs, given, b)
 
 
 def _run_torch(
-    program: Function, compiled: bool, inputs: Mapping[str, Array], s: Array | None, b: Array
+    program: Function, mode: str, inputs: Mapping[str, Array], s: Array | None, b: Array
 ) -> Mapping[str, Array]:
     import torch
 
     torch.compiler.reset()  # the programs share their code, and dynamo allows few compilations of one code
-    call = torch.compile(program, fullgraph=True) if compiled else program
-    scale, addend = None if s is None else to_torch(s), to_torch(b)
+    call, place = torch.compile(program, fullgraph=True) if way_of(mode).compiled else program, torch_place(mode)
+    scale, addend = None if s is None else to_torch(s, place), to_torch(b, place)
     with torch.no_grad():
-        return {name: to_numpy(call(to_torch(x), scale, addend)) for name, x in inputs.items()}
+        return {name: to_numpy(call(to_torch(x, place), scale, addend)) for name, x in inputs.items()}
 
 
 def _run_jax(
-    program: Function, compiled: bool, inputs: Mapping[str, Array], s: Array | None, b: Array
+    program: Function, mode: str, inputs: Mapping[str, Array], s: Array | None, b: Array
 ) -> Mapping[str, Array]:
     import jax
 
-    call = jax.jit(program) if compiled else program
-    scale, addend = None if s is None else to_jax(s), to_jax(b)
-    return {name: to_numpy(call(to_jax(x), scale, addend)) for name, x in inputs.items()}
+    call = jax.jit(program) if way_of(mode).compiled else program
+    with in_jax(mode):
+        scale, addend = None if s is None else to_jax(s), to_jax(b)
+        return {name: to_numpy(call(to_jax(x), scale, addend)) for name, x in inputs.items()}
 
 
 def _divergence(

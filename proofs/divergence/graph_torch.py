@@ -3,10 +3,12 @@
 import operator
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -36,12 +38,21 @@ NAMES: dict[Any, str] = {
 }
 
 
-def trace_torch(function: Callable[..., Any], *arguments: Array) -> Graph:
+def trace_torch(function: Callable[..., Any], *arguments: Array, device: str = "cpu") -> Graph:
     """The operations that ``function`` has for arguments of these shapes and dtypes.
 
     Tensors that it closes over are constants of the graph.
+
+    Args:
+        device: that of the arguments. Where it is no cpu it need not be there; the function may hold no tensors, and is
+            told that it is compiled.
     """
-    traced = make_fx(function)(*map(to_torch, arguments))
+    if device == "cpu":
+        traced = make_fx(function)(*map(to_torch, arguments))
+    else:
+        with FakeTensorMode(), torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+            given = [torch.empty(a.shape, dtype=to_torch(a).dtype, device=device) for a in arguments]
+            traced = make_fx(function)(*given)
     builder, known = Builder(), {}
     outputs: list[Place] = []
     for node in traced.graph.nodes:
@@ -83,7 +94,7 @@ def _operations(builder: Builder, node: Node, known: dict[Node, list[Place]]) ->
     """One for each result. Numbers among the operands are constants; with other options an operation is not known."""
     value = node.meta["val"]
     name = NAMES.get(node.target)
-    if name and not (set(node.kwargs) - {"dtype"} if name == "convert" else node.kwargs):
+    if name and not (set(node.kwargs) - {"dtype", "device"} if name == "convert" else node.kwargs):
         limits = name == "clamp"
         taken = node.args[:1] if name == "convert" else node.args
         if not (limits and (len(taken) < 3 or None in taken)):
@@ -111,6 +122,7 @@ def _native(node: Node, index: int | None) -> Callable[..., Array]:
     def native(*arrays: Array) -> Array:
         given = {one: _as_in(one, to_torch(np.array(a))) for one, a in zip(own, arrays, strict=True)}
         arguments, keywords = torch.fx.map_arg((node.args, node.kwargs), lambda one: given[one])
+        keywords = {name: torch.device("cpu") if name == "device" else k for name, k in keywords.items()}
         assert callable(node.target)
         result = node.target(*arguments, **keywords)
         return to_numpy(result if index is None else result[index])

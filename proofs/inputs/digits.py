@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ...core import QParams, catalog, choose_qparams, conv, linear
 from ...core.granularity import qparams_shape
 from ...core.requirements import explaining
+from ..modes.devices import ACCELERATED, way_of
 from ..modes.execution import MODES, implementation
 from .checkpoint import stored_tensors
 
@@ -152,7 +153,7 @@ def logits(mode: str, batch_size: int, checkpoint: Checkpoint | None = None, cou
     """Logits of all digits from the quantized classifier, run in one mode.
 
     Args:
-        mode: one of `execution.MODES`.
+        mode: one of `execution.MODES` or `devices.ACCELERATED`.
         batch_size: images at a time; the last batch may be smaller.
         checkpoint: None for the one that comes with the package.
         count: None for all digits, else how many of them, from the first.
@@ -168,16 +169,15 @@ def network(mode: str, checkpoint: Checkpoint | None = None) -> Callable[[Array]
     """The classifier in one mode: images, float32 ``(batch, 1, 8, 8)``, to logits, float32 ``(batch, 10)``.
 
     Raises:
-        ValueError: a mode that is none of `execution.MODES`.
+        ValueError: another mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    known = (*MODES, *ACCELERATED)
+    if mode not in known:
+        raise ValueError(f"`mode` must be one of {', '.join(map(repr, known))}; got {mode!r}")
     checkpoint = load_checkpoint() if checkpoint is None else checkpoint
     if mode == "numpy":
         return _numpy_network(checkpoint)
-    run: Callable[[Array], Array] = _room(mode).inference(
-        module(mode, checkpoint), compiled=mode in ("torch compiled", "jax jit")
-    )
+    run: Callable[[Array], Array] = _room(mode).inference(module(mode, checkpoint), mode)
     return run
 
 
@@ -185,7 +185,7 @@ def module(mode: str, checkpoint: Checkpoint | None = None) -> Any:
     """The classifier as a module of the framework of a mode, with the tensors of a checkpoint."""
     checkpoint = load_checkpoint() if checkpoint is None else checkpoint
     tensors = dict(checkpoint.tensors)
-    if mode in ("torch eager", "jax eager"):  # once here, instead of with every batch
+    if way_of(mode).how == "eager":  # once here, instead of with every batch
         choose = implementation(mode).choose_qparams
         scales = {layer: f"{layer}.weight_quant.scale" for layer in LAYERS}
         q_w = catalog[checkpoint.weight_quant]

@@ -11,6 +11,7 @@ from ...core.requirements import explaining
 from ...jax_backend.interop import load_state_dict, state_dict
 from ...jax_backend.nn import QuantConv, QuantLinear
 from ..modes.arrays import to_jax, to_numpy
+from ..modes.devices import in_jax, way_of
 
 with explaining(__name__):
     import jax
@@ -51,13 +52,14 @@ def tensors_of(network: nnx.Module) -> dict[str, Array]:
     return {name: np.array(tensor) for name, tensor in state_dict(network).items()}
 
 
-def inference(network: nnx.Module, *, compiled: bool) -> Callable[[Array], Array]:
+def inference(network: nnx.Module, mode: str) -> Callable[[Array], Array]:
     """The network in evaluation mode as a function over NumPy arrays; op by op unless compiled."""
+    compiled = way_of(mode).compiled
     network.eval()  # type: ignore[no-untyped-call]
     forward = nnx.jit(network) if compiled else network
 
     def run(x: Array) -> Array:
-        with jax.disable_jit(not compiled):
+        with in_jax(mode), jax.disable_jit(not compiled):
             return to_numpy(forward(to_jax(x)))
 
     return run

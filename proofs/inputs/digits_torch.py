@@ -11,6 +11,7 @@ from ...core import Quantizer
 from ...core.requirements import explaining
 from ...torch_frontend.nn import QuantConv2d, QuantLinear
 from ..modes.arrays import to_numpy, to_torch
+from ..modes.devices import torch_place, way_of
 
 with explaining(__name__):
     import torch
@@ -43,17 +44,18 @@ def tensors_of(network: torch.nn.Module) -> dict[str, Array]:
     return {name: np.array(to_numpy(tensor)) for name, tensor in network.state_dict().items()}
 
 
-def inference(network: torch.nn.Module, *, compiled: bool) -> Callable[[Array], Array]:
+def inference(network: torch.nn.Module, mode: str) -> Callable[[Array], Array]:
     """The network in evaluation mode as a function over NumPy arrays, on one thread: it is too small for more."""
-    network.eval()
-    forward = torch.compile(network, fullgraph=True, dynamic=True) if compiled else network
+    place = torch_place(mode)
+    network.eval().to(place)
+    forward = torch.compile(network, fullgraph=True, dynamic=True) if way_of(mode).compiled else network
 
     def run(x: Array) -> Array:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                return to_numpy(forward(to_torch(x)))
+                return to_numpy(forward(to_torch(x, place)))
         finally:
             torch.set_num_threads(threads)
 

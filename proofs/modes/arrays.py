@@ -32,16 +32,16 @@ def to_numpy(value: Any) -> Array:
     return np.asarray(value)
 
 
-def to_torch(x: Array) -> "torch.Tensor":
-    """A torch tensor of the same bits, on the CPU; shares the memory of a writable array with positive strides."""
+def to_torch(x: Array, device: str = "cpu") -> "torch.Tensor":
+    """A torch tensor of the same bits; on the CPU it shares the memory of a writable array with positive strides."""
     import torch
 
     x = np.asarray(x)
     if not x.flags.writeable or any(stride < 0 for stride in x.strides):
         x = x.copy()
     if x.dtype == BFLOAT16:
-        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(x)
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(x).to(device)
 
 
 def to_jax(x: Array) -> "jax.Array":

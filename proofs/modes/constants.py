@@ -1,7 +1,7 @@
 """Operands as constants of a compiled program: what a compiler knows it may fold, merge and contract.
 
 An array that a function closes over is a constant of ``jax.jit``. ``torch.compile`` makes inputs of such tensors, and
-eager modes fold nothing, so this concerns ``jax jit`` alone.
+eager modes fold nothing, so this concerns ``jax jit`` alone, on any device.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ... import core
 from ...core.descriptions import QParams, Quantizer
 from .arrays import to_jax, to_numpy
+from .devices import in_jax
 from .programs import jax_types
 
 Array = NDArray[Any]
-FOLDING = ("jax jit",)  # modes in which an operand can be a constant
+FOLDING = ("jax jit", "jax gpu jit")  # modes in which an operand can be a constant
 PARAMETERS = frozenset({"scale", "zero"})
 CASES: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType(  # verb, and which of its operands are constants
     {
@@ -47,7 +48,7 @@ def with_constants(mode: str, q: Quantizer, x: Array, b: Array, qparams: QParams
 
     from ... import jax_backend
 
-    with jax_types(wide=x.dtype == np.float64):
+    with in_jax(mode), jax_types(wide=x.dtype == np.float64):
         fixed = {name: None if o is None else to_jax(np.asarray(o)) for name, o in operands.items()}
         program = jax.jit(lambda given, b: _results(jax_backend, q, x.dtype.name, given, fixed, b))
         return {name: to_numpy(result) for name, result in program(fixed, to_jax(b)).items()}

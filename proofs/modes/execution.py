@@ -10,6 +10,8 @@
     ``jax jit``           the same in one ``jax.jit`` program
     ====================  ==================================================================================
 
+Three more run on a GPU (`devices.ACCELERATED`); they are asked for by name, or by a device.
+
 Everything here takes and gives NumPy arrays, so that results can be compared. Frameworks are imported when a mode that
 needs them is first used. No global setting is left changed: 64-bit types in JAX, for float64 arrays, are switched on
 for the call.
@@ -21,7 +23,7 @@ quantized, which is what compiled code must answer by itself.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +36,15 @@ from ...core.granularity import qparams_shape
 from ...core.requirements import lacking
 from . import programs
 from .arrays import to_jax, to_numpy, to_torch
+from .devices import ACCELERATED, DEVICES, in_jax, missing_device, torch_place, way_of
 from .shapes import compiled_shape
 
 Array = NDArray[Any]
 
 MODES = ("numpy", "torch eager", "torch compiled", "jax eager", "jax jit")
-REFUSES = frozenset({"numpy", "torch eager", "jax eager"})  # modes that raise for NaN and for data that has no scale
+REFUSES = frozenset(
+    {"numpy", "torch eager", "torch cuda eager", "jax eager"}
+)  # modes that raise for NaN and for data that has no scale
 
 
 class Results(NamedTuple):
@@ -67,7 +72,7 @@ class Implementation:
     """Five functions over NumPy arrays with the signatures of `samebits.core`; what the laws are applied to.
 
     Attributes:
-        name: for messages; for ours, one of `MODES`.
+        name: for messages; for ours, one of `MODES` or `devices.ACCELERATED`.
         refuses: whether `quantize` raises ValueError for NaN and `choose_qparams` for data with NaN or an infinity. If
             not, they give the code of zero and a NaN scale.
     """
@@ -139,8 +144,8 @@ def run_all(mode: str, q: Quantizer, x: Array, g: Array, qparams: QParams | None
         values = core.dequantize(q, codes, chosen, x.dtype)
         gradients = core.fake_quantize_vjp(q, x, chosen, g)
         return Results(chosen, codes, values, core.fake_quantize(q, x, qparams), gradients, gradients.x)
-    if mode == "torch compiled":
-        return _torch_compiled([Case(q, x, g, qparams)])[0]
+    if together(mode):
+        return _torch_compiled(mode, [Case(q, x, g, qparams)])[0]
     scale, zero = (None, None) if qparams is None else qparams[:2]
     return _results(_call(mode, "all_five", q, x.dtype, x, number, g, scale, zero))
 
@@ -151,7 +156,12 @@ def run_together(mode: str, cases: Sequence[Case]) -> list[Results]:
     Compiling it costs little more than compiling one of them. Raises as `run_all`.
     """
     _check_mode(mode)
-    return _torch_compiled(cases) if mode == "torch compiled" else [run_all(mode, *case) for case in cases]
+    return _torch_compiled(mode, cases) if together(mode) else [run_all(mode, *case) for case in cases]
+
+
+def together(mode: str) -> bool:
+    """Whether `run_together` runs all cases in one program: torch compiled, on any device."""
+    return way_of(mode).how == "compiled"
 
 
 def unavailable(mode: str) -> str | None:
@@ -168,7 +178,25 @@ def unavailable(mode: str) -> str | None:
             __import__(package)
     except ImportError as error:
         return f"{package} cannot be imported: {error}"
-    return programs.missing_compiler() if mode == "torch compiled" else None
+    return missing_device(mode) or (programs.missing_compiler() if mode == "torch compiled" else None)
+
+
+def modes_on(device: str) -> tuple[str, ...]:
+    """The modes of a device: `MODES` of ``cpu``, those of `ACCELERATED` beside the specification of ``cuda``.
+
+    Raises:
+        ValueError: a device that is none of `DEVICES`.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"`device` must be one of {', '.join(DEVICES)}; got {device!r}")
+    return MODES if device == "cpu" else (MODES[0], *ACCELERATED)
+
+
+def without_device(modes: Sequence[str]) -> str | None:
+    """Why none of the modes of a GPU among these can run here, in one line; None where one can, or there is none."""
+    asked = [mode for mode in modes if way_of(mode).device != "cpu"]
+    reasons = [unavailable(mode) for mode in asked]
+    return None if None in reasons or not asked else "; ".join(dict.fromkeys(filter(None, reasons)))
 
 
 def not_installed(mode: str) -> str | None:
@@ -183,39 +211,42 @@ def not_installed(mode: str) -> str | None:
 
 
 def _framework(mode: str) -> str | None:
-    return "torch" if mode.startswith("torch") else "jax" if mode.startswith("jax") else None
+    return way_of(mode).framework
 
 
 def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    known = (*MODES, *ACCELERATED)
+    if mode not in known:
+        raise ValueError(f"`mode` must be one of {', '.join(map(repr, known))}; got {mode!r}")
 
 
 def _call(mode: str, function: str, q: Quantizer, dtype: Any, *arrays: Array | None) -> Any:
     """A function of `programs` in the given mode, from NumPy to NumPy; ``dtype`` selects the program and its output."""
-    if mode.startswith("torch"):
-        program = programs.torch_program(function, q, np.dtype(dtype).name, compiled=mode == "torch compiled")
-        convert: Callable[[Array], Any] = to_torch
+    way = way_of(mode)
+    if way.framework == "torch":
+        program = programs.torch_program(function, q, np.dtype(dtype).name, compiled=way.compiled)
+        convert: Callable[[Array], Any] = partial(to_torch, device=torch_place(mode))
         around: AbstractContextManager[Any] = nullcontext()
+        types: AbstractContextManager[Any] = nullcontext()
     else:
-        program = programs.jax_program(function, q, np.dtype(dtype).name, jit=mode == "jax jit")
-        convert = to_jax
-        around = programs.jax_types(wide=any(a is not None and a.dtype.itemsize == 8 for a in arrays))
-    with around:
+        program = programs.jax_program(function, q, np.dtype(dtype).name, jit=way.compiled)
+        convert, around = to_jax, in_jax(mode)
+        types = programs.jax_types(wide=any(a is not None and a.dtype.itemsize == 8 for a in arrays))
+    with around, types:
         return _map(to_numpy, program(*(None if a is None else convert(np.asarray(a)) for a in arrays)))
 
 
-def _torch_compiled(cases: Sequence[Case]) -> list[Results]:
+def _torch_compiled(mode: str, cases: Sequence[Case]) -> list[Results]:
     """One program for both uses, since compiling costs far more than running: parameters are chosen in a first run."""
     program = programs.torch_compiled_together(tuple(case.q for case in cases), np.asarray(cases[0].x).dtype.name)
     flat = [_flat(case) for case in cases]
     if any(case.qparams is None for case in cases):
-        chosen = [parts[1] for parts in _run_torch(program, flat)]
+        chosen = [parts[1] for parts in _run_torch(mode, program, flat)]
         flat = [
             (x, *(given if case.qparams is None else (scale, zero)), g)
             for case, (x, scale, zero, g), given in zip(cases, flat, chosen, strict=True)
         ]
-    return [_shaped(case, parts) for case, parts in zip(cases, _run_torch(program, flat), strict=True)]
+    return [_shaped(case, parts) for case, parts in zip(cases, _run_torch(mode, program, flat), strict=True)]
 
 
 def _flat(case: Case) -> tuple[Array, Array, Array | None, Array]:
@@ -242,8 +273,10 @@ def _shaped(case: Case, parts: Any) -> Results:
     return Results(used, codes.reshape(shape), values.reshape(shape), fake.reshape(shape), gradients)
 
 
-def _run_torch(program: programs.Program, arguments: Any) -> Any:
-    return _map(to_numpy, program(*(tuple(None if a is None else to_torch(a) for a in own) for own in arguments)))
+def _run_torch(mode: str, program: programs.Program, arguments: Any) -> Any:
+    place = torch_place(mode)
+    given = (tuple(None if a is None else to_torch(a, place) for a in own) for own in arguments)
+    return _map(to_numpy, program(*given))
 
 
 @cache

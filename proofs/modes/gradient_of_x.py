@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...core.descriptions import QParams, Quantizer
 from . import programs
 from .arrays import to_jax, to_numpy, to_torch
+from .devices import ACCELERATED, in_jax, torch_place, way_of
 from .execution import MODES, Implementation, implementation
 
 Array = NDArray[Any]
@@ -25,12 +26,14 @@ def gradients_of_x(chosen: Implementation, q: Quantizer, x: Array, qparams: QPar
     gradients one after the other whatever is asked for.
     """
     found = {"fake_quantize_vjp": np.asarray(chosen.fake_quantize_vjp(q, x, qparams, g).x)}
-    if chosen.name in MODES and _is_ours(chosen):
-        if chosen.name.startswith("torch"):
+    if chosen.name in (*MODES, *ACCELERATED) and _is_ours(chosen):
+        way = way_of(chosen.name)
+        if way.framework == "torch":
             found["gradient of x alone"] = _torch_alone(chosen.name, q, x, qparams, g)
-        elif chosen.name == "jax jit":
-            arguments = (None if a is None else to_jax(np.asarray(a)) for a in (x, *qparams[:2], g))
-            found["gradient of x alone"] = to_numpy(_jax_alone(q)(*arguments))
+        elif way.how == "jit":
+            with in_jax(chosen.name):
+                arguments = (None if a is None else to_jax(np.asarray(a)) for a in (x, *qparams[:2], g))
+                found["gradient of x alone"] = to_numpy(_jax_alone(q)(*arguments))
     return found
 
 
@@ -41,10 +44,13 @@ def _is_ours(chosen: Implementation) -> bool:
 def _torch_alone(mode: str, q: Quantizer, x: Array, qparams: QParams, g: Array) -> Array:
     import torch
 
-    program = programs.torch_program("fake_quantize", q, x.dtype.name, compiled=mode == "torch compiled")
-    scale, zero = (None if p is None else to_torch(np.asarray(p)) for p in qparams[:2])
-    leaf = to_torch(x).requires_grad_()
-    return to_numpy(torch.autograd.grad(program(leaf, scale, zero), leaf, to_torch(g))[0])
+    program, place = (
+        programs.torch_program("fake_quantize", q, x.dtype.name, compiled=way_of(mode).compiled),
+        torch_place(mode),
+    )
+    scale, zero = (None if p is None else to_torch(np.asarray(p), place) for p in qparams[:2])
+    leaf = to_torch(x, place).requires_grad_()
+    return to_numpy(torch.autograd.grad(program(leaf, scale, zero), leaf, to_torch(g, place))[0])
 
 
 @cache

@@ -13,8 +13,8 @@ import pytest
 from samebits import core
 from samebits import jax_backend as jb
 from samebits.core import QParams, Quantizer, catalog
-from samebits.jax_backend import pallas, platforms
-from samebits.jax_backend.ieee import from_one_to_two
+from samebits.jax_backend import devices, pallas, platforms
+from samebits.jax_backend.arrays import bit_pattern, from_pattern
 from samebits.jax_backend.pallas import integers
 from samebits.jax_backend.ptq.products import dynamic_linear
 from samebits.jax_backend.quantizer import _fake_quantized
@@ -77,20 +77,24 @@ def test_quotients_that_a_division_guesses_wrongly(monkeypatch: pytest.MonkeyPat
     s = np.float32(rng.uniform(0.01, 1))
     x = halves * s  # near the halves, on either side
     wanted = core.fake_quantize(q, x, QParams(s))
-    place = f"{integers.__name__}.from_one_to_two"
 
-    def spoiled(significand: Any, dtype: Any) -> Any:
-        """Off by up to 3 units in the last place, this way and that."""
-        noise = (significand * 7919 >> 5) % 4
-        return from_one_to_two(jnp.minimum(significand + noise, (1 << 24) - 1), dtype)
+    def spoiled(a: Any, b: Any) -> Any:
+        """Off by up to 4 units in the last place, this way and that."""
+        pattern = bit_pattern(a / b)
+        return jnp.where(a == 0, a, from_pattern(pattern + (pattern * 7919 >> 5) % 9 - 4, np.float32))
 
-    monkeypatch.setattr(place, spoiled)
+    monkeypatch.setattr(devices, "about", spoiled)
     scales = jnp.full(x.shape, s)
     codes = integers.clamped_codes(q, jnp.asarray(x), scales, jnp.int32(0))
     assert_same_bits(np.asarray(codes).astype(np.float32) * s + 0, wanted)
-    monkeypatch.setattr(integers, "GUESS", 0)
-    uncorrected = integers.clamped_codes(q, jnp.asarray(x), scales, jnp.int32(0))
-    assert (uncorrected != codes).any()
+
+    def uncorrected(significand: Any, divisor: Any, dtype: Any) -> Any:
+        less = (significand < divisor).astype(np.int32)
+        guess = spoiled(significand.astype(dtype) * (1 + less).astype(dtype), divisor.astype(dtype))
+        return (guess * 2.0**23).astype(np.int32), less, None
+
+    monkeypatch.setattr(integers, "quotient_of", uncorrected)
+    assert (integers.clamped_codes(q, jnp.asarray(x), scales, jnp.int32(0)) != codes).any()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (2, 0), (1, 1, 1, 3)])

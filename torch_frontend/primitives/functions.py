@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.coefficients import ATANH, ERF, ERFC, ERFC_CENTRE, EXP, LN2, LN2_HIGH, LN2_LOW, LOG2_E
+from .. import devices
 from ..arrays import narrowed
 from .exponents import scaled
 from .operands import Operand, primitive
@@ -36,7 +37,7 @@ def log(x: Operand) -> Tensor:
     """The natural logarithm: -inf for zeros, NaN for other negative numbers. In float64 within 1.5 ulp."""
     wide = _wide(x)
     k, rest = _logarithm(wide)
-    return _narrow(_of_logarithm(wide, k * LN2_HIGH + (rest + k * LN2_LOW)), x)
+    return _narrow(_of_logarithm(wide, devices.product(k, LN2_HIGH) + (rest + devices.product(k, LN2_LOW))), x)
 
 
 @primitive(1)
@@ -44,7 +45,7 @@ def log2(x: Operand) -> Tensor:
     """The binary logarithm; exact for powers of two. Special values as `log`. In float64 within 2.5 ulp."""
     wide = _wide(x)
     k, rest = _logarithm(wide)
-    return _narrow(_of_logarithm(wide, k + rest * LOG2_E), x)
+    return _narrow(_of_logarithm(wide, k + devices.product(rest, LOG2_E)), x)
 
 
 @primitive(2)
@@ -64,8 +65,8 @@ def tanh(x: Operand) -> Tensor:
     wide = _wide(x)
     n, p = _exponential((2.0 * wide.abs()).clamp(max=44.0))
     power = scaled(torch.ones_like(p), n, torch.float32)
-    q = p * power + (power - 1.0)
-    return _narrow(torch.where(wide.abs() < 2.0**-28, wide, torch.copysign(q / (q + 2.0), wide)), x)
+    q = devices.product(p, power) + (power - 1.0)
+    return _narrow(torch.where(wide.abs() < 2.0**-28, wide, torch.copysign(devices.quotient(q, q + 2.0), wide)), x)
 
 
 @primitive(1)
@@ -74,7 +75,10 @@ def sigmoid(x: Operand) -> Tensor:
     wide = _wide(x)
     n, p = _exponential((-wide.abs()).clamp(min=-800.0))
     below = 1.0 + scaled(1.0 + p, n.clamp(min=-100.0), torch.float32)
-    return _narrow(torch.where(wide < 0, scaled((1.0 + p) / below, n, x.dtype), 1.0 / below), x)
+    return _narrow(
+        torch.where(wide < 0, scaled(devices.quotient(1.0 + p, below), n, x.dtype), devices.reciprocal(below)),
+        x,
+    )
 
 
 @primitive(1)
@@ -84,8 +88,8 @@ def erf(x: Operand) -> Tensor:
     a = wide.abs().clamp(max=6.0)
     small = a.clamp(max=1.0)
     n, p = _exponential(-(a * a))
-    t = (a - ERFC_CENTRE) / (a + ERFC_CENTRE)
-    large = 1.0 - scaled(1.0 + p, n, torch.float32) * _polynomial(t, ERFC)
+    t = devices.quotient(a - ERFC_CENTRE, a + ERFC_CENTRE)
+    large = 1.0 - devices.product(scaled(1.0 + p, n, torch.float32), _polynomial(t, ERFC))
     near = wide * _polynomial(small * small, ERF)
     value = torch.where(a <= 1.0, near, torch.copysign(large, wide))
     return _narrow(torch.where(wide != wide, wide, value), x)
@@ -103,20 +107,20 @@ def _narrow(value: Tensor, like: Operand) -> Tensor:
 def _polynomial(v: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     value = torch.full_like(v, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
-        value = value * v + coefficient
+        value = devices.product(value, v) + coefficient
     return value
 
 
 def _exponential(x: Tensor) -> tuple[Tensor, Tensor]:
     """``n`` and ``p`` with ``e**x = (1 + p) * 2**n``; NaN in ``p``, and 0 in ``n``, for NaN."""
     n = (x * LOG2_E).round()
-    p = _less_one((x - n * LN2_HIGH) - n * LN2_LOW)
+    p = _less_one((x - devices.product(n, LN2_HIGH)) - devices.product(n, LN2_LOW))
     return torch.where(n == n, n, 0.0), p
 
 
 def _less_one(r: Tensor) -> Tensor:
     """``e**r - 1``."""
-    return r * _polynomial(r, EXP)
+    return devices.product(r, _polynomial(r, EXP))
 
 
 def _logarithm(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,9 +129,9 @@ def _logarithm(x: Tensor) -> tuple[Tensor, Tensor]:
     bits = torch.where(small, x * 2.0**54, x).view(torch.int64)
     k = (bits - SQRT_HALF_BITS) >> 52
     m = (bits - (k << 52)).view(torch.float64)
-    s = (m - 1.0) / (m + 1.0)
+    s = devices.quotient(m - 1.0, m + 1.0)
     z = s * s
-    return (k - torch.where(small, 54, 0)).to(torch.float64), 2.0 * s + s * (z * _polynomial(z, ATANH))
+    return (k - torch.where(small, 54, 0)).to(torch.float64), 2.0 * s + devices.product(s, z * _polynomial(z, ATANH))
 
 
 def _of_logarithm(x: Tensor, value: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ def _of_logarithm(x: Tensor, value: Tensor) -> Tensor:
 def _power(a: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
     """Of finite numbers other than 0, ``a`` positive."""
     k, of_rest = _logarithm(a)
-    whole, rest = y * k, y * (of_rest * LOG2_E)
+    whole, rest = devices.product(y, k), devices.product(y, of_rest * LOG2_E)
     total = whole + rest
     beyond = total.abs() > 5000.0
     whole, rest = torch.where(beyond, total.clamp(-5000.0, 5000.0), whole), torch.where(beyond, 0.0, rest)

@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 
 from samebits.core import catalog
 from samebits.proofs.cli import commands as cli
+from samebits.proofs.modes.devices import ACCELERATED
+from samebits.proofs.modes.execution import without_device
 
 from ...planted import FORMULAS, codes_by, plant
 
@@ -74,6 +76,7 @@ def test_programs_of_the_current_directory_are_found(tmp_path: Path) -> None:
     assert {one["explanation"]["program"] for one in found} == {"mine"}
 
 
+NO_GPU = "finds no CUDA device" if without_device(ACCELERATED) else "this machine has one"
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "a quantizer in its place": (["check", "nf4_per_group64"], "is named by --quantizer nf4_per_group64"),
     "missing file": (["check", "{dir}/none.safetensors"], "none.safetensors: no such file"),
@@ -89,6 +92,10 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "no program": (["diverge", "math:pi"], "must be a samebits.proofs.divergence.causes.Program, got float"),
     "no module": (["diverge", "maths:pi"], "maths:pi: cannot import maths: No module named 'maths'"),
     "no program of that name": (["diverge", "math:py"], "math has no 'py'"),
+    "a device that no mode has": (["check", "--device", "tpu"], "`device` must be one of cpu, cuda; got 'tpu'"),
+    "no GPU to check": (["check", "--device", "cuda"], NO_GPU),
+    "no GPU to certify": (["certify", "int8_per_tensor", "--device", "cuda"], NO_GPU),
+    "no GPU to diverge": (["diverge", "--device", "cuda"], NO_GPU),
     "option": (["check", "--quantiser", "x"], "No such option"),
     "command": (["chek"], "No such command"),
 }

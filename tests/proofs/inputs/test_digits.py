@@ -59,7 +59,9 @@ def float_logits(room: ModuleType) -> Array:
     """Logits of all digits from the float weights."""
     network = room.classifier(None, None)
     room.load_tensors(network, digits.load_checkpoint().tensors)
-    return np.asarray(room.inference(network, compiled=room is digits_jax)(digits.images()[0]))  # the faster way
+    return np.asarray(
+        room.inference(network, "jax jit" if room is digits_jax else "torch eager")(digits.images()[0])
+    )  # the faster way
 
 
 def by_integers(checkpoint: digits.Checkpoint, x: Array) -> Array:
