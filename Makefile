@@ -56,7 +56,7 @@ format: $(VENV)/.installed
 
 docs: $(VENV)/.installed $(LINKS)
 	$(BIN)/python -m mkdocs build --strict
-	$(BIN)/python -m pytest -q tests/project/test_documentation.py -k reference
+	$(BIN)/python -m pytest -q tests/project/test_documentation.py -k reference -m ""
 
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/fake_quantize.py
