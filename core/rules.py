@@ -108,7 +108,9 @@ def check_rules(given: Given, places: Sequence[tuple[str, Sequence[str]]]) -> No
         fitting = [roles for name, roles in places if fits(pattern, name)]
         if not fitting:
             names = ", ".join(f"'{name}'" for name, _ in places)
-            raise ValueError(f"the rule '{pattern}' fits no layer; layers are {names or 'none'}")
+            raise ValueError(
+                f"the rule '{pattern}' fits no layer; layers are {names or 'none that is not quantized yet'}"
+            )
         taken = {role for roles in fitting for role in roles}
         for keyword in keywords or {}:
             if keyword.partition("_")[0] not in taken:

@@ -63,8 +63,12 @@ def init(make: Callable[[nnx.Rngs], nnx.Module], key: Array | int) -> Model:
         make: makes it, with keys for its parameters.
         key: of ``jax.random``, or a seed.
     Raises:
-        TypeError: what it makes is no module.
+        TypeError: a module itself, or what is made is none.
     """
+    if isinstance(make, nnx.Module):
+        raise TypeError(
+            f"`make` must be a function that makes a module, got a {type(make).__name__}; see `taken_apart`"
+        )
     module = make(nnx.Rngs(key))
     if not isinstance(module, nnx.Module):
         raise TypeError(f"`make` must give an nnx.Module, gave {module!r}")
@@ -95,9 +99,12 @@ def apply(
         train: whether statistics learn (``module.train()``), or stay as they are (``module.eval()``).
         method: which one is called.
     Raises:
+        TypeError: what is no `Definition`, as a whole `Model`.
         ValueError: arrays that are missing, that the module does not have, or of other shapes than its own, unless
             those are empty: a scale that is not set yet; and what the module raises.
     """
+    if not isinstance(definition, Definition):
+        raise TypeError(f"`definition` must be that of a Model, got {type(definition).__name__}")
     _check("params", definition.params, params)
     _check("state", definition.state, state)
     module: Any = nnx.merge(definition.graph, params, state)

@@ -174,6 +174,8 @@ class TensorQuantizer(nnx.Module):
         if frozen and (before[0].size or q.scale.scale_value is None):
             _check_set(q, before[0])
             state = before
+        elif q.scale.source is ScaleSource.LEARNED and _is_set(before):
+            state = before  # not written: a transformation of JAX may close over the module then
         else:
             state, batch = _learned(q, tuple(map(lax.stop_gradient, before)), x, axes, seen)
             for variable, value in zip(self._variables(), state, strict=True):
@@ -260,6 +262,11 @@ def _given(q: Quantizer, shape: Shape | None, qparams: QParams) -> tuple[Array, 
 def _kept(q: Quantizer, scale: Array) -> Array:
     """What the state keeps of a scale: of one that is learned as a logarithm, that."""
     return log2(scale) if q.scale.learns_logarithm else scale
+
+
+def _is_set(state: State) -> bool:
+    """Whether the values are at hand, and there."""
+    return all(v.size and is_concrete(v) and not np.isnan(np.asarray(v)).any() for v in state)
 
 
 def _check_set(q: Quantizer, scale: Array) -> None:

@@ -18,12 +18,11 @@ from ..tensor_quantizer import TensorQuantizer
 from .layouts import Path, Place, chains, described, parts_of, places
 from .modules import Embed, Sequential
 from .pairs import Pair, of_flax, of_torch
-from .state import load_state_dict, state_dict
+from .state import COUNTER, load_state_dict, state_dict
 from .tensors import numpy_to_tensor, tensor_to_numpy
 from .translation import ANY, Arguments, Axes, Refused, require
 
 Builders = Mapping[Any, Callable[[Any], Any]]
-COUNTER = "num_batches_tracked"
 OWN = "has a forward of its own: write its counterpart, and give `modules={%s: builder}` or use `load_state_dict`"
 
 

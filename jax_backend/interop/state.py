@@ -50,6 +50,7 @@ RENAMED: tuple[tuple[type[nnx.Module], Mapping[str, str]], ...] = (
     (nnx.BatchNorm, {"scale": "weight", "mean": "running_mean", "var": "running_var"}),
 )
 PROJECTIONS = ("query", "key", "value")
+COUNTER = "num_batches_tracked"  # of batch norms in torch, which needs it where there is no momentum
 
 
 class Entry(NamedTuple):
@@ -78,7 +79,8 @@ def state_dict(module: nnx.Module) -> dict[str, Tensor]:
 def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
     """Sets all parameters and statistics of a module from arrays by their torch names and in torch layout.
 
-    Nothing is set when an exception is raised.
+    The counter of batches that torch's batch norms have (`COUNTER`) is left out where those of flax have none. Nothing
+    is set when an exception is raised.
 
     Raises:
         ValueError: names that are missing or that the module does not have, a tensor of another shape, or a count
@@ -88,7 +90,8 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
     held, tensors = entries(module), dict(tensors)
     for prefix, part in attentions(module):
         split_projections(tensors, prefix, part)
-    missing, unexpected = sorted(set(held) - set(tensors)), sorted(set(tensors) - set(held))
+    counters = {f"{name}.{COUNTER}".lstrip(".") for name in batch_norms(module)} - set(held)
+    missing, unexpected = sorted(set(held) - set(tensors)), sorted(set(tensors) - set(held) - counters)
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
         found = "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds if names)
@@ -96,6 +99,13 @@ def load_state_dict(module: nnx.Module, tensors: Mapping[str, Tensor]) -> None:
     new = {name: fitting(name, np.asarray(tensors[name]), entry) for name, entry in held.items()}
     for name, entry in held.items():
         entry.variable.set_value(new[name])
+
+
+def batch_norms(module: nnx.Module) -> Iterator[str]:
+    """Their torch names."""
+    for path, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.BatchNorm):
+            yield ".".join(torch_path(module, path))
 
 
 def entries(module: nnx.Module) -> dict[str, Entry]:

@@ -132,6 +132,11 @@ def test_layers_in_linen() -> None:
 def test_what_is_taken_apart_is_a_module() -> None:
     with pytest.raises(TypeError, match=r"`make` must give an nnx.Module, gave 3"):
         functional.init(lambda rngs: 3, 0)  # type: ignore[return-value]
+    with pytest.raises(TypeError, match="`make` must be a function that makes a module, got a QuantLinear"):
+        functional.init(layer(), 0)  # type: ignore[arg-type]
+    whole = functional.taken_apart(layer())
+    with pytest.raises(TypeError, match="`definition` must be that of a Model, got Model"):
+        functional.apply(whole, whole.params, whole.state, random(6, 4))  # type: ignore[arg-type]
 
 
 def test_pure_functions_compute_what_the_module_does() -> None:
@@ -185,3 +190,11 @@ def test_a_step_of_training_by_pure_functions() -> None:
     turned = {**params, "kernel": params["kernel"][:3]}
     with pytest.raises(ValueError, match=r"`params`: \['kernel'\] must have shape \(4, 4\), got \(3, 4\)"):
         functional.apply(model.definition, turned, state, x)
+
+
+def test_a_module_with_a_learned_scale_that_is_set_may_be_closed_over() -> None:
+    x, held = random(6, 4), layer(input_quant=None, output_quant=None)
+    want = held(x)
+    assert_same_bits(want, nnx.jit(held)(x))
+    assert_same_bits(want, jax.jit(lambda x: held(x))(x))
+    assert np.isfinite(jax.grad(lambda x: held(x).sum())(x)).all()
