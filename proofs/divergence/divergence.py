@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...core import PerGroup, PerTensor, QParams, catalog, choose_qparams
 from ...core.catalog import Named
+from ...core.requirements import explaining
 from ..inputs.compare import describe, differences, ulp_distance
 from ..inputs.knife_edges import knife_edges
 from ..modes.arrays import to_jax, to_numpy, to_torch
@@ -236,8 +237,9 @@ def data(dtype: str) -> tuple[Array, Array, Mapping[str, Array]]:
     Real inputs are the weights and activations of the digit classifier, the scale is that of `int8_per_tensor` for
     them; random ones are normal with a quarter of their range as deviation; the knife edges are those of the scale.
     """
-    from ..inputs.checkpoint import mapped_values, stored_tensors
-    from ..inputs.digits import DATA
+    with explaining("samebits.proofs.diverge"):
+        from ..inputs.checkpoint import mapped_values, stored_tensors
+        from ..inputs.digits import DATA
 
     to = DTYPES[dtype]
     stored = [tensor for tensor in stored_tensors(DATA) if not tensor.skipped]

@@ -174,7 +174,7 @@ print(*[unavailable(mode) for mode in MODES], sep="\\n")
 
 
 def test_a_name_of_proofs_that_needs_more_says_so() -> None:
-    done = run_without(OTHERS, "from samebits.proofs import diverge")
+    done = run_without(OTHERS, "from samebits.proofs import diverge; list(diverge(['samebits'], workers=0))")
     line = "samebits.proofs.diverge needs safetensors, which is not installed: pip install 'samebits[proofs]'"
     assert done.stderr.splitlines()[-1] == f"ImportError: {line}"
 
@@ -256,7 +256,7 @@ COMMAND = "this command needs {}, which is not installed: pip install 'samebits[
             "certify --replay docs/certificates/mxint8.json",
             f"mode torch eager cannot run here: {BRING['torch']}",
         ),
-        ("torch", "check --mode jax*jat", "unknown mode 'jax jat'; did you mean jax jit, jax eager?"),
+        ("torch", "check --mode jax*jat", "unknown mode 'jax jat'; did you mean jax jit, jax gpu jit, jax eager?"),
     ],
 )
 def test_a_command_that_cannot_run_is_exit_code_2_and_one_line(without: str, arguments: str, line: str) -> None:

@@ -106,7 +106,7 @@ def test_a_fault_at_edges_alone_is_found(
 MISTAKES = {
     "no such": (["--quantizer", "{0}:row"], "formulas.py has no 'row'"),
     "parameter": (["--quantizer", "{0}:rows", "--set", "width=3"], "`rows` has no parameter width; it has peak, bits"),
-    "formula": (["--quantizer", "{0}:narrow"], "formulas.py:15, in `x.reshape(-1, 7)`: cannot reshape"),
+    "formula": (["--quantizer", "{0}:narrow"], "formulas.py:15, in `x.reshape(-1, 7)`: `reshape` must keep"),
     "dialect": (["--quantizer", "{0}:rows", "--dialect", "torchao"], "`dialect` is of quantizers of the catalog"),
     "set": (["--quantizer", "int8_per_tensor", "--set", "bits=3"], "--set is of prototypes"),
 }

@@ -139,7 +139,7 @@ def test_the_command_prints_tables_and_json(
 
 def test_a_difference_of_ours_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     row = Divergence("samebits", "scalar", "float32", "alone", *PAIRS[0], "random", 9, 1, 1.0, 1, None)
-    monkeypatch.setattr(divergence, "diverge", lambda names, workers: iter([(row,)]))
+    monkeypatch.setattr(divergence, "diverge", lambda names, device, workers: iter([(row,)]))
     monkeypatch.setattr(sys, "argv", ["samebits", "diverge"])
     with pytest.raises(SystemExit) as done:
         cli.main()
