@@ -133,10 +133,10 @@ def test_what_is_taken_apart_is_a_module() -> None:
     with pytest.raises(TypeError, match=r"`make` must give an nnx.Module, gave 3"):
         functional.init(lambda rngs: 3, 0)  # type: ignore[return-value]
     with pytest.raises(TypeError, match="`make` must be a function that makes a module, got a QuantLinear"):
-        functional.init(layer(), 0)  # type: ignore[arg-type]
+        functional.init(layer(), 0)
     whole = functional.taken_apart(layer())
     with pytest.raises(TypeError, match="`definition` must be that of a Model, got Model"):
-        functional.apply(whole, whole.params, whole.state, random(6, 4))  # type: ignore[arg-type]
+        functional.apply(whole, whole.params, whole.state, random(6, 4))
 
 
 def test_pure_functions_compute_what_the_module_does() -> None:
