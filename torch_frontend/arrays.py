@@ -80,6 +80,13 @@ def records_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+LOST_GRADIENTS = (
+    "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
+    "would with torch.autograd.forward_ad: use torch.autograd.grad inside of it, torch.no_grad() if there are "
+    "none, or these without torch.compile"
+)
+
+
 def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor:
     """``function.apply``, but no compiled program that would differentiate the forward pass of ``function``.
 
@@ -95,24 +102,14 @@ def apply(function: type[torch.autograd.Function], *arguments: object) -> Tensor
         if not checks.keeps_subnormals():
             refuse_flushing(*arguments)
         function = _of_both_modes(function)
-    else:
-        refuse_lost_gradients()
+    elif loses_gradients():
+        raise RuntimeError(LOST_GRADIENTS)
     result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
     if not (torch.compiler.is_exporting() and torch.is_grad_enabled()):
         return result
     inputs = [t for t in arguments if isinstance(t, Tensor) and t.is_floating_point()]
     value: Tensor = torch.ops.samebits.inference_only(result, inputs)
     return value
-
-
-def refuse_lost_gradients() -> None:
-    """RuntimeError in compiled code where `loses_gradients`."""
-    if loses_gradients():
-        raise RuntimeError(
-            "torch.compile around torch.func (grad, vjp, jacrev, jvp, vmap) would give wrong gradients here, and so it "
-            "would with torch.autograd.forward_ad: use torch.autograd.grad inside of it, torch.no_grad() if there are "
-            "none, or these without torch.compile"
-        )
 
 
 @lru_cache

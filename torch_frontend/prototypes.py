@@ -17,7 +17,7 @@ from ..core.formula_values import Room, Run
 from ..core.prototype import Prototype
 from . import primitives
 from .arguments import check_tensor
-from .arrays import is_concrete, may_have_tangent, narrowed, records_gradient, refuse_lost_gradients
+from .arrays import LOST_GRADIENTS, is_concrete, loses_gradients, may_have_tangent, narrowed, records_gradient
 from .examined import examine
 from .formula_pieces import by_pieces
 from .primitives.comparisons import where_by_bytes
@@ -64,7 +64,8 @@ def updated(prototype: Prototype, x: Tensor, **given: Any) -> tuple[Tensor, dict
     names, tensors = tuple(arrays), tuple(arrays.values())
     moves = records_gradient(*(t for t in (x, *tensors) if isinstance(t, Tensor)))
     if torch.compiler.is_compiling():
-        refuse_lost_gradients()
+        if loses_gradients():
+            raise RuntimeError(LOST_GRADIENTS)
         examine(prototype, options, names, (x, *tensors), moves)
     elif _has_tangents(x, *tensors):
         prototype.check_forward_mode("torch.func.jvp, torch.autograd.forward_ad")

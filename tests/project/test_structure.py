@@ -214,13 +214,8 @@ def test_checks_see_what_they_look_for(
 
 
 def test_import_contracts() -> None:
-    command = [
-        str(Path(sys.executable).with_name("lint-imports")),
-        "--config",
-        str(ROOT / "pyproject.toml"),
-        "--no-cache",
-        "--no-logo",
-    ]
+    script, contracts = Path(sys.executable).with_name("lint-imports"), str(ROOT / "pyproject.toml")
+    command = [str(script), "--config", contracts, "--no-cache", "--no-logo"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 broken" in result.stdout
