@@ -255,9 +255,7 @@ class Plain:
         exact = self._exactly(name, a, b, kind=_kind(pair, np.dtype(bool)))
         if pair is None or exact.size * SMALL <= self.size:
             return exact
-        one, other = (v.bounds for v in pair)
-        apart = any(u.nonzero and not u.read and u.least >= 2 * v.read for u, v in ((one, other), (other, one)))
-        if not apart and (one.read or other.read):
+        if any(v.bounds.read for v in pair):  # not even where they lie apart: see `_limited`
             return exact
         costs = pair[0].plain_costs | pair[1].plain_costs
         return Number(exact.shape, bool, Bounds(), lambda: operation(pair[0].plain(), pair[1].plain()), None, costs)
@@ -275,10 +273,8 @@ class Plain:
             return None
 
         def chosen(x: Array, end: Array) -> Array:
-            end = jnp.broadcast_to(end, x.shape)
-            if known:
-                return COMPUTE[name](x, end)
-            return jnp.where(x < end if name == "maximum" else x > end, end, x)
+            """By the primitive: of a comparison of floats and a select, LLVM makes an instruction that flushes."""
+            return COMPUTE[name](x, jnp.broadcast_to(end, x.shape))
 
         joint = joined(x.bounds, bounds)._replace(nonzero=False)
         return self._elementwise(chosen, (x, end), joint)
