@@ -137,10 +137,15 @@ def is_not_a_number(x: Array) -> Array:
 
 
 def _added(a: Array, b: Array) -> Array:
+    """The sum; where it is 0, by the signs of both: of ``0.0 + x`` with a constant XLA makes ``x``, also of -0.0."""
     if a.dtype == FLOAT64:
-        return operations.add(a, b, EXACT)
-    with with_float64(FLOAT64):
-        return _by_single(widened(a) + widened(b), a)
+        total = operations.add(a, b, EXACT)
+    else:
+        with with_float64(FLOAT64):
+            total = _by_single(widened(a) + widened(b), a)
+    sign, pattern = layout(a.dtype).sign, bit_pattern(total)
+    of_zero = bit_pattern(a) & bit_pattern(b) & sign
+    return from_pattern(jnp.where((pattern & ~sign) == 0, of_zero, pattern), total.dtype)
 
 
 def _by_single(value: Array, like: Array) -> Array:

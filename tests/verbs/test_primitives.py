@@ -188,3 +188,15 @@ def test_shapes(room: Any, to: Any) -> None:
     assert to_numpy(room.sum(x[:0], 0)).tolist() == [0, 0, 0, 0]
     assert to_numpy(room.mean(x, keepdims=True)).shape == (1, 1)
     assert_same_bits(to_numpy(room.add(column, x)), (to_numpy(column) + to_numpy(x)))
+
+
+@pytest.mark.parametrize("name", ["add", "subtract"])
+def test_a_constant_zero_keeps_its_sign_in_a_sum(name: str) -> None:
+    """XLA takes ``0.0 + x`` for ``x``, which for -0.0 it is not."""
+    x = np.array([0.0, -0.0, 1.5, -1e-45, np.inf], np.float32)
+    for zero in (0.0, -0.0):
+        for first in (True, False):
+            given = (lambda v, z=zero: (z, v)) if first else (lambda v, z=zero: (v, z))
+            want = getattr(of_core, name)(*given(x))
+            got = jax.jit(lambda v, g=given: getattr(of_jax, name)(*g(v)))(x)
+            assert_same_bits(want, got)
