@@ -107,6 +107,12 @@ def several(x: Any, *, s: Any = p.learned(0.3), b: Any = p.learned(0.25)) -> Any
 
 
 @prototype
+def chosen(x: Any, *, s: Any = p.learned(0.3)) -> Any:
+    """Selects by a comparison of what they select: instructions for that would flush."""
+    return p.round(x * s + s) + p.minimum(x, s) + p.where(x < 3.0, x, 3.0) * 1.0
+
+
+@prototype
 def blocks(x: Any) -> Any:
     rows = x.reshape(-1, 16)
     s = p.maximum(p.absmax(rows, -1, True) / 7, 2.0**-20)
@@ -166,6 +172,7 @@ def around(function: Any, x: Any, t: Any) -> Any:
         (int8, (0.03,)),
         *(pytest.param(q, s, marks=pytest.mark.thorough) for q in (several, last) for s in ((0.3,), (1e-39,), (2e38,))),
         *(pytest.param(int8, s, marks=pytest.mark.thorough) for s in ((1e-44,), (3e-8, 1e-38, -0.5, 0.0))),
+        (chosen, (0.3,)),
         pytest.param(blocks, (None,), marks=pytest.mark.thorough),
     ],
 )
