@@ -24,6 +24,7 @@ settings.register_profile(
 settings.load_profile("samebits")
 
 THOROUGH = Path(__file__).parent / "thorough.txt"
+GOLDEN = 0.6180339887498949  # its multiples lie evenly in [0, 1), and have no period that parameters could have too
 LARGE = 1 * 2**30  # bytes of a process, above which the programs of a file that is done are dropped
 PEAKS: dict[str, str] = {}  # of each process of `make test`
 
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         function = item.nodeid.partition("[")[0]
         stays = listed.get(item.nodeid, listed.get(function, 1))
-        if stays == 0 or seen[function] % stays:
+        if stays == 0 or seen[function] * GOLDEN % 1 >= 1 / stays:
             item.add_marker(pytest.mark.thorough)
         seen[function] += 1
     of_a_gpu = [item for item in items if item.get_closest_marker("cuda")]
