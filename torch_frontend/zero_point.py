@@ -32,7 +32,7 @@ def float_zero_point(q: Quantizer, low: Tensor, scale: Tensor) -> Tensor:
     Source: torchao ``_choose_qparams_affine_tinygemm``.
     """
     if q.is_usual:
-        return scale * middle_code(q) + low
+        return devices.product(scale, float(middle_code(q))) + low
     middle = _number(middle_code(q), scale).to(scale.dtype).expand_as(scale)
     return multiply_add(scale, middle, low, q.arithmetic)
 

@@ -44,7 +44,7 @@ LIBERTIES: Mapping[str, str] = {
     "sums": "a sum that is not exact in every order is off by up to four units in the last place",
     "zeros": "the larger or smaller one of two zeros is the one of the other sign",
     "tensor cores": "float32 operands of contractions are rounded to 8 bits",
-    "transforms": "a float32 convolution is off by parts of a unit, as computed by Winograd's or Fourier's transform",
+    "transforms": "a float32 convolution is off by up to three, as computed by Winograd's or Fourier's transform",
     "subnormals": "subnormal operands and results of arithmetic are zero, which XLA may do and Triton does not",
     "ties": "halves are rounded away from zero",
 }

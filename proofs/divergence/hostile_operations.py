@@ -116,7 +116,7 @@ def contracted(operation: Operation, operands: Sequence[Array], taken: frozenset
         operands = [of_8_bits(o) if one else o for o, one in zip(operands, single, strict=True)]
     found = operation.native(*operands)
     if "conv" in operation.name and found.dtype == np.float32 and "transforms" in taken:
-        draw = np.random.default_rng(0).uniform(-0.4, 0.4, found.shape)
+        draw = np.random.default_rng(0).uniform(-3, 3, found.shape)
         found = (found + draw).astype(np.float32)
     return found
 
