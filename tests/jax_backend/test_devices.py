@@ -68,12 +68,14 @@ def test_quotients_next_to_where_rounding_turns(units: int, monkeypatch: pytest.
     quotients(dividend.astype(np.int32), np.resize(divisor, dividend.size).astype(np.int32), units, monkeypatch)
 
 
-@pytest.mark.parametrize("units", [-100, *OFF, 100])
+@pytest.mark.parametrize("units", [-60, *OFF, 60])
 def test_quotients_nearest_to_halfway(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As near as there are, above and below; also where a division is off by 100 units."""
+    """As near as there are, above and below; also where a division is off by 60 units, by which rests are largest."""
     divisors = np.random.default_rng(3).integers(TOP, 2 * TOP, 5_000)
     found = [nearly_halfway(divisors, distance) for distance in (1, -1, 3, -3)]
     dividend, divisor = (np.concatenate([one[i] for one in found]).astype(np.int32) for i in (0, 1))
+    last = np.array([2 * TOP - 1, TOP + 1], np.int32)
+    dividend, divisor = np.append(last - 1, dividend), np.append(last, divisor)  # just below 2
     size = 30_000  # one shape
     quotients(np.resize(dividend, size), np.resize(divisor, size), units, monkeypatch)
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
+from samebits.core import catalog
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.inputs.halfway import LEAST, nearly_halfway, subnormal_quotients
-from samebits.torch_frontend import devices
+from samebits.torch_frontend import devices, int8
 
 Array = NDArray[Any]
 OFF = range(-4, 5)
@@ -248,3 +250,11 @@ def test_numbers_of_python_are_divided_by_as_tensors(elsewhere: None) -> None:
         assert devices.quotient_by_number(x.to(device), 6).device.type == device
     assert_same_bits((np.float32(1) / x.numpy()), devices.reciprocal(x).numpy())
     assert_same_bits((x.numpy() / np.float32(6)), devices.quotient_by_number(x, 6).numpy())
+
+
+def test_int8_products_stay_on_the_cpu() -> None:
+    """Those of a GPU take only some shapes: there codes are multiplied as floats."""
+    q, exact = catalog["int8_per_tensor"], int8.saturates_nowhere()
+    assert int8.fits_int8(q, q, torch.empty(10, 64)) == exact
+    with FakeTensorMode():
+        assert not int8.fits_int8(q, q, torch.empty(10, 64, device="cuda"))
