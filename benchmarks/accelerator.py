@@ -70,6 +70,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory, too
     modes = execution.modes_on("cuda")[1:] if arguments.device == "cuda" else ON_CPU
+    take_an_older_torch()
     reasons = [reason for mode in modes if (reason := execution.unavailable(mode))]
     if reasons:
         print(f"accelerator: {'; '.join(dict.fromkeys(reasons))}", file=sys.stderr)
@@ -87,6 +88,22 @@ def main() -> int:
             os.execv(sys.executable, [sys.executable, *again, "--resume"])
     print(verdict(found))
     return 1 if wrong(found) else 0
+
+
+def take_an_older_torch() -> None:
+    """Before torch 2.13 dynamo says of every compilation that it exports: what it says from then on, instead."""
+    import torch
+    from torch._dynamo.variables import torch as of_dynamo
+
+    if not hasattr(of_dynamo, "tracing_state_functions") or torch.__version__ >= torch.torch_version.TorchVersion(
+        "2.13"
+    ):
+        return
+    states = of_dynamo.tracing_state_functions
+    of_dynamo.tracing_state_functions = lambda: {
+        **states(),
+        torch.compiler.is_exporting: torch.compiler._is_exporting_flag,
+    }
 
 
 def run_part(part: str, modes: Sequence[str], quick: bool, seconds: float, out: Path, found: dict[str, Any]) -> bool:
