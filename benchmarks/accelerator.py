@@ -70,11 +70,11 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory, too
     modes = execution.modes_on("cuda")[1:] if arguments.device == "cuda" else ON_CPU
-    take_an_older_torch()
     reasons = [reason for mode in modes if (reason := execution.unavailable(mode))]
     if reasons:
         print(f"accelerator: {'; '.join(dict.fromkeys(reasons))}", file=sys.stderr)
         return 2
+    take_an_older_torch()
     arguments.out.mkdir(parents=True, exist_ok=True)
     found = begun(arguments.out) if arguments.resume else None
     found = found or {"device": device_name(arguments.device), "versions": versions(), "quick": arguments.quick}
