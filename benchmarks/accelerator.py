@@ -93,8 +93,9 @@ def main() -> int:
 def take_an_older_torch() -> None:
     """Before torch 2.13 dynamo says of every compilation that it exports: what it says from then on, instead."""
     import torch
-    from torch._dynamo.variables import torch as of_dynamo
+    from torch._dynamo import variables
 
+    of_dynamo: Any = variables.torch
     if not hasattr(of_dynamo, "tracing_state_functions") or torch.__version__ >= torch.torch_version.TorchVersion(
         "2.13"
     ):

@@ -74,7 +74,8 @@ class _off_by:
     def guess(dividend: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         near = (dividend * inverse).to(torch.float32).view(torch.int32)
         size = ((near & 0x7FFFFFFF) + _off_by.units).clamp(0, 0x7F7FFFFF)
-        return (size | (near & -(2**31))).view(torch.float32).to(torch.float64)
+        moved: torch.Tensor = (size | (near & -(2**31))).view(torch.float32)
+        return moved.to(torch.float64)
 
     @staticmethod
     def about(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -147,7 +148,8 @@ def _halfway_subnormal(part: int, rng: Any) -> tuple[Array, Array]:
 
 
 def _scaled(significand: Array, exponent: Any) -> Array:
-    return np.ldexp(significand.astype(np.float64), exponent).astype(np.float32)
+    scaled: Array = np.ldexp(significand.astype(np.float64), exponent).astype(np.float32)
+    return scaled
 
 
 if __name__ == "__main__":
