@@ -1,11 +1,15 @@
 """Bits and speed on one GPU, in under 8 minutes: `accelerator.sh` runs this.
 
-Five parts, each with a share of the time; what does not fit is left out and said. Results are written after every part,
-as JSON and as Markdown. It needs NumPy, ml_dtypes, torch and jax alone, so that it runs where nothing can be installed.
+Five parts, each with a share of the time, and what those before it left; what does not fit is left out and said.
+Results are written row by row, as JSON and as Markdown. After a part that fails the others run in a new process, since
+an error of a GPU may stay in one; ``--resume`` leaves out what has run. It needs NumPy, ml_dtypes, torch and jax alone,
+so that it runs where nothing can be installed.
 """
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
 import traceback
@@ -53,6 +57,7 @@ ENTRIES = (
 ON_CPU = ("torch eager", "torch compiled", "jax jit")  # without a GPU: modes that do the same there
 SCALES = np.array([0.7, 0.1, 1 / 3, 1.5e-38], np.float32)
 SHARES = {"check": 170, "speed": 90, "digits": 45, "diverge": 50, "certificate": 60}  # seconds
+GRACE = 60  # and so many more for the row that is being made, a compilation perhaps
 
 
 def main() -> int:
@@ -61,32 +66,84 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="a little of each part: to try the script")
     parser.add_argument("--out", type=Path, default=Path("build/accelerator"), help="folder for results.json and .md")
+    parser.add_argument("--resume", action="store_true", help="with the results that are there, less the parts begun")
     arguments = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs memory, too
     modes = execution.modes_on("cuda")[1:] if arguments.device == "cuda" else ON_CPU
     reasons = [reason for mode in modes if (reason := execution.unavailable(mode))]
     if reasons:
         print(f"accelerator: {'; '.join(dict.fromkeys(reasons))}", file=sys.stderr)
         return 2
+    take_an_older_torch()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"device": device_name(arguments.device), "versions": versions(), "quick": arguments.quick}
-    for part, run in PARTS.items():
-        start = time.monotonic()
-        rows: list[Row] = []
-        try:
-            for row in run(modes, arguments.quick):
-                rows.append(row)
-                print(part, json.dumps(row), flush=True)
-                if time.monotonic() - start > SHARES[part]:
-                    rows.append({"stopped": f"after {SHARES[part]} s"})
-                    break
-        except Exception as error:  # the other parts are worth having
-            traceback.print_exc()
-            rows.append({"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
-        found[part] = {"seconds": round(time.monotonic() - start, 1), "rows": rows}
-        (arguments.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (arguments.out / "results.md").write_text(page(found), encoding="utf-8")
+    found = begun(arguments.out) if arguments.resume else None
+    found = found or {"device": device_name(arguments.device), "versions": versions(), "quick": arguments.quick}
+    spare = 0.0
+    for part in (part for part in PARTS if part not in found):
+        failed = run_part(part, modes, arguments.quick, SHARES[part] + spare, arguments.out, found)
+        spare = max(0.0, spare + SHARES[part] - found[part]["seconds"])
+        if failed and arguments.device == "cuda" and not all(part in found for part in PARTS):
+            sys.stdout.flush()
+            again = [one for one in sys.argv if one != "--resume"]
+            os.execv(sys.executable, [sys.executable, *again, "--resume"])
     print(verdict(found))
     return 1 if wrong(found) else 0
+
+
+def take_an_older_torch() -> None:
+    """Before torch 2.13 dynamo says of every compilation that it exports: what it says from then on, instead."""
+    import torch
+    from torch._dynamo import variables
+
+    of_dynamo: Any = variables.torch
+    if not hasattr(of_dynamo, "tracing_state_functions") or torch.__version__ >= torch.torch_version.TorchVersion(
+        "2.13"
+    ):
+        return
+    states = of_dynamo.tracing_state_functions
+    of_dynamo.tracing_state_functions = lambda: {
+        **states(),
+        torch.compiler.is_exporting: torch.compiler._is_exporting_flag,
+    }
+
+
+def run_part(part: str, modes: Sequence[str], quick: bool, seconds: float, out: Path, found: dict[str, Any]) -> bool:
+    """Runs a part and writes its rows as they come; whether it failed. What hangs is ended, and the shell goes on."""
+    start, failed, most = time.monotonic(), False, max(1, int(seconds) + GRACE)
+    rows: list[Row] = []
+    found[part] = {"seconds": 0.0, "rows": rows}
+
+    def write(*more: Row, done: bool = False) -> None:
+        rows.extend(more)
+        unfinished = [] if done else [{"failed": f"the process ended, or took more than {most} s"}]
+        found[part] = {"seconds": round(time.monotonic() - start, 1), "rows": [*rows, *unfinished]}
+        for name, text in (("results.json", json.dumps(found, indent=1) + "\n"), ("results.md", page(found))):
+            (out / f"{name}.part").write_text(text, encoding="utf-8")
+            (out / f"{name}.part").replace(out / name)
+
+    signal.alarm(most)
+    write()
+    try:
+        for row in PARTS[part](modes, quick):
+            print(part, json.dumps(row), flush=True)
+            write(row)
+            if time.monotonic() - start > seconds:
+                write({"stopped": f"after {seconds:.0f} s"})
+                break
+    except Exception as error:  # the other parts are worth having
+        traceback.print_exc()
+        failed = True
+        write({"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+    write(done=True)
+    signal.alarm(0)
+    return failed
+
+
+def begun(out: Path) -> dict[str, Any] | None:
+    """The results that are there, if any are."""
+    file = out / "results.json"
+    found: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return found
 
 
 def device_name(device: str) -> str:
@@ -101,26 +158,25 @@ def device_name(device: str) -> str:
 
 def check(modes: Sequence[str], quick: bool) -> Iterator[Row]:
     """Each entry on the knife edges of given scales, and on numbers whose scale it chooses itself, beside NumPy."""
-    for name, dtype in ENTRIES[:2] if quick else ENTRIES:
+    entries = ENTRIES[:2] if quick else ENTRIES
+    slow = [mode for mode in modes if way_of(mode).how == "compiled"]  # most of the time is that of compilers
+    asked = [(*entry, mode) for entry in entries for mode in modes if mode not in slow]
+    for name, dtype, mode in asked + [(*entry, mode) for entry in entries for mode in slow]:
         q = catalog[name]
         x, given = edges_of(name, dtype)
         rng = np.random.default_rng(0)
         random = rng.standard_normal((64, 512)).astype(dtype)
-        for mode in modes:
-            compared = differing = 0
-            example = None
-            for data, qparams in ((x, given), (random, None)):
-                g = rng.standard_normal(data.shape).astype(dtype)
-                want = execution.run_all("numpy", q, data, g, qparams)
-                got = execution.run_all(mode, q, data, g, qparams)
-                for function, a, b in results(want, got):
-                    one = differences(a, b)
-                    compared, differing = compared + one.compared, differing + one.differing
-                    if one.differing and example is None:
-                        example = f"{function}: {one}"
-            yield {"entry": name, "dtype": dtype.name, "mode": mode, "compared": compared, "differing": differing} | (
-                {"example": example} if example else {}
-            )
+        row: Row = {"entry": name, "dtype": dtype.name, "mode": mode, "compared": 0, "differing": 0}
+        for data, qparams in ((x, given), (random, None)):
+            g = rng.standard_normal(data.shape).astype(dtype)
+            want = execution.run_all("numpy", q, data, g, qparams)
+            got = execution.run_all(mode, q, data, g, qparams)
+            for function, a, b in results(want, got):
+                one = differences(a, b)
+                row["compared"], row["differing"] = row["compared"] + one.compared, row["differing"] + one.differing
+                if one.differing:
+                    row.setdefault("example", f"{function}: {one}")
+        yield row
 
 
 def edges_of(name: str, dtype: Any) -> tuple[Array, QParams]:

@@ -34,7 +34,9 @@ def speed(modes: Sequence[str], quick: bool) -> Iterator[Row]:
                 "torch": in_torch(torch_mode, x, direction != "forward"),
                 "jax": in_jax_programs(x, direction != "forward"),
             }
-            for framework, programs in found.items():
+            for framework, all_of_them in found.items():
+                programs, broken = apart(all_of_them)
+                yield from ({"framework": framework, "direction": direction, **row} for row in broken)
                 seconds = medians(programs, 2 if quick else ROUNDS)
                 for name, one in seconds.items():
                     ratio = one / seconds["copy"]
@@ -46,6 +48,21 @@ def speed(modes: Sequence[str], quick: bool) -> Iterator[Row]:
                         "of a copy": round(ratio, 3),
                         "of copies of its bytes": round(ratio if name == "copy" else ratio * 8 / moved, 3),
                     }
+
+
+def apart(programs: Mapping[str, Program]) -> tuple[Mapping[str, Program], list[Row]]:
+    """Programs that run, and rows for others: peers change from release to release; ours, and a copy, must run."""
+    usable, broken = dict(programs), list[Row]()
+    for name, program in programs.items():
+        try:
+            program()
+        except Exception as error:  # of any kind: they are others'
+            if name == "copy":
+                raise
+            del usable[name]
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            broken.append({"program": name, "failed" if name.startswith("samebits") else "left out": reason})
+    return usable, broken
 
 
 def in_torch(mode: str, x: Array, backward: bool) -> Mapping[str, Program]:

@@ -207,14 +207,15 @@ def divide(x: jax.Array, s: jax.Array, *, subnormals: bool = True) -> jax.Array:
     """``x / s``, one correctly rounded division; quotients below the smallest normal number may come out as zero.
 
     Args:
-        x: float32 or float64; ``s``: same dtype, broadcasts against ``x``, positive normal numbers.
+        x: float32 or float64; ``s``: same dtype, broadcasts against ``x``. Positive normal numbers, if ``subnormals``;
+            else any but subnormal ones.
         subnormals: False where the caller knows that subnormal ``x`` may be read as zero; saves the decoding.
     """
     divisor = jnp.broadcast_to(s, x.shape)
     if not platforms.rounds_once():
-        from .ieee import divide_exactly  # which needs this module
+        from .ieee_any import divide_any  # which needs this module
 
-        return divide_exactly(x, divisor)
+        return divide_any(x, divisor)
     if not is_concrete(x, s, divisor):  # op by op there is nothing to be kept apart
         x, divisor = veiled(x, divisor), veiled(divisor, x)
     if not subnormals:

@@ -143,7 +143,7 @@ def _both_sides(t: Array) -> tuple[Array, Array]:
         p = product(y, p) + coefficient  # not (p, y): of a constant p the select would be folded away
     halvings = from_pattern((127 - n.astype(np.int32)) << 23, np.float32)
     e = ((product(p, product(y, y)) + y) + 1) * halvings  # the last product is exact
-    return e / (e + 1), 1 / (e + 1)
+    return divide(e, e + 1, subnormals=False), divide(jnp.ones_like(e), e + 1, subnormals=False)
 
 
 def _times(x: Array, constant: np.float32) -> Array:

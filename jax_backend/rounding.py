@@ -39,9 +39,9 @@ def round_to_integer(x: jax.Array, rounding: Rounding, noise: jax.Array | None =
         case Rounding.TOWARD_POSITIVE:
             return jnp.where(_inside_unit(x), 1, lax.ceil(x))
         case Rounding.TOWARD_NEGATIVE:
-            return jnp.where(_inside_unit(-x), -1, lax.floor(x))
+            return jnp.where(_inside_unit(x, negative=True), -1, lax.floor(x))
         case Rounding.LEARNED:
-            below = jnp.where(_inside_unit(-x), -1, lax.floor(x))
+            below = jnp.where(_inside_unit(x, negative=True), -1, lax.floor(x))
             return below if noise is None else below + noise
         case Rounding.STOCHASTIC:
             if noise is None:
@@ -49,7 +49,7 @@ def round_to_integer(x: jax.Array, rounding: Rounding, noise: jax.Array | None =
             wide = widen(x)
             whole = jnp.where(wide < 0, lax.ceil(wide), lax.floor(wide))
             away = jnp.abs(wide - whole) * 2.0**24 > noise  # exact; false for NaN
-            away |= (noise == 0) & (_inside_unit(x) | _inside_unit(-x))  # subnormals too
+            away |= (noise == 0) & (_inside_unit(x) | _inside_unit(x, negative=True))  # subnormals too
             return jnp.where(away, whole + with_sign_of(jnp.ones_like(wide), wide), whole).astype(x.dtype)
 
 
@@ -59,7 +59,7 @@ def _half_up(x: jax.Array) -> jax.Array:
     return with_sign_of(jnp.where(x - below >= 0.5, below + 1, below), x)
 
 
-def _inside_unit(x: jax.Array) -> jax.Array:
-    """``0 < x < 1``, subnormals included: positive numbers are in the order of their patterns."""
-    bits = bit_pattern(x)
+def _inside_unit(x: jax.Array, *, negative: bool = False) -> jax.Array:
+    """``0 < x < 1``, or ``-1 < x < 0``, subnormals included: positive numbers are in the order of their patterns."""
+    bits = bit_pattern(x) ^ layout(x.dtype).sign if negative else bit_pattern(x)
     return jnp.logical_and(bits > 0, bits < layout(x.dtype).one)

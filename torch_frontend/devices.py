@@ -54,7 +54,7 @@ def guess(dividend: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _refined(dividend: Tensor, divisor: Tensor, inverse: Tensor, guessed: Tensor) -> Tensor:
-    """The quotient with a relative error below 2**-50, from an inverse and a guess that are good to 2**-20.
+    """The quotient, less than 2 units of float64 off, from an inverse and a guess that are good to 2**-20.
 
     Every product here may be contracted with the sum that it enters, or not.
     """
@@ -69,8 +69,8 @@ def _decided(near: Tensor) -> Tensor:
     """The quotient that `_refined` came near, to 50 bits: rounded to float32 it is what the quotient itself is.
 
     With significands M of 25 bits and S of 24, a number halfway between two of float32 and a divisor, the quotient is
-    either M or at least 1 / (M * S) away from it: relatively 2**-48 and more where M is least. 50 bits are near enough
-    to stay on its side, and far enough apart that M, where it is the quotient (which only subnormals have), is hit.
+    either M or at least 1 / S units of M away from it, which are 16 of float64. Less than 2 and at most 4 more are near
+    enough to stay on its side; and M, where it is the quotient (which only subnormals have), is hit.
     """
     return ((near.view(torch.int64) + 4) & -8).view(torch.float64)
 

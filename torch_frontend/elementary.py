@@ -80,7 +80,7 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
     polynomial = torch.full_like(z, LOG[-1])
     for coefficient in LOG[-2::-1]:
         polynomial = devices.product(polynomial, z) + coefficient
-    return k.to(torch.float32), s * polynomial
+    return k.to(torch.float32), devices.product(s, polynomial)
 
 
 def _power_of_two(n: Tensor, f: Tensor) -> Tensor:

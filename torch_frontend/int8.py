@@ -39,9 +39,10 @@ def int8_product(
 def fits_int8(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
     """Whether `int8_sum` over codes of these is exact on this machine, but for NaN. ``w``: ``(out, ...)``.
 
-    Codes of other arithmetics than the usual are found elsewhere.
+    Codes of other arithmetics than the usual are found elsewhere. So are those on a GPU, whose product takes only some
+    shapes.
     """
-    return fits_shape(q_x, q_w, w) and saturates_nowhere()
+    return w.is_cpu and fits_shape(q_x, q_w, w) and saturates_nowhere()
 
 
 def fits_shape(q_x: Quantizer, q_w: Quantizer, w: Tensor) -> bool:
@@ -72,11 +73,12 @@ def int8_sum(
 def integer_matmul_int8(a: Tensor, b: Tensor, bias: Tensor | None = None, a_zero: int = 0) -> Tensor:
     """`integer_arithmetic.integer_matmul` by ``torch._int_mm``, one matrix after the other. The same arguments.
 
-    Where that product is not exact on this machine, or has one term or 2**15 and more, it is `integer_matmul`.
+    Where that product is not exact on this machine, is not on its CPU, or has one term or 2**15 and more, it is
+    `integer_matmul`.
     """
     _check_matmul(a, b, bias, a_zero)
     n = a.shape[-1]
-    if not (1 < n < 2**15 and a.numel() and b.numel() and saturates_nowhere()):
+    if not (a.is_cpu and 1 < n < 2**15 and a.numel() and b.numel() and saturates_nowhere()):
         return integer_matmul(a, b, bias, a_zero)
     (left, a_shift), (right, b_shift) = _as_int8(a, a_zero), _as_int8(b, 0)
     if b.ndim == 2:

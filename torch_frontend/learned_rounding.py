@@ -137,10 +137,10 @@ def _both_sides(t: Tensor) -> tuple[Tensor, Tensor]:
     """The sigmoid of ``-|t|`` and of ``|t|``, float32."""
     a = t.abs().clamp(max=LARGEST)
     n = (a * LOG2_E).round()
-    y = (n * LN2_HIGH - a) + n * LN2_LOW
+    y = (n * LN2_HIGH - a) + devices.product(n, LN2_LOW)  # the first product is exact
     p = torch.full_like(y, POLYNOMIAL[0])
     for coefficient in POLYNOMIAL[1:]:
-        p = p * y + coefficient
+        p = devices.product(p, y) + coefficient
     halvings = ((127 - n.to(torch.int32)) << 23).view(torch.float32)
-    e = ((p * (y * y) + y) + 1.0) * halvings
+    e = ((devices.product(p, y * y) + y) + 1.0) * halvings
     return devices.quotient(e, e + 1.0), devices.reciprocal(e + 1.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.descriptions import Quantizer
 from ..core.granularity import PerTensor
+from . import devices
 from .arguments import check_array, check_tensor
 from .arrays import apply, apply_plainly, dtype_name, is_concrete, records_gradient, widened
 from .ranges import mean_and_deviation
@@ -67,7 +68,7 @@ def _magnitude(q: Quantizer, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     if is_concrete(x):
         checks.check_finite_statistic(bool(mean.isfinite().all()))
     used = sigma.detach().to(mean.dtype).clamp(0, LARGEST)
-    return of_units(mean + deviation * used, unit), of_units(deviation, unit)
+    return of_units(mean + devices.product(deviation, used.expand_as(deviation)), unit), of_units(deviation, unit)
 
 
 def _summed(d_scale: Tensor, slope: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.integer_range import IntegerRange, integer_range
+from . import devices
 from .quant_arithmetic import centred, centred_range, product_of_scales, whole
 from .quant_operators import aten, constant_along, handles, same_parameter
 from .quant_operators import plain_parameters as plain
@@ -110,7 +111,8 @@ def _averaged(t: Any, terms: int, divisor: int | None, axes: int, add: Callable[
     codes = centred(t)
     scale = plain(t)["scale"]
     assert scale is not None
-    scale = (scale / torch.full_like(scale, divisor or terms)).clamp(min=torch.finfo(scale.dtype).smallest_normal)
+    mean = devices.quotient(scale, torch.full_like(scale, divisor or terms))
+    scale = mean.clamp(min=torch.finfo(scale.dtype).smallest_normal)
     total = whole(add(codes.double() if format.carrier == "float64" else codes))
     return t.with_codes(total, scale=scale, zero=None, format=format)
 

@@ -8,9 +8,9 @@ from ..core.descriptions import QParams, Quantizer
 from ..core.formats import IntegerFormat
 from ..core.granularity import PerBlock, PerGroup
 from ..core.integer_range import IntegerRange
+from . import devices, routes
 from . import quant_contractions as quant_contractions  # what operators do, and functions of several
 from . import quant_rescaled as quant_rescaled
-from . import routes
 from .arguments import check_operands, check_tensor
 from .arrays import dtype_name, is_concrete, records_gradient, wide_dtype
 from .blocks import expand_blocks
@@ -79,7 +79,7 @@ def quant_tensor(
     z = None if zero_point is None else torch.as_tensor(zero_point, dtype=wide, device=value.device).detach()
     if is_concrete(value, s):
         checks.check_scale_values(s.cpu().numpy())
-    quotient = (value.detach().to(wide) / s).round()
+    quotient = devices.quotient(value.detach().to(wide), s).round()
     codes = (quotient if z is None else quotient + z).clamp(format.lo, format.hi)
     back = plain_values(QuantTensor(codes, s, z, None, integers, value.dtype))
     wrong = (back != value.detach()) & ~value.detach().isnan()

@@ -19,6 +19,7 @@ from ..core.arithmetic import (
 from ..core.descriptions import QParams, Quantizer
 from ..core.granularity import qparams_shape
 from ..core.scales import DECIMALS
+from . import devices
 from .arithmetics import as_operand, bound_of, ends_of, number_of
 from .arrays import wide_dtype
 from .blocks import split_blocks
@@ -222,7 +223,7 @@ def _stretched(q: Quantizer, low: Tensor, high: Tensor, raw: Tensor, scale: Tens
     least = 0.0 if q.scale.floor is None else number_of(_number(q, "floor"), torch.float32)
     raised = (raw.to(torch.float64) < least) & (scale.to(torch.float64) == least)
     floor = torch.full_like(raw, least, dtype=torch.float32)
-    factor = floor / round_to_dtype(raw, torch.float32)
+    factor = devices.quotient(floor, round_to_dtype(raw, torch.float32))
     whole = floor * (ends_of(q)[1] - ends_of(q)[0])
     kind = low.dtype if low.dtype == torch.float64 else torch.float32
     narrow_low, narrow_high = round_to_dtype(low, torch.float32), round_to_dtype(high, torch.float32)

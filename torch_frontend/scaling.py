@@ -102,10 +102,10 @@ def affine_scale(q: Quantizer, low: Tensor, high: Tensor) -> Tensor:
     """
     span = q.format.hi - q.format.lo
     if q.arithmetic.is_default:
-        whole, half = _over(q, high - low, span), _over(q, high / 2 - low / 2, span / 2)
+        whole, half = _over(q, high - low, span), _over(q, high * 0.5 - low * 0.5, span / 2)
     else:
         whole = _over(q, add(high, -low, q.arithmetic), span)
-        half = _over(q, add(high / 2, -low / 2, q.arithmetic), span / 2)
+        half = _over(q, add(high * 0.5, low * -0.5, q.arithmetic), span / 2)
     return torch.where(whole.isinf() & (-low < torch.inf) & (high < torch.inf), half, whole)
 
 
@@ -193,5 +193,5 @@ def _power_of_two_above(scale: Tensor) -> Tensor:
 def _any_power_of_two_above(scale: Tensor) -> Tensor:
     """The same of subnormal numbers, too, which have no exponent; 1 for 0."""
     small, places = scale < torch.finfo(scale.dtype).smallest_normal, 2.0**60
-    power = torch.where(small, _power_of_two_above(scale * places) / places, _power_of_two_above(scale))
+    power = torch.where(small, _power_of_two_above(scale * places) * (1 / places), _power_of_two_above(scale))
     return torch.where(scale == 0, 1.0, power)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core.descriptions import Quantizer
+from . import devices
 from .clamp import clamp
 from .expressions import carried
 from .operations import multiply_add, round_to_dtype, true_divide
@@ -17,7 +18,7 @@ def affine_zero_point(q: Quantizer, low: Tensor, scale: Tensor) -> Tensor:
     """
     lo, hi = q.format.lo, q.format.hi
     if q.arithmetic.is_default and low.element_size() > 2:
-        code = clamp(lo - round_to_integer(low / scale, q.scale.zero_point_rounding), lo, hi)
+        code = clamp(lo - round_to_integer(devices.quotient(low, scale), q.scale.zero_point_rounding), lo, hi)
     else:
         quotient = carried(true_divide(low, scale, q.arithmetic))
         code = round_to_dtype(_number(lo, low) - round_to_integer(quotient, q.scale.zero_point_rounding), low.dtype)
@@ -31,7 +32,7 @@ def float_zero_point(q: Quantizer, low: Tensor, scale: Tensor) -> Tensor:
     Source: torchao ``_choose_qparams_affine_tinygemm``.
     """
     if q.is_usual:
-        return scale * middle_code(q) + low
+        return devices.product(scale, float(middle_code(q))) + low
     middle = _number(middle_code(q), scale).to(scale.dtype).expand_as(scale)
     return multiply_add(scale, middle, low, q.arithmetic)
 

@@ -18,12 +18,18 @@ NAMES = {name: name for name in ("add", "sub", "mul", "div", "neg", "abs", "floo
 CALLS = ("jaxpr", "call_jaxpr")  # parameters under which a primitive keeps the function that it calls
 
 
-def trace_jax(function: Callable[..., Any], *arguments: Array) -> Graph:
-    """The operations that ``function`` has for arguments of these shapes and dtypes."""
+def trace_jax(function: Callable[..., Any], *arguments: Array, branches: bool = False) -> Graph:
+    """The operations that ``function`` has for arguments of these shapes and dtypes.
+
+    Args:
+        branches: whether all branches of a condition are written out, with a choice between their results; else it is
+            one operation.
+    """
     closed = jax.make_jaxpr(function)(*map(to_jax, arguments))
     builder = Builder()
     places = [builder.input(None) for _ in closed.jaxpr.invars]
-    return builder.graph(_walk(builder, closed.jaxpr, [builder.input(to_numpy(c)) for c in closed.consts], places))
+    constants = [builder.input(to_numpy(c)) for c in closed.consts]
+    return builder.graph(_walk(builder, closed.jaxpr, constants, places, branches))
 
 
 def op_by_op(function: Callable[..., Any], options: dict[str, Any], *arguments: Array) -> list[Any]:
@@ -83,7 +89,9 @@ def _inner(equation: Any) -> Any:
     return next((equation.params[name] for name in CALLS if name in equation.params), None)
 
 
-def _walk(builder: Builder, jaxpr: Any, constants: list[Place], arguments: list[Place]) -> list[Place]:
+def _walk(
+    builder: Builder, jaxpr: Any, constants: list[Place], arguments: list[Place], branches: bool = False
+) -> list[Place]:
     known: dict[Any, Place] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
     def place(atom: Any) -> Place:
@@ -94,14 +102,32 @@ def _walk(builder: Builder, jaxpr: Any, constants: list[Place], arguments: list[
     for equation in jaxpr.eqns:
         operands = [place(atom) for atom in equation.invars]
         inner = _inner(equation)
-        made = _operations(builder, equation, operands) if inner is None else _called(builder, inner, operands)
+        if branches and equation.primitive.name == "cond":
+            made = _chosen(builder, equation, operands)
+        elif inner is None:
+            made = _operations(builder, equation, operands)
+        else:
+            made = _called(builder, inner, operands, branches)
         known.update(zip(equation.outvars, made, strict=True))
     return [place(atom) for atom in jaxpr.outvars]
 
 
-def _called(builder: Builder, inner: Any, operands: list[Place]) -> list[Place]:
+def _called(builder: Builder, inner: Any, operands: list[Place], branches: bool) -> list[Place]:
     jaxpr, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-    return _walk(builder, jaxpr, [builder.input(to_numpy(c)) for c in constants], operands)
+    return _walk(builder, jaxpr, [builder.input(to_numpy(c)) for c in constants], operands, branches)
+
+
+def _chosen(builder: Builder, equation: Any, operands: list[Place]) -> list[Place]:
+    """The results of all branches, and of each the one whose number is the first operand."""
+    results = [_called(builder, branch, operands[1:], True) for branch in equation.params["branches"]]
+
+    def choice(number: Array, *given: Array) -> Array:
+        return given[min(max(int(number), 0), len(given) - 1)]
+
+    return [
+        builder.add("chosen_branch", [operands[0], *places], _dtype(variable), "chosen_branch", choice)
+        for variable, places in zip(equation.outvars, zip(*results, strict=True), strict=True)
+    ]
 
 
 def _operations(builder: Builder, equation: Any, operands: list[Place]) -> list[Place]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from ..modes.arrays import to_numpy, to_torch
 from .graph import Builder, Graph, Place
@@ -22,6 +23,7 @@ NAMES: dict[Any, str] = {
     aten.add.Scalar: "add",
     aten.sub.Tensor: "sub",
     aten.sub.Scalar: "sub",
+    aten.rsub.Scalar: "sub",
     aten.mul.Tensor: "mul",
     aten.mul.Scalar: "mul",
     aten.div.Tensor: "div",
@@ -50,7 +52,8 @@ def trace_torch(function: Callable[..., Any], *arguments: Array, device: str = "
     if device == "cpu":
         traced = make_fx(function)(*map(to_torch, arguments))
     else:
-        with FakeTensorMode(), torch.no_grad(), mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        compiling = mock.patch.object(torch.compiler, "is_compiling", return_value=True)
+        with FakeTensorMode(), torch.no_grad(), compiling, _WithoutDevice():
             given = [torch.empty(a.shape, dtype=to_torch(a).dtype, device=device) for a in arguments]
             traced = make_fx(function)(*given)
     builder, known = Builder(), {}
@@ -68,6 +71,42 @@ def trace_torch(function: Callable[..., Any], *arguments: Array, device: str = "
         else:
             known[node] = _operations(builder, node, known)
     return builder.graph(outputs)
+
+
+class _WithoutDevice(TorchFunctionMode):
+    """What looks for the device of its tensor, which is not there, by operations that do not."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.__getitem__:
+            return _indexed(*args)
+        return (torch.bitwise_not if function is torch.Tensor.__invert__ else function)(*args, **(kwargs or {}))
+
+
+def _indexed(x: torch.Tensor, index: Any) -> Any:
+    """``x[index]`` of slices, integers, None, an ellipsis, and one tensor that selects along the first axis."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if len(parts) == 1 and isinstance(parts[0], torch.Tensor):
+        return aten.index.Tensor(x, [parts[0]])
+    if Ellipsis not in parts:
+        parts.append(Ellipsis)
+    at = parts.index(Ellipsis)
+    parts[at : at + 1] = [slice(None)] * (x.ndim - sum(part is not None for part in parts) + 1)
+    axis = 0
+    for part in parts:
+        if isinstance(part, int):
+            x = aten.select.int(x, axis, part)
+            continue
+        x = aten.unsqueeze.default(x, axis) if part is None else _sliced(x, axis, part)
+        axis += 1
+    return x
+
+
+def _sliced(x: torch.Tensor, axis: int, part: slice) -> torch.Tensor:
+    if part == slice(None):
+        return x
+    start, stop, step = part.indices(x.shape[axis])
+    sliced: torch.Tensor = aten.slice.Tensor(x, axis, start, stop, step)
+    return sliced
 
 
 def with_all_values(function: Callable[..., Any], *arguments: Array) -> Callable[..., Any]:
@@ -97,6 +136,7 @@ def _operations(builder: Builder, node: Node, known: dict[Node, list[Place]]) ->
     if name and not (set(node.kwargs) - {"dtype", "device"} if name == "convert" else node.kwargs):
         limits = name == "clamp"
         taken = node.args[:1] if name == "convert" else node.args
+        taken = taken[::-1] if node.target == aten.rsub.Scalar else taken
         if not (limits and (len(taken) < 3 or None in taken)):
             operands = [_operand(builder, operand, known) for operand in taken]
             return [builder.add(name, operands, _dtype(value), _text(node), _native(node, None))]

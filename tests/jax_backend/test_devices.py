@@ -16,6 +16,7 @@ from samebits import core, jax_backend
 from samebits.core import QParams, catalog
 from samebits.jax_backend import arrays, devices, ieee, ieee_any, platforms
 from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.proofs.inputs.halfway import nearly_halfway, subnormal_quotients
 from samebits.proofs.inputs.knife_edges import knife_edges
 
 Array = NDArray[Any]
@@ -67,6 +68,27 @@ def test_quotients_next_to_where_rounding_turns(units: int, monkeypatch: pytest.
     quotients(dividend.astype(np.int32), np.resize(divisor, dividend.size).astype(np.int32), units, monkeypatch)
 
 
+@pytest.mark.parametrize("units", [-60, *OFF, 60])
+def test_quotients_nearest_to_halfway(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near as there are, above and below; also where a division is off by 60 units, by which rests are largest."""
+    divisors = np.random.default_rng(3).integers(TOP, 2 * TOP, 5_000)
+    found = [nearly_halfway(divisors, distance) for distance in (1, -1, 3, -3)]
+    dividend, divisor = (np.concatenate([one[i] for one in found]).astype(np.int32) for i in (0, 1))
+    last = np.array([2 * TOP - 1, TOP + 1], np.int32)
+    dividend, divisor = np.append(last - 1, dividend), np.append(last, divisor)  # just below 2
+    size = 30_000  # one shape
+    quotients(np.resize(dividend, size), np.resize(divisor, size), units, monkeypatch)
+
+
+def test_subnormal_quotients_nearest_to_halfway(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    divisors = rng.integers(TOP, 2 * TOP, 2_000)
+    pairs = [subnormal_quotients(nearly_halfway(divisors, d, bits), rng) for d in (1, -1) for bits in (24, 15, 4)]
+    x, s = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    monkeypatch.setattr(devices, "about", off_by(-4))
+    assert_same_bits(x / s, np.asarray(jax.jit(ieee.divide_exactly)(x, s)))
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("units", OFF)
 def test_every_significand(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +109,12 @@ def test_quotients_of_any_numbers(elsewhere: None, units: int, monkeypatch: pyte
     a, b = np.concatenate([a, any_a]), np.concatenate([b, any_b])
     with np.errstate(all="ignore"):
         want = a / b
-    assert_same_bits(want, np.asarray(jax.jit(ieee_any.divide_any)(a, b)))
+    for divide in (ieee_any.divide_any, arrays.divide):  # by negative numbers, too
+        assert_same_bits(want, np.asarray(jax.jit(divide)(a, b)), call=divide.__name__)
     s = np.where(np.isfinite(b) & (np.abs(b) >= 2.0**-126), np.abs(b), np.float32(0.7))
     with np.errstate(all="ignore"):
         want = a / s
-    for divide in (ieee.divide_exactly, arrays.divide):
-        assert_same_bits(want, np.asarray(jax.jit(divide)(a, s)), call=divide.__name__)
+    assert_same_bits(want, np.asarray(jax.jit(ieee.divide_exactly)(a, s)))
 
 
 def test_float64(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:

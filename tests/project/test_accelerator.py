@@ -58,17 +58,72 @@ def test_every_part_is_in_the_results(
 
     monkeypatch.setattr(sys, "argv", ["accelerator.py", "--device", "cpu", "--quick", "--out", str(tmp_path)])
     monkeypatch.setattr(script, "PARTS", parts(3))
-    monkeypatch.setitem(script.SHARES, "digits", -1)
+    monkeypatch.setitem(script.SHARES, "digits", -1000)
     assert script.main() == 1
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["check"]["rows"][0]["differing"] == 3
     assert found["speed"]["rows"] == [{"failed": "OSError: no such device"}]
-    assert found["digits"]["rows"][1:] == [{"stopped": "after -1 s"}]
+    assert found["digits"]["rows"][1:] == [{"stopped": "after -740 s"}], "its share, and what the two before it left"
     assert {"numpy", "torch", "jax"} <= set(found["versions"])
     page = (tmp_path / "results.md").read_text()
     assert "| mode | compared | differing |" in page
     assert "10 of 30 results differ" in page
     capsys.readouterr()
+
+
+def test_rows_are_written_as_they_come_and_parts_that_were_begun_are_not_run_again(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def watching(*_: Any) -> Iterator[dict[str, int]]:
+        for differing in (0, 0):
+            yield {"compared": 1, "differing": differing}
+            seen.append(json.loads((tmp_path / "results.json").read_text())["second"]["rows"])
+
+    begun = {"seconds": 3.0, "rows": [{"failed": "the process ended"}]}
+    (tmp_path / "results.json").write_text(json.dumps({"device": "d", "versions": {}, "first": begun}))
+    monkeypatch.setattr(script, "PARTS", {"first": watching, "second": watching})
+    monkeypatch.setattr(script, "SHARES", {"first": 1, "second": 1})
+    monkeypatch.setattr(sys, "argv", ["accelerator.py", "--device", "cpu", "--resume", "--out", str(tmp_path)])
+    assert script.main() == 1, "the part that ended its process has failed"
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["first"] == begun
+    assert [len(rows) for rows in seen] == [2, 3]
+    assert all("the process ended" in rows[-1]["failed"] for rows in seen)
+    assert found["second"]["rows"] == [{"compared": 1, "differing": 0}] * 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(("codes", "said"), [((139, 142, 1), 1), ((0,), 0), ((2,), 2)])
+def test_what_a_signal_ends_goes_on_with_the_parts_that_are_left(
+    codes: tuple[int, ...], said: int, tmp_path: Any
+) -> None:
+    """By an interpreter that ends with one code after the other, and writes down how it was called."""
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> "$CALLS"\nexit $(sed -n "$(wc -l < "$CALLS")p" "$CODES")\n', encoding="utf-8"
+    )
+    python.chmod(0o755)
+    calls, lines = tmp_path / "calls", tmp_path / "codes"
+    lines.write_text("".join(f"{code}\n" for code in codes))
+    environment = {**os.environ, "PYTHON": str(python), "CALLS": str(calls), "CODES": str(lines)}
+    done = subprocess.run([str(SCRIPT), "--quick"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == said, done.stderr
+    asked = calls.read_text().splitlines()
+    assert [line.endswith("accelerator.py --quick --resume") for line in asked] == [i > 0 for i in range(len(codes))]
+
+
+def test_a_peer_that_breaks_is_left_out(script: ModuleType) -> None:
+    def broken() -> None:
+        raise TypeError("no such argument\nand more")
+
+    apart = sys.modules["accelerator_speed"].apart
+    usable, rows = apart({"copy": int, "torchao, compiled": broken, "samebits, jit": broken})
+    assert list(usable) == ["copy"]
+    assert [sorted(row) for row in rows] == [["left out", "program"], ["failed", "program"]]
+    with pytest.raises(TypeError):
+        apart({"copy": broken})
 
 
 def test_the_digits_are_those_of_the_package(script: ModuleType) -> None:

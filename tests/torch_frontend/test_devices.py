@@ -12,9 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
+from samebits.core import catalog
 from samebits.proofs.inputs.compare import assert_same_bits
-from samebits.torch_frontend import devices
+from samebits.proofs.inputs.halfway import LEAST, nearly_halfway, subnormal_quotients
+from samebits.torch_frontend import devices, int8
 
 Array = NDArray[Any]
 OFF = range(-4, 5)
@@ -79,6 +82,65 @@ def test_quotients_next_to_where_rounding_turns(elsewhere: None, monkeypatch: py
         assert_divided(x, np.full_like(x, s), monkeypatch)
 
 
+def hardest(count: int) -> tuple[Array, Array]:
+    """Quotients as near to halfway between two numbers as there are, by divisors of any significand; some subnormal."""
+    rng = np.random.default_rng(6)
+    divisors = np.append(rng.integers(LEAST, 2 * LEAST, count), [LEAST + 1, 2 * LEAST - 1, LEAST + (LEAST >> 1)])
+    pairs = []
+    for distance in (1, -1, 3):
+        near = nearly_halfway(divisors, distance)
+        pairs.append([np.ldexp(a.astype(np.float64), -23).astype(np.float32) for a in (near.dividend, near.divisor)])
+        for bits in (24, 15, 4):
+            pairs.append(list(subnormal_quotients(nearly_halfway(divisors, distance, bits), rng)))
+    x, s = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return x, s
+
+
+def test_quotients_nearest_to_halfway(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_divided(*hardest(2_000), monkeypatch)
+
+
+def fused(near: Tensor, divisor: Tensor, dividend: Tensor) -> Tensor:
+    """``dividend - near * divisor``, rounded once: with halves of 26 and 27 bits, times 24, every product is exact."""
+    high = (near.view(torch.int64) & -(2**26)).view(torch.float64)
+    product = near * divisor
+    lost = (high * divisor - product) + (near - high) * divisor
+    return (dividend - product) - lost
+
+
+def test_a_contracted_rest_and_a_worse_inverse_do_no_harm(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both as `_refined` says that it takes them: the inverse good to 2**-20, products contracted or not."""
+    x, s = hardest(2_000)
+
+    def refined(dividend: Tensor, divisor: Tensor, inverse: Tensor, guessed: Tensor) -> Tensor:
+        near = guessed
+        inverse = inverse + inverse * fused(inverse, divisor, torch.ones_like(divisor))
+        for _ in range(2):
+            near = near + fused(near, divisor, dividend) * inverse
+        return near
+
+    plainly = devices._refined
+    worse = [lambda *a, off=off: plainly(*a[:2], a[2] * (1 + off), a[3]) for off in (2.0**-20, -(2.0**-20))]
+    for instead in (refined, *worse):
+        with monkeypatch.context() as one:
+            one.setattr(devices, "_refined", instead)
+            assert_divided(x, s, one)
+
+
+def test_how_far_off_a_guess_may_be(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is off by 2,000 units is still made right, one by an eighth is not; that is seen."""
+    x, s = hardest(500)
+    want = x / s
+    for units in (-2_000, 2_000):
+        monkeypatch.setattr(devices, "guess", off_by(units))
+        found = devices.quotient(torch.from_numpy(x), torch.from_numpy(s)).numpy()
+        normal = want > 1e-30  # next to zero 2,000 units are more than the number
+        assert_same_bits(want[normal], found[normal])
+    monkeypatch.setattr(devices, "guess", lambda dividend, inverse: dividend * inverse * 1.125)
+    monkeypatch.setattr(devices, "_refined", lambda a, b, i, near: near + (a - near * b) * i * (1 + 2.0**-20))
+    assert (devices.quotient(torch.from_numpy(x), torch.from_numpy(s)).numpy() != want).any()
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("units", OFF)
 def test_every_significand(elsewhere: None, monkeypatch: pytest.MonkeyPatch, units: int) -> None:
@@ -121,6 +183,12 @@ def test_special_and_any_operands(elsewhere: None, monkeypatch: pytest.MonkeyPat
 
 def test_what_only_guesses_is_seen(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of quotients halfway between two numbers: an error as large as may be left, and no rest that brings it near."""
+    x, s = hardest(500)
+    single = lambda a, b, inverse, near: near.float() + (a.float() - near.float() * b.float()) * inverse.float()  # noqa: E731
+    with monkeypatch.context() as one:  # a rest that is neither fused nor in float64 says nothing
+        one.setattr(devices, "_refined", lambda *given: single(*given).double())
+        with pytest.raises(AssertionError):
+            assert_divided(x, s, one)
     s = np.float32(1.25 * 2**20)
     x = ((np.random.default_rng(4).integers(2**10, 2**12, 999) + 0.5) * np.float64(s) * 2.0**-149).astype(np.float32)
     for name, instead in (
@@ -182,3 +250,11 @@ def test_numbers_of_python_are_divided_by_as_tensors(elsewhere: None) -> None:
         assert devices.quotient_by_number(x.to(device), 6).device.type == device
     assert_same_bits((np.float32(1) / x.numpy()), devices.reciprocal(x).numpy())
     assert_same_bits((x.numpy() / np.float32(6)), devices.quotient_by_number(x, 6).numpy())
+
+
+def test_int8_products_stay_on_the_cpu() -> None:
+    """Those of a GPU take only some shapes: there codes are multiplied as floats."""
+    q, exact = catalog["int8_per_tensor"], int8.saturates_nowhere()
+    assert int8.fits_int8(q, q, torch.empty(10, 64)) == exact
+    with FakeTensorMode():
+        assert not int8.fits_int8(q, q, torch.empty(10, 64, device="cuda"))

@@ -6,6 +6,7 @@ See `samebits.torch_frontend.components.tensor_quant`; these are no single descr
 import torch
 from torch import Tensor, nn
 
+from .. import devices
 from ..arrays import narrowed, widened
 from ..straight_through import round_ste
 from .clamp import TensorClamp
@@ -46,7 +47,7 @@ class DecoupledIntQuant(nn.Module):
 
     def to_int(self, pre_scale: Tensor, pre_zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """Codes of ``x``, in the wide dtype of ``x``."""
-        quotient = widened(x) / pre_scale + pre_zero_point
+        quotient = devices.quotient(widened(x), pre_scale) + pre_zero_point
         lo, hi = limits(self.narrow_range, self.signed, bit_width.to(quotient.dtype))
         codes: Tensor = self.tensor_clamp_impl(self.float_to_int_impl(quotient), lo, hi)
         return codes
@@ -208,11 +209,11 @@ class TruncIntQuant(nn.Module):
             x: values of codes, that is, numbers ``(code - zero_point) * scale``.
         """
         width, is_signed = self.bit_width_impl(), bool(signed)
-        codes = round_ste(widened(x) / scale + zero_point)
+        codes = round_ste(devices.quotient(widened(x), scale) + zero_point)
         step = self.trunc_scaling_impl(codes, input_bit_width, width, is_signed)
         lo, hi = limits(self.narrow_range, is_signed, width)
-        cut = self.tensor_clamp_impl(self.float_to_int_impl(codes / step), lo, hi)
-        out_scale, out_zero = scale * step, zero_point / step
+        cut = self.tensor_clamp_impl(self.float_to_int_impl(devices.quotient(codes, step)), lo, hi)
+        out_scale, out_zero = scale * step, devices.quotient(zero_point, step)
         value = narrowed((cut - out_zero) * out_scale, x.dtype)
         return self.delay_wrapper(x, value), out_scale, out_zero, width
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...core.choice import check_count, check_number
+from .. import devices
 from ..straight_through import abs_binary_sign_grad, round_ste, tensor_clamp_ste
 from .description import number, precise
 
@@ -131,7 +131,7 @@ class RemoveBitwidthParameter(nn.Module):
     def forward(self) -> Tensor:
         """The number of bits, 0-d, float32."""
         coefficient = self.bit_width_coeff.abs() + self.non_zero_epsilon
-        return torch.ones_like(coefficient) / coefficient
+        return devices.reciprocal(coefficient)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RemoveBitwidthParameter":
         super()._apply(precise(fn), recurse)  # type: ignore[no-untyped-call]

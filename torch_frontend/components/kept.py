@@ -15,6 +15,7 @@ from ...core.choice import check_number
 from ...core.descriptions import QParams, Quantizer
 from ...core.granularity import Granularity, PerTensor, qparams_shape
 from ...core.scales import ScaleSource
+from .. import devices
 from ..arrays import is_concrete, wide_dtype
 from ..elementary import log2
 from ..learned_sigma import scale_at_sigma
@@ -110,7 +111,7 @@ def first_value(scaling_init: float | Tensor, shape: Shape | None) -> Tensor:
 
 def scale_of(quantizer: Quantizer, magnitude: Tensor) -> Tensor:
     """The scale of a magnitude."""
-    return restrict_scale(quantizer, magnitude / torch.full_like(magnitude, divisor(quantizer)))
+    return restrict_scale(quantizer, devices.quotient(magnitude, torch.full_like(magnitude, divisor(quantizer))))
 
 
 def kept(quantizer: Quantizer, scale: Tensor) -> Tensor:
@@ -161,7 +162,10 @@ def forward(m: Any, x: Tensor, threshold: Tensor | float | None = None) -> Tenso
         RuntimeError: no state yet, and not training.
     """
     scale: Tensor = m.used(x)
-    return scale if threshold is None else scale / threshold
+    if threshold is None:
+        return scale
+    given = threshold if isinstance(threshold, Tensor) else torch.full_like(scale, threshold)
+    return devices.quotient(scale, given.to(scale.dtype))
 
 
 def always(m: Any) -> bool:
