@@ -94,14 +94,11 @@ def _everywhere(conditions: list[Array]) -> Array | None:
 def room(arithmetic: "Plain") -> Room:
     """The room in which formulas compute with `Number`."""
 
-    def put(g: Number, index: Any, like: Number) -> Number:
-        return g.moved(lambda v: jnp.zeros(like.shape, v.dtype).at[index].set(v), nonzero=False)
-
     return Room(
         "jax",
         arithmetic,
         arithmetic.constants,
         lambda x, index: x[index],
-        put,
+        arithmetic.put,
         lambda x, axes: x.transpose(axes),
     )

@@ -171,6 +171,18 @@ def test_gradients_are_those_of_the_primitives() -> None:
         assert_same_bits(expected, vjp(simple, X, G)["x"])
 
 
+def test_the_index_of_a_table_has_no_derivative() -> None:
+    """Neither where what moves is the index, nor where the table does too."""
+    own = prototype(lambda x, *, s=p.learned(0.5): p.take(x[:, 1] * s, x))
+    fixed = prototype(lambda x, *, s=p.learned(0.5): p.take(x[:, 1] * s, p.stop_gradient(x)))
+    index = prototype(lambda x: p.take(p.constant((1.0, 2.0), x), x) + x)
+    for one, other in ((own, fixed), (index, prototype(lambda x: x))):
+        expected = vjp(other, X, G)
+        for name, found in vjp(one, X, G).items():
+            assert_same_bits(expected[name], found)
+    assert differing(own, X, G, ("torch eager", "jax jit")) == {"torch eager": 0, "jax jit": 0}
+
+
 def test_a_gradient_of_its_own() -> None:
     one = prototype(lambda x, *, s=p.learned(2.0), t=p.learned(1.0), k=3: p.round(x / s) * s * t)
 
