@@ -115,7 +115,7 @@ def chosen(x: Any, *, s: Any = p.learned(0.3)) -> Any:
 @prototype
 def part(x: Any) -> Any:
     """Whose gradient is a sum with that of a part, among zeros: -0.0 elsewhere is no zero of such a sum."""
-    return p.minimum(p.broadcast_to(x[:, :1], x.shape) * x, 1.0)
+    return p.minimum(p.broadcast_to(x[:, :: x.shape[1]], x.shape) * x, 1.0)
 
 
 @prototype
