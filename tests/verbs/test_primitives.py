@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from samebits.core import primitives as of_core
 from samebits.jax_backend import primitives as of_jax
 from samebits.proofs.inputs.compare import assert_same_bits
+from samebits.proofs.inputs.knife_edges import special_values
 from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
 from samebits.torch_frontend import primitives as of_torch
 
@@ -200,3 +201,14 @@ def test_a_constant_zero_keeps_its_sign_in_a_sum(name: str) -> None:
             want = getattr(of_core, name)(*given(x))
             got = jax.jit(lambda v, g=given: getattr(of_jax, name)(*g(v)))(x)
             assert_same_bits(want, got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_that_are_subnormal(dtype: str) -> None:
+    """Their zeros are told by integers, of which LLVM makes comparisons of floats that flush, if it can."""
+    smallest = special_values(DTYPES[dtype])
+    a, b = (v.ravel() for v in np.meshgrid(smallest, smallest))
+    with jax.enable_x64(dtype == "float64"):
+        for name in ("add", "subtract"):
+            got = jax.jit(getattr(of_jax, name))(to_jax(a), to_jax(b))
+            assert_same_bits(getattr(of_core, name)(a, b), to_numpy(got), call=name, inputs={"a": a, "b": b})
