@@ -26,6 +26,8 @@ NUMBERS = (
     *("0.0", "-0.0", "1.0", "-1.0", "0.5", "2.0", "-1.5", "3.0", "0.1", "7.0", "-128.0", "127.0", "16777217.0", "1e-5"),
     *("1e-45", "1e-40", "-1e-39", "1.1754944e-38", "1e-30", "6e-8", "1e20", "3e38", "-7e4", "inf", "-inf", "nan"),
 )
+TAME = ("0.0", "-0.0", "1.0", "0.5", "2.0", "-1.5", "3.0", "0.1", "7.0", "-128.0", "127.0")
+SPECIAL = (0, -0.0, 1e-45, -1e-45, 1e-39, -5e-39, np.inf, -np.inf, np.nan, 1.1754944e-38, -1.1754942e-38, 3.4e38, 3e-5)
 DIRECTIONS = ("ties_to_even", "ties_to_away", "ties_toward_positive", "toward_zero", "toward_positive", "dpu")
 FORMATS = {
     "int4": formats.IntegerFormat(4),
@@ -63,6 +65,7 @@ class Drawn:
 
     def __init__(self, rng: random.Random, dtype: str, elementwise: bool, functions: bool) -> None:
         self.rng, self.dtype, self.elementwise, self.functions = rng, dtype, elementwise, functions
+        self.tame = rng.random() < 0.6  # as quantizers are: what plain arithmetic and pieces are for
         self.lines: list[Line] = []
         self.shapes: dict[str, tuple[int, ...]] = {"x": SHAPE, "s": ()}
         if not elementwise:
@@ -74,7 +77,9 @@ class Drawn:
         return self.rng.choice(names[-3:] if self.rng.random() < 0.6 else names)
 
     def operand(self) -> str:
-        return self.rng.choice(NUMBERS) if self.rng.random() < 0.3 else self.value()
+        if self.tame and self.rng.random() < 0.25:
+            return "s"
+        return self.rng.choice(TAME if self.tame else NUMBERS) if self.rng.random() < 0.35 else self.value()
 
     def put(self, text: str, *operands: str, shape: tuple[int, ...] | None = None) -> str:
         name = f"v{len(self.lines)}"
@@ -106,7 +111,9 @@ class Drawn:
         others = [self.rng.choice(compared) if self.rng.random() < 0.5 else self.operand() for _ in range(2)]
         if all(one in NUMBERS for one in others):
             others[0] = self.value()
-        return self.put(f"p.where({text}, {{{'abcdef'[len(compared)]}}}, {{{'abcdef'[len(compared) + 1]}}})", *compared, *others)
+        return self.put(
+            f"p.where({text}, {{{'abcdef'[len(compared)]}}}, {{{'abcdef'[len(compared) + 1]}}})", *compared, *others
+        )
 
     def reduction(self) -> str:
         a, name = self.value(full=True), self.rng.choice(REDUCED)
@@ -142,14 +149,21 @@ class Drawn:
     def cast(self) -> str:
         other = self.rng.choice([d for d in ("bfloat16", "float16", "float32") if d != self.dtype])
         text = self.rng.choice(
-            ("p.cast({a}, '%s')", "p.cast({a}, '%s') * 0.3", "p.clamp(p.cast({a}, '%s'), -0.7, 2.0)", "abs(p.cast({a}, '%s') / 3.0 - 1.0)")
+            (
+                "p.cast({a}, '%s')",
+                "p.cast({a}, '%s') * 0.3",
+                "p.clamp(p.cast({a}, '%s'), -0.7, 2.0)",
+                "abs(p.cast({a}, '%s') / 3.0 - 1.0)",
+            )
         )
         return self.put(f"p.cast({text % other}, '{self.dtype}')", self.value())
 
     def line(self) -> str:
         """One more value."""
         rng = self.rng
-        match rng.choices(range(13), (30, 8, 8, 10, 8, 6, 6, 5 * self.functions, 12, 4, 6, 3, 3 * (not self.elementwise)))[0]:
+        others = (30, 8, 8, 10, 8, 6, 6, 5 * self.functions, 12, 4, 6, 3, 3 * (not self.elementwise))
+        tame = (40, 6, 14, 16, 5, 2, 2, 0, 12, 1, 4, 1, not self.elementwise)
+        match rng.choices(range(13), tame if self.tame else others)[0]:
             case 0:
                 return self.put("{a} " + rng.choice("+-*/") + " {b}", *self.pair())
             case 1:
@@ -157,14 +171,16 @@ class Drawn:
             case 2:
                 return self.put("p.clamp({a}, {b}, {c})", self.value(), self.operand(), self.operand())
             case 3:
-                return self.put(rng.choice(WHOLE), self.value())
+                return self.put("round({a})" if self.tame and rng.random() < 0.7 else rng.choice(WHOLE), self.value())
             case 4:
                 return self.put(rng.choice(SIGNS), self.value())
             case 5:
                 return self.put(f"p.round({{a}}, '{rng.choice(DIRECTIONS)}')", self.value())
             case 6:
                 named = f"p.to_format({{a}}, FORMATS['{rng.choice(list(FORMATS))}'])"
-                third = rng.choice(("p.copysign({a}, {b})", "p.scale_by_power({a}, {b})", "p.straight_through({a}, {b})"))
+                third = rng.choice(
+                    ("p.copysign({a}, {b})", "p.scale_by_power({a}, {b})", "p.straight_through({a}, {b})")
+                )
                 return self.put(named, self.value()) if rng.random() < 0.3 else self.put(third, *self.pair())
             case 7:
                 a = self.value()
@@ -248,24 +264,29 @@ def inputs(seed: int, dtype: str = "float32") -> Inputs:
             case "wide":
                 value = near * np.exp2(rng.integers(-148, 127, shape))
             case "special":
-                some = [0, -0.0, 1e-45, -1e-45, 1e-39, np.inf, -np.inf, np.nan, 1.1754944e-38, -1.1754942e-38, 3.4e38]
-                value = np.where(rng.random(shape) < 0.6, rng.choice(some, shape), near)
+                value = np.where(rng.random(shape) < 0.4, rng.choice(SPECIAL, shape), near)
             case _:  # from which on elements, scales and results are in bounds
                 power = rng.choice([-64.0, -100, -24, 24, -126, -125, -62, 0, 1, 26, -26], shape)
                 part = 1 + rng.integers(-3, 4, shape) * 2.0**-23
-                value = np.sign(near) * np.exp2(power if sort == "bounds" else np.abs(power).clip(0, 64) * np.sign(power)) * part
+                value = (
+                    np.sign(near)
+                    * np.exp2(power if sort == "bounds" else np.abs(power).clip(0, 64) * np.sign(power))
+                    * part
+                )
                 value = np.where(rng.random(shape) < 0.1, np.copysign(0, near), value)
                 if sort == "in bounds":
                     value = np.where(np.abs(value) < 2.0**-64, np.copysign(2.0**-64, value), value)
+        if not inside and rng.random() < 0.5:
+            value = np.where(rng.random(shape) < 0.1, rng.choice(SPECIAL, shape), value)
         return value.astype(kind)
 
-    inside = rng.random() < 0.4  # where plain arithmetic may do
+    inside = rng.random() < 0.3  # where plain arithmetic may do; its conditions are of scales first
     sorts = ("near", "halves", "in bounds") if inside else ("near", "any bits", "halves", "wide", "special", "bounds")
     of_x, of_g, of_r = rng.choice(sorts, 3)
     rows = array((ROWS, 1), of_r)
-    if inside:
-        rows = np.clip(np.abs(rows.astype(np.float64)), 2.0**-24, 2.0**24).astype(kind)
-    ends = (0.3, 2.0**-24, 2.0**24, -(2.0**24), -1.0)
+    if inside or rng.random() < 0.5:
+        rows = np.where(np.isnan(rows), 1, np.clip(np.abs(rows.astype(np.float64)), 2.0**-24, 2.0**24)).astype(kind)
+    ends = (0.3, 0.3, 7.0, 2.0**-24, 2.0**24, -(2.0**24), -1.0)
     others = (2.0**24 * (1 + 2.0**-23), 2.0**-24 * (1 - 2.0**-24), 1e-40, 0.0, np.nan, 1e30, -2.0)
-    s = np.asarray(rng.choice(ends if inside or rng.random() < 0.3 else others)).astype(kind)
+    s = np.asarray(rng.choice(ends if inside or rng.random() < 0.6 else others)).astype(kind)
     return Inputs(array(SHAPE, of_x), array(SHAPE, of_g), s, rows)

@@ -191,7 +191,13 @@ def test_same_bits(one: Prototype, scales: tuple[float | None, ...]) -> None:
     program, seconds = jax.jit(both), jax.jit(lambda x, t, given: around(lambda v: apply(one, v, **given), x, t))
     for scale in scales:
         given = {} if scale is None else {"s": np.float32(scale)}
-        for kind, of_g in (("near", "small"), ("near", "near"), ("small", "near"), ("large", "near"), ("any bits", "near")):
+        for kind, of_g in (
+            ("near", "small"),
+            ("near", "near"),
+            ("small", "near"),
+            ("large", "near"),
+            ("any bits", "near"),
+        ):
             x, g = inputs(kind), inputs(of_g)
             want, gradients = updated(one, x, **given)[0], vjp(one, x, g, **given)
             y, (of_x, of_given) = program(x, g, given)
