@@ -94,11 +94,24 @@ def _everywhere(conditions: list[Array]) -> Array | None:
 def room(arithmetic: "Plain") -> Room:
     """The room in which formulas compute with `Number`."""
 
+    def put(g: Number, index: Any, like: Number) -> Number:
+        """Among zeros that are no constants to compilers: XLA adds what lies among constant ones at its place only, which
+        leaves -0.0 elsewhere as it is.
+        """
+        zero = arithmetic._number(0.0).exact if g.dtype == FLOAT32 else lambda: jnp.zeros((), g.dtype)
+
+        def among_zeros(v: Array) -> Array:
+            return jnp.broadcast_to(zero(), like.shape).at[index].set(v)
+
+        exact = None if g.exact is g.plain else lambda: among_zeros(g.exact())
+        bounds = g.bounds._replace(nonzero=False)
+        return Number(like.shape, g.dtype, bounds, lambda: among_zeros(g.plain()), exact, g.plain_costs, g.costs)
+
     return Room(
         "jax",
         arithmetic,
         arithmetic.constants,
         lambda x, index: x[index],
-        arithmetic.put,
+        put,
         lambda x, axes: x.transpose(axes),
     )

@@ -86,21 +86,6 @@ class Plain:
             (len(numbers),), like.dtype, Bounds(), lambda: jnp.stack([number(n, like.dtype) for n in numbers])
         )
 
-    def put(self, g: Number, index: Any, like: Number) -> Number:
-        """Zeros like another array, with ``g`` at an index.
-
-        The zeros of float32 are no constants to compilers: of a sum with constant ones XLA makes a sum at the index
-        only, which leaves -0.0 elsewhere as it is.
-        """
-        zero = self._number(0.0).exact if g.dtype == FLOAT32 else lambda: jnp.zeros((), g.dtype)
-
-        def among_zeros(v: Array) -> Array:
-            return jnp.broadcast_to(zero(), like.shape).at[index].set(v)
-
-        exact = None if g.exact is g.plain else lambda: among_zeros(g.exact())
-        bounds = g.bounds._replace(nonzero=False)
-        return Number(like.shape, g.dtype, bounds, lambda: among_zeros(g.plain()), exact, g.plain_costs, g.costs)
-
     def add(self, a: Any, b: Any) -> Number:
         """As the primitive."""
         return self._arithmetic("add", a, b, after_sum, jnp.add)

@@ -148,7 +148,8 @@ def _needed(calls: list[Call], place: int, like: Tensor) -> tuple[list[Call], in
 
 def _prepared(call: Call, like: Tensor) -> Call:
     """With torch's operator, where that has the bits of the primitive, and tensors of its dtype for its numbers."""
-    operator = None if call.options or call.dtype not in (None, like.dtype) else (OPERATORS | COMPARISONS).get(call.name)
+    other = call.options or call.dtype not in (None, like.dtype)
+    operator = None if other else (OPERATORS | COMPARISONS).get(call.name)
     if operator is torch.clamp:  # whose limits stay numbers
         limits = [v if is_number(v) else math.nan for v in call.given[1:]]
         return call._replace(operator=None if limits_of(like, *limits) is None else operator)
