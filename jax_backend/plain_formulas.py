@@ -95,8 +95,9 @@ def room(arithmetic: "Plain") -> Room:
     """The room in which formulas compute with `Number`."""
 
     def put(g: Number, index: Any, like: Number) -> Number:
-        """Among zeros that are no constants to compilers: XLA adds what lies among constant ones at its place only, which
-        leaves -0.0 elsewhere as it is.
+        """Among zeros that are no constants to compilers: what lies among constant ones XLA adds at its place only.
+
+        Elsewhere -0.0 would be left as it is.
         """
         zero = arithmetic._number(0.0).exact if g.dtype == FLOAT32 else lambda: jnp.zeros((), g.dtype)
 
