@@ -49,8 +49,8 @@ def _moving(steps: Sequence[Step], wanted: Sequence[Value]) -> set[int]:
 def _parts(room: Room, step: Step, g: Any, moving: set[int]) -> list[Any]:
     """For each operand what it gets, of its shape; None for those that do not move."""
     asked = [isinstance(v, Value) and v.number in moving for v in step.operands]
-    if step.name in NAMES:
-        return [_moved(room, step, g) if ask else None for ask in asked]
+    if step.name in NAMES:  # the index of `take` has no derivative
+        return [_moved(room, step, g) if asked[0] else None, *(None for _ in asked[1:])]
     p = room.primitives
     arrays = [v._array if isinstance(v, Value) else v for v in step.operands]
     if step.name == "power":  # whose rule compares them

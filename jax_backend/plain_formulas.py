@@ -95,7 +95,18 @@ def room(arithmetic: "Plain") -> Room:
     """The room in which formulas compute with `Number`."""
 
     def put(g: Number, index: Any, like: Number) -> Number:
-        return g.moved(lambda v: jnp.zeros(like.shape, v.dtype).at[index].set(v), nonzero=False)
+        """Among zeros that are no constants to compilers: what lies among constant ones XLA adds at its place only.
+
+        Elsewhere -0.0 would be left as it is.
+        """
+        zero = arithmetic._number(0.0).exact if g.dtype == FLOAT32 else lambda: jnp.zeros((), g.dtype)
+
+        def among_zeros(v: Array) -> Array:
+            return jnp.broadcast_to(zero(), like.shape).at[index].set(v)
+
+        exact = None if g.exact is g.plain else lambda: among_zeros(g.exact())
+        bounds = g.bounds._replace(nonzero=False)
+        return Number(like.shape, g.dtype, bounds, lambda: among_zeros(g.plain()), exact, g.plain_costs, g.costs)
 
     return Room(
         "jax",

@@ -56,6 +56,7 @@ class Call(NamedTuple):
     given: tuple[Any, ...]
     options: dict[str, Any]
     result: int
+    dtype: torch.dtype | None  # of its operands; None of truth values
     operator: Callable[..., Tensor] | None = None
 
 
@@ -77,7 +78,8 @@ class Recorder:
             fits = result.shape == self.shape or result.numel() == 1
             self.elementwise &= name in ELEMENTWISE and fits and all(id(t) in self.places for t in tensors)
             kept = {key: self._place(v) for key, v in options.items()}
-            self.calls.append(Call(name, tuple(map(self._place, given)), kept, len(self.arrays)))
+            dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
+            self.calls.append(Call(name, tuple(map(self._place, given)), kept, len(self.arrays), dtype))
             self.places.setdefault(id(result), len(self.arrays))
             self.arrays.append(result)
             return result
@@ -145,8 +147,9 @@ def _needed(calls: list[Call], place: int, like: Tensor) -> tuple[list[Call], in
 
 
 def _prepared(call: Call, like: Tensor) -> Call:
-    """With torch's operator, where that has the bits of the primitive, and tensors for its numbers."""
-    operator = None if call.options else (OPERATORS | COMPARISONS).get(call.name)
+    """With torch's operator, where that has the bits of the primitive, and tensors of its dtype for its numbers."""
+    other = call.options or call.dtype not in (None, like.dtype)
+    operator = None if other else (OPERATORS | COMPARISONS).get(call.name)
     if operator is torch.clamp:  # whose limits stay numbers
         limits = [v if is_number(v) else math.nan for v in call.given[1:]]
         return call._replace(operator=None if limits_of(like, *limits) is None else operator)

@@ -143,9 +143,8 @@ def _added(a: Array, b: Array) -> Array:
     else:
         with with_float64(FLOAT64):
             total = _by_single(widened(a) + widened(b), a)
-    sign, pattern = layout(a.dtype).sign, bit_pattern(total)
-    of_zero = bit_pattern(a) & bit_pattern(b) & sign
-    return from_pattern(jnp.where((pattern & ~sign) == 0, of_zero, pattern), total.dtype)
+    of_zero = bit_pattern(a) & bit_pattern(b) & layout(a.dtype).sign
+    return from_pattern(jnp.where(is_zero(total), of_zero, bit_pattern(total)), total.dtype)
 
 
 def _by_single(value: Array, like: Array) -> Array:

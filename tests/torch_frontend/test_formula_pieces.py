@@ -53,6 +53,14 @@ def every(x: Any, *, s: Any = p.learned(0.3), z: Any = p.learned(-0.0)) -> Any:
 
 
 @prototype
+def casting(x: Any) -> Any:
+    """Numbers are rounded to the dtype that they meet."""
+    narrow, wide = p.cast(x, "float16"), p.cast(x, "float64")
+    y = p.cast(p.clamp(narrow * 0.3, -0.7, 0.3) + p.where(narrow > 1.0, narrow, 0.1), x.dtype)
+    return p.where(wide <= 0.3, p.where(wide < 0.1, y, 1.0 - y), p.cast(0.7 / wide, x.dtype))
+
+
+@prototype
 def unchanged(x: Any) -> Any:
     return p.straight_through(p.stop_gradient(x), x)
 
@@ -81,6 +89,7 @@ def numbers(dtype: Any) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((2, *SHAPE))
     x[0], g[1] = x[0] * 1e-41, g[1] * 1e-40
+    x[3] = rng.choice([0.3, 0.1, -0.7], SHAPE[1])
     x[2] = rng.choice([0.0, -0.0, np.inf, -np.inf, np.nan, 1e38, 1e-38], SHAPE[1])
     return x.astype(dtype), g.astype(dtype)
 
@@ -99,7 +108,7 @@ def check(one: Prototype, x: Any, g: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ml_dtypes.bfloat16, np.float16])
-@pytest.mark.parametrize("one", [int8, every, unchanged])
+@pytest.mark.parametrize("one", [int8, every, casting, unchanged])
 def test_elementwise_formulas_go_by_pieces(one: Prototype, dtype: Any, pieces: list[int]) -> None:
     x, g = numbers(dtype)
     check(one, x, g)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from samebits.core import primitives as of_core
 from samebits.jax_backend import primitives as of_jax
+from samebits.jax_backend.arrays import layout
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
 from samebits.torch_frontend import primitives as of_torch
@@ -200,3 +201,15 @@ def test_a_constant_zero_keeps_its_sign_in_a_sum(name: str) -> None:
             want = getattr(of_core, name)(*given(x))
             got = jax.jit(lambda v, g=given: getattr(of_jax, name)(*g(v)))(x)
             assert_same_bits(want, got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_that_are_subnormal(dtype: str) -> None:
+    """Their zeros are told by integers, of which LLVM makes comparisons of floats that flush, if it can."""
+    form = layout(DTYPES[dtype])
+    steps = np.random.default_rng(0).integers(0, 3 << form.mantissa, (2, 50, 12))  # from zero on
+    a, b = (v.astype(form.integer).view(DTYPES[dtype]) for v in steps)
+    with jax.enable_x64(dtype == "float64"):
+        for name, other in (("add", -b), ("subtract", b)):
+            got = jax.jit(getattr(of_jax, name))(to_jax(a), to_jax(other))
+            assert_same_bits(getattr(of_core, name)(a, other), to_numpy(got), call=name, inputs={"a": a, "b": other})
