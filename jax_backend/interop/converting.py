@@ -12,8 +12,8 @@ import torch
 from flax import nnx
 from torch import nn
 
+from ...torch_frontend.nn import PrototypeQuantizer as TorchPrototype
 from ...torch_frontend.nn import TensorQuantizer as TorchQuantizer
-from ...torch_frontend.prototype_quantizer import PrototypeQuantizer as TorchPrototype
 from ..bias_quantizer import BiasQuantizer
 from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer

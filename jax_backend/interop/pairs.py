@@ -13,9 +13,7 @@ from flax import nnx
 from torch import nn
 
 from ...torch_frontend import nn as torch_nn
-from ...torch_frontend.prototype_quantizer import PrototypeQuantizer as TorchPrototype
 from .. import nn as flax_nn
-from ..prototype_quantizer import PrototypeQuantizer
 from .contractions import ATTENTION, CONV, CONV_TRANSPOSE, EMBEDDING, LINEAR
 from .elementwise import DROPOUT, FLATTEN, GELU, MEAN, NOTHING, POOL, SOFTMAX
 from .modules import BatchNorm, Embed, Flatten
@@ -89,7 +87,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(nn.Softmax, jax.nn.softmax, SOFTMAX),
     Pair(nn.LogSoftmax, jax.nn.log_softmax, SOFTMAX),
     Pair(torch_nn.TensorQuantizer, flax_nn.TensorQuantizer, NOTHING),
-    Pair(TorchPrototype, PrototypeQuantizer, NOTHING),
+    Pair(torch_nn.PrototypeQuantizer, flax_nn.PrototypeQuantizer, NOTHING),
     Pair(torch_nn.QuantIdentity, flax_nn.QuantIdentity, NOTHING),
     Pair(torch_nn.QuantReLU, flax_nn.QuantReLU, NOTHING),
     Pair(torch_nn.QuantLinear, flax_nn.QuantLinear, LINEAR, ROWS),
