@@ -28,7 +28,7 @@ def running(
     return p.minimum(y, peak), {"peak": p.maximum(peak, p.absmax(x))}
 
 
-def made() -> nn.Module:
+def made() -> Any:
     torch.manual_seed(0)
     layers = [running.torch_module(s=0.3, bits=3), torch_nn.QuantLinear(8, 4, weight_quant=running)]
     model = nn.Sequential(*layers)
@@ -43,7 +43,7 @@ def test_there_and_back(training: bool) -> None:
     flax = interop.to_flax(model)
     assert int(flax.layers[0].n[...]) == 6
     assert flax.layers[0].use_running_average is not training
-    again = interop.to_torch(flax)
+    again: Any = interop.to_torch(flax)
     assert again.training is training
     assert (again[0].prototype, again[0].options, int(again[0].n)) == held[:3]
     assert list(again.state_dict()) == list(held[3])
