@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func  # type: ignore[import-untyped]
 from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
 
 from samebits.core import formula as p
 from samebits.core.operations import round_to_dtype
@@ -62,7 +62,7 @@ def sizes(call: Callable[..., Any], *operands: torch.Tensor) -> list[int]:
 
     def kept(graph: Any, _: Any) -> Any:
         found.append(len(graph.graph.nodes))
-        return make_boxed_func(graph)  # type: ignore[no-untyped-call]
+        return make_boxed_func(graph)
 
     compiled = torch.compile(call, fullgraph=True, backend=aot_autograd(fw_compiler=kept, bw_compiler=kept))
     y = compiled(*operands)
