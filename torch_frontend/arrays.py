@@ -18,6 +18,11 @@ from ..core.granularity import Granularity, PerTensor, Shape
 from . import operators as operators
 
 CHUNK = 256 * 1024  # elements: an output of this size stays in the second-level caches between the passes over it
+LAYOUTS = {  # bits behind the point, least and largest exponent of normal numbers
+    torch.float16: (10, -14, 15),
+    torch.bfloat16: (7, -126, 127),
+    torch.float32: (23, -126, 127),
+}
 WHOLE = 4 * CHUNK  # the last-level cache serves passes over so many: fewer calls then count for more
 
 
@@ -214,7 +219,7 @@ def rounded_to(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _rounded_wide(value: Tensor, dtype: torch.dtype) -> Tensor:
     """`rounded_to` of float64, in the same way for every dtype."""
-    bits, least, most = {torch.float16: (10, -14, 15), torch.bfloat16: (7, -126, 127)}.get(dtype, (23, -126, 127))
+    bits, least, most = LAYOUTS[dtype]
     size = value.abs()
     exponent = (size.view(torch.int64) & (0x7FF << 52)).clamp((1023 + least) << 52, (1023 + most) << 52)
     large = ((exponent + ((52 - bits) << 52)) | (1 << 51)).view(torch.float64)

@@ -21,6 +21,7 @@ from .arrays import LOST_GRADIENTS, is_concrete, loses_gradients, may_have_tange
 from .examined import examine
 from .formula_pieces import by_pieces
 from .primitives.comparisons import where_by_bytes
+from .primitives.operands import rounded
 
 
 def _array(numbers: tuple[float, ...], like: Tensor) -> Tensor:
@@ -41,7 +42,10 @@ ROOM = Room(
     _put,
     lambda x, axes: x.permute(axes),
 )
-BACKWARD = ROOM._replace(primitives=SimpleNamespace(**{**vars(primitives), "where": where_by_bytes}))  # when compiled
+# When compiled, where what comes in is rounded first: that done at every primitive again takes inductor minutes.
+INSIDE = {name: getattr(function, "of_rounded", function) for name, function in vars(primitives).items()}
+FORWARD = ROOM._replace(primitives=SimpleNamespace(**INSIDE))
+BACKWARD = ROOM._replace(primitives=SimpleNamespace(**{**INSIDE, "where": where_by_bytes}))
 
 
 def apply(prototype: Prototype, x: Tensor, **given: Any) -> Tensor:
@@ -132,7 +136,10 @@ def _gradients(
         gradient = by_pieces(of_x, ROOM, (g, x), tuple(arrays.values()))
         if gradient is not None:
             return {"x": gradient}
-    room = BACKWARD if torch.compiler.is_compiling() else ROOM
+    room = ROOM
+    if torch.compiler.is_compiling():
+        room, x, g = BACKWARD, rounded(x), rounded(g)
+        arrays = {name: _rounded(v) for name, v in arrays.items()}
     return prototype.pull(_run(room, keeps_steps=True), x, arrays, options, g, asked)
 
 
@@ -148,10 +155,17 @@ def _forward(
             found = by_pieces(result, ROOM, (x,), tensors)
             if found is not None:
                 return found, {}
-        y, _, states = prototype.run(_run(ROOM), x, dict(zip(names, tensors, strict=True)), options)
+        room, operand = ROOM, x
+        if torch.compiler.is_compiling():
+            room, operand, tensors = FORWARD, rounded(x), tuple(map(_rounded, tensors))
+        y, _, states = prototype.run(_run(room), operand, dict(zip(names, tensors, strict=True)), options)
     value = y._array
     same = value is x or (is_concrete(x) and value.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() != 0)
     return (value.clone() if same else value), {name: value._array for name, value in states.items()}
+
+
+def _rounded(given: Any) -> Any:
+    return rounded(given) if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 def _run(room: Room, keeps_steps: bool = False) -> Run:

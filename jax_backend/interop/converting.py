@@ -12,8 +12,10 @@ import torch
 from flax import nnx
 from torch import nn
 
+from ...torch_frontend.nn import PrototypeQuantizer as TorchPrototype
 from ...torch_frontend.nn import TensorQuantizer as TorchQuantizer
 from ..bias_quantizer import BiasQuantizer
+from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .layouts import Path, Place, chains, described, parts_of, places
 from .modules import Embed, Sequential
@@ -156,6 +158,8 @@ class _Making(ABC):
 
     def quantizer(self, name: str, held: Any, shape: tuple[int, ...] | None) -> Any:
         """The counterpart of a quantizer, the same for one that is shared."""
+        if type(held) is (TorchPrototype if self.to == "flax" else PrototypeQuantizer):
+            return self.prototype(held)
         in_flax = BiasQuantizer if name == "bias_quant" else TensorQuantizer
         ours, theirs = (TorchQuantizer, in_flax) if self.to == "flax" else (in_flax, TorchQuantizer)
         require(type(held) is ours, f"`{name}` is a {_name(held)}; {_name(theirs)} has no such partner")
@@ -164,6 +168,19 @@ class _Making(ABC):
         key = id(held), ANY
         if key not in self.kept:
             self.kept[key] = cast(Any, theirs)(held.quantizer, shape, seed=0)  # which the state replaces
+            self.made.append((held, self.kept[key]))
+        return self.kept[key]
+
+    def prototype(self, held: Any) -> Any:
+        """The counterpart of a prototype with its parameters, the same for one that is shared."""
+        key = id(held), ANY
+        if key not in self.kept:
+            given, kinds = dict(held.options), {n: one.kind for n, one in held.prototype.parameters.items()}
+            for name, kind in kinds.items():
+                value = getattr(held, name)
+                array = tensor_to_numpy(value.detach()) if self.to == "flax" else np.array(value[...])
+                given[name] = int(array) if kind == "seed" else array if self.to == "flax" else numpy_to_tensor(array)
+            self.kept[key] = (PrototypeQuantizer if self.to == "flax" else TorchPrototype)(held.prototype, **given)
             self.made.append((held, self.kept[key]))
         return self.kept[key]
 
@@ -187,7 +204,7 @@ class _ToFlax(_Making):
         pair = of_torch(layer)
         if pair is None:
             raise Refused(_why_not(layer))
-        if isinstance(layer, TorchQuantizer):
+        if isinstance(layer, TorchQuantizer | TorchPrototype):
             return self.quantizer("the layer", layer, None)
         require(not getattr(layer, "return_quant_tensor", False), "return_quant_tensor=True; flax gives arrays")
         arguments, flax = pair.translation.to_flax(layer, axes), pair.flax
@@ -235,7 +252,7 @@ class _ToTorch(_Making):
         pair = next((pair for pair in of_flax(layer) if pair.axes & axes), None)
         if pair is None:
             raise Refused(OWN % _name(layer) if isinstance(layer, nnx.Module) else "no function of the table")
-        if isinstance(layer, TensorQuantizer):
+        if isinstance(layer, TensorQuantizer | PrototypeQuantizer):
             return cast(nn.Module, self.quantizer("the layer", layer, None))
         if not isinstance(layer, nnx.Module):
             return self._function(layer, pair, axes & pair.axes)

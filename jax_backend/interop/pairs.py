@@ -87,6 +87,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair(nn.Softmax, jax.nn.softmax, SOFTMAX),
     Pair(nn.LogSoftmax, jax.nn.log_softmax, SOFTMAX),
     Pair(torch_nn.TensorQuantizer, flax_nn.TensorQuantizer, NOTHING),
+    Pair(torch_nn.PrototypeQuantizer, flax_nn.PrototypeQuantizer, NOTHING),
     Pair(torch_nn.QuantIdentity, flax_nn.QuantIdentity, NOTHING),
     Pair(torch_nn.QuantReLU, flax_nn.QuantReLU, NOTHING),
     Pair(torch_nn.QuantLinear, flax_nn.QuantLinear, LINEAR, ROWS),

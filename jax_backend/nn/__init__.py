@@ -18,6 +18,7 @@ channels of a weight and channels of an image first, so a quantizer means the sa
 is the kernel in that layout.
 """
 
+from ..prototype_quantizer import PrototypeQuantizer as PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
 from .activation import QuantGELU as QuantGELU
 from .activation import QuantHardTanh as QuantHardTanh

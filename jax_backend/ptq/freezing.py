@@ -12,6 +12,7 @@ from flax import nnx
 from ...core.described import quantizer_of_text, text_of
 from ...core.scales import ScaleSource
 from ..nn.layer import check_single
+from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .calibration import Quantized
 from .static import LAID_BACK, named_modules, weight_as_codes
@@ -31,11 +32,13 @@ def freeze(model: nnx.Module) -> nnx.Module:
         The model.
     Raises:
         TypeError: no nnx model. ValueError: no such layer; one that rounds stochastically or learns to, or whose width
-            is learned; one that ``nnx.vmap`` has stacked; NaN or infinities, or a dtype too coarse for the codes.
-            RuntimeError: a scale that no training has set. The layer is named, and the model is then as it was.
+            is learned; one with a prototype; one that ``nnx.vmap`` has stacked; NaN or infinities, or a dtype too
+            coarse for the codes. RuntimeError: a scale that no training has set. The layer is named, and the model is
+            then as it was.
     """
     if not isinstance(model, nnx.Module):
         raise TypeError(f"`model` must be an nnx.Module, got {type(model).__name__}")
+    _refuse_prototypes(model)
     layers = [
         (name, layer)
         for name, layer in named_modules(model)
@@ -59,6 +62,16 @@ def freeze(model: nnx.Module) -> nnx.Module:
         for attribute, value in attributes.items():
             setattr(layer, attribute, nnx.data(value))
     return model
+
+
+def _refuse_prototypes(model: nnx.Module) -> None:
+    for name, layer in named_modules(model):
+        held = getattr(layer, "weight_quant", None)
+        if isinstance(held, PrototypeQuantizer):
+            raise ValueError(
+                f"layer '{name}': a prototype, {held.prototype.name}, has no codes that could be kept: "
+                "give the layer a Quantizer, or take models without it"
+            )
 
 
 def quantization_map(quantized: Quantized) -> Map:

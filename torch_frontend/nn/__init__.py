@@ -13,6 +13,7 @@ Under ``torch.autocast`` a layer that contracts codes computes as without it, an
 then be of 16 bits while the weight is float32; one that contracts floats is cast as its float layer.
 """
 
+from ..prototype_quantizer import PrototypeQuantizer as PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer as TensorQuantizer
 from .activation import QuantGELU as QuantGELU
 from .activation import QuantHardTanh as QuantHardTanh

@@ -13,6 +13,7 @@ from ...core.operands import check_condition, check_operands
 from ...core.partial_derivatives import RULES, Linear
 from ..arguments import check_tensor
 from ..arrays import (
+    LAYOUTS,
     apply,
     dtype_name,
     is_concrete,
@@ -22,7 +23,7 @@ from ..arrays import (
     refuse_flushing,
     widened,
 )
-from ..expressions import bits_of, sign_of
+from ..expressions import bits_of, carried, sign_of
 
 Operand = Any  # an array, or a number of Python: functions themselves get arrays
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -34,7 +35,8 @@ LIMITS: dict[str, Callable[..., Tensor | None]] = {}  # by name, what is simpler
 def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Function]:
     """Decorator of ``function(*conditions, *tensors, **options)``: operands are checked, numbers become tensors.
 
-    The derivative is that of `RULES`, or 0 where these have none.
+    The derivative is that of `RULES`, or 0 where these have none. Its attribute ``of_rounded`` is the same for tensors
+    that other primitives made: `rounded` is left out, which compilers would write out again at every use.
 
     Args:
         count: how many tensors or numbers the function takes.
@@ -44,6 +46,17 @@ def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Functi
     def decorator(function: Function) -> Function:
         names, name = function.__code__.co_varnames[: conditions + count], function.__name__
         COMPUTE[name] = function
+
+        @wraps(function)
+        def of_rounded(*given: Any, **options: Any) -> Tensor:
+            tensors = operands(names[conditions:], given[conditions:][:count])
+            if len(given) < conditions + count or may_move(tensors):
+                return checked(*given, **options)
+            if name in LIMITS and (limited := _limited(name, tensors, given[1:])) is not None:
+                return limited
+            truths = map(condition, given[:conditions])
+            result: Tensor = function(*truths, *tensors, *given[conditions + count :], **options)
+            return result
 
         @wraps(function)
         def checked(*given: Any, **options: Any) -> Tensor:
@@ -59,6 +72,7 @@ def primitive(count: int, *, conditions: int = 0) -> Callable[[Function], Functi
             result: Tensor = function(*truths, *fixed, *given[conditions + count :], **options)
             return result
 
+        checked.of_rounded = of_rounded  # type: ignore[attr-defined]
         return cast(Function, checked)
 
     return decorator
@@ -98,12 +112,52 @@ def is_number(value: object) -> bool:
 
 
 def number(value: float, like: Tensor) -> Tensor:
-    """A number rounded once to the dtype of a tensor, 0-d. -0.0 by its bits, since compilers drop signs."""
+    """A number rounded once to the dtype of a tensor, 0-d. -0.0 by its bits, since compilers drop signs.
+
+    In compiled code it is rounded while that is made, if it is a constant there: expressions that round it would be
+    written out again wherever it is used.
+    """
+    known = torch.compiler.is_compiling() and _is_static(value)
+    if known:
+        value = nearest_number(value, like.dtype)
     if value == 0:
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         bits = sign_of(wide) if math.copysign(1.0, value) < 0 else 0
         return torch.full((), bits, dtype=bits_of(wide), device=like.device).view(wide).to(like.dtype)
+    if known:
+        return torch.full((), value, dtype=like.dtype, device=like.device)
     return narrowed(torch.full((), value, dtype=torch.float64, device=like.device), like.dtype)
+
+
+def _limited(name: str, tensors: tuple[Tensor, ...], given: tuple[Any, ...]) -> Tensor | None:
+    """What is simpler between numbers, of 16 bits in the dtype that compilers hold them in."""
+    x, *others = tensors
+    known = (
+        nearest_number(v, x.dtype) if is_number(v) and _is_static(v) else t for v, t in zip(given, others, strict=True)
+    )
+    limited = LIMITS[name](carried(x), *known)
+    return None if limited is None else limited.to(x.dtype)
+
+
+def nearest_number(value: float, dtype: torch.dtype) -> float:
+    """A number rounded to nearest even to those of a dtype: by its exponent, in numbers of Python."""
+    value = float(value)
+    if dtype == torch.float64 or value == 0 or not math.isfinite(value):
+        return value
+    bits, least, most = LAYOUTS[dtype]
+    unit = max(math.frexp(value)[1] - 1, least) - bits
+    near = math.ldexp(round(math.ldexp(value, -unit)), unit)
+    return math.copysign(math.inf if abs(near) >= 2.0 ** (most + 1) else near, value)
+
+
+nearest_number._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _is_static(value: float) -> bool:
+    """Whether dynamo knows a number, which it does not if it varies between calls."""
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return bool(has_static_value(value))
 
 
 def condition(value: Any) -> Tensor:

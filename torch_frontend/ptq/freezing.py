@@ -16,6 +16,7 @@ from ...core.scales import ScaleSource
 from ..loading import unchanged_on_error
 from ..nn.given import CodedWeight
 from ..nn.model import quantizable, quantize_model
+from ..prototype_quantizer import PrototypeQuantizer
 from ..tensor_quantizer import TensorQuantizer
 from .calibration import NAME, prepare_sites, sites_of
 from .static import coded_weight
@@ -31,8 +32,10 @@ def freeze(model: nn.Module) -> None:
     Args:
         model: made by `quantize`, or with other layers of `nn` whose weights have a scale of their own.
     Raises:
-        ValueError: no such layer, or one whose scale is learned or averaged; the model is then as it was.
+        ValueError: no such layer, or one whose scale is learned or averaged, or one with a prototype; the model is then
+            as it was.
     """
+    _refuse_prototypes(model)
     layers = {name: layer for name, layer in model.named_modules() if _is_quantized(layer)}
     if not layers:
         raise ValueError("`model` must have layers whose weights are quantized and not codes yet; quantize makes them")
@@ -54,8 +57,9 @@ def quantization_map(model: nn.Module) -> Map:
         ``dtypes`` of these before; ``activations``, the quantizer under the name ``""``; ``sites``, quantizers of
         activations; ``removed``, sites that were taken away, with the reason.
     Raises:
-        ValueError: a model without layers of `quantize`.
+        ValueError: a model without layers of `quantize`, or with a prototype for a weight.
     """
+    _refuse_prototypes(model)
     weights = {name: text_of(m.weight_quant.quantizer) for name, m in model.named_modules() if _is_quantized(m)}
     coded = {name: m.weight_quant for name, m in model.named_modules() if _is_coded(m)}
     if not weights and not coded:
@@ -123,6 +127,16 @@ def _expect_codes(layer: Any, q: Quantizer, dtype: torch.dtype) -> None:
     unset = torch.full(qparams_shape(q.granularity, shape), torch.nan, device=device)
     layer.register_parameter("weight", nn.Parameter(codes, requires_grad=False))
     layer.weight_quant = CodedWeight(q, QParams(unset, unset.clone() if q.affine else None), dtype)
+
+
+def _refuse_prototypes(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        held = getattr(module, "weight_quant", None)
+        if isinstance(held, PrototypeQuantizer):
+            raise ValueError(
+                f"layer '{name}': a prototype, {held.prototype.name}, has no codes that could be kept: "
+                "give the layer a Quantizer, or take models without it"
+            )
 
 
 def _is_quantized(module: Any) -> bool:

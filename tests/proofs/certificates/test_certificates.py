@@ -385,6 +385,21 @@ def test_the_schema_describes_the_file(certificate: dict[str, Any]) -> None:
         assert list(validator.iter_errors(certificate | wrong))
 
 
+@pytest.mark.parametrize("path", sorted((DOCS / "primitives").glob("*.json")), ids=lambda path: path.stem)
+def test_the_schema_describes_the_files_of_sweeps(path: Path) -> None:
+    certificate, _ = load(path)
+    validator = _validator()
+    validator.validate(certificate)
+    for key in certificate:
+        assert list(validator.iter_errors({k: v for k, v in certificate.items() if k != key}))
+    prototype = {"name": "a.py:b", "given": {"bits": 3}, "file": "0" * 32}
+    of_prototype = {k: v for k, v in certificate.items() if k != "primitive"} | {"prototype": prototype}
+    validator.validate(of_prototype)
+    both = certificate | of_prototype
+    for wrong in (both, certificate | {"quantizer": {}}, of_prototype | {"prototype": prototype | {"file": ""}}):
+        assert list(validator.iter_errors(wrong))
+
+
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_kept_certificates_hold_together(path: Path) -> None:
     certificate, request = load(path)
