@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import reduce, wraps
+from functools import partial, reduce, wraps
 from typing import Any, TypeVar, cast
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from ...core.granularity import Shape
 from ...core.operands import check_condition, check_operands
 from ...core.partial_derivatives import RULES, Linear
-from ..arrays import as_array
+from ..arrays import as_array, is_concrete
 from ..derivatives import differentiable_again
 
 Array = jax.Array
@@ -116,6 +116,15 @@ COMPUTE["spread"] = spread
 
 
 def _compute(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
+    """Outside of `jax.jit` a program of its own: op by op, a sum of 5,000 numbers would be 471 programs."""
+    if is_concrete(*arrays):
+        return _compiled(static, *arrays)
+    name, options = static
+    return COMPUTE[name](*arrays, *options)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
     name, options = static
     return COMPUTE[name](*arrays, *options)
 
