@@ -132,6 +132,11 @@ def test_jax_jit() -> None:
     check([drawn(seed, functions=False) for seed in (317, 359)], of_jax, "float32", 25)
 
 
+def test_jax_by_primitives() -> None:
+    """Outside of `jax.jit`, where each primitive is a program."""
+    check(several(60_000, 2, "float32", functions=False), partial(of_jax, jit=False), "float32", 5)
+
+
 def test_what_is_planted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """In torch a quotient by the reciprocal, in JAX a sum that flushes."""
     right = torch_primitives.divide
@@ -173,6 +178,13 @@ def test_jax_jit_at_length(dtype: str) -> None:
     with jax_types(wide=dtype == "float64"):
         for seed in range(40_000, 40_040, 10):
             check(several(seed, 10, dtype), of_jax, dtype, 40)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_jax_by_primitives_at_length(dtype: str) -> None:
+    with jax_types(wide=dtype == "float64"):
+        check(several(60_000, 10, dtype), partial(of_jax, jit=False), dtype, 10)
 
 
 @pytest.mark.thorough
