@@ -169,7 +169,7 @@ def test_torch_by_pieces_at_length(dtype: str, small_pieces: list[int]) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_torch_compiled(dtype: str) -> None:
-    check(several(30_000, 6, dtype, functions=False), partial(of_torch, compiled=True), dtype, 40)
+    check(several(30_000, 2, dtype, functions=False), partial(of_torch, compiled=True), dtype, 40)
 
 
 @pytest.mark.thorough

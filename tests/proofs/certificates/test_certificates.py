@@ -400,6 +400,16 @@ def test_the_schema_describes_the_files_of_sweeps(path: Path) -> None:
         assert list(validator.iter_errors(wrong))
 
 
+def test_sweeps_of_all_numbers_of_16_bits_are_kept() -> None:
+    """Of every primitive of one operand, in all modes, as `docs/primitives.md` says."""
+    for name in (one.name for one in PRIMITIVES.values() if one.operands == 1):
+        for dtype in ("bfloat16", "float16"):
+            certificate, request = load(DOCS / "primitives" / f"{name.replace(' ', '_')}.{dtype}.json")
+            assert (request.name, request.modes) == (name, MODES)
+            assert certificate["statement"]["result"] == "complete"
+            assert certificate["domain"][0]["results per mode"] == 2**16
+
+
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_kept_certificates_hold_together(path: Path) -> None:
     certificate, request = load(path)
