@@ -52,9 +52,11 @@ NUMBERS = {
 }  # what makes numbers of a value, or arrays of another library
 
 
-def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
+def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any], named: str = "") -> Any:
     """``call()``, of the function, with errors that say where in it they arose; as they are, while a compiler follows.
 
+    Args:
+        named: what to say of a function without lines of its own, as a primitive is one.
     Raises:
         TypeError, ValueError: with file, line and text of what was called.
     """
@@ -63,16 +65,18 @@ def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any]) -> 
     try:
         return call()
     except Exception as error:
-        raise _located(error, function) from error
+        raise _located(error, function, named) from error
 
 
-def _located(error: Exception, function: Callable[..., Any]) -> Exception:
-    file = function.__code__.co_filename
-    place = _last(error.__traceback__, file)
-    if place is None or isinstance(error, LocatedTypeError | LocatedValueError):
+def _located(error: Exception, function: Callable[..., Any], named: str) -> Exception:
+    code = getattr(function, "__code__", None)
+    place = None if code is None or _in_package(code.co_filename) else _last(error.__traceback__, code.co_filename)
+    if (place is None and not named) or isinstance(error, LocatedTypeError | LocatedValueError):
         return error
-    text = _text(place)
-    where = f"{Path(file).name}:{place.lineno}" + (f", in `{text}`" if text else "")
+    text = "" if place is None else _text(place)
+    where = (
+        named if place is None else f"{Path(place.filename).name}:{place.lineno}" + (f", in `{text}`" if text else "")
+    )
     foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
     if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
         called, name = _function(text)
@@ -115,9 +119,11 @@ def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | No
 
 def _is_ours(trace: TracebackType | None) -> bool:
     """Whether something of this package raised."""
-    frames = traceback.extract_tb(trace)
-    file = Path(frames[-1].filename).resolve()
-    return any(file.is_relative_to(room) for room in ROOMS)
+    return _in_package(traceback.extract_tb(trace)[-1].filename)
+
+
+def _in_package(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(room) for room in ROOMS)
 
 
 def _text(place: traceback.FrameSummary) -> str:

@@ -32,8 +32,10 @@ def learned(initial: Any) -> Any:
     Args:
         initial: a number, for one scalar; or a formula of ``x``, and of the static options it names, whose result has
             the shape of the parameter.
+    Raises:
+        TypeError: something else.
     """
-    return Parameter("learned", initial)
+    return Parameter("learned", _checked(initial))
 
 
 def state(initial: Any) -> Any:
@@ -41,8 +43,10 @@ def state(initial: Any) -> Any:
 
     Args:
         initial: as of `learned`.
+    Raises:
+        TypeError: as `learned`.
     """
-    return Parameter("state", initial)
+    return Parameter("state", _checked(initial))
 
 
 def seed(initial: int = 0) -> Any:
@@ -120,13 +124,16 @@ class Prototype:
         """Keywords as static options, all of them, and arrays, those that are given.
 
         Raises:
-            TypeError: a keyword that it does not have.
+            TypeError: a keyword that it does not have; text for an array.
         """
         unknown = given.keys() - self.parameters.keys() - self.options.keys()
         if unknown:
             known = ", ".join((*self.parameters, *self.options)) or "none"
             raise TypeError(f"`{self.name}` has no parameter {', '.join(sorted(unknown))}; it has {known}")
         arrays = {name: value for name, value in given.items() if name in self.parameters}
+        for name, value in arrays.items():
+            if isinstance(value, str):
+                raise TypeError(f"`{name}` of `{self.name}` must be a number or an array, got {value!r}")
         return {name: given.get(name, value) for name, value in self.options.items()}, arrays
 
     def initial(self, name: str, room: Room, x: Any, options: Mapping[str, Any]) -> Any:
@@ -136,10 +143,13 @@ class Prototype:
             return parameter.initial
         if not callable(parameter.initial):
             return room.array((float(parameter.initial),), x).reshape(())
-        names = [n for n in inspect.signature(parameter.initial).parameters if n in options]
         run = Run(room)
-        call = partial(parameter.initial, run.value("x", x), **{n: options[n] for n in names})
-        value = guarded(run, parameter.initial, call)
+
+        def call() -> Any:
+            names = [n for n in _keywords(parameter.initial) if n in options]
+            return parameter.initial(run.value("x", x), **{n: options[n] for n in names})
+
+        value = guarded(run, parameter.initial, call, f"`{name}` of `{self.name}`, where it begins")
         if not isinstance(value, Value):
             raise TypeError(f"`{name}` of `{self.name}` must begin as a value of a formula, got {type(value).__name__}")
         return value._array
@@ -173,7 +183,10 @@ class Prototype:
     def check_start(self, name: str, like: Any) -> None:
         """TypeError if a parameter begins as a formula of an array that is not given."""
         if callable(self.parameters[name].initial) and like is None:
-            raise TypeError(f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}`")
+            raise TypeError(
+                f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}` "
+                f"(to a layer with the prefix of its tensor, as in input_like, input_{name})"
+            )
 
     def run(
         self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any]
@@ -236,6 +249,28 @@ class Prototype:
                 zero = run.room.array((0.0,), leaves[name]._array).reshape(())
                 found[name] = run.room.primitives.broadcast_to(zero, tuple(leaves[name]._array.shape))
         return {name: found[name] for name in wanted}
+
+
+def _keywords(function: Callable[..., Any]) -> Collection[str]:
+    """Names of its arguments; none of one that is built in, which is no primitive and says so when it is called."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return ()
+
+
+def _checked(initial: Any) -> Any:
+    """TypeError unless it is one number, or a function."""
+    if (
+        callable(initial)
+        or isinstance(initial, int | float)
+        or (hasattr(initial, "dtype") and not tuple(initial.shape))
+    ):
+        return initial
+    raise TypeError(
+        f"`initial` must be a number, or a formula of the array (as absmax is one), got {type(initial).__name__}: "
+        "numbers in an array begin as a formula by constant, and a call may give arrays"
+    )
 
 
 def recalled(module: str, name: str) -> Any:
