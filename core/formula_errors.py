@@ -80,6 +80,8 @@ def _located(error: Exception, function: Callable[..., Any], named: str) -> Exce
     foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
     if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
         called, name = _function(text)
+        if called == name and name in OPERANDS:  # one of Python
+            name = f"{name} of samebits.core.formula"
         return LocatedTypeError(
             f"{where}: {f'`{called}`' if called else 'this'} is no primitive; {_instead(name)} ({error})"
         )
@@ -110,6 +112,13 @@ def misshapen(function: Callable[..., Any], y: Any, x: Value, name: str, again: 
         raise LocatedTypeError(f"{where}: must return {wanted}, got {type(y).__name__}{arrays}")
     kind = LocatedValueError if y.shape != x.shape else LocatedTypeError
     raise kind(f"{where}: must return {wanted}, got {y.shape}, {y.dtype}")
+
+
+def misreturned(function: Callable[..., Any], result: tuple[Any, ...], again: Callable[[], Any]) -> NoReturn:
+    """The error for a tuple that is no pair of a value and new states by name, at the line of its ``return``."""
+    where = f"{Path(function.__code__.co_filename).name}:{_returned_at(function, again)}, `{function.__name__}`"
+    kinds = ", ".join(type(one).__name__ for one in result)
+    raise LocatedTypeError(f"{where}: must return a value, or a pair of it and a dict of values by name, got ({kinds})")
 
 
 def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | None:
@@ -149,7 +158,7 @@ def _function(text: str) -> tuple[str, str]:
 def _instead(name: str) -> str:
     if name in NUMBERS:
         return "a value has no number while a formula runs, and its array is not for formulas"
-    return f"use {INSTEAD.get(name, name if name in OPERANDS else 'those of samebits.core.formula')}"
+    return f"use {INSTEAD.get(name, name if name.partition(' ')[0] in OPERANDS else 'those of samebits.core.formula')}"
 
 
 def _returned_at(function: Callable[..., Any], again: Callable[[], Any]) -> int:

@@ -11,7 +11,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from .formula_errors import guarded, misshapen
+from .formula_errors import guarded, misreturned, misshapen
 from .formula_gradients import gradients
 from .formula_values import Room, Run, Value
 
@@ -197,7 +197,7 @@ class Prototype:
             leaves[name] = run.value(name, array)
         call = partial(self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
         result = guarded(run, self.function, call)
-        y, states = result if isinstance(result, tuple) else (result, {})
+        y, states = _pair(self.function, result, call)
         if not _alike(y, leaves["x"]):
             misshapen(self.function, y, leaves["x"], "x", call)
         wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
@@ -235,7 +235,7 @@ class Prototype:
             keywords = {name: value for name, value in {**options, **leaves}.items() if name in names and name != "x"}
             call = partial(self.backward, run.value("g", g), leaves["x"], **keywords)
             result = guarded(run, self.backward, call)
-            of_x, others = result if isinstance(result, tuple) else (result, {})
+            of_x, others = _pair(self.backward, result, call)
             unknown = set(others) - set(wanted)
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
@@ -283,6 +283,15 @@ def _library(value: Any, own: str) -> str | None:
     root = type(value).__module__.partition(".")[0]
     known = {"numpy": own, "ml_dtypes": own, "torch": "torch", "jax": "jax", "jaxlib": "jax"}
     return known.get(root)
+
+
+def _pair(function: Callable[..., Any], result: Any, again: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What a function of the user returned: a value, and others by name, if it returned some."""
+    if not isinstance(result, tuple):
+        return result, {}
+    if len(result) != 2 or not isinstance(result[1], dict):
+        misreturned(function, result, again)
+    return result
 
 
 def _alike(value: Any, other: Value) -> bool:

@@ -271,7 +271,7 @@ def test_where_a_parameter_begins() -> None:
     """By a formula of the user: its line; by a function that has none of his: the parameter."""
     line = test_where_a_parameter_begins.__code__.co_firstlineno + 4
     for begins, message in (
-        (lambda x: torch.amax(x), rf"test_prototype_errors.py:{line}, in `torch.amax\(x\)`: `torch.amax` is no primitive"),
+        (lambda x: torch.amax(x), rf"test_prototype_errors.py:{line}, in `torch.amax\(x\)`: `torch.amax` is no "),
         (p.absmax, "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
         (partial(p.amin, axis=0), "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
         (torch.amax, "`s` of `<lambda>`, where it begins: amax.*must be Tensor, not Value"),
@@ -290,6 +290,21 @@ def test_where_a_parameter_begins() -> None:
     for wrong in ("absmax", None, [1.0], np.ones(3)):
         with pytest.raises(TypeError, match=f"must be a number, or a formula .*, got {type(wrong).__name__}"):
             p.learned(wrong)
+
+
+def test_what_is_returned_and_what_it_is_like() -> None:
+    """At the line of the formula, whatever is there instead of a pair, or of a value."""
+    line = test_what_is_returned_and_what_it_is_like.__code__.co_firstlineno + 4
+    for formula, message in (
+        (lambda x, *, peak=p.state(0.0): (x, peak), r"must return a value, or a pair .*, got \(Value, Value\)"),
+        (lambda x: (x, {}, x), r"must return a value, or a pair of it and a dict .*, got \(Value, dict, Value\)"),
+        (lambda x: p.random_bits(0, x.shape), "in `p.random_bits.*: `like` must be a value of the formula, got tuple"),
+        (lambda x: p.constant([1.0], X), "in `p.constant.*: `like` must be a value of the formula, got ndarray"),
+        (lambda x: sum(x), r"in `sum\(x\)`: `sum` is no primitive; use sum of samebits.core.formula "),
+    ):
+        with pytest.raises(TypeError, match=rf"^test_prototype_errors.py:{line}, .*{message}"):
+            prototype(formula).numpy(X)
+        line += 1
 
 
 def test_states_of_another_shape() -> None:
@@ -318,7 +333,7 @@ def test_declarations_and_arguments_that_are_refused() -> None:
     with pytest.raises(TypeError, match="`s` of `<lambda>` begins as a formula of the array: give `like`"):
         prototype(lambda x, *, s=p.learned(p.absmax): x / s).torch_module()
     begun = prototype(lambda x, *, s=p.learned(p.absmax): x / s)
-    with pytest.raises(TypeError, match="`like` must be a torch.Tensor, got ndarray"):
+    with pytest.raises(TypeError, match=r"`like` must be a torch\.Tensor, got ndarray"):
         begun.torch_module(like=X)
     for layer in (torch_layers.QuantLinear, partial(flax_layers.QuantLinear, rngs=nnx.Rngs(0))):
         with pytest.raises(TypeError, match=r"to a layer with the prefix of its tensor, as in input_like, input_s\)"):
