@@ -102,7 +102,8 @@ def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[d
     for name in prototype.parameters:
         with torch.no_grad():
             if name not in arrays:
-                if torch.compiler.is_compiling():
+                by_formula = callable(prototype.parameters[name].initial)
+                if by_formula and torch.compiler.is_compiling() and not loses_gradients():
                     examine_start(prototype, name, options, x)
                 arrays[name] = prototype.initial(name, ROOM, x, options)
             arrays[name] = prototype.number(name, ROOM, x, arrays[name])

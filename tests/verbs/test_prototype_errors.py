@@ -270,23 +270,25 @@ def test_arrays_of_two_libraries() -> None:
 def test_where_a_parameter_begins() -> None:
     """By a formula of the user: its line; by a function that has none of his: the parameter."""
     line = test_where_a_parameter_begins.__code__.co_firstlineno + 4
-    for begins, message in (
+    starts: tuple[tuple[Any, str], ...] = (
         (lambda x: torch.amax(x), rf"test_prototype_errors.py:{line}, in `torch.amax\(x\)`: `torch.amax` is no "),
         (p.absmax, "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
         (partial(p.amin, axis=0), "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
         (torch.amax, "`s` of `<lambda>`, where it begins: amax.*must be Tensor, not Value"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for begins, message in starts:
         one = prototype(lambda x, *, s=p.learned(begins): x / s)
-        programs: list[Callable[[], Any]] = [
-            lambda one=one: one.numpy(X[:0]),
-            lambda one=one: one.torch(to_torch(X[:0])),
-            lambda one=one: jax.jit(one.jax)(X[:0]),
-            lambda one=one: one.torch_module(like=to_torch(X[:0])),
-            lambda one=one: torch.compile(one.torch, fullgraph=True, backend="eager")(to_torch(X[:0])),
+        compiled: Any = torch.compile(one.torch, fullgraph=True, backend="eager")
+        programs: list[tuple[Any, Any]] = [
+            (one.numpy, X[:0]),
+            (one.torch, to_torch(X[:0])),
+            (jax.jit(one.jax), X[:0]),
+            (one.torch_module, to_torch(X[:0])),
+            (compiled, to_torch(X[:0])),
         ]
-        for program_of_it in programs[: 4 if begins is torch.amax else 5]:
+        for call, x in programs[: 4 if begins is torch.amax else 5]:
             with pytest.raises((TypeError, ValueError), match=f"^{message}"):
-                program_of_it()
+                call(x)
     for wrong in ("absmax", None, [1.0], np.ones(3)):
         with pytest.raises(TypeError, match=f"must be a number, or a formula .*, got {type(wrong).__name__}"):
             p.learned(wrong)
@@ -295,13 +297,14 @@ def test_where_a_parameter_begins() -> None:
 def test_what_is_returned_and_what_it_is_like() -> None:
     """At the line of the formula, whatever is there instead of a pair, or of a value."""
     line = test_what_is_returned_and_what_it_is_like.__code__.co_firstlineno + 4
-    for formula, message in (
+    formulas: tuple[tuple[Callable[..., Any], str], ...] = (
         (lambda x, *, peak=p.state(0.0): (x, peak), r"must return a value, or a pair .*, got \(Value, Value\)"),
         (lambda x: (x, {}, x), r"must return a value, or a pair of it and a dict .*, got \(Value, dict, Value\)"),
         (lambda x: p.random_bits(0, x.shape), "in `p.random_bits.*: `like` must be a value of the formula, got tuple"),
         (lambda x: p.constant([1.0], X), "in `p.constant.*: `like` must be a value of the formula, got ndarray"),
         (lambda x: sum(x), r"in `sum\(x\)`: `sum` is no primitive; use sum of samebits.core.formula "),
-    ):
+    )
+    for formula, message in formulas:
         with pytest.raises(TypeError, match=rf"^test_prototype_errors.py:{line}, .*{message}"):
             prototype(formula).numpy(X)
         line += 1
@@ -339,7 +342,8 @@ def test_declarations_and_arguments_that_are_refused() -> None:
         with pytest.raises(TypeError, match=r"to a layer with the prefix of its tensor, as in input_like, input_s\)"):
             layer(6, 6, input_quant=begun)
         held = to_torch(X) if layer is torch_layers.QuantLinear else to_jax(X)
-        assert to_numpy(layer(6, 6, input_quant=begun, input_like=held).input_quant.s) == np.abs(X).max()
+        held_by: Any = layer(6, 6, input_quant=begun, input_like=held)
+        assert to_numpy(held_by.input_quant.s) == np.abs(X).max()
     with pytest.raises(TypeError, match="`s` of `<lambda>` must be a number or an array, got '2'"):
         plain.torch_module(s="2")
     with pytest.raises(TypeError, match=r"`<lambda>` is called as <lambda>.numpy\(x\), <lambda>.torch\(x\) or "):
