@@ -14,7 +14,7 @@ same formula runs on arrays of NumPy, torch and JAX. Only `random_bits` takes a 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .formula_values import OPERANDS, called
+from .formula_values import OPERANDS, Run, called
 from .formula_values import Value as Value
 from .prototype import learned as learned
 from .prototype import seed as seed
@@ -23,7 +23,7 @@ from .prototype import state as state
 
 def constant(numbers: Sequence[float], like: Value) -> Value:
     """An array with one axis of numbers of Python, each rounded once to the dtype of a value."""
-    run = like.run
+    run = _run_of(like)
     return run.value("constant", run.room.array(tuple(numbers), like._array))
 
 
@@ -33,8 +33,14 @@ def random_bits(seed: Any, like: Value) -> Value:
     Args:
         seed: an integer in [0, 2**32), or the parameter that `seed` declares.
     """
-    run, key = like.run, seed._array if isinstance(seed, Value) else seed
+    run, key = _run_of(like), seed._array if isinstance(seed, Value) else seed
     return run.value("random_bits", run.room.primitives.random_bits(key, like.shape))
+
+
+def _run_of(like: Any) -> Run:
+    if not isinstance(like, Value):
+        raise TypeError(f"`like` must be a value of the formula, got {type(like).__name__}")
+    return like.run
 
 
 def _named(name: str) -> Callable[..., Value]:

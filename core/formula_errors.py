@@ -52,9 +52,11 @@ NUMBERS = {
 }  # what makes numbers of a value, or arrays of another library
 
 
-def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
+def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any], named: str = "") -> Any:
     """``call()``, of the function, with errors that say where in it they arose; as they are, while a compiler follows.
 
+    Args:
+        named: what to say of a function without lines of its own, as a primitive is one.
     Raises:
         TypeError, ValueError: with file, line and text of what was called.
     """
@@ -63,19 +65,23 @@ def guarded(run: Run, function: Callable[..., Any], call: Callable[[], Any]) -> 
     try:
         return call()
     except Exception as error:
-        raise _located(error, function) from error
+        raise _located(error, function, named) from error
 
 
-def _located(error: Exception, function: Callable[..., Any]) -> Exception:
-    file = function.__code__.co_filename
-    place = _last(error.__traceback__, file)
-    if place is None or isinstance(error, LocatedTypeError | LocatedValueError):
+def _located(error: Exception, function: Callable[..., Any], named: str) -> Exception:
+    code = getattr(function, "__code__", None)
+    place = None if code is None or _in_package(code.co_filename) else _last(error.__traceback__, code.co_filename)
+    if (place is None and not named) or isinstance(error, LocatedTypeError | LocatedValueError):
         return error
-    text = _text(place)
-    where = f"{Path(file).name}:{place.lineno}" + (f", in `{text}`" if text else "")
+    text = "" if place is None else _text(place)
+    where = (
+        named if place is None else f"{Path(place.filename).name}:{place.lineno}" + (f", in `{text}`" if text else "")
+    )
     foreign = isinstance(error, TypeError | AttributeError) and not _is_ours(error.__traceback__)
     if foreign or "is no primitive" in str(error) or "is no array of NumPy" in str(error):
         called, name = _function(text)
+        if called == name and name in OPERANDS:  # one of Python
+            name = f"{name} of samebits.core.formula"
         return LocatedTypeError(
             f"{where}: {f'`{called}`' if called else 'this'} is no primitive; {_instead(name)} ({error})"
         )
@@ -108,6 +114,13 @@ def misshapen(function: Callable[..., Any], y: Any, x: Value, name: str, again: 
     raise kind(f"{where}: must return {wanted}, got {y.shape}, {y.dtype}")
 
 
+def misreturned(function: Callable[..., Any], result: tuple[Any, ...], again: Callable[[], Any]) -> NoReturn:
+    """The error for a tuple that is no pair of a value and new states by name, at the line of its ``return``."""
+    where = f"{Path(function.__code__.co_filename).name}:{_returned_at(function, again)}, `{function.__name__}`"
+    kinds = ", ".join(type(one).__name__ for one in result)
+    raise LocatedTypeError(f"{where}: must return a value, or a pair of it and a dict of values by name, got ({kinds})")
+
+
 def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | None:
     found = [frame for frame in traceback.extract_tb(trace) if frame.filename == file]
     return found[-1] if found else None
@@ -115,9 +128,11 @@ def _last(trace: TracebackType | None, file: str) -> traceback.FrameSummary | No
 
 def _is_ours(trace: TracebackType | None) -> bool:
     """Whether something of this package raised."""
-    frames = traceback.extract_tb(trace)
-    file = Path(frames[-1].filename).resolve()
-    return any(file.is_relative_to(room) for room in ROOMS)
+    return _in_package(traceback.extract_tb(trace)[-1].filename)
+
+
+def _in_package(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(room) for room in ROOMS)
 
 
 def _text(place: traceback.FrameSummary) -> str:
@@ -143,7 +158,7 @@ def _function(text: str) -> tuple[str, str]:
 def _instead(name: str) -> str:
     if name in NUMBERS:
         return "a value has no number while a formula runs, and its array is not for formulas"
-    return f"use {INSTEAD.get(name, name if name in OPERANDS else 'those of samebits.core.formula')}"
+    return f"use {INSTEAD.get(name, name if name.partition(' ')[0] in OPERANDS else 'those of samebits.core.formula')}"
 
 
 def _returned_at(function: Callable[..., Any], again: Callable[[], Any]) -> int:

@@ -220,7 +220,8 @@ def called(name: str, *given: Any, **options: Any) -> Value:
     """
     operands, further = given[: OPERANDS[name]], given[OPERANDS[name] :]
     if len(operands) < OPERANDS[name] or len(further) > len(OPTIONS.get(name, ())):
-        raise TypeError(f"`{name}` takes {OPERANDS[name]} operands, then {OPTIONS.get(name, ())}, got {len(given)}")
+        then = "".join(f", {option}" for option in OPTIONS.get(name, ()))
+        raise TypeError(f"`{name}` takes by place {OPERANDS[name]} operands{then}, got {len(given)} by place")
     options = {**dict(zip(OPTIONS.get(name, ()), further, strict=False)), **options}
     for value in operands:
         if not isinstance(value, Value) and type(value) not in (int, float):  # no bool, nor float64 of NumPy

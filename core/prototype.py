@@ -11,7 +11,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from .formula_errors import guarded, misshapen
+from .formula_errors import guarded, misreturned, misshapen
 from .formula_gradients import gradients
 from .formula_values import Room, Run, Value
 
@@ -32,8 +32,10 @@ def learned(initial: Any) -> Any:
     Args:
         initial: a number, for one scalar; or a formula of ``x``, and of the static options it names, whose result has
             the shape of the parameter.
+    Raises:
+        TypeError: something else.
     """
-    return Parameter("learned", initial)
+    return Parameter("learned", _checked(initial))
 
 
 def state(initial: Any) -> Any:
@@ -41,8 +43,10 @@ def state(initial: Any) -> Any:
 
     Args:
         initial: as of `learned`.
+    Raises:
+        TypeError: as `learned`.
     """
-    return Parameter("state", initial)
+    return Parameter("state", _checked(initial))
 
 
 def seed(initial: int = 0) -> Any:
@@ -120,13 +124,16 @@ class Prototype:
         """Keywords as static options, all of them, and arrays, those that are given.
 
         Raises:
-            TypeError: a keyword that it does not have.
+            TypeError: a keyword that it does not have; text for an array.
         """
         unknown = given.keys() - self.parameters.keys() - self.options.keys()
         if unknown:
             known = ", ".join((*self.parameters, *self.options)) or "none"
             raise TypeError(f"`{self.name}` has no parameter {', '.join(sorted(unknown))}; it has {known}")
         arrays = {name: value for name, value in given.items() if name in self.parameters}
+        for name, value in arrays.items():
+            if isinstance(value, str):
+                raise TypeError(f"`{name}` of `{self.name}` must be a number or an array, got {value!r}")
         return {name: given.get(name, value) for name, value in self.options.items()}, arrays
 
     def initial(self, name: str, room: Room, x: Any, options: Mapping[str, Any]) -> Any:
@@ -136,10 +143,13 @@ class Prototype:
             return parameter.initial
         if not callable(parameter.initial):
             return room.array((float(parameter.initial),), x).reshape(())
-        names = [n for n in inspect.signature(parameter.initial).parameters if n in options]
         run = Run(room)
-        call = partial(parameter.initial, run.value("x", x), **{n: options[n] for n in names})
-        value = guarded(run, parameter.initial, call)
+
+        def call() -> Any:
+            names = [n for n in _keywords(parameter.initial) if n in options]
+            return parameter.initial(run.value("x", x), **{n: options[n] for n in names})
+
+        value = guarded(run, parameter.initial, call, f"`{name}` of `{self.name}`, where it begins")
         if not isinstance(value, Value):
             raise TypeError(f"`{name}` of `{self.name}` must begin as a value of a formula, got {type(value).__name__}")
         return value._array
@@ -173,7 +183,10 @@ class Prototype:
     def check_start(self, name: str, like: Any) -> None:
         """TypeError if a parameter begins as a formula of an array that is not given."""
         if callable(self.parameters[name].initial) and like is None:
-            raise TypeError(f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}`")
+            raise TypeError(
+                f"`{name}` of `{self.name}` begins as a formula of the array: give `like`, or `{name}` "
+                f"(to a layer with the prefix of its tensor, as in input_like, input_{name})"
+            )
 
     def run(
         self, run: Run, x: Any, arrays: Mapping[str, Any], options: Mapping[str, Any]
@@ -184,7 +197,7 @@ class Prototype:
             leaves[name] = run.value(name, array)
         call = partial(self.function, leaves["x"], **options, **{name: leaves[name] for name in arrays})
         result = guarded(run, self.function, call)
-        y, states = result if isinstance(result, tuple) else (result, {})
+        y, states = _pair(self.function, result, call)
         if not _alike(y, leaves["x"]):
             misshapen(self.function, y, leaves["x"], "x", call)
         wanted = {name for name, one in self.parameters.items() if one.kind == "state"}
@@ -222,7 +235,7 @@ class Prototype:
             keywords = {name: value for name, value in {**options, **leaves}.items() if name in names and name != "x"}
             call = partial(self.backward, run.value("g", g), leaves["x"], **keywords)
             result = guarded(run, self.backward, call)
-            of_x, others = result if isinstance(result, tuple) else (result, {})
+            of_x, others = _pair(self.backward, result, call)
             unknown = set(others) - set(wanted)
             if unknown:
                 raise TypeError(f"the gradient of `{self.name}` names {sorted(unknown)}, learned are {wanted[1:]}")
@@ -238,6 +251,28 @@ class Prototype:
         return {name: found[name] for name in wanted}
 
 
+def _keywords(function: Callable[..., Any]) -> Collection[str]:
+    """Names of its arguments; none of one that is built in, which is no primitive and says so when it is called."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return ()
+
+
+def _checked(initial: Any) -> Any:
+    """TypeError unless it is one number, or a function."""
+    if (
+        callable(initial)
+        or isinstance(initial, int | float)
+        or (hasattr(initial, "dtype") and not tuple(initial.shape))
+    ):
+        return initial
+    raise TypeError(
+        f"`initial` must be a number, or a formula of the array (as absmax is one), got {type(initial).__name__}: "
+        "numbers in an array begin as a formula by constant, and a call may give arrays"
+    )
+
+
 def recalled(module: str, name: str) -> Any:
     """What is so called in a module: a prototype that was pickled."""
     return attrgetter(name)(import_module(module))
@@ -248,6 +283,15 @@ def _library(value: Any, own: str) -> str | None:
     root = type(value).__module__.partition(".")[0]
     known = {"numpy": own, "ml_dtypes": own, "torch": "torch", "jax": "jax", "jaxlib": "jax"}
     return known.get(root)
+
+
+def _pair(function: Callable[..., Any], result: Any, again: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What a function of the user returned: a value, and others by name, if it returned some."""
+    if not isinstance(result, tuple):
+        return result, {}
+    if len(result) != 2 or not isinstance(result[1], dict):
+        misreturned(function, result, again)
+    return result
 
 
 def _alike(value: Any, other: Value) -> bool:

@@ -4,7 +4,7 @@ Dynamo follows a formula by itself, and tells of what it cannot follow in its ow
 once as in eager code, on the ``meta`` device. Nothing of this is in the compiled program.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +27,29 @@ def examine(prototype: Prototype, options: Mapping[str, Any], names: tuple[str, 
     comptime(_examined)
 
 
+def examine_start(prototype: Prototype, name: str, options: Mapping[str, Any], x: Any) -> None:
+    """Raises what the formula raises where a parameter begins. Only for dynamo to trace.
+
+    Raises:
+        TypeError, ValueError: as `examine`.
+    """
+    from torch._dynamo.comptime import comptime
+
+    comptime(_examined_start)
+
+
 def _examined(context: Any) -> None:
-    """Reads the arguments of `examine` in terms of dynamo. If these have changed, dynamo is left to itself."""
+    _judge(context, ("prototype", "options", "names", "tensors", "both"), _run)
+
+
+def _examined_start(context: Any) -> None:
+    _judge(context, ("prototype", "name", "options", "x"), _start)
+
+
+def _judge(context: Any, arguments: tuple[str, ...], run: Callable[..., None]) -> None:
+    """Reads arguments in terms of dynamo. If these have changed, dynamo is left to itself."""
     try:
-        arguments = ("prototype", "options", "names", "tensors", "both")
-        error = _error(*(_value(context.get_local(name)) for name in arguments))
+        error = _error(run, *(_value(context.get_local(name)) for name in arguments))
     except (AttributeError, KeyError, NotImplementedError, torch._dynamo.exc.TorchDynamoException):
         return
     if error is not None:
@@ -60,20 +78,28 @@ def _size(n: Any) -> Any:
     return n.node.hint if isinstance(n, torch.SymInt | torch.SymFloat) else n
 
 
-def _error(
-    prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], tensors: Any, both: bool
-) -> Exception | None:
-    """What the formula raises on such tensors, if that has a line."""
+def _run(prototype: Prototype, options: Mapping[str, Any], names: tuple[str, ...], tensors: Any, both: bool) -> None:
     from .prototypes import ROOM
 
     x, *others = tensors
     seed = torch.empty((), dtype=torch.int64, device="meta")
     arrays = {name: seed if isinstance(v, int) else v for name, v in zip(names, others, strict=True)}
+    prototype.run(Run(ROOM), x, arrays, options)
+    if both:
+        prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, options, torch.empty_like(x))
+
+
+def _start(prototype: Prototype, name: str, options: Mapping[str, Any], x: Any) -> None:
+    from .prototypes import ROOM
+
+    prototype.initial(name, ROOM, x, options)
+
+
+def _error(run: Callable[..., None], *arguments: Any) -> Exception | None:
+    """What the formula raises on such tensors, if that has a line."""
     try:
         with torch.no_grad():
-            prototype.run(Run(ROOM), x, arrays, options)
-            if both:
-                prototype.pull(Run(ROOM, keeps_steps=True), x, arrays, options, torch.empty_like(x))
+            run(*arguments)
     except (LocatedTypeError, LocatedValueError) as error:
         if isinstance(error.__cause__, RuntimeError):  # of torch itself, perhaps of this device
             return None

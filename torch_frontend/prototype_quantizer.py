@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..core.descriptions import QParams
 from ..core.prototype import Prototype
+from .arguments import check_tensor
 from .prototypes import ROOM, updated
 
 
@@ -21,7 +22,7 @@ class PrototypeQuantizer(nn.Module):
         like: a tensor like those to come, for parameters that begin as a formula of it.
         given: static options, and numbers or tensors where parameters begin.
     Raises:
-        TypeError: a keyword that the prototype does not have; a parameter that needs ``like``.
+        TypeError: a keyword that the prototype does not have; a parameter that needs ``like``; one of another type.
     """
 
     quantizer = None
@@ -30,6 +31,8 @@ class PrototypeQuantizer(nn.Module):
     def __init__(self, prototype: Prototype, like: Tensor | None = None, **given: Any) -> None:
         super().__init__()
         self.prototype, (options, arrays) = prototype, prototype.split(given)
+        if like is not None:
+            check_tensor("like", like)
         self.options = {name: options[name] for name in options if name != "training" or name in given}
         for name, parameter in prototype.parameters.items():
             value = arrays.get(name)

@@ -18,7 +18,7 @@ from ..core.prototype import Prototype
 from . import primitives
 from .arguments import check_tensor
 from .arrays import LOST_GRADIENTS, is_concrete, loses_gradients, may_have_tangent, narrowed, records_gradient
-from .examined import examine
+from .examined import examine, examine_start
 from .formula_pieces import by_pieces
 from .primitives.comparisons import where_by_bytes
 from .primitives.operands import rounded
@@ -102,6 +102,9 @@ def _given(prototype: Prototype, x: Tensor, given: Mapping[str, Any]) -> tuple[d
     for name in prototype.parameters:
         with torch.no_grad():
             if name not in arrays:
+                by_formula = callable(prototype.parameters[name].initial)
+                if by_formula and torch.compiler.is_compiling() and not loses_gradients():
+                    examine_start(prototype, name, options, x)
                 arrays[name] = prototype.initial(name, ROOM, x, options)
             arrays[name] = prototype.number(name, ROOM, x, arrays[name])
         if isinstance(arrays[name], int):

@@ -77,7 +77,7 @@ def held(role: str, value: Any, layer: Any, overrides: Mapping[str, Any]) -> Any
     if isinstance(value, Prototype | PrototypeQuantizer) and role == "bias":
         raise TypeError(f"{kind}, `{argument}`: must not be a prototype, which has no codes to add to sums")
     if isinstance(value, Prototype):
-        return PrototypeQuantizer(value, layer.weight if role == "weight" else None, **overrides)
+        return PrototypeQuantizer(value, **{"like": layer.weight if role == "weight" else None, **overrides})
     if value is None or isinstance(value, PrototypeQuantizer | TensorQuantizer):
         check_changeable(kind, role, value, overrides)
         return value

@@ -75,7 +75,7 @@ def formula(name: str, given: Mapping[str, Any]) -> Formula:
         ValueError: an element's result depends on others; the message says by which line.
     """
     prototype = prototype_of(name)
-    like = np.ones((2, 2), np.float32)
+    like = np.ones((64, 64), np.float32)  # of lengths that the usual groups divide
     if reason := what_mixes(prototype, like, **arrays_of(prototype, given, like.dtype)):
         raise ValueError(f"{reason}; samebits check takes it on tensors")
     text = Path(prototype.function.__code__.co_filename).read_text(encoding="utf-8")

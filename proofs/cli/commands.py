@@ -111,7 +111,7 @@ def check(
         if checkpoint or quantizer or dtype or dialect or thorough or parameter or device != "cpu":
             _refuse("--networks takes no checkpoint, --quantizer, --dtype, --dialect, --set, --device or --thorough")
         _check_networks(mode or (), json=json, report=report, workers=workers)
-    if checkpoint and str(checkpoint) in catalog and not checkpoint.exists():
+    if checkpoint and (str(checkpoint) in catalog or ".py:" in str(checkpoint)) and not checkpoint.exists():
         _refuse(f"{checkpoint}: no such file; a quantizer is named by --quantizer {checkpoint}")
     if parameter and not any(":" in name for name in quantizer or ()):
         _refuse("--set is of prototypes, --quantizer FILE.py:NAME")

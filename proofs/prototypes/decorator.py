@@ -1,7 +1,7 @@
 """`prototype`: the decorator that makes a formula a quantizer in all three libraries. It imports none of them."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,11 @@ class Prototype(Description):
     Layers take it as ``weight_quant=``, ``input_quant=`` and so on. Keywords are static
     options, and arrays of parameters: those that are missing are where they begin.
     """
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """TypeError: the library is said, as a result would not tell whose roundings it has."""
+        n = self.name
+        raise TypeError(f"`{n}` is called as {n}.numpy(x), {n}.torch(x) or {n}.jax(x), and within a formula not at all")
 
     def numpy(self, x: NDArray[Any], **given: Any) -> NDArray[Any]:
         """The specification. Shape and dtype of ``x``; errors as `samebits.core.prototypes.apply`."""

@@ -185,6 +185,8 @@ def test_shapes(room: Any, to: Any) -> None:
     assert to_numpy(room.sum(x, 0)).tolist() == [12, 15, 18, 21]
     assert to_numpy(room.add(x, room.amax(x))).shape == (3, 4)
     assert to_numpy(room.amax(x)).shape == ()
+    for whole in (room.sum(x[1, 2], keepdims=True), room.absmax(x[1, 2])):
+        assert (to_numpy(whole).shape, to_numpy(whole)) == ((), 6)
     assert to_numpy(room.exp(x[:0])).shape == (0, 4)
     assert to_numpy(room.sum(x[:0], 0)).tolist() == [0, 0, 0, 0]
     assert to_numpy(room.mean(x, keepdims=True)).shape == (1, 1)

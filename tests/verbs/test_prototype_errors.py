@@ -6,6 +6,7 @@ A product and a sum of arrays that go round the primitives (cases 27 to 32) are 
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
+import samebits.jax_backend.nn as flax_layers
 import samebits.torch_frontend.nn as torch_layers
 from samebits.core import formula as p
 from samebits.proofs import prototype
-from samebits.proofs.modes.arrays import to_jax, to_torch
+from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
 
 X = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 HELD = {"numpy": X, "torch": to_torch(X), "jax": to_jax(X)}
@@ -264,6 +267,49 @@ def test_arrays_of_two_libraries() -> None:
             one.torch(to_torch(X), s=strange)
 
 
+def test_where_a_parameter_begins() -> None:
+    """By a formula of the user: its line; by a function that has none of his: the parameter."""
+    line = test_where_a_parameter_begins.__code__.co_firstlineno + 4
+    starts: tuple[tuple[Any, str], ...] = (
+        (lambda x: torch.amax(x), rf"test_prototype_errors.py:{line}, in `torch.amax\(x\)`: `torch.amax` is no "),
+        (p.absmax, "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
+        (partial(p.amin, axis=0), "`s` of `<lambda>`, where it begins: `x` must have elements along `axis`, got none"),
+        (torch.amax, "`s` of `<lambda>`, where it begins: amax.*must be Tensor, not Value"),
+    )  # fmt: skip
+    for begins, message in starts:
+        one = prototype(lambda x, *, s=p.learned(begins): x / s)
+        compiled: Any = torch.compile(one.torch, fullgraph=True, backend="eager")
+        programs: list[tuple[Any, Any]] = [
+            (one.numpy, X[:0]),
+            (one.torch, to_torch(X[:0])),
+            (jax.jit(one.jax), X[:0]),
+            (one.torch_module, to_torch(X[:0])),
+            (compiled, to_torch(X[:0])),
+        ]
+        for call, x in programs[: 4 if begins is torch.amax else 5]:
+            with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+                call(x)
+    for wrong in ("absmax", None, [1.0], np.ones(3)):
+        with pytest.raises(TypeError, match=f"must be a number, or a formula .*, got {type(wrong).__name__}"):
+            p.learned(wrong)
+
+
+def test_what_is_returned_and_what_it_is_like() -> None:
+    """At the line of the formula, whatever is there instead of a pair, or of a value."""
+    line = test_what_is_returned_and_what_it_is_like.__code__.co_firstlineno + 4
+    formulas: tuple[tuple[Callable[..., Any], str], ...] = (
+        (lambda x, *, peak=p.state(0.0): (x, peak), r"must return a value, or a pair .*, got \(Value, Value\)"),
+        (lambda x: (x, {}, x), r"must return a value, or a pair of it and a dict .*, got \(Value, dict, Value\)"),
+        (lambda x: p.random_bits(0, x.shape), "in `p.random_bits.*: `like` must be a value of the formula, got tuple"),
+        (lambda x: p.constant([1.0], X), "in `p.constant.*: `like` must be a value of the formula, got ndarray"),
+        (lambda x: sum(x), r"in `sum\(x\)`: `sum` is no primitive; use sum of samebits.core.formula "),
+    )
+    for formula, message in formulas:
+        with pytest.raises(TypeError, match=rf"^test_prototype_errors.py:{line}, .*{message}"):
+            prototype(formula).numpy(X)
+        line += 1
+
+
 def test_states_of_another_shape() -> None:
     one = prototype(lambda x, *, peak=p.state(0.0): (x, {"peak": p.absmax(x, axis=0)}))
     with pytest.raises(
@@ -289,5 +335,18 @@ def test_declarations_and_arguments_that_are_refused() -> None:
         prototype(lambda x: (x, {"mean": x})).numpy(X)
     with pytest.raises(TypeError, match="`s` of `<lambda>` begins as a formula of the array: give `like`"):
         prototype(lambda x, *, s=p.learned(p.absmax): x / s).torch_module()
+    begun = prototype(lambda x, *, s=p.learned(p.absmax): x / s)
+    with pytest.raises(TypeError, match=r"`like` must be a torch\.Tensor, got ndarray"):
+        begun.torch_module(like=X)
+    for layer in (torch_layers.QuantLinear, partial(flax_layers.QuantLinear, rngs=nnx.Rngs(0))):
+        with pytest.raises(TypeError, match=r"to a layer with the prefix of its tensor, as in input_like, input_s\)"):
+            layer(6, 6, input_quant=begun)
+        held = to_torch(X) if layer is torch_layers.QuantLinear else to_jax(X)
+        held_by: Any = layer(6, 6, input_quant=begun, input_like=held)
+        assert to_numpy(held_by.input_quant.s) == np.abs(X).max()
+    with pytest.raises(TypeError, match="`s` of `<lambda>` must be a number or an array, got '2'"):
+        plain.torch_module(s="2")
+    with pytest.raises(TypeError, match=r"`<lambda>` is called as <lambda>.numpy\(x\), <lambda>.torch\(x\) or "):
+        plain(X)
     with pytest.raises(TypeError, match="must not be a prototype"):
         torch_layers.QuantLinear(3, 3, bias_quant=plain)

@@ -15,7 +15,7 @@ import torch
 from flax import nnx
 
 from samebits.core import formula as p
-from samebits.core.prototypes import updated
+from samebits.core.prototypes import updated, vjp
 from samebits.proofs import assert_same_bits, prototype
 from samebits.proofs.modes.arrays import to_jax, to_torch
 from samebits.proofs.prototypes.agreement import differing
@@ -152,6 +152,16 @@ def test_parameters_of_another_dtype_are_refused_with_the_line() -> None:
 def test_autocast_leaves_a_prototype_alone() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert_same_bits(mixed.numpy(X), mixed.torch(to_torch(X)))
+
+
+def test_an_array_without_axes() -> None:
+    x, g = np.float32(0.7), np.float32(2)
+    of_torch = torch.tensor(0.7, requires_grad=True)
+    statistics = prototype(lambda x: x / p.absmax(x) + p.sum(x, keepdims=True) * p.mean(x))
+    y = statistics.torch(of_torch)
+    y.backward(torch.tensor(2.0))
+    assert_same_bits(statistics.numpy(x), y.detach())
+    assert_same_bits(vjp(statistics, np.asarray(x), np.asarray(g))["x"], of_torch.grad)
 
 
 def test_the_result_is_no_alias() -> None:

@@ -106,7 +106,7 @@ def held(role: str, value: Any, layer: nn.Module, overrides: Mapping[str, Any], 
         raise TypeError(f"{kind}, `{argument}`: must not be a prototype, which has no codes to add to sums")
     if isinstance(value, Prototype):
         weights = getattr(layer, weight) if role == "weight" else None
-        return PrototypeQuantizer(value, weights, **overrides)
+        return PrototypeQuantizer(value, **{"like": weights, **overrides})
     if value is None or isinstance(value, PrototypeQuantizer | TensorQuantizer):
         check_changeable(kind, role, value, overrides)
         return value

@@ -89,7 +89,7 @@ def _rows(x: Tensor, axis: Axis) -> Tensor:
     (x,) = operands(("x",), (x,))
     axes = axes_of(tuple(x.shape), axis)
     kept = [i for i in range(x.ndim) if i not in axes]
-    return x.permute(*kept, *axes).reshape([*[x.shape[i] for i in kept], math.prod([x.shape[i] for i in axes])])
+    return x.permute([*kept, *axes]).reshape([*[x.shape[i] for i in kept], math.prod([x.shape[i] for i in axes])])
 
 
 def _shaped(value: Tensor, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:

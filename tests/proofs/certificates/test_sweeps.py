@@ -201,6 +201,10 @@ MISTAKES = {
     "no prototype": ([f"{EXAMPLES / 'pact.py'}:pact_gradient"], "must be a prototype, got function"),
     "no file": (["nothing.py:pact"], "no such file: nothing.py"),
     "statistics": ([f"{EXAMPLES / 'dorefa.py'}:dorefa"], "dorefa.py:19: `absmax` of `dorefa` makes an element depend"),
+    "groups": (
+        [f"{EXAMPLES / 'four_over_six.py'}:four_over_six"],
+        "four_over_six.py:19: `reshape` of `four_over_six` makes",
+    ),
     "begins": (
         [f"{EXAMPLES / 'apot.py'}:apot"],
         "`alpha` of `apot` begins as a formula of the array: give",

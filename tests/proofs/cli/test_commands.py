@@ -79,6 +79,7 @@ def test_programs_of_the_current_directory_are_found(tmp_path: Path) -> None:
 NO_GPU = "finds no CUDA device" if without_device(ACCELERATED) else "this machine has one"
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "a quantizer in its place": (["check", "nf4_per_group64"], "is named by --quantizer nf4_per_group64"),
+    "a prototype in its place": (["check", "mine.py:pact"], "is named by --quantizer mine.py:pact"),
     "missing file": (["check", "{dir}/none.safetensors"], "none.safetensors: no such file"),
     "directory": (["check", "{dir}"], "is a directory"),
     "truncated file": (["check", "{dir}/truncated.safetensors"], "truncated or corrupt"),
