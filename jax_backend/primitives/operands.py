@@ -118,7 +118,8 @@ COMPUTE["spread"] = spread
 def _compute(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
     """Outside of `jax.jit` a program of its own: op by op, a sum of 5,000 numbers would be 471 programs."""
     if is_concrete(*arrays):
-        return _compiled(static, *arrays)
+        value: Array = _compiled(static, *arrays)
+        return value
     name, options = static
     return COMPUTE[name](*arrays, *options)
 

@@ -34,6 +34,7 @@ from samebits.proofs.certificates.steps import (
     steps,
     thresholds,
 )
+from samebits.proofs.certificates.subjects import PRIMITIVES
 from samebits.proofs.certificates.tiles import (
     BINADE,
     CHUNK,
@@ -45,6 +46,7 @@ from samebits.proofs.certificates.tiles import (
     tiny_fields,
 )
 from samebits.proofs.inputs.bits import place
+from samebits.proofs.modes.execution import MODES
 
 Array = NDArray[Any]
 DOCS = Path(__file__).parents[3] / "docs" / "certificates"
