@@ -95,6 +95,8 @@ def multiply_add(a: Array, b: Array, c: Array, arithmetic: Arithmetic) -> Array:
 
 
 def _exact_multiply_add(a: float, b: float, c: float) -> Fraction | float:
+    if np.isinf(c) and np.isfinite(a) and np.isfinite(b):
+        return c  # though the product in float64 may overflow to the other infinity
     if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(c)) or a == 0 or b == 0:
         return a * b + c  # IEEE 754 says what; a Fraction has neither infinities nor signs of zero
     return Fraction(a) * Fraction(b) + Fraction(c)

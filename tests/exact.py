@@ -114,6 +114,8 @@ class Machine:
         if not self.arithmetic.fused_multiply_add:
             return self.add(self.multiply(a, b), c)
         a, b, c = self.flush(a), self.flush(b), self.flush(c)
+        if math.isinf(c) and math.isfinite(a) and math.isfinite(b):
+            return c  # an exact product does not overflow
         return self._rounded(a * b + c, lambda: Fraction(a) * Fraction(b) + Fraction(c), a, b, c)
 
 

@@ -83,8 +83,9 @@ def rounded_once_wide(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     value = torch.where(tiny, subnormal, sticky) * _power(first) * _power(shift - first)
     value = torch.where(above > APART, c, value)
     value = torch.where(c == 0, product, value)
-    finite = (a.abs() < torch.inf) & (b.abs() < torch.inf) & (c.abs() < torch.inf)
-    return torch.where(finite & (a != 0) & (b != 0), value, product + c)
+    finite, infinite = (a.abs() < torch.inf) & (b.abs() < torch.inf), c.abs() == torch.inf
+    value = torch.where(finite & (a != 0) & (b != 0) & (c.abs() < torch.inf), value, product + c)
+    return torch.where(finite & infinite, c, value)  # though the rounded product may overflow to the other infinity
 
 
 def _subnormal(top: Tensor, rest: Tensor, shift: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -94,6 +95,16 @@ def test_fused_multiply_add_shows_the_rest_of_a_product() -> None:
     a, c = np.float32(1 + 2.0**-12), np.float32(-(1 + 2.0**-11))
     assert multiply_add(a, a, c, Arithmetic(fused_multiply_add=True)) == 2.0**-24
     assert multiply_add(a, a, c, PLAIN) == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_an_infinity_is_not_met_by_a_finite_product(dtype: np.dtype[Any]) -> None:
+    most, infinity = np.array(ml_dtypes.finfo(dtype).max, dtype), np.array(np.inf, dtype)
+    fused = Arithmetic(fused_multiply_add=True)
+    assert multiply_add(most, most, -infinity, fused) == -np.inf
+    assert multiply_add(-most, most, infinity, fused) == np.inf
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(multiply_add(infinity, most, -infinity, fused))
 
 
 def test_multiply_add_broadcasts() -> None:
