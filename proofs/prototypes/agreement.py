@@ -69,7 +69,7 @@ def results(mode: str, prototype: Prototype, x: Array, g: Array, **given: Any) -
     key = (prototype, tuple(options.items()), tuple(arrays), tuple(learned), "compiled" in mode or "jit" in mode)
     if mode.startswith("torch"):
         tensors = [to_torch(a.astype(np.int64) if a.dtype == np.uint32 else a) for a in (x, g, *arrays.values())]
-        found = _torch_program(*key)(*tensors)
+        found = _torch_program(*key, x.dtype.name)(*tensors)
     else:
         with jax_types(wide=x.dtype == np.float64):
             found = _jax_program(*key)(*map(to_jax, (x, g, *arrays.values())))
@@ -78,8 +78,9 @@ def results(mode: str, prototype: Prototype, x: Array, g: Array, **given: Any) -
 
 @lru_cache(maxsize=64)
 def _torch_program(
-    prototype: Prototype, options: Any, names: Sequence[str], learned: Sequence[str], compiled: bool
+    prototype: Prototype, options: Any, names: Sequence[str], learned: Sequence[str], compiled: bool, dtype: str
 ) -> Callable[..., Any]:
+    """One for each dtype, since dynamo compiles a function at most eight times."""
     import torch
 
     from ...torch_frontend.prototypes import updated
