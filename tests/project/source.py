@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,9 @@ FOLDERS = (*ROOMS, "tests", "benchmarks", "examples", "docs", "findings")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
-    """Syntax tree of a file."""
+    """Syntax tree of a file, which nobody changes."""
     return ast.parse(path.read_text(), str(path))
 
 
