@@ -116,4 +116,5 @@ def test_the_table_has_no_row_that_is_not_tested() -> None:
     tested = {type(layer) for layer, _ in LAYERS.values()} | {type(m) for m in quantized().modules()}
     tested |= {nn.Embedding, nn.MultiheadAttention, torch_nn.QuantEmbedding, *ACTIVATIONS}
     tested |= {type(layer) for layer, _ in OVER_CODES.values()}
+    tested |= {torch_nn.PrototypeQuantizer}  # in test_interop_prototypes.py
     assert {pair.torch_class for pair in PAIRS} == tested - {nn.Sequential}
