@@ -142,12 +142,12 @@ def as_operand(x: Tensor, work: torch.dtype) -> Tensor:
 
 def number_of(value: float, dtype: torch.dtype) -> float:
     """A number of Python rounded to nearest even to a dtype."""
-    if value == 0 or math.isinf(value):
+    if value == 0 or not math.isfinite(value):
         return float(value)
     digits, least, most = _LAYOUT[dtype]
     quantum = max(math.frexp(value)[1], least + 1) - digits
-    rounded = math.ldexp(round(math.ldexp(value, -quantum)), quantum)
-    return rounded if abs(rounded) < 2.0**most * 2 else math.copysign(math.inf, value)
+    size = abs(math.ldexp(round(math.ldexp(value, -quantum)), quantum))
+    return math.copysign(size if size < 2.0**most * 2 else math.inf, value)
 
 
 def bound_of(value: float, dtype: torch.dtype, *, whole: bool = False) -> float:

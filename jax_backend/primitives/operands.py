@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce, wraps
+from functools import reduce, wraps
 from typing import Any, TypeVar, cast
 
 import jax
@@ -115,19 +115,18 @@ def spread(x: Array, n: int) -> Array:
 COMPUTE["spread"] = spread
 
 
+def _computed(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
+    name, options = static
+    return COMPUTE[name](*arrays, *options)
+
+
+_compiled = jax.jit(_computed, static_argnums=0)
+
+
 def _compute(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
     """Outside of `jax.jit` a program of its own: op by op, a sum of 5,000 numbers would be 471 programs."""
-    if is_concrete(*arrays):
-        value: Array = _compiled(static, *arrays)
-        return value
-    name, options = static
-    return COMPUTE[name](*arrays, *options)
-
-
-@partial(jax.jit, static_argnums=0)
-def _compiled(static: tuple[str, tuple[Any, ...]], *arrays: Array) -> Array:
-    name, options = static
-    return COMPUTE[name](*arrays, *options)
+    value: Array = (_compiled if is_concrete(*arrays) else _computed)(static, *arrays)
+    return value
 
 
 def _maps(static: tuple[str, tuple[Any, ...]], value: Array, *arrays: Array) -> tuple[Linear | None, ...]:

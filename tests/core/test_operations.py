@@ -1,5 +1,7 @@
 """`core.operations`: every elementary operation is the exact result, rounded once."""
 
+import ctypes
+import ctypes.util
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -105,6 +107,17 @@ def test_an_infinity_is_not_met_by_a_finite_product(dtype: np.dtype[Any]) -> Non
     assert multiply_add(-most, most, infinity, fused) == np.inf
     with np.errstate(invalid="ignore"):
         assert np.isnan(multiply_add(infinity, most, -infinity, fused))
+
+
+def test_fused_multiply_add_of_special_numbers_is_that_of_the_c_library() -> None:
+    fma = ctypes.CDLL(ctypes.util.find_library("m")).fma
+    fma.restype, fma.argtypes = ctypes.c_double, [ctypes.c_double] * 3
+    most = np.finfo(np.float64).max
+    some = np.array([0.0, -0.0, 5e-324, 1e-300, -0.5, 1, 2, 1e300, most, -most, np.inf, -np.inf, np.nan])
+    a, b, c = (v.ravel() for v in np.meshgrid(some, some, some))
+    with np.errstate(all="ignore"):
+        got = multiply_add(a, b, c, Arithmetic(fused_multiply_add=True, keep_negative_zero=True))
+    assert_same_bits(np.array([fma(*one) for one in zip(a, b, c, strict=True)]), got)
 
 
 def test_multiply_add_broadcasts() -> None:

@@ -13,8 +13,9 @@ from samebits.core.prototypes import updated, vjp
 from samebits.proofs import prototype
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_numpy, to_torch
-from samebits.torch_frontend import formula_pieces
 from samebits.torch_frontend import prototypes as in_torch
+
+from ..pieces import counted_pieces
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 PIECE, SHAPE = 100, (11, 23)  # the last piece is a shorter one
@@ -23,16 +24,7 @@ PIECE, SHAPE = 100, (11, 23)  # the last piece is a shorter one
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many elements each piece had that was computed."""
-    seen: list[int] = []
-    replay = formula_pieces._replay
-
-    def counted(*given: Any) -> None:
-        seen.append(given[-1].numel())
-        replay(*given)
-
-    monkeypatch.setattr(formula_pieces, "CHUNK", PIECE)
-    monkeypatch.setattr(formula_pieces, "_replay", counted)
-    return seen
+    return counted_pieces(monkeypatch, PIECE)
 
 
 @prototype

@@ -14,7 +14,7 @@ from torch._dynamo.backends.common import aot_autograd
 from samebits.core import formula as p
 from samebits.core.operations import round_to_dtype
 from samebits.proofs import assert_same_bits, prototype
-from samebits.torch_frontend.primitives.operands import nearest_number
+from samebits.torch_frontend.arithmetics import number_of
 
 DTYPES = {
     torch.float16: np.dtype(np.float16),
@@ -52,8 +52,8 @@ def test_numbers_are_rounded_as_core_rounds_them(dtype: torch.dtype) -> None:
     numbers = np.concatenate([numbers, -numbers])
     with np.errstate(all="ignore"):
         expected = round_to_dtype(numbers, DTYPES[dtype]).astype(np.float64)
-    assert_same_bits(expected, np.array([nearest_number(float(v), dtype) for v in numbers]))
-    assert math.isnan(nearest_number(math.nan, dtype))
+    assert_same_bits(expected, np.array([number_of(float(v), dtype) for v in numbers]))
+    assert math.isnan(number_of(math.nan, dtype))
 
 
 def sizes(call: Callable[..., Any], *operands: torch.Tensor) -> list[int]:

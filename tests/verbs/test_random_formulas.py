@@ -21,11 +21,11 @@ from samebits.jax_backend.primitives.operands import COMPUTE
 from samebits.proofs.inputs.compare import assert_same_bits
 from samebits.proofs.modes.arrays import to_jax, to_numpy, to_torch
 from samebits.proofs.modes.programs import jax_types
-from samebits.torch_frontend import formula_pieces
 from samebits.torch_frontend import primitives as torch_primitives
 from samebits.torch_frontend import prototypes as in_torch
 
 from ..exact import DTYPES
+from ..pieces import counted_pieces
 from ..random_formulas import Inputs, Line, drawn, formula, inputs, source
 
 Array = NDArray[Any]
@@ -105,16 +105,7 @@ def several(seed: int, count: int, dtype: str, **options: Any) -> list[list[Line
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """So that drawn arrays go by pieces; how many were computed."""
-    seen: list[int] = []
-    replay = formula_pieces._replay
-
-    def counted(*given: Any) -> None:
-        seen.append(given[-1].numel())
-        replay(*given)
-
-    monkeypatch.setattr(formula_pieces, "CHUNK", 40)
-    monkeypatch.setattr(formula_pieces, "_replay", counted)
-    return seen
+    return counted_pieces(monkeypatch, 40)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

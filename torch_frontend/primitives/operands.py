@@ -12,8 +12,8 @@ from ...core.granularity import Shape
 from ...core.operands import check_condition, check_operands
 from ...core.partial_derivatives import RULES, Linear
 from ..arguments import check_tensor
+from ..arithmetics import number_of
 from ..arrays import (
-    LAYOUTS,
     apply,
     dtype_name,
     is_concrete,
@@ -119,7 +119,7 @@ def number(value: float, like: Tensor) -> Tensor:
     """
     known = torch.compiler.is_compiling() and _is_static(value)
     if known:
-        value = nearest_number(value, like.dtype)
+        value = number_of(value, like.dtype)
     if value == 0:
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         bits = sign_of(wide) if math.copysign(1.0, value) < 0 else 0
@@ -132,25 +132,9 @@ def number(value: float, like: Tensor) -> Tensor:
 def _limited(name: str, tensors: tuple[Tensor, ...], given: tuple[Any, ...]) -> Tensor | None:
     """What is simpler between numbers, of 16 bits in the dtype that compilers hold them in."""
     x, *others = tensors
-    known = (
-        nearest_number(v, x.dtype) if is_number(v) and _is_static(v) else t for v, t in zip(given, others, strict=True)
-    )
+    known = (number_of(v, x.dtype) if is_number(v) and _is_static(v) else t for v, t in zip(given, others, strict=True))
     limited = LIMITS[name](carried(x), *known)
     return None if limited is None else limited.to(x.dtype)
-
-
-def nearest_number(value: float, dtype: torch.dtype) -> float:
-    """A number rounded to nearest even to those of a dtype: by its exponent, in numbers of Python."""
-    value = float(value)
-    if dtype == torch.float64 or value == 0 or not math.isfinite(value):
-        return value
-    bits, least, most = LAYOUTS[dtype]
-    unit = max(math.frexp(value)[1] - 1, least) - bits
-    near = math.ldexp(round(math.ldexp(value, -unit)), unit)
-    return math.copysign(math.inf if abs(near) >= 2.0 ** (most + 1) else near, value)
-
-
-nearest_number._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_static(value: float) -> bool:

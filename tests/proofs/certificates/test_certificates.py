@@ -34,7 +34,6 @@ from samebits.proofs.certificates.steps import (
     steps,
     thresholds,
 )
-from samebits.proofs.certificates.subjects import PRIMITIVES
 from samebits.proofs.certificates.tiles import (
     BINADE,
     CHUNK,
@@ -46,10 +45,10 @@ from samebits.proofs.certificates.tiles import (
     tiny_fields,
 )
 from samebits.proofs.inputs.bits import place
-from samebits.proofs.modes.execution import MODES
+
+from .schema import DOCS, schema_validator
 
 Array = NDArray[Any]
-DOCS = Path(__file__).parents[3] / "docs" / "certificates"
 KEPT = sorted(path for path in DOCS.glob("*.json") if path.name != "schema.json")
 INT4 = catalog["int4_per_channel"].replace(granularity=PerTensor())
 UINT4 = catalog["uint4_affine_per_group32"].replace(granularity=PerTensor())
@@ -371,15 +370,8 @@ def test_families_are_written_and_read() -> None:
         assert quantizer_of(json.loads(json.dumps(describe_quantizer(q)))) == q
 
 
-def _validator() -> Any:
-    jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads((DOCS / "schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
-
-
 def test_the_schema_describes_the_file(certificate: dict[str, Any]) -> None:
-    validator = _validator()
+    validator = schema_validator()
     validator.validate(certificate)
     for key in certificate:
         assert list(validator.iter_errors({k: v for k, v in certificate.items() if k != key}))
@@ -387,35 +379,10 @@ def test_the_schema_describes_the_file(certificate: dict[str, Any]) -> None:
         assert list(validator.iter_errors(certificate | wrong))
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "primitives").glob("*.json")), ids=lambda path: path.stem)
-def test_the_schema_describes_the_files_of_sweeps(path: Path) -> None:
-    certificate, _ = load(path)
-    validator = _validator()
-    validator.validate(certificate)
-    for key in certificate:
-        assert list(validator.iter_errors({k: v for k, v in certificate.items() if k != key}))
-    prototype = {"name": "a.py:b", "given": {"bits": 3}, "file": "0" * 32}
-    of_prototype = {k: v for k, v in certificate.items() if k != "primitive"} | {"prototype": prototype}
-    validator.validate(of_prototype)
-    both = certificate | of_prototype
-    for wrong in (both, certificate | {"quantizer": {}}, of_prototype | {"prototype": prototype | {"file": ""}}):
-        assert list(validator.iter_errors(wrong))
-
-
-def test_sweeps_of_all_numbers_of_16_bits_are_kept() -> None:
-    """Of every primitive of one operand, in all modes, as `docs/primitives.md` says."""
-    for name in (one.name for one in PRIMITIVES.values() if one.operands == 1):
-        for dtype in ("bfloat16", "float16"):
-            certificate, request = load(DOCS / "primitives" / f"{name.replace(' ', '_')}.{dtype}.json")
-            assert (request.name, request.modes) == (name, MODES)
-            assert certificate["statement"]["result"] == "complete"
-            assert certificate["domain"][0]["results per mode"] == 2**16
-
-
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_kept_certificates_hold_together(path: Path) -> None:
     certificate, request = load(path)
-    _validator().validate(certificate)
+    schema_validator().validate(certificate)
     check(certificate)
     assert certificate["statement"]["result"] == "complete"
     name = request.name.partition(",")[0]

@@ -20,9 +20,11 @@ from samebits.proofs.certificates.subjects import APART, PRIMITIVES, Formula, fu
 from samebits.proofs.certificates.sweeps import Sweep, requested_primitive, requested_prototype, special
 from samebits.proofs.certificates.tiles import Tile
 from samebits.proofs.cli import commands as cli
+from samebits.proofs.modes.execution import MODES
 from samebits.torch_frontend import primitives as torch_primitives
 
 from ...primitive_cases import operands as cases
+from .schema import DOCS, schema_validator
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "prototypes"
 PACT = f"{EXAMPLES / 'pact.py'}:pact"
@@ -285,3 +287,28 @@ def test_the_certificate_that_is_kept_holds_together() -> None:
     found, request = load(Path(__file__).parents[3] / "docs" / "certificates" / "primitives" / "sqrt.json")
     assert request == requested_primitive("sqrt", modes=["numpy", "torch eager", "torch compiled", "jax jit"])
     assert found["domain"][0]["results per mode"] == 2**32
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "primitives").glob("*.json")), ids=lambda path: path.stem)
+def test_the_schema_describes_the_files_of_sweeps(path: Path) -> None:
+    certificate, _ = load(path)
+    validator = schema_validator()
+    validator.validate(certificate)
+    for key in certificate:
+        assert list(validator.iter_errors({k: v for k, v in certificate.items() if k != key}))
+    prototype = {"name": "a.py:b", "given": {"bits": 3}, "file": "0" * 32}
+    of_prototype = {k: v for k, v in certificate.items() if k != "primitive"} | {"prototype": prototype}
+    validator.validate(of_prototype)
+    both = certificate | of_prototype
+    for wrong in (both, certificate | {"quantizer": {}}, of_prototype | {"prototype": prototype | {"file": ""}}):
+        assert list(validator.iter_errors(wrong))
+
+
+def test_sweeps_of_all_numbers_of_16_bits_are_kept() -> None:
+    """Of every primitive of one operand, in all modes, as `docs/primitives.md` says."""
+    for name in (one.name for one in PRIMITIVES.values() if one.operands == 1):
+        for dtype in ("bfloat16", "float16"):
+            certificate, request = load(DOCS / "primitives" / f"{name.replace(' ', '_')}.{dtype}.json")
+            assert (request.name, request.modes) == (name, MODES)
+            assert certificate["statement"]["result"] == "complete"
+            assert certificate["domain"][0]["results per mode"] == 2**16
